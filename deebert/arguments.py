@@ -1,0 +1,82 @@
+"""The command line of run_glue_deebert.py: the original's flags with its defaults, and ours."""
+
+import argparse
+
+from deebert.checkpoints import MODELS
+from deebert.glue import TASKS
+from deebert.highway import POOLINGS
+from deebert.training import TrainSettings
+
+DESCRIPTION = "Fine-tunes and evaluates DeeBERT on a GLUE task."
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add, switch = parser.add_argument, lambda name, help: parser.add_argument(name, action="store_true", help=help)
+    add("--data_dir", required=True, help="folder with the task's TSV files")
+    add("--model_type", required=True, choices=MODELS)
+    add("--model_name_or_path", required=True, help="a folder or a name on the hub; result files are filed by it")
+    add("--task_name", required=True, help=f"one of {', '.join(TASKS)}")
+    add("--output_dir", required=True, help="where the model is saved; what --do_eval evaluates")
+    add("--plot_data_dir", default="./plotting/", help="where the npy and CSV files go")
+    add("--config_name", help="config to take, if not that of the model")
+    add("--tokenizer_name", help="tokenizer to take, if not that of the model")
+    add("--cache_dir", help="where models from the hub are kept")
+    add("--max_seq_length", type=int, default=128, help="longer inputs are cut")
+    switch("--pad_to_max_length", "pad every batch to max_seq_length, as the original does")
+    switch("--do_train", "train both stages")
+    switch("--do_eval", "evaluate the model in output_dir")
+    switch("--evaluate_during_training", "score the dev set every logging_steps")
+    switch("--do_lower_case", "lower-case the input whatever the tokenizer says")
+    switch("--eval_each_highway", "write the score of every exit: each_layer.npy")
+    switch("--eval_after_first_stage", "score the final classifier between the stages")
+    switch("--eval_highway", "time early exit at each --early_exit_entropy: entropy_{x}.npy")
+    add("--early_exit_entropy", type=float, nargs="+", default=[-1.0], help="thresholds in nats; below 0: no exits")
+    add("--timing_repeats", type=positive, default=1, help="timed passes per threshold; the median is reported")
+    add("--highway_pooling", choices=POOLINGS, help="what an off-ramp reads; default: the checkpoint's, else first")
+    add("--per_gpu_train_batch_size", type=positive, default=8, help="per device")
+    add("--per_gpu_eval_batch_size", type=positive, default=8, help="of the timed passes")
+    add("--gradient_accumulation_steps", type=positive, default=1, help="batches per update")
+    add("--learning_rate", type=float, default=5e-5, help="peak of the linear schedule")
+    add("--highway_learning_rate", type=float, help="of the off-ramps; default: learning_rate")
+    add("--weight_decay", type=float, default=0.0, help="none on biases and LayerNorm weights")
+    add("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon")
+    add("--max_grad_norm", type=float, default=1.0, help="gradient clipping; 0: none")
+    add("--num_train_epochs", type=float, default=3.0, help="of each stage")
+    add("--max_steps", type=int, default=-1, help="updates of each stage, in place of epochs")
+    add("--warmup_steps", type=int, default=0, help="linear warm-up")
+    add("--logging_steps", type=int, default=50, help="updates between scalars; 0: none")
+    add("--save_steps", type=int, default=50, help="updates between checkpoints; 0: none")
+    switch("--eval_all_checkpoints", "evaluate the checkpoints of save_steps, too")
+    switch("--no_cuda", "use the CPU even where there is a GPU")
+    switch("--overwrite_output_dir", "train into a folder that is not empty")
+    switch("--overwrite_cache", "tokenize anew")
+    switch("--fp16", "mixed precision on a GPU")
+    add("--seed", type=int, default=42, help="of initialisation, dropout and the order of batches")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def train_settings(args: argparse.Namespace, stage: int) -> TrainSettings:
+    """The same hyper-parameters in both stages, but for the off-ramps' own learning rate."""
+    own_rate = stage == 2 and args.highway_learning_rate is not None
+    return TrainSettings(
+        batch_size=args.per_gpu_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        learning_rate=args.highway_learning_rate if own_rate else args.learning_rate,
+        weight_decay=args.weight_decay,
+        adam_epsilon=args.adam_epsilon,
+        max_grad_norm=args.max_grad_norm,
+        epochs=args.num_train_epochs,
+        max_steps=args.max_steps,
+        warmup_steps=args.warmup_steps,
+        seed=args.seed,
+        logging_steps=args.logging_steps,
+        save_steps=args.save_steps,
+    )

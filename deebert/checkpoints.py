@@ -1,0 +1,121 @@
+"""Loading and saving models with their tokenizers, with one clear line for whatever can be wrong with a checkpoint."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from deebert.errors import InputError
+from deebert.modeling_highway_bert import DeeBertConfig, DeeBertForSequenceClassification
+from deebert.modeling_highway_roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
+
+MODELS = {
+    "bert": (DeeBertConfig, DeeBertForSequenceClassification),
+    "roberta": (DeeRobertaConfig, DeeRobertaForSequenceClassification),
+}
+
+
+def quiet_transformers() -> None:
+    """Commands say themselves what they load and save; transformers' own reports and progress bars are switched off."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str | None = None):
+    """The config of a BERT or RoBERTa checkpoint, with the fields of early exit.
+
+    model_type: what it has to be; None: whatever the checkpoint says. Raises InputError.
+    """
+    try:
+        facts, _ = PreTrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
+    except OSError as error:
+        raise InputError(
+            f"{name_or_path}: no model folder with a config.json, nor a model the hub could give ({error})"
+        ) from None
+    found = facts.get("model_type", model_type)
+    if found not in MODELS:
+        raise InputError(
+            f"{name_or_path}: a {found or 'nameless'} checkpoint; DeeBERT takes {' or '.join(MODELS)} checkpoints"
+        )
+    if model_type not in (None, found):
+        raise InputError(
+            f"{name_or_path}: a {found} checkpoint, but --model_type is {model_type}; use --model_type {found}"
+        )
+    return MODELS[found][0].from_dict(facts)
+
+
+def set_labels(config, labels: Sequence[str]) -> None:
+    """Writes the task's labels, in the order of the outputs, into a config; () for regression."""
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+    else:
+        config.num_labels = 1
+    config.problem_type = "single_label_classification" if labels else "regression"
+
+
+def load_tokenizer(
+    name_or_path: str, do_lower_case: bool = False, cache_dir: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The checkpoint's fast tokenizer. do_lower_case forces what an uncased checkpoint does by itself."""
+    options = {"do_lower_case": True} if do_lower_case else {}
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name_or_path}: no tokenizer there ({error})") from None
+
+
+def max_tokens(config) -> int:
+    """The longest sequence that the model has positions for. RoBERTa's begin behind the padding token's."""
+    return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+
+
+def load_model(name_or_path: str, config, cache_dir: str | None = None):
+    """A trained model. Raises InputError where the checkpoint lacks weights: they would be random."""
+    model, missing = _load(name_or_path, config, cache_dir)
+    if missing:
+        raise InputError(
+            f"{name_or_path}: not a trained DeeBERT, it has no {missing[0]}"
+            f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; train it with scripts/train_deebert.sh"
+        )
+    return model
+
+
+def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
+    """A model to be trained, and the names of its weights that are new.
+
+    New off-ramps begin with copies of the model's pooler, where the checkpoint has one.
+    """
+    model, missing = _load(name_or_path, config, cache_dir)
+    unknown = [name for name in missing if not name.startswith("classifier.") and ".highway." not in name]
+    if any(".pooler." not in name for name in unknown):
+        raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
+    if any(".highway." in name for name in missing) and not unknown:
+        model.base_model.init_highway_pooler()
+    return model, missing
+
+
+def _load(name_or_path: str, config, cache_dir: str | None):
+    try:
+        model, info = MODELS[config.model_type][1].from_pretrained(
+            name_or_path, config=config, cache_dir=cache_dir, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{name_or_path}: its weights do not load ({error})") from None
+    return model, sorted(info["missing_keys"])
+
+
+def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes model and tokenizer into a temporary folder, then renames the files into place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        for file in sorted(partial.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial)

@@ -1,0 +1,225 @@
+"""One pass that stores every exit's answer, what follows from it without the model, and timed early-exit passes.
+
+Shapes: S samples of a data set, N layers, C labels.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from deebert.errors import InputError
+from deebert.features import Collator, Features, data_loader, eval_batches
+from deebert.files import replacing
+from deebert.glue import Task, scores
+from deebert.highway import NO_EXIT, as_thresholds, entropy, first_exits
+from deebert.results import SweepRow
+
+UNTIMED_BATCH_SIZE = 32  # of the all-exits pass, whose answers do not depend on it
+CHUNK_BATCHES = 8  # timed batches per turn: short, so that a machine's drift hits every threshold alike
+WARM_UP_BATCHES = 3
+TIE = 1e-4  # nats: how far an entropy may be off its threshold for rounding to decide about the exit
+
+
+@dataclass(frozen=True)
+class AllExits:
+    """The answers of every exit for every sample: logits (S, N, C) float32; labels (S,), None for unlabelled data."""
+
+    logits: np.ndarray
+    labels: np.ndarray | None
+
+    def save(self, path: Path) -> None:
+        """Writes an npz file without pickles."""
+        with replacing(path, "wb") as file:
+            np.savez(file, **{name: array for name, array in vars(self).items() if array is not None})
+
+    @classmethod
+    def load(cls, path: Path) -> "AllExits":
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{"labels": None, **arrays})
+
+    @property
+    def num_layers(self) -> int:
+        return self.logits.shape[1]
+
+    def exit_layers(self, threshold: float | Sequence[float]) -> np.ndarray:
+        """(S,) the 1-based layer at which each sample leaves. Raises ValueError (see `highway.as_thresholds`)."""
+        thresholds = as_thresholds(threshold, self.num_layers, self.logits.shape[2])
+        return first_exits(torch.from_numpy(self.logits), thresholds).numpy()
+
+    def answers(self, exit_layers: np.ndarray) -> np.ndarray:
+        """(S, C) the logits with which samples leave at these layers."""
+        return self.logits[np.arange(len(self.logits)), exit_layers - 1]
+
+    def entropies(self) -> np.ndarray:
+        """(S, N) in nats."""
+        return entropy(torch.from_numpy(self.logits)).numpy()
+
+
+def _forward(model, batch: dict[str, Tensor], **kwargs):
+    device = next(model.parameters()).device
+    inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if k not in ("labels", "index")}
+    return model(**inputs, **kwargs)
+
+
+@torch.inference_mode()
+def run_all_exits(
+    model, features: Features, collate: Collator, batch_size: int = UNTIMED_BATCH_SIZE, progress: bool = True
+) -> AllExits:
+    """One full pass over the features. Raises InputError where an exit's answer is NaN or infinite."""
+    model.eval()
+    num_layers, num_labels = model.config.num_hidden_layers, model.config.num_labels
+    logits = np.empty((len(features), num_layers, num_labels), np.float32)
+    batches = eval_batches(features.lengths, batch_size)
+    loader = data_loader(features, batches, collate)
+    for batch in tqdm(loader, desc="all exits", unit="batch", disable=not progress, leave=False):
+        output = _forward(model, batch, output_all_exits=True, early_exit_entropy=NO_EXIT)
+        logits[batch["index"].numpy()] = output.all_logits.float().cpu().numpy()
+    bad = np.argwhere(np.isnan(logits))
+    if len(bad):
+        sample, layer, _ = bad[0]
+        raise InputError(
+            f"the model answers NaN at exit {layer + 1} for sample {sample + 1} "
+            f"({len(np.unique(bad[:, 0]))} of {len(features)} samples have one); its weights are not usable"
+        )
+    return AllExits(logits, features.labels)
+
+
+def layer_scores(task: Task, exits: AllExits) -> list[dict[str, float]]:
+    """The metrics of each exit, layer 1..N; the N-th is the final classifier's."""
+    return [scores(task, exits.logits[:, layer], exits.labels) for layer in range(exits.num_layers)]
+
+
+def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[SweepRow]:
+    """Score, exits and layer cost of each threshold, without running the model."""
+    full_score = scores(task, exits.logits[:, -1], exits.labels)[task.primary_metric]
+    rows = []
+    for threshold in thresholds:
+        exit_layers = exits.exit_layers(threshold)
+        score = scores(task, exits.answers(exit_layers), exits.labels)[task.primary_metric]
+        rows.append(
+            SweepRow(
+                threshold=threshold,
+                score=score,
+                score_change=score - full_score,
+                layers_run=float(exit_layers.mean() / exits.num_layers),
+                exits=tuple(np.bincount(exit_layers, minlength=exits.num_layers + 1)[1:].tolist()),
+            )
+        )
+    return rows
+
+
+def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
+    """Thresholds from 0 to the largest entropy there is, ln C: evenly spaced and at quantiles of the entropies."""
+    limit = math.log(exits.logits.shape[2])
+    seen = np.quantile(exits.entropies()[:, :-1], np.linspace(0, 1, points))
+    grid = np.concatenate([np.linspace(0, limit, points), seen[seen > 0]])
+    return sorted({float(f"{value:.6g}") for value in grid})
+
+
+@dataclass(frozen=True)
+class Timing:
+    """seconds: (repeats,) of the model's forward passes over the whole data set; exit_layers: (S,)."""
+
+    seconds: np.ndarray
+    exit_layers: np.ndarray
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@torch.inference_mode()
+def timed_passes(
+    model, features: Features, collate: Collator, thresholds: Sequence[float], batch_size: int, repeats: int = 1
+) -> Iterator[list[Timing]]:
+    """Times early-exit passes at each threshold; yields, after each repeat, what all repeats so far gave.
+
+    Only the model's forward is inside the clock. The thresholds take turns on a few batches at a time, in rotating
+    order, so that whatever else the machine does hits them alike.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    loader = data_loader(features, eval_batches(features.lengths, batch_size), collate)
+    for batch in islice(loader, WARM_UP_BATCHES):
+        for threshold in thresholds:
+            _forward(model, batch, early_exit_entropy=threshold)
+
+    seconds: list[list[float]] = [[] for _ in thresholds]
+    exit_layers = np.zeros((len(thresholds), len(features)), np.int64)
+    bar = tqdm(total=repeats * len(thresholds) * len(features), desc="timed passes", unit="sample", leave=False)
+    for _ in range(repeats):
+        totals, turn, batches = np.zeros(len(thresholds)), 0, iter(loader)
+        while chunk := list(islice(batches, CHUNK_BATCHES)):
+            chunk = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in chunk]
+            for i in np.roll(np.arange(len(thresholds)), turn):
+                for batch in chunk:
+                    _synchronize(device)
+                    start = time.perf_counter()
+                    output = _forward(model, batch, early_exit_entropy=thresholds[i])
+                    _synchronize(device)
+                    totals[i] += time.perf_counter() - start
+                    exit_layers[i, batch["index"].cpu()] = output.exit_layer.cpu()
+                    bar.update(len(output.exit_layer))
+            turn += 1
+        for column, total in zip(seconds, totals, strict=True):
+            column.append(float(total))
+        yield [Timing(np.array(column), layers) for column, layers in zip(seconds, exit_layers, strict=True)]
+    bar.close()
+
+
+def timed_sweep(
+    rows: Sequence[SweepRow],
+    exits: AllExits,
+    model,
+    features: Features,
+    collate: Collator,
+    batch_size: int,
+    repeats: int = 1,
+) -> Iterator[list[SweepRow]]:
+    """The rows of a sweep with times filled in, once after each repeat.
+
+    The full model without off-ramps runs in the same turns. Raises RuntimeError where a sample leaves at another layer
+    than `exits` says and its entropy there is not within TIE of the threshold.
+    """
+    thresholds = [row.threshold for row in rows]
+    entropies = exits.entropies()
+    passes = timed_passes(model, features, collate, [NO_EXIT, *thresholds], batch_size, repeats)
+    for full, *timings in passes:
+        timed = []
+        for row, timing in zip(rows, timings, strict=True):
+            saved = 1 - timing.seconds / full.seconds
+            timed.append(
+                replace(
+                    row,
+                    seconds=float(np.median(timing.seconds)),
+                    full_seconds=float(np.median(full.seconds)),
+                    time_saved=float(np.median(saved)),
+                    time_saved_spread=float(np.ptp(saved)),
+                    other_exits=_other_exits(exits, entropies, row.threshold, timing.exit_layers),
+                )
+            )
+        yield timed
+
+
+def _other_exits(exits: AllExits, entropies: np.ndarray, threshold: float, seen: np.ndarray) -> int:
+    """How many samples were seen to leave elsewhere than predicted, all of them within TIE of the threshold."""
+    predicted = exits.exit_layers(threshold)
+    (moved,) = np.nonzero(predicted != seen)
+    decided_at = np.minimum(predicted, seen)[moved] - 1  # the exit on which prediction and timed pass disagree
+    gap = np.abs(entropies[moved, decided_at] - threshold)
+    if len(moved) and gap.max() > TIE:
+        worst = moved[gap.argmax()]
+        raise RuntimeError(
+            f"at threshold {threshold} sample {worst + 1} left at layer {seen[worst]}, but the all-exits pass predicts "
+            f"{predicted[worst]}; its entropy is {gap.max():.2g} nats off the threshold, no rounding error"
+        )
+    return len(moved)

@@ -1,0 +1,197 @@
+"""The classifier that both backbones share: embed, run the layers with exits, score, loss."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import can_return_tuple
+
+from deebert.highway import (
+    HighwayConfig,
+    HighwayPass,
+    as_thresholds,
+    classifier_dropout,
+    entropy,
+    first_exits,
+)
+
+
+@dataclass
+class HighwayClassifierOutput(SequenceClassifierOutput):
+    """HF's classifier output (loss, logits (B, C), hidden_states, attentions) and what early exit adds.
+
+    exit_layer: (B,) 1-based layer whose answer `logits` holds.
+    entropy: (B,) of `logits`, in nats.
+    all_logits: (B, N, C) of every exit, the final classifier last; only if asked for.
+    """
+
+    exit_layer: torch.LongTensor | None = None
+    entropy: torch.FloatTensor | None = None
+    all_logits: torch.FloatTensor | None = None
+
+
+def add_highway_fields(config) -> None:
+    """Gives a plain HF config the fields of HighwayConfig that it lacks."""
+    for field in dataclasses.fields(HighwayConfig):
+        if not hasattr(config, field.name):
+            setattr(config, field.name, field.default)
+
+
+class HighwayModel:
+    """Mixin in front of an HF encoder-only model: exchanges its encoder for one with off-ramps."""
+
+    encoder_class: type
+
+    def __init__(self, config, add_pooling_layer: bool = True):
+        add_highway_fields(config)
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        self.encoder = self.encoder_class(config)
+        self.post_init()
+
+    def init_highway_pooler(self) -> None:
+        """Starts every off-ramp's pooler as a copy of the model's pooler, as the original does before training."""
+        self.encoder.init_highway_pooler(self.pooler)
+
+
+class HighwayClassifier:
+    """Mixin in front of an HF sequence classification class."""
+
+    # The original has an off-ramp behind the last layer too, never trained and yet consulted. It is not carried over.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"encoder\.highway\.\d+\."]
+
+    def init_head(self, config) -> None:
+        self.num_labels = config.num_labels
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+
+    def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
+        """Sets the threshold in nats, one number or one per layer; it is saved with the model. Raises ValueError."""
+        self.base_model.encoder.set_early_exit_entropy(value)
+
+    def set_train_stage(self, stage: int) -> None:
+        """Chooses what is trained. 1: all but the off-ramps; 2: the off-ramps alone (paper, section 3.2)."""
+        if stage not in (1, 2):
+            raise ValueError(f"there is no train stage {stage!r}; choose 1 or 2")
+        self.requires_grad_(stage == 1)
+        self.base_model.encoder.highway.requires_grad_(stage == 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        train_highway: bool = False,
+        output_layer: int | None = None,
+        output_all_exits: bool = False,
+        early_exit_entropy: float | Sequence[float] | None = None,
+        **kwargs,
+    ) -> HighwayClassifierOutput:
+        """Classifies a batch; each sample leaves at its own layer and comes back in its own place.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, T), as for HF's models.
+            inputs_embeds: (B, T, H) in place of input_ids.
+            labels: (B,) long, or float where there is one label: adds the loss of the returned logits.
+            train_highway: the loss is the sum of the off-ramps' losses, and no gradient is kept for the backbone.
+            output_layer: 0-based; every sample gets this exit's answer, and nothing behind it runs.
+            output_all_exits: also return `all_logits` (B, N, C). Runs every layer.
+            early_exit_entropy: in place of the config's, for this call. In training mode no sample exits.
+            kwargs: `output_hidden_states`, `output_attentions` (both run every layer for every sample), `return_dict`.
+
+        Raises ValueError for thresholds or an output_layer that the model does not have.
+        """
+        keep_all = output_all_exits or train_highway
+        thresholds = self._thresholds(early_exit_entropy, output_layer)
+        exits = None  # stage 1, and a model that never exits, run the backbone's own loop
+        if keep_all or any(t > 0 for t in thresholds):
+            exits = HighwayPass(
+                thresholds=thresholds,
+                padding_mask=self._padding_mask(attention_mask),
+                lengths=_lengths(attention_mask),
+                full=keep_all or self._wants_every_layer(kwargs),
+                grad=torch.is_grad_enabled(),
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not train_highway):
+            outputs = self.base_model(
+                input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                highway_pass=exits,
+                return_dict=True,
+                **kwargs,
+            )
+            logits = self.classifier(self.dropout(outputs.pooler_output))  # (b, C)
+
+        all_logits = None
+        if exits is None:
+            exit_layer = torch.full((len(logits),), self.config.num_hidden_layers, device=logits.device)
+        elif exits.full:
+            all_logits = torch.stack([answer for _, answer, _ in exits.answers] + [logits], dim=1)  # (B, N, C)
+            exit_layer = first_exits(all_logits, thresholds)
+            logits = all_logits[torch.arange(len(logits), device=logits.device), exit_layer - 1]
+        else:
+            logits, exit_layer = exits.collect(logits)
+
+        loss = None
+        if labels is not None:
+            answers = all_logits[:, :-1].unbind(dim=1) if train_highway else [logits]
+            loss = sum(self._loss(answer, labels) for answer in answers)
+        return HighwayClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            exit_layer=exit_layer,
+            entropy=entropy(logits),
+            all_logits=all_logits if keep_all else None,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """HF's own choice: cross-entropy, or mean squared error where there is one label."""
+        labels = labels.to(logits.dtype) if self.num_labels == 1 else labels
+        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+
+    def _thresholds(self, value: float | Sequence[float] | None, output_layer: int | None) -> list[float]:
+        num_layers = self.config.num_hidden_layers
+        if output_layer is not None:
+            if not 0 <= output_layer < num_layers:
+                raise ValueError(f"output_layer is {output_layer}; the model has exits 0 to {num_layers - 1}")
+            return [math.inf if i == output_layer else -1.0 for i in range(num_layers - 1)]
+        if self.training:
+            return [-1.0] * (num_layers - 1)
+        return as_thresholds(
+            self.config.early_exit_entropy if value is None else value, num_layers, self.config.num_labels
+        )
+
+    def _wants_every_layer(self, kwargs: dict) -> bool:
+        """Hidden states and attentions are those of whole batches; flex attention's masks cannot be cut."""
+        return self.config._attn_implementation == "flex_attention" or any(
+            kwargs.get(name, getattr(self.config, name, False))
+            for name in ("output_hidden_states", "output_attentions")
+        )
+
+    def _padding_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        if attention_mask is None or attention_mask.dim() == 2:
+            return attention_mask
+        if self.config.highway_pooling != "first":
+            raise ValueError("attention_mask must be (B, T): the off-ramps' pooling reads the padding from it")
+        return None
+
+
+def _lengths(attention_mask: Tensor | None) -> Tensor | None:
+    """(B, T) -> (B,) on the CPU: the position of each sample's last token + 1. A batch of one never shrinks."""
+    if attention_mask is None or attention_mask.dim() != 2 or len(attention_mask) == 1:
+        return None
+    positions = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
+    return ((attention_mask != 0) * positions).amax(dim=1).cpu()

@@ -1,0 +1,131 @@
+"""Two-stage fine-tuning (paper, section 3.2): first the backbone and its classifier, then the off-ramps alone."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from deebert.errors import InputError
+from deebert.features import Collator, Features, TrainBatches, data_loader
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The hyper-parameters of one stage; the defaults are the original's command-line defaults.
+
+    batch_size is per process and step; an update sees batch_size x gradient_accumulation_steps x processes samples.
+    max_steps > 0 takes the place of epochs. logging_steps and save_steps count updates; 0: never.
+    """
+
+    batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    epochs: float = 3.0
+    max_steps: int = -1
+    warmup_steps: int = 0
+    seed: int = 42
+    logging_steps: int = 50
+    save_steps: int = 50
+
+    def updates(self, batches: int) -> int:
+        """How many optimizer updates the stage makes, with this many batches in an epoch."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return math.ceil(self.epochs * math.ceil(batches / self.gradient_accumulation_steps))
+
+
+def parameter_groups(model, weight_decay: float) -> list[dict]:
+    """The parameters to be trained; biases and LayerNorm weights are not decayed."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def exempt(name: str) -> bool:
+        return name.endswith("bias") or "LayerNorm.weight" in name
+
+    return [
+        {"params": [p for name, p in trained if not exempt(name)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if exempt(name)], "weight_decay": 0.0},
+    ]
+
+
+def train_stage(
+    stage: int,
+    model,
+    features: Features,
+    collate: Collator,
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    log: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+    save: Callable[[int], None] = lambda step: None,
+) -> float:
+    """Trains `model` in place and returns the mean loss. Stage 1: all but the off-ramps; stage 2: the off-ramps.
+
+    Every stage has its own optimizer and linear schedule. `log` gets the update's number and loss, learning_rate and
+    grad_norm every logging_steps; `save` is called every save_steps. Raises InputError where the loss is not finite.
+    """
+    model.set_train_stage(stage)
+    batches = TrainBatches(features.lengths, settings.batch_size, settings.seed)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
+    )
+    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, data_loader(features, batches, collate))
+    total = settings.updates(len(loader))
+    schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, total)
+
+    updates, losses, logged = 0, [], 0
+    bar = tqdm(total=total, desc=f"stage {stage}", unit="step", disable=not accelerator.is_main_process)
+    for batch in _endless(loader, batches):
+        wrapped.train()  # an evaluation in between leaves it in eval mode
+        batch.pop("index")
+        with accelerator.accumulate(wrapped):
+            loss = wrapped(**batch, train_highway=stage == 2).loss
+            accelerator.backward(loss)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise InputError(
+                    f"stage {stage}, step {updates + 1}: the loss is {losses[-1]}; lower --learning_rate"
+                    + (" or --highway_learning_rate" if stage == 2 else "")
+                )
+            norm = None
+            if accelerator.sync_gradients and settings.max_grad_norm > 0:
+                norm = accelerator.clip_grad_norm_(optimizer_parameters(optimizer), settings.max_grad_norm)
+            optimizer.step()
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                schedule.step()
+            optimizer.zero_grad()
+        if not accelerator.sync_gradients:
+            continue
+        updates += 1
+        bar.update()
+        bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+        if settings.logging_steps > 0 and updates % settings.logging_steps == 0:
+            recent, logged = losses[logged:], len(losses)
+            scalars = {"loss": sum(recent) / len(recent), "learning_rate": schedule.get_last_lr()[0]}
+            log(updates, scalars | ({} if norm is None else {"grad_norm": float(norm)}))
+        if settings.save_steps > 0 and updates % settings.save_steps == 0:
+            save(updates)
+        if updates == total:
+            break
+    bar.close()
+    accelerator.free_memory()  # forget the wrapped model, so that the next stage wraps it anew
+    return sum(losses) / len(losses)
+
+
+def optimizer_parameters(optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _endless(loader: DataLoader, batches: TrainBatches):
+    """Epoch after epoch, each in its own seeded order."""
+    epoch = 0
+    while True:
+        batches.set_epoch(epoch)
+        yield from loader
+        epoch += 1

