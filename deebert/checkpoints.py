@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -35,6 +36,8 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
         raise InputError(
             f"{name_or_path}: no model folder with a config.json, nor a model the hub could give ({error})"
         ) from None
+    if not facts:
+        raise InputError(f"{name_or_path}: a folder without a config.json, so no model")
     found = facts.get("model_type", model_type)
     if found not in MODELS:
         raise InputError(
@@ -103,7 +106,7 @@ def _load(name_or_path: str, config, cache_dir: str | None):
         model, info = MODELS[config.model_type][1].from_pretrained(
             name_or_path, config=config, cache_dir=cache_dir, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{name_or_path}: its weights do not load ({error})") from None
     return model, sorted(info["missing_keys"])
 

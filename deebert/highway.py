@@ -30,19 +30,25 @@ class HighwayConfig:
     highway_pooling: str = "first"
 
 
-def first_token(hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:
+def first_token(hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
     """The paper's choice: (B, T, H) -> (B, H), the first token's state."""
     return hidden_states[:, 0]
 
 
-def mean_of_tokens(hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """(B, T, H) -> (B, H), the mean over the tokens whose padding_mask (B, T) is not 0; over all where it is None."""
-    if padding_mask is None:
+def mean_of_tokens(hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
+    """(B, T, H) -> (B, H), the mean over the tokens that are not padding; over all where token_weights is None."""
+    if token_weights is None:
         return hidden_states.mean(dim=1)
-    weight = (padding_mask != 0).unsqueeze(-1).to(hidden_states.dtype)  # (B, T, 1)
-    return (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    return torch.bmm(token_weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
 
 
+def weigh_tokens(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, T) mask -> (B, T) weights of a mean over the tokens: 0 for padding, rows that add up to 1."""
+    weights = (attention_mask != 0).to(dtype)
+    return weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+# What an off-ramp can read. Shared by all off-ramps of a pass, weigh_tokens is computed once for them.
 POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"first": first_token, "mean": mean_of_tokens}
 
 
@@ -56,8 +62,8 @@ class HighwayPooler(nn.Module):
         self.pool = POOLINGS[config.highway_pooling]
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        return torch.tanh(self.dense(self.pool(hidden_states, padding_mask)))  # (B, H)
+    def forward(self, hidden_states: Tensor, token_weights: Tensor | None = None) -> Tensor:
+        return torch.tanh(self.dense(self.pool(hidden_states, token_weights)))  # (B, H)
 
 
 class Highway(nn.Module):
@@ -69,8 +75,8 @@ class Highway(nn.Module):
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        return self.classifier(self.dropout(self.pooler(hidden_states, padding_mask)))
+    def forward(self, hidden_states: Tensor, token_weights: Tensor | None = None) -> Tensor:
+        return self.classifier(self.dropout(self.pooler(hidden_states, token_weights)))
 
 
 def classifier_dropout(config) -> float:
@@ -83,8 +89,8 @@ def entropy(logits: Tensor) -> Tensor:
 
     Finite for any finite logits (the original's exp overflows) and for logits of -inf; NaN logits give NaN.
     """
-    log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)  # clamp: 0 * -inf is NaN
+    p = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return torch.special.entr(p).sum(dim=-1)  # entr(p) is -p ln p, and 0 at p = 0
 
 
 def should_exit(logits: Tensor, threshold: float | Tensor) -> Tensor:
@@ -128,7 +134,7 @@ class HighwayPass:
     """
 
     thresholds: list[float]  # (N-1,)
-    padding_mask: Tensor | None = None  # (b, T): 1 for tokens, 0 for padding; None: no padding
+    token_weights: Tensor | None = None  # (b, T) for the off-ramps' pooling; None: no padding
     full: bool = False
     grad: bool = False  # whether the off-ramps are to be trained
     lengths: Tensor | None = None  # (b,) on the CPU: position of the last token + 1, so that no layer waits for it
@@ -147,9 +153,10 @@ class HighwayPass:
         leaves = torch.ones(len(logits), dtype=torch.bool)
         if self.thresholds[layer] != math.inf:  # an infinite threshold takes everybody, NaN too
             leaves = should_exit(logits, self.thresholds[layer]).cpu()  # the one device synchronisation of a layer
-        if not leaves.any():
+        count = int(leaves.count_nonzero())
+        if count == 0:
             return None
-        if leaves.all():
+        if count == len(leaves):
             self.answers.append((layer, logits, self.rows))
             return logits.new_empty(0, dtype=torch.long)
         if self.rows is None:
@@ -162,11 +169,11 @@ class HighwayPass:
     def shrink(self, stay: Tensor, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Keeps the rows `stay`, and the padding down to the longest of them, of hidden states and attention mask."""
         length = hidden_states.shape[1]
-        if self.padding_mask is not None:
-            if self.lengths is not None:
-                self.lengths = self.lengths[stay.cpu()]
-                length = int(self.lengths.max())
-            self.padding_mask = self.padding_mask[stay, :length]
+        if self.lengths is not None:
+            self.lengths = self.lengths[stay.cpu()]
+            length = int(self.lengths.max())
+        if self.token_weights is not None:
+            self.token_weights = self.token_weights[stay, :length]
         if mask is not None:  # (b, T) for flash attention, (b, 1, T, T) for sdpa and eager
             mask = mask[stay]
             mask = mask[:, :length] if mask.dim() == 2 else mask[..., :length, :length]
@@ -225,7 +232,7 @@ class HighwayEncoder:
             if not highway_pass.asks(i):
                 continue
             with torch.set_grad_enabled(highway_pass.grad):
-                logits = self.highway[i](hidden_states, highway_pass.padding_mask)
+                logits = self.highway[i](hidden_states, highway_pass.token_weights)
             stay = highway_pass.leave(i, logits)
             if stay is None:
                 continue

@@ -18,6 +18,7 @@ from deebert.highway import (
     classifier_dropout,
     entropy,
     first_exits,
+    weigh_tokens,
 )
 
 
@@ -115,7 +116,7 @@ class HighwayClassifier:
         if keep_all or any(t > 0 for t in thresholds):
             exits = HighwayPass(
                 thresholds=thresholds,
-                padding_mask=self._padding_mask(attention_mask),
+                token_weights=self._token_weights(attention_mask),
                 lengths=_lengths(attention_mask),
                 full=keep_all or self._wants_every_layer(kwargs),
                 grad=torch.is_grad_enabled(),
@@ -131,7 +132,7 @@ class HighwayClassifier:
                 return_dict=True,
                 **kwargs,
             )
-            logits = self.classifier(self.dropout(outputs.pooler_output))  # (b, C)
+            logits = self.classifier(self.dropout(outputs.pooler_output))  # (b, C), b = 0 when all have left
 
         all_logits = None
         if exits is None:
@@ -181,12 +182,12 @@ class HighwayClassifier:
             for name in ("output_hidden_states", "output_attentions")
         )
 
-    def _padding_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        if attention_mask is None or attention_mask.dim() == 2:
-            return attention_mask
-        if self.config.highway_pooling != "first":
+    def _token_weights(self, attention_mask: Tensor | None) -> Tensor | None:
+        if attention_mask is None or self.config.highway_pooling == "first":
+            return None
+        if attention_mask.dim() != 2:
             raise ValueError("attention_mask must be (B, T): the off-ramps' pooling reads the padding from it")
-        return None
+        return weigh_tokens(attention_mask, self.dtype)
 
 
 def _lengths(attention_mask: Tensor | None) -> Tensor | None:

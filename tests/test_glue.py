@@ -1,0 +1,184 @@
+"""Reading real files' quirks, labels, metrics, and the download through a stand-in for the hub."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+from deebert import glue
+from deebert.errors import InputError
+from deebert.glue import TASKS, Example, get_task, label_order, read_examples, scores
+
+
+def write(folder, split: str, text: str):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}.tsv").write_bytes(text.encode())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "lines", "expected"),
+    [
+        (
+            "CoLA",
+            ["gj04\t0\t*\tThey drank the pub.", "gj04\t1\t\tHe ran."],
+            [("They drank the pub.", 0), ("He ran.", 1)],
+        ),
+        ("SST-2", ["sentence\tlabel", '"quoted , never closed \t1'], [('"quoted , never closed ', 1)]),
+        (
+            "MRPC",
+            ["\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r", "1\t7\t8\tHe said \"no\t' yes\r"],
+            [('He said "no', "' yes", 1)],
+        ),
+        ("STS-B", ["index\tgenre\tsentence1\tsentence2\tscore", "0\tx\tA\tB\t3.80"], [("A", "B", 3.8)]),
+        (
+            "QQP",
+            ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "1\t2\t3\ttoo short", "4\t5\t6\tA?\tB?\t1"],
+            [("A?", "B?", 1)],
+        ),
+        ("MNLI", ["sentence1\tsentence2\tlabel1\tgold_label", "A\tB\tneutral\tentailment"], [("A", "B", 1)]),
+        ("QNLI", ["index\tquestion\tsentence\tlabel", "0\tA?\tB\tnot_entailment"], [("A?", "B", 1)]),
+        ("RTE", ["sentence1\tsentence2\tlabel", "A\u2028A\tB\tentailment"], [("A\u2028A", "B", 0)]),
+        ("WNLI", ["index\tsentence1\tsentence2\tlabel", "0\tA\tB\t0", ""], [("A", "B", 0)]),
+    ],
+)
+def test_every_tasks_train_file(tmp_path, task, lines, expected, capsys):
+    folder = write(tmp_path / task, "train", "\n".join(lines) + "\n")
+    expected = [Example(texts[0], texts[1] if len(texts) > 1 else None, label) for *texts, label in expected]
+    assert read_examples(get_task(task), folder, "train") == expected
+    assert ("skipped 1 short rows" in capsys.readouterr().out) == (task == "QQP")
+
+
+def test_test_files_have_no_labels_and_cola_then_has_a_header(tmp_path):
+    folder = write(tmp_path, "test", "index\tsentence\n0\tSome text\n")
+    assert read_examples(get_task("CoLA"), folder, "test") == [Example("Some text", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "message"),
+    [
+        ("SST-2", "sentence\tpolarity\nx\t1\n", r"dev.tsv, line 1: no column 'label'; found sentence, polarity"),
+        ("MRPC", "Quality\tA\tB\n", r"line 1: no column '#1 String', '#2 String'"),
+        ("SST-2", "sentence\tlabel\nx\t1\n\ny\tyes\n", r"dev.tsv, line 4: unknown label 'yes'; the task has 0, 1"),
+        ("RTE", "sentence1\tsentence2\tlabel\nx\ty\n", r"line 2: 2 columns where 3 are expected"),
+        ("STS-B", "sentence1\tsentence2\tscore\nx\ty\tnan\n", r"line 2: 'nan' is not a number"),
+        ("SST-2", "sentence\tlabel\n", r"dev.tsv: no examples"),
+        ("SST-2", "", r"dev.tsv, line 1: no column 'sentence', 'label'; found none"),
+    ],
+)
+def test_bad_files_are_told_with_file_and_line(tmp_path, task, text, message):
+    with pytest.raises(InputError, match=message):
+        read_examples(get_task(task), write(tmp_path, "dev", text), "dev")
+
+
+def test_files_that_are_not_there_or_not_text(tmp_path):
+    with pytest.raises(InputError, match="no such directory"):
+        read_examples(get_task("RTE"), tmp_path / "none", "dev")
+    with pytest.raises(InputError, match=r"dev.tsv: no such file"):
+        read_examples(get_task("RTE"), tmp_path, "dev")
+    (tmp_path / "dev.tsv").write_bytes(b"sentence1\tsentence2\tlabel\n\xff\xfe")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_examples(get_task("RTE"), tmp_path, "dev")
+
+
+def test_task_names():
+    assert get_task("mrpc") is TASKS["MRPC"]
+    assert get_task("MNLI-MM") is TASKS["MNLI"]
+    with pytest.raises(InputError, match="--task_name IMDB: no such GLUE task; choose one of CoLA"):
+        get_task("IMDB")
+
+
+def test_label_order():
+    mnli, rte = TASKS["MNLI"], TASKS["RTE"]
+    assert label_order(mnli, "bert") == ("contradiction", "entailment", "neutral")
+    assert label_order(mnli, "roberta") == ("contradiction", "neutral", "entailment")
+    assert label_order(rte, "roberta", {0: "LABEL_0", 1: "LABEL_1"}) == ("entailment", "not_entailment")
+    named = {0: "neutral", 1: "contradiction", 2: "entailment"}
+    assert label_order(mnli, "roberta", named) == ("neutral", "contradiction", "entailment")
+
+
+def test_primary_and_secondary_metrics():
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 2, 50), rng.normal(size=(50, 2))
+    answers = logits.argmax(1)
+    f1, acc = f1_score(labels, answers), (labels == answers).mean()
+    for task, expected in {
+        "MRPC": {"f1": f1, "acc": acc},
+        "QQP": {"f1": f1, "acc": acc},
+        "CoLA": {"mcc": matthews_corrcoef(labels, answers)},
+        **{task: {"acc": acc} for task in ("SST-2", "QNLI", "RTE", "WNLI", "MNLI")},
+    }.items():
+        found = scores(TASKS[task], logits, labels)
+        assert found == pytest.approx(expected)
+        assert list(found) == list(expected)  # the primary one first
+    values, targets = logits[:, :1], rng.normal(size=50)
+    assert scores(TASKS["STS-B"], values, targets) == pytest.approx(
+        {"spearmanr": spearmanr(values[:, 0], targets)[0], "pearson": pearsonr(values[:, 0], targets)[0]}
+    )
+
+
+def test_undefined_scores_are_zero():
+    assert scores(TASKS["STS-B"], np.ones((5, 1)), np.arange(5.0)) == {"spearmanr": 0, "pearson": 0}
+    assert scores(TASKS["STS-B"], np.ones((1, 1)), np.ones(1)) == {"spearmanr": 0, "pearson": 0}
+    assert scores(TASKS["MRPC"], np.array([[1.0, 0.0]]), np.array([0])) == {"f1": 0, "acc": 1}
+
+
+class Split(list):
+    """Rows of a hub dataset with the names of its label classes."""
+
+    def __init__(self, names, rows):
+        super().__init__(rows)
+        self.features = {"label": SimpleNamespace(names=names)}
+
+
+HUB = {
+    "mrpc": (["not_equivalent", "equivalent"], {"sentence1": "A\tb", "sentence2": "C\n d", "label": 1}),
+    "cola": (["unacceptable", "acceptable"], {"sentence": "A  b", "label": 0}),
+    "stsb": (None, {"sentence1": "A", "sentence2": "B", "label": 3.5}),
+    "qnli": (["entailment", "not_entailment"], {"question": "A", "sentence": "B", "label": 1}),
+    "mnli": (["entailment", "neutral", "contradiction"], {"premise": "A", "hypothesis": "B", "label": 2}),
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "text_a", "text_b", "label"),
+    [
+        ("MRPC", "A b", "C d", 1),
+        ("CoLA", "A b", None, 0),
+        ("STS-B", "A", "B", 3.5),
+        ("QNLI", "A", "B", 1),
+        ("MNLI", "A", "B", 0),
+    ],
+)
+def test_download_writes_files_that_read_back(tmp_path, monkeypatch, capsys, task, text_a, text_b, label):
+    def load_dataset(repository, name):
+        assert repository == "nyu-mll/glue"
+        names, row = HUB[name]
+        splits = [hub for _, hub in TASKS[task].splits]
+        return {s: Split(names, [row | ({"label": -1} if s.startswith("test") else {})]) for s in splits}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(sys, "argv", ["glue", "--download", task.lower(), "--data_dir", str(tmp_path)])
+    glue.main()
+    printed = capsys.readouterr().out.split()
+    assert printed == [str(tmp_path / task / f"{split}.tsv") for split, _ in TASKS[task].splits]
+    for split, _ in TASKS[task].splits:
+        expected = Example(text_a, text_b, None if split.startswith("test") else label)
+        assert read_examples(TASKS[task], tmp_path / task, split) == [expected]
+
+
+def test_download_without_the_package_or_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="pip install datasets"):
+        glue.download(TASKS["RTE"], tmp_path)
+
+    def load_dataset(*_):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(InputError, match="the hub did not answer"):
+        glue.download(TASKS["RTE"], tmp_path)
+    assert not list(tmp_path.iterdir())

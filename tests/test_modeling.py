@@ -1,0 +1,230 @@
+"""Checkpoints, losses, stages, and life inside transformers."""
+
+import json
+
+import pytest
+import torch
+from conftest import CLASSES, random_batch, tiny_config, tiny_model
+from safetensors.torch import load_file
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, BertConfig, pipeline
+
+from deebert.checkpoints import load_config, load_model, load_pretrained, load_tokenizer, save_model, set_labels
+from deebert.errors import InputError
+from deebert.modeling_highway_bert import DeeBertForSequenceClassification
+
+
+def prefix(backbone: str) -> str:
+    return {"bert": "bert", "roberta": "roberta"}[backbone]
+
+
+def test_parameter_names_are_the_originals(backbone):
+    names = set(dict(tiny_model(backbone).named_parameters()))
+    p = prefix(backbone)
+    expected = {"classifier.weight", "classifier.bias", f"{p}.pooler.dense.weight", f"{p}.pooler.dense.bias"}
+    for i in range(3):
+        expected |= {
+            f"{p}.encoder.highway.{i}.{part}.{kind}"
+            for part in ("pooler.dense", "classifier")
+            for kind in ("weight", "bias")
+        }
+    rest = {name for name in names if name.startswith((f"{p}.embeddings.", f"{p}.encoder.layer."))}
+    assert names - rest == expected
+
+
+def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path, caplog):
+    """A pickled state dict, with an off-ramp behind the last layer too, and a config without our fields."""
+    model, p = tiny_model(backbone), prefix(backbone)
+    state = dict(model.state_dict())
+    for name in [name for name in state if ".highway.0." in name]:
+        state[name.replace(".highway.0.", ".highway.3.")] = torch.full_like(state[name], 9.0)
+    state[f"{p}.embeddings.position_ids"] = torch.arange(66)[None]  # saved by the transformers of its day
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    config = model.config.to_dict()
+    for name in ("early_exit_entropy", "highway_pooling", "architectures", "transformers_version"):
+        config.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"finetuning_task": "mrpc"}))
+
+    loaded, info = CLASSES[backbone][1].from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"))
+    assert "highway" not in caplog.text
+    assert (loaded.config.early_exit_entropy, loaded.config.highway_pooling) == (-1.0, "first")
+    batch = random_batch(model.config, [4, 9])
+    for layer in range(4):
+        assert torch.equal(loaded.eval()(**batch, output_layer=layer).logits, model(**batch, output_layer=layer).logits)
+
+
+def test_a_plain_checkpoint_loads_with_just_the_new_parts_reported(backbone, tiny_checkpoints):
+    _, info = CLASSES[backbone][1].from_pretrained(tiny_checkpoints[backbone], output_loading_info=True)
+    assert all(name.startswith("classifier.") or ".encoder.highway." in name for name in info["missing_keys"])
+    assert len(info["missing_keys"]) == 2 + 3 * 4
+    assert not info["unexpected_keys"]
+
+
+def test_new_off_ramps_start_with_the_pretrained_pooler(backbone, tiny_checkpoints):
+    config = load_config(str(tiny_checkpoints[backbone]))
+    model, new = load_pretrained(str(tiny_checkpoints[backbone]), config)
+    assert len(new) == 14
+    for highway in model.base_model.encoder.highway:
+        assert torch.equal(highway.pooler.dense.weight, model.base_model.pooler.dense.weight)
+    assert not torch.equal(
+        model.base_model.encoder.highway[0].classifier.weight, model.base_model.encoder.highway[1].classifier.weight
+    )
+
+
+def test_trained_off_ramps_are_not_started_anew(tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    model, new = load_pretrained(str(tmp_path), load_config(str(tmp_path)))
+    assert not new
+    assert not torch.equal(model.bert.encoder.highway[0].pooler.dense.weight, model.bert.pooler.dense.weight)
+
+
+def test_saving_keeps_thresholds_pooling_and_answers(backbone, tmp_path):
+    model = tiny_model(backbone, highway_pooling="mean", num_labels=3)
+    model.set_early_exit_entropy([0.2, 0.9, 1.05])
+    model.save_pretrained(tmp_path)
+    loaded = CLASSES[backbone][1].from_pretrained(tmp_path).eval()
+    assert loaded.config.early_exit_entropy == [0.2, 0.9, 1.05]
+    assert loaded.config.highway_pooling == "mean"
+    batch = random_batch(model.config, [4, 9, 20, 3, 3, 8])
+    before, after = model(**batch), loaded(**batch)
+    assert torch.equal(before.exit_layer, after.exit_layer)
+    assert torch.equal(before.logits, after.logits)
+
+
+def test_config_fields_can_be_given_to_from_pretrained(tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    model = DeeBertForSequenceClassification.from_pretrained(tmp_path, highway_pooling="mean", early_exit_entropy=0.4)
+    assert (model.config.highway_pooling, model.config.early_exit_entropy) == ("mean", 0.4)
+
+
+def test_a_plain_config_gets_the_papers_defaults():
+    model = DeeBertForSequenceClassification(
+        BertConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=20)
+    )
+    assert (model.config.highway_pooling, model.config.early_exit_entropy) == ("first", -1.0)
+
+
+def test_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="choose one of first, mean"):
+        DeeBertForSequenceClassification(tiny_config("bert", highway_pooling="last"))
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_losses_of_both_stages(backbone, num_labels):
+    model = tiny_model(backbone, num_labels=num_labels)
+    batch = random_batch(model.config, [4, 9, 20, 3])
+    labels = torch.tensor([0.5, -1.0, 3.0, 2.0]) if num_labels == 1 else torch.tensor([0, 2, 1, 1])
+
+    def loss(logits):
+        if num_labels == 1:
+            return functional.mse_loss(logits[:, 0], labels)
+        return functional.cross_entropy(logits, labels)
+
+    exits = model(**batch, output_all_exits=True).all_logits
+    torch.testing.assert_close(model(**batch, labels=labels).loss, loss(exits[:, 3]))
+    expected = loss(exits[:, 0]) + loss(exits[:, 1]) + loss(exits[:, 2])
+    torch.testing.assert_close(model(**batch, labels=labels, train_highway=True).loss, expected)
+
+
+def test_stage_1_computes_no_off_ramp_and_stage_2_no_backbone_gradient(backbone):
+    model = tiny_model(backbone)
+    batch = random_batch(model.config, [4, 9]) | {"labels": torch.tensor([0, 1])}
+    called = []
+    for highway in model.base_model.encoder.highway:
+        highway.register_forward_hook(lambda *_: called.append(1))
+    model.train()
+    model(**batch).loss.backward()
+    assert not called
+    model.zero_grad()
+    model(**batch, train_highway=True).loss.backward()  # even where nobody froze the backbone
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == {name for name, _ in model.named_parameters() if ".highway." in name}
+
+
+def test_train_stages_choose_what_is_trained(backbone):
+    model = tiny_model(backbone)
+    names = [name for name, _ in model.named_parameters()]
+    for stage, trained in ((1, lambda n: ".highway." not in n), (2, lambda n: ".highway." in n)):
+        model.set_train_stage(stage)
+        assert [n for n, p in model.named_parameters() if p.requires_grad] == [n for n in names if trained(n)]
+    with pytest.raises(ValueError, match="choose 1 or 2"):
+        model.set_train_stage(3)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(backbone):
+    model = tiny_model(backbone, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    batch = random_batch(model.config, [4, 9]) | {"labels": torch.tensor([0, 1])}
+    model(**batch).loss.backward()
+    expected = model.base_model.encoder.layer[0].output.dense.weight.grad.clone()
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(**batch).loss.backward()
+    torch.testing.assert_close(model.base_model.encoder.layer[0].output.dense.weight.grad, expected)
+
+
+def test_pipeline_exits_early(backbone, tiny_checkpoints, caplog):
+    model = tiny_model(backbone)
+    set_labels(model.config, ("dull", "lovely"))
+    model.set_early_exit_entropy(10.0)
+    ran = []
+    model.base_model.encoder.layer[1].register_forward_hook(lambda *_: ran.append(1))
+    classify = pipeline("text-classification", model=model, tokenizer=load_tokenizer(str(tiny_checkpoints[backbone])))
+    answers = classify(["a good film", "a very bad and dull scene"], batch_size=2)
+    assert {answer["label"] for answer in answers} <= {"dull", "lovely"}
+    assert not ran
+    assert "not supported" not in caplog.text
+
+
+def test_stock_transformers_reads_our_bert_as_the_full_model(tmp_path):
+    model = tiny_model("bert")
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    batch = random_batch(model.config, [4, 9])
+    assert torch.equal(stock(**batch).logits, model(**batch).logits)
+
+
+def test_an_untrained_checkpoint_is_no_model_to_evaluate(tiny_checkpoints):
+    folder = str(tiny_checkpoints["bert"])
+    with pytest.raises(InputError, match=r"not a trained DeeBERT, it has no .*highway.0.* and 13 more"):
+        load_model(folder, load_config(folder))
+
+
+def test_saving_leaves_no_temporary_files_and_replaces_whole_files(tmp_path, tiny_checkpoints):
+    tokenizer = load_tokenizer(str(tiny_checkpoints["bert"]))
+    for seed in (0, 1):
+        model = tiny_model("bert", seed=seed)
+        save_model(model, tokenizer, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["classifier.weight"], model.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("files", "model_type", "message"),
+    [
+        ({}, "bert", "a folder without a config.json"),
+        ({"config.json": "{"}, "bert", "config.json"),
+        ({"config.json": '{"model_type": "distilbert"}'}, "bert", "a distilbert checkpoint"),
+        ({"config.json": '{"model_type": "roberta"}'}, "bert", "use --model_type roberta"),
+    ],
+)
+def test_what_is_not_a_bert_is_refused(tmp_path, files, model_type, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(str(tmp_path), model_type)
+
+
+def test_broken_weights_are_refused(tmp_path, tiny_checkpoints):
+    config = load_config(str(tiny_checkpoints["bert"]))
+    with pytest.raises(InputError, match="weights do not load"):
+        load_pretrained(str(tmp_path), config)
+    (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(InputError, match="weights do not load"):
+        load_pretrained(str(tmp_path), config)
+    tiny_model("bert", num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="weights do not load"):
+        load_pretrained(str(tmp_path), config)
+    tiny_model("roberta").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="are no bert"):
+        load_pretrained(str(tmp_path), tiny_config("bert"))
