@@ -68,7 +68,6 @@ def train_settings(args: argparse.Namespace, stage: int) -> TrainSettings:
     own_rate = stage == 2 and args.highway_learning_rate is not None
     return TrainSettings(
         batch_size=args.per_gpu_train_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
         learning_rate=args.highway_learning_rate if own_rate else args.learning_rate,
         weight_decay=args.weight_decay,
         adam_epsilon=args.adam_epsilon,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -104,7 +105,7 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
 def _load(name_or_path: str, config, cache_dir: str | None):
     try:
         model, info = MODELS[config.model_type][1].from_pretrained(
-            name_or_path, config=config, cache_dir=cache_dir, output_loading_info=True
+            name_or_path, config=config, cache_dir=cache_dir, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{name_or_path}: its weights do not load ({error})") from None

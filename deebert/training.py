@@ -18,12 +18,11 @@ from deebert.features import Collator, Features, TrainBatches, data_loader
 class TrainSettings:
     """The hyper-parameters of one stage; the defaults are the original's command-line defaults.
 
-    batch_size is per process and step; an update sees batch_size x gradient_accumulation_steps x processes samples.
+    batch_size is per process; an update sees batch_size x processes x the accelerator's gradient_accumulation_steps.
     max_steps > 0 takes the place of epochs. logging_steps and save_steps count updates; 0: never.
     """
 
     batch_size: int = 8
-    gradient_accumulation_steps: int = 1
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
     adam_epsilon: float = 1e-8
@@ -35,11 +34,9 @@ class TrainSettings:
     logging_steps: int = 50
     save_steps: int = 50
 
-    def updates(self, batches: int) -> int:
-        """How many optimizer updates the stage makes, with this many batches in an epoch."""
-        if self.max_steps > 0:
-            return self.max_steps
-        return math.ceil(self.epochs * math.ceil(batches / self.gradient_accumulation_steps))
+    def updates(self, per_epoch: int) -> int:
+        """How many optimizer updates the stage makes, with this many in an epoch."""
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * per_epoch)
 
 
 def parameter_groups(model, weight_decay: float) -> list[dict]:
@@ -76,7 +73,7 @@ def train_stage(
         parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
     )
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, data_loader(features, batches, collate))
-    total = settings.updates(len(loader))
+    total = settings.updates(math.ceil(len(loader) / accelerator.gradient_accumulation_steps))
     schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, total)
 
     updates, losses, logged = 0, [], 0

@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from deebert.modeling_highway_bert import DeeBertConfig, DeeBertForSequenceClassification  # noqa: E402
 from deebert.modeling_highway_roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification  # noqa: E402
 
+torch.set_num_threads(1)  # tiny models are faster so, above all beside other work
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)  # the machines are shared and noisy
 hypothesis.settings.load_profile("tests")
 

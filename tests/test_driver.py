@@ -1,0 +1,197 @@
+"""run_glue_deebert.py in process: what it writes, and one clear line for bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import CLASSES, tiny_model
+from safetensors.torch import load_file
+
+import run_glue_deebert
+from deebert import errors
+from deebert.checkpoints import load_tokenizer, save_model, set_labels
+from deebert.evaluation import AllExits
+
+TRAIN = "--do_train --do_eval --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --save_steps 0 --no_cuda"
+
+
+@pytest.fixture
+def drive(monkeypatch, tmp_path, tiny_data, tiny_checkpoints):
+    """Runs the driver in tmp_path with the tiny model and data; flags given later win."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(flags: str = TRAIN, task: str = "SST-2", backbone: str = "bert") -> None:
+        argv = [
+            "run_glue_deebert.py",
+            f"--model_type={backbone}",
+            f"--model_name_or_path={tiny_checkpoints[backbone]}",
+            f"--task_name={task}",
+            f"--data_dir={tiny_data / task}",
+            "--output_dir=out",
+            "--plot_data_dir=results",
+        ]
+        monkeypatch.setattr("sys.argv", argv + flags.split())
+        errors.run(run_glue_deebert.main)
+
+    return run
+
+
+def test_training_and_evaluation_write_what_is_promised(drive, tmp_path, backbone, capsys):
+    drive(f"{TRAIN} --eval_after_first_stage --evaluate_during_training --logging_steps 3", backbone=backbone)
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tensorboard",
+    }
+    record = json.loads((out / "run_train.json").read_text())
+    assert record["arguments"]["learning_rate"] == 3e-3
+    assert record["versions"]["transformers"]
+    printed = capsys.readouterr().out
+    assert "After the first stage, dev: acc" in printed
+    assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "0", "1": "1"}
+
+    drive(
+        "--do_eval --eval_each_highway --eval_highway --early_exit_entropy 0 0.3 0.7 --per_gpu_eval_batch_size 1 "
+        "--model_name_or_path ./out --timing_repeats 2 --max_seq_length 32",
+        backbone=backbone,
+    )
+    results = tmp_path / "results" / "out"
+    names = {"each_layer.npy", "each_layer.csv", "all_exits.npz", "entropy_sweep.csv", "entropy_curve.csv"}
+    assert {p.name for p in results.iterdir()} == names | {f"entropy_{t}.npy" for t in (0.0, 0.3, 0.7)}
+    exits = AllExits.load(results / "all_exits.npz")
+    assert exits.logits.shape == (20, 4, 2)
+    each_layer = np.load(results / "each_layer.npy")
+    np.testing.assert_allclose(each_layer, (exits.logits.argmax(-1) == exits.labels[:, None]).mean(0))
+    counts, seconds, layers_run, score = np.load(results / "entropy_0.7.npy", allow_pickle=True)
+    assert counts == {1: 20, 2: 0, 3: 0, 4: 0}
+    assert (layers_run, score) == (0.25, each_layer[0])
+    assert seconds > 0
+    text = dict(line.split(" = ") for line in (out / "eval_results.txt").read_text().splitlines())
+    assert float(text["acc"]) == each_layer[-1]
+    assert float(text["acc_at_entropy_0.7"]) == each_layer[0]
+    assert (out / "run_train.json").read_text() == json.dumps(record, indent=2) + "\n"
+    assert (out / "run_eval.json").is_file()
+
+
+def test_mnli_and_mnli_mm_are_both_scored_and_kept_apart(drive, tmp_path):
+    drive(task="MNLI", backbone="roberta")
+    drive("--do_eval --eval_each_highway --model_name_or_path out --max_seq_length 32", task="MNLI", backbone="roberta")
+    matched, mismatched = (AllExits.load(tmp_path / f"results/out{mm}/all_exits.npz") for mm in ("", "-MM"))
+    np.testing.assert_allclose(matched.logits, mismatched.logits, atol=1e-6)  # the same texts ...
+    assert (matched.labels != mismatched.labels).any()  # ... with other labels
+    for exits, folder in ((matched, "out"), (mismatched, "out-MM")):
+        accuracy = (exits.logits[:, -1].argmax(-1) == exits.labels).mean()
+        assert (tmp_path / folder / "eval_results.txt").read_text() == f"acc = {accuracy}\n"
+    labels = json.loads((tmp_path / "out/config.json").read_text())["id2label"]
+    assert labels == {"0": "contradiction", "1": "neutral", "2": "entailment"}
+
+
+def test_regression_end_to_end(drive, tmp_path):
+    drive(f"{TRAIN} --num_train_epochs 8", task="STS-B")
+    results = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
+    assert set(results) == {"spearmanr", "pearson"}
+    assert float(results["spearmanr"]) > 0.3
+    assert json.loads((tmp_path / "out/config.json").read_text())["problem_type"] == "regression"
+
+
+def test_checkpoints_on_the_way(drive, tmp_path, capsys):
+    drive(f"{TRAIN} --save_steps 4 --eval_all_checkpoints --max_steps 8 --highway_learning_rate 1e-3")
+    found = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert found == sorted(f"checkpoint-stage{stage}-{step}" for stage in (1, 2) for step in (4, 8) for suffix in [""])
+    printed = capsys.readouterr().out
+    order = [printed.index(f"Result of out/checkpoint-{name} on dev") for name in ("stage1-4", "stage1-8", "stage2-4")]
+    assert order == sorted(order)
+    assert (tmp_path / "out/checkpoint-stage2-8/eval_results.txt").is_file()
+
+
+def test_stage_2_of_a_run_leaves_what_stage_1_trained(drive, tmp_path):
+    drive(f"{TRAIN} --save_steps 6")
+    after_1, after_2 = (
+        load_file(tmp_path / f"out/{name}/model.safetensors") for name in ("checkpoint-stage1-6", "checkpoint-stage2-6")
+    )
+    for name, tensor in after_1.items():
+        assert (tensor == after_2[name]).all().item() == (".highway." not in name), name
+
+
+def test_flags_reach_the_config(drive, tmp_path):
+    drive(f"{TRAIN} --highway_pooling mean --max_steps 1")
+    assert json.loads((tmp_path / "out/config.json").read_text())["highway_pooling"] == "mean"
+    drive("--do_eval --model_name_or_path out --max_seq_length 32")  # the checkpoint's pooling, without the flag
+
+
+def files(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--data_dir nowhere --do_train", "--data_dir nowhere: no such directory"),
+        ("--task_name IMDB --do_train", "--task_name IMDB: no such GLUE task; choose one of CoLA"),
+        ("--data_dir no_columns --do_train --do_eval", "dev.tsv, line 1: no column 'label'"),
+        ("--data_dir bad_label --do_train --do_eval", "dev.tsv, line 3: unknown label 'good'; the task has 0, 1"),
+        ("--data_dir empty --do_train --do_eval", "dev.tsv: no examples in it"),
+        ("--do_train --max_seq_length 67", "--max_seq_length 67: this model takes 3 to 66 tokens"),
+        ("--do_train --output_dir full", "--output_dir full: the folder is not empty; choose another or add"),
+        (
+            "--do_train --model_name_or_path distilbert",
+            "distilbert: a distilbert checkpoint; DeeBERT takes bert or roberta",
+        ),
+        ("--do_train --model_name_or_path nowhere/model", "nowhere/model: no model folder"),
+        ("--do_train --model_type roberta", "use --model_type bert"),
+        ("--do_train --early_exit_entropy nan", "--early_exit_entropy nan"),
+        ("--do_train --fp16 --no_cuda", "--fp16 needs a GPU"),
+        ("--do_eval", "--output_dir out: no trained model there"),
+        ("--do_eval --output_dir untrained", "untrained: not a trained DeeBERT"),
+        ("--do_eval --output_dir three_labels", "a model of 3 labels, but SST-2 has 2"),
+        ("", "nothing to do: give --do_train, --do_eval or both"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoints, capsys, flags, message):
+    texts = {
+        "no_columns": "sentence\tpolarity\n",
+        "bad_label": "sentence\tlabel\na\t1\nb\tgood\n",
+        "empty": "sentence\tlabel\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dev.tsv").write_text(text)
+        (tmp_path / name / "train.tsv").write_bytes((tiny_data / "SST-2/train.tsv").read_bytes())
+    for name in ("full", "distilbert", "untrained"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full/precious.txt").write_text("hours of work")
+    (tmp_path / "distilbert/config.json").write_text('{"model_type": "distilbert"}')
+    for path in tiny_checkpoints["bert"].iterdir():
+        (tmp_path / "untrained" / path.name).write_bytes(path.read_bytes())
+    three = tiny_model("bert", num_labels=3)
+    save_model(three, load_tokenizer(str(tiny_checkpoints["bert"])), tmp_path / "three_labels")
+    before = files(tmp_path)
+
+    with pytest.raises(SystemExit) as exit:
+        drive(f"--max_seq_length 32 {flags}")
+    assert exit.value.code == 2
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    assert message in line
+    assert "Traceback" not in captured.err
+    untouched = {path: content for path, content in files(tmp_path).items() if path.name != "run_eval.json"}
+    assert untouched == before
+
+
+def test_regression_refuses_entropy_exits(drive, capsys):
+    with pytest.raises(SystemExit):
+        drive(f"{TRAIN} --early_exit_entropy 0.1", task="STS-B")
+    assert "needs at least two labels" in capsys.readouterr().err
+
+
+def test_a_checkpoints_own_label_order_decides(drive, tmp_path, tiny_checkpoints):
+    """A model trained elsewhere with MNLI's labels in another order is scored by their names."""
+    model = tiny_model("bert", num_labels=3)
+    set_labels(model.config, ("neutral", "contradiction", "entailment"))
+    save_model(model, load_tokenizer(str(tiny_checkpoints["bert"])), tmp_path / "out")
+    drive("--do_eval --eval_each_highway --model_name_or_path out --max_seq_length 32", task="MNLI")
+    labels = AllExits.load(tmp_path / "results/out/all_exits.npz").labels
+    assert labels[:3].tolist() == [1, 2, 0]  # the file has contradiction, entailment, neutral
+    assert CLASSES["bert"][1].from_pretrained(tmp_path / "out").config.id2label[0] == "neutral"

@@ -1,0 +1,170 @@
+"""One pass gives what the slow way gives; timed passes leave where the one pass says."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_batch, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from deebert import evaluation
+from deebert.errors import InputError
+from deebert.evaluation import AllExits, dense_thresholds, layer_scores, run_all_exits, sweep, timed_sweep
+from deebert.features import Features, collator
+from deebert.glue import TASKS, scores
+
+LENGTHS = [5, 12, 7, 3, 20, 9, 14, 6, 11, 4]
+SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(2, 4))  # S, N, C
+
+
+def features_of(model, lengths=LENGTHS, labels=None) -> Features:
+    batch = random_batch(model.config, list(lengths))
+    ids = np.concatenate([row[:n].numpy() for row, n in zip(batch["input_ids"], lengths, strict=True)])
+    labels = np.arange(len(lengths)) % 2 if labels is None else labels
+    return Features(ids, np.zeros_like(ids), np.cumsum([0, *lengths]), labels)
+
+
+def samples(model, features):
+    for i in range(len(features)):
+        batch = collator(model.config)([features[i]])
+        batch.pop("index")
+        batch.pop("labels")
+        yield batch
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_one_pass_is_the_slow_way(backbone, pooling):
+    """The original's way: one pass for each layer and each threshold, batch size 1."""
+    model = tiny_model(backbone, highway_pooling=pooling)
+    features, task = features_of(model), TASKS["MRPC"]
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    exits = run_all_exits(model, features, collator(model.config), batch_size=4)
+    assert len(forwards) == 3
+    entropies = np.sort(exits.entropies()[:, :-1].ravel())
+    thresholds = [float(entropies[i : i + 2].mean()) for i in (3, 11, 18, 25)]
+
+    for layer, found in enumerate(layer_scores(task, exits)):
+        with torch.no_grad():
+            logits = torch.cat([model(**one, output_layer=layer).logits for one in samples(model, features)])
+        assert found == scores(task, logits.numpy(), features.labels)
+    for row in sweep(task, exits, thresholds):
+        with torch.no_grad():
+            outputs = [model(**one, early_exit_entropy=row.threshold) for one in samples(model, features)]
+        logits, layers = torch.cat([o.logits for o in outputs]), torch.cat([o.exit_layer for o in outputs])
+        assert row.exits == tuple(int((layers == i).sum()) for i in range(1, 5))
+        assert row.layers_run == pytest.approx(layers.float().mean().item() / 4)
+        assert row.score == scores(task, logits.numpy(), features.labels)["f1"]
+        full = scores(task, exits.logits[:, -1], features.labels)["f1"]
+        assert row.score_change == pytest.approx(row.score - full)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_timed_passes_leave_where_the_one_pass_says(backbone, batch_size):
+    model = tiny_model(backbone)
+    features, collate = features_of(model), collator(tiny_model(backbone).config)
+    exits = run_all_exits(model, features, collate)
+    thresholds = [0.0, float(np.median(exits.entropies()[:, :-1])) + 1e-5, 5.0]
+    rows = sweep(TASKS["SST-2"], exits, thresholds)
+    repeats = list(timed_sweep(rows, exits, model, features, collate, batch_size, repeats=3))
+    assert len(repeats) == 3
+    for timed in repeats:
+        for row, before in zip(timed, rows, strict=True):
+            assert (row.score, row.exits, row.layers_run) == (before.score, before.exits, before.layers_run)
+            assert row.other_exits == 0
+            assert row.seconds > 0
+            assert row.full_seconds == timed[0].full_seconds
+    assert repeats[0][0].time_saved_spread == 0
+    assert repeats[2][0].time_saved_spread > 0
+    assert len({row.exits for row in rows}) == 3
+
+
+def test_an_exit_that_rounding_cannot_explain_is_an_error():
+    model = tiny_model("bert")
+    features, collate = features_of(model), collator(model.config)
+    exits = run_all_exits(model, features, collate)
+    wrong = AllExits(exits.logits[::-1].copy(), exits.labels)
+    rows = sweep(TASKS["SST-2"], wrong, [float(np.median(exits.entropies()[:, :-1]))])
+    with pytest.raises(RuntimeError, match="no rounding error"):
+        list(timed_sweep(rows, wrong, model, features, collate, 1))
+
+
+def test_ties_are_counted():
+    exits = AllExits(np.random.default_rng(0).normal(size=(6, 3, 2)).astype(np.float32), None)
+    entropies = exits.entropies()
+    for gap, seen_at in ((5e-5, 2), (-5e-5, 1), (1e-3, 2)):
+        threshold = float(entropies[4, 0]) + gap
+        seen = exits.exit_layers(threshold)
+        assert (seen[4] == 1) == (gap > 0)
+        assert evaluation._other_exits(exits, entropies, threshold, seen) == 0
+        seen[4] = seen_at
+        if abs(gap) < evaluation.TIE:
+            assert evaluation._other_exits(exits, entropies, threshold, seen) == 1
+        else:
+            with pytest.raises(RuntimeError, match="sample 5 left at layer 2"):
+                evaluation._other_exits(exits, entropies, threshold, seen)
+
+
+@given(
+    hnp.arrays(np.float32, SHAPES, elements=st.floats(-9, 9, width=32)),
+    st.floats(0, 1.5),
+)
+def test_sweep_counts(logits, threshold):
+    exits = AllExits(logits, np.zeros(len(logits), np.int64))
+    layers = exits.exit_layers(threshold)
+    for sample, layer in enumerate(layers):
+        entropies = exits.entropies()[sample]
+        assert (entropies[: layer - 1] >= np.float32(threshold)).all()
+        assert layer == logits.shape[1] or entropies[layer - 1] < np.float32(threshold)
+    (row,) = sweep(TASKS["SST-2"], exits, [threshold])
+    assert sum(row.exits) == len(logits)
+    assert row.layers_run == pytest.approx(layers.mean() / logits.shape[1])
+
+
+def test_dense_thresholds_reach_the_largest_entropy():
+    rng = np.random.default_rng(0)
+    exits = AllExits(rng.normal(size=(50, 4, 3)).astype(np.float32), rng.integers(0, 2, 50))
+    thresholds = dense_thresholds(exits)
+    assert thresholds == sorted(thresholds)
+    assert (thresholds[0], thresholds[-1]) == (0, pytest.approx(math.log(3), rel=1e-5))
+    cost = [row.layers_run for row in sweep(TASKS["SST-2"], exits, thresholds)]
+    assert cost[0] == 1
+    assert cost[-1] == 0.25
+    assert cost == sorted(cost, reverse=True)
+
+
+def test_all_exits_are_saved_and_read_again(tmp_path):
+    for labels in (np.array([1, 0]), None):
+        exits = AllExits(np.ones((2, 3, 2), np.float32), labels)
+        exits.save(tmp_path / "all_exits.npz")
+        again = AllExits.load(tmp_path / "all_exits.npz")
+        np.testing.assert_array_equal(again.logits, exits.logits)
+        assert (again.labels is None) == (labels is None)
+
+
+def test_nan_answers_are_told(backbone):
+    model = tiny_model(backbone)
+    torch.nn.init.constant_(model.base_model.encoder.highway[1].classifier.bias, math.nan)
+    with pytest.raises(InputError, match=r"NaN at exit 2 for sample 1 \(10 of 10"):
+        run_all_exits(model, features_of(model), collator(model.config))
+
+
+def test_infinite_logits_and_a_single_sample_work():
+    model = tiny_model("bert")
+    torch.nn.init.constant_(model.bert.encoder.highway[0].classifier.bias[:1], -math.inf)
+    exits = run_all_exits(model, features_of(model, [6]), collator(model.config))
+    assert exits.exit_layers(0.1).tolist() == [1]
+    assert sweep(TASKS["SST-2"], exits, [0.1])[0].exits == (1, 0, 0, 0)
+
+
+def test_regression_has_scores_but_no_entropy_exits():
+    model = tiny_model("bert", num_labels=1)
+    features = features_of(model, labels=np.linspace(0, 5, len(LENGTHS), dtype=np.float32))
+    exits = run_all_exits(model, features, collator(model.config))
+    assert exits.logits.shape == (10, 4, 1)
+    assert set(layer_scores(TASKS["STS-B"], exits)[0]) == {"spearmanr", "pearson"}
+    with pytest.raises(ValueError, match="at least two labels"):
+        exits.exit_layers(0.1)

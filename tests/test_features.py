@@ -1,0 +1,161 @@
+"""Tokenization, the cache that cannot mix things up, and batches."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config, tiny_model, tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deebert import features
+from deebert.evaluation import run_all_exits
+from deebert.features import TrainBatches, collator, eval_batches, fingerprint, load_features, tokenize
+from deebert.glue import TASKS, Example, read_examples
+
+SST2 = TASKS["SST-2"]
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    return tiny_tokenizer("bert", tmp_path)
+
+
+def load(tiny_data, tokenizer, **overrides):
+    settings = {
+        "task": SST2,
+        "data_dir": tiny_data / "SST-2",
+        "split": "dev",
+        "labels": ("0", "1"),
+        "max_seq_length": 32,
+    }
+    return load_features(tokenizer=tokenizer, **settings | overrides)
+
+
+def cached() -> list[str]:
+    return sorted(path.name for path in features.cache_dir().glob("*")) if features.cache_dir().exists() else []
+
+
+def test_pairs_are_cut_to_the_maximum_and_have_token_types(backbone, tmp_path):
+    tokenizer = tiny_tokenizer(backbone, tmp_path)
+    examples = [Example("good film " * 10, "bad plot", 1), Example("a", "b", 0)]
+    found = tokenize(examples, tokenizer, 16)
+    assert found.lengths.tolist()[0] == 16
+    assert found.labels.tolist() == [1, 0]
+    ids = tokenizer(examples[1].text_a, examples[1].text_b)["input_ids"]
+    assert found[1].input_ids.tolist() == ids
+    if backbone == "bert":
+        assert found[1].token_type_ids.tolist() == [0, 0, 0, 1, 1]
+    batch = collator(tiny_config(backbone))([found[1], found[0]])
+    assert batch["attention_mask"].sum(1).tolist() == [len(ids), 16]
+    assert (batch["input_ids"][0, len(ids) :] == tokenizer.pad_token_id).all()
+    assert batch["token_type_ids"].max() == (1 if backbone == "bert" else 0)
+    assert batch["index"].tolist() == [1, 0]
+
+
+def test_regression_labels_are_floats(tokenizer):
+    found = tokenize([Example("a", "b", 3.25), Example("a", "b", 0.0)], tokenizer, 16)
+    assert found.labels.dtype == np.float32
+    assert collator(tiny_config("bert"))([found[0], found[1]])["labels"].tolist() == [3.25, 0.0]
+
+
+def test_the_cache_gives_back_what_was_tokenized(tiny_data, tokenizer, monkeypatch):
+    first = load(tiny_data, tokenizer)
+    assert len(cached()) == 1
+    monkeypatch.setattr(features, "tokenize", lambda *_: pytest.fail("not from the cache"))
+    again = load(tiny_data, tokenizer)
+    for name, array in vars(first).items():
+        np.testing.assert_array_equal(getattr(again, name), array)
+    assert len(cached()) == 1
+
+
+def test_unlabelled_features_are_cached_too(tiny_data, tokenizer, tmp_path):
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta good film\n")
+    for _ in range(2):
+        found = load(tiny_data, tokenizer, data_dir=tmp_path, split="test")
+        assert found.labels is None
+        assert "labels" not in collator(tiny_config("bert"))([found[0]])
+
+
+def test_the_cache_never_mixes_up(tiny_data, tokenizer, tmp_path):
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    text = (tiny_data / "SST-2/dev.tsv").read_text()
+    (changed / "dev.tsv").write_text(text)
+    load(tiny_data, tokenizer)
+    load(tiny_data, tokenizer, data_dir=changed)  # the same text elsewhere is the same
+    assert len(cached()) == 1
+    stat = (changed / "dev.tsv").stat()
+    (changed / "dev.tsv").write_text(text.replace("good", "dull", 1))
+    os.utime(changed / "dev.tsv", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other_vocabulary = tiny_tokenizer("bert", tmp_path / "other")
+    other_vocabulary.add_tokens(["newword"])
+    load(tiny_data, tokenizer, data_dir=changed)
+    load(tiny_data, tokenizer, max_seq_length=16)
+    load(tiny_data, tokenizer, labels=("1", "0"))
+    load(tiny_data, other_vocabulary)
+    load(tiny_data, tiny_tokenizer("roberta", tmp_path / "roberta"))
+    load(tiny_data, tokenizer, task=TASKS["MRPC"], data_dir=tiny_data / "MRPC")
+    assert len(cached()) == 7
+
+
+def test_a_tokenizers_fingerprint_does_not_depend_on_its_last_call(tokenizer):
+    before = fingerprint(tokenizer)
+    tokenizer(["a good film"] * 3, truncation=True, max_length=4, padding="max_length")
+    assert fingerprint(tokenizer) == before
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tiny_data, tokenizer, monkeypatch, tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert len(load(tiny_data, tokenizer)) == 20
+    assert "not cached" in capsys.readouterr().out
+
+
+def test_overwriting_the_cache(tiny_data, tokenizer):
+    load(tiny_data, tokenizer)
+    path = features.cache_dir() / cached()[0]
+    path.write_bytes(b"broken")
+    assert len(load(tiny_data, tokenizer, overwrite_cache=True)) == 20
+    assert len(load(tiny_data, tokenizer)) == 20
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 9), st.integers(0, 5))
+def test_every_sample_is_in_one_batch(lengths, batch_size, seed):
+    lengths = np.array(lengths)
+    sampler = TrainBatches(lengths, batch_size, seed)
+    epochs = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert sorted(i for batch in epochs[-1] for i in batch) == list(range(len(lengths)))
+        assert len(epochs[-1]) == len(sampler)
+        assert max(map(len, epochs[-1])) <= batch_size
+    assert epochs[0] == epochs[2]
+    if len(lengths) > 20:
+        assert epochs[0] != epochs[1]
+    batches = eval_batches(lengths, batch_size)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+
+
+def test_batches_are_of_similar_lengths():
+    lengths = np.random.default_rng(0).integers(5, 100, 2000)
+
+    def padded(batches) -> int:
+        return sum(lengths[batch].max() * len(batch) for batch in batches)
+
+    assert padded(TrainBatches(lengths, 8, 0)) < 1.1 * lengths.sum()
+    assert padded(eval_batches(lengths, 8)) < 1.02 * lengths.sum()
+    assert eval_batches(lengths, 1) == [[i] for i in range(2000)]  # the order of the file
+
+
+def test_bucketed_padding_gives_the_scores_of_fixed_padding(backbone, tiny_data, tmp_path):
+    tokenizer, model = tiny_tokenizer(backbone, tmp_path), tiny_model(backbone, highway_pooling="mean")
+    found = tokenize(read_examples(SST2, tiny_data / "SST-2", "dev"), tokenizer, 40)
+    bucketed = run_all_exits(model, found, collator(model.config), batch_size=7)
+    fixed_collator = collator(model.config, pad_to=40)
+    assert fixed_collator([found[0]])["input_ids"].shape == torch.Size([1, 40])
+    fixed = run_all_exits(model, found, fixed_collator, batch_size=1)
+    np.testing.assert_allclose(bucketed.logits, fixed.logits, atol=1e-5)

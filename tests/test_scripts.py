@@ -1,0 +1,76 @@
+"""The shell scripts end to end, from another folder, on a tiny model and tiny TSV files."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+
+def script(name: str, folder, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / name), *arguments],
+        cwd=folder,
+        env=inherited | {"PYTHON": sys.executable} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints):
+    settings = {
+        "PATH_TO_DATA": str(tiny_data),
+        "DATASET": "MRPC",
+        "MODEL_NAME": str(tiny_checkpoints["bert"]),
+        "MODEL_SIZE": "tiny",
+        "EPOCHS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    steps = [
+        ("train_deebert.sh", "--learning_rate", "1e-3", "--max_seq_length", "32"),
+        ("eval_deebert.sh", "--max_seq_length", "32"),
+        ("entropy_eval.sh", "--max_seq_length", "32"),
+        ("plot_results.sh",),
+    ]
+    for name, *arguments in steps:
+        done = script(name, tmp_path, *arguments, **settings, ENTROPIES="0 0.5")
+        assert done.returncode == 0, done.stderr
+    model, results = "saved_models/bert-tiny/MRPC/two_stage", tmp_path / "results/saved_models/bert-tiny/MRPC/two_stage"
+    assert (tmp_path / model / "model.safetensors").is_file()
+    assert np.load(results / "each_layer.npy").shape == (4,)
+    assert {path.name for path in results.glob("entropy_*.npy")} == {"entropy_0.0.npy", "entropy_0.5.npy"}
+    assert len(list(results.glob("*.png"))) == len(list(results.glob("*.pdf"))) == 4
+
+    again = script("train_deebert.sh", tmp_path, "--max_seq_length", "32", **settings)
+    assert again.returncode == 2
+    assert "the folder is not empty" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train_deebert.sh", "no data in ./glue_data/MRPC: set PATH_TO_DATA"),
+        ("eval_deebert.sh", "no data in ./glue_data/MRPC: set PATH_TO_DATA"),
+        ("entropy_eval.sh", "no data in ./glue_data/MRPC: set PATH_TO_DATA"),
+        ("plot_results.sh", "no results in ./results/: run scripts/eval_deebert.sh"),
+    ],
+)
+def test_missing_data_gets_one_clear_line(tmp_path, name, message):
+    done = script(name, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["eval_deebert.sh", "entropy_eval.sh"])
+def test_a_missing_model_gets_one_clear_line(tmp_path, tiny_data, name):
+    done = script(name, tmp_path, PATH_TO_DATA=str(tiny_data), DATASET="SST-2")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: no trained model in ./saved_models/bert-base/SST-2/two_stage: run scripts/train"
+    )
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,135 @@
+"""Both stages: what they change, what they leave, and that they learn."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import tiny_model, tiny_tokenizer
+from torch.nn import functional
+
+from deebert.errors import InputError
+from deebert.evaluation import layer_scores, run_all_exits
+from deebert.features import TrainBatches, collator, tokenize
+from deebert.glue import TASKS, read_examples
+from deebert.training import TrainSettings, train_stage
+
+QUIET = {"logging_steps": 0, "save_steps": 0}
+
+
+def data(backbone, tiny_data, folder, split="train"):
+    return tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", split), tiny_tokenizer(backbone, folder), 32)
+
+
+def snapshot(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def run(stage, model, features, accumulation=1, **settings):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    settings = TrainSettings(**QUIET | {"learning_rate": 1e-3, "epochs": 1} | settings)
+    return train_stage(stage, model, features, collator(model.config), settings, accelerator)
+
+
+def test_stage_1_leaves_the_off_ramps_and_stage_2_leaves_all_else(backbone, tiny_data, tmp_path):
+    model, features = tiny_model(backbone), data(backbone, tiny_data, tmp_path)
+    states = [snapshot(model)]
+    for stage in (1, 2):
+        run(stage, model, features)
+        states.append(snapshot(model))
+    for stage, (before, after) in enumerate(pairwise(states), 1):
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        off_ramps = {name for name in before if ".highway." in name}
+        assert changed == (set(before) - off_ramps if stage == 1 else off_ramps)
+
+
+def test_two_stages_learn_the_words(backbone, tiny_data, tmp_path):
+    model = tiny_model(backbone, initializer_range=0.05, highway_pooling="mean")
+    features, dev = data(backbone, tiny_data, tmp_path), data(backbone, tiny_data, tmp_path, "dev")
+    first = run(1, model, features, epochs=12, learning_rate=3e-3)
+    run(2, model, features, epochs=12, learning_rate=3e-3)
+    assert first < math.log(2)
+    scores = [s["acc"] for s in layer_scores(TASKS["SST-2"], run_all_exits(model, dev, collator(model.config)))]
+    assert min(scores) >= 0.9, scores
+
+
+def test_a_step_is_the_papers_step(tiny_data, tmp_path):
+    """One update of stage 2 against AdamW on the sum of the off-ramps' losses, written out."""
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, reference = tiny_model("bert", **dropout), tiny_model("bert", **dropout)
+    features = data("bert", tiny_data, tmp_path)
+    run(2, model, features, max_steps=1, batch_size=8, weight_decay=0.1, max_grad_norm=0.5)
+
+    batch = collator(model.config)([features[i] for i in next(iter(TrainBatches(features.lengths, 8, 42)))])
+    labels, _ = batch.pop("labels"), batch.pop("index")
+    highway = reference.bert.encoder.highway
+    groups = [
+        {"params": [p for n, p in highway.named_parameters() if n.endswith("weight")], "weight_decay": 0.1},
+        {"params": [p for n, p in highway.named_parameters() if n.endswith("bias")], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
+    states = reference(**batch, output_hidden_states=True).hidden_states
+    logits = [
+        ramp.classifier(torch.tanh(ramp.pooler.dense(h[:, 0]))) for ramp, h in zip(highway, states[1:], strict=False)
+    ]
+    sum(functional.cross_entropy(z, labels) for z in logits).backward()
+    torch.nn.utils.clip_grad_norm_(highway.parameters(), 0.5)
+    optimizer.step()
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
+
+
+def test_gradient_accumulation_is_a_larger_batch(tiny_data, tmp_path):
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    features = data("bert", tiny_data, tmp_path)
+    models = []
+    for size, accumulation in ((48, 1), (16, 3)):
+        model = tiny_model("bert", **dropout)
+        # a large epsilon: AdamW otherwise makes whole steps of gradients that are rounding errors
+        run(1, model, features, accumulation, batch_size=size, epochs=2, adam_epsilon=0.1)
+        models.append(model.state_dict())
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(models[1][name], tensor, atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_data, tmp_path):
+    features, states = data("bert", tiny_data, tmp_path), []
+    for seed in (1, 1, 2):
+        model = tiny_model("bert")
+        torch.manual_seed(seed)
+        run(1, model, features, seed=seed)
+        states.append(snapshot(model))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["classifier.weight"], states[2]["classifier.weight"])
+
+
+def test_what_is_logged_and_when_is_saved(tiny_data, tmp_path):
+    logged, saved = [], []
+    model, features = tiny_model("bert"), data("bert", tiny_data, tmp_path)
+    settings = TrainSettings(
+        batch_size=8, epochs=1.5, logging_steps=3, save_steps=4, warmup_steps=3, learning_rate=1e-4
+    )
+    train_stage(
+        1,
+        model,
+        features,
+        collator(model.config),
+        settings,
+        Accelerator(cpu=True),
+        lambda step, scalars: logged.append((step, scalars)),
+        saved.append,
+    )
+    assert [step for step, _ in logged] == [3, 6, 9]  # 1.5 epochs of 6 batches
+    assert saved == [4, 8]
+    rates = [scalars["learning_rate"] for _, scalars in logged]
+    np.testing.assert_allclose(rates, [1e-4, 0.5e-4, 0], atol=1e-12)
+    assert all(scalars["grad_norm"] > 0 and scalars["loss"] > 0 for _, scalars in logged)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tiny_data, tmp_path):
+    model = tiny_model("bert")
+    torch.nn.init.constant_(model.classifier.weight, math.inf)
+    with pytest.raises(InputError, match=r"stage 1, step 1: the loss is nan; lower --learning_rate"):
+        run(1, model, data("bert", tiny_data, tmp_path))
