@@ -150,13 +150,14 @@ class HighwayPass:
         if self.full:
             self.answers.append((layer, logits, None))
             return None
-        leaves = torch.ones(len(logits), dtype=torch.bool)
-        if self.thresholds[layer] != math.inf:  # an infinite threshold takes everybody, NaN too
+        if self.thresholds[layer] == math.inf:  # takes everybody, NaN too
+            count = len(logits)
+        else:
             leaves = should_exit(logits, self.thresholds[layer]).cpu()  # the one device synchronisation of a layer
-        count = int(leaves.count_nonzero())
+            count = int(leaves.count_nonzero())
         if count == 0:
             return None
-        if count == len(leaves):
+        if count == len(logits):
             self.answers.append((layer, logits, self.rows))
             return logits.new_empty(0, dtype=torch.long)
         if self.rows is None:

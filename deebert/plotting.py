@@ -95,7 +95,10 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
         name_thresholds(by_time, series[0].timed, [r.time_saved for r in series[0].timed])
     by_layers.set(xlabel="layers saved (%, counted)", ylabel=score_label(series))
     by_time.set(xlabel="time saved (%, measured)")
-    by_layers.set_title("horizontal line: full model", fontsize=9, loc="left")
+    note = "horizontal line: full model" + ("; numbers: threshold in nats" if len(series) == 1 else "")
+    by_layers.set_title(note, fontsize=9, loc="left")
+    for axes in (by_layers, by_time):
+        axes.margins(x=0.08, y=0.1)  # room for the numbers
     by_layers.legend(loc="lower left")
     return figure
 
@@ -106,10 +109,12 @@ def name_thresholds(axes, rows: Sequence[SweepRow], saved: Sequence[float]) -> N
     last = None
     for row, x in zip(rows, saved, strict=True):
         if last is None or abs(x - last) > 0.06 * width:
-            axes.annotate(
-                f"{row.threshold:g}", (100 * x, 100 * row.score), (4, 5), textcoords="offset points", fontsize=8
-            )
+            name_threshold(axes, row, x, row.score)
             last = x
+
+
+def name_threshold(axes, row: SweepRow, x: float, y: float) -> None:
+    axes.annotate(f"{row.threshold:g}", (100 * x, 100 * y), (4, 5), textcoords="offset points", fontsize=8)
 
 
 def plot_layers(series: Sequence[Series]) -> Figure:
@@ -157,17 +162,18 @@ def plot_savings(series: Sequence[Series]) -> Figure:
     """Time saved as measured against layers saved as counted: on the diagonal, layers are all that costs time."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
-    points = [value for s in series for r in s.timed for value in (r.layers_saved, r.time_saved)]
-    ends = [100 * min(0.0, *points), 100 * max(points) + 3]
+    ends = [0, 100 * max(r.layers_saved for s in series for r in s.timed)]
     axes.plot(ends, ends, color="0.5", linewidth=1, label="time saved = layers saved")
     for i, s in enumerate(series):
         expected, measured = percent(r.layers_saved for r in s.timed), percent(r.time_saved for r in s.timed)
         spread = percent(r.time_saved_spread / 2 for r in s.timed)
         axes.errorbar(expected, measured, yerr=spread, **looks(i) | {"linestyle": ""}, capsize=2, label=s.label)
     if len(series) == 1:
-        name_thresholds(axes, series[0].timed, [r.time_saved for r in series[0].timed])
+        axes.set_title("numbers: threshold in nats", fontsize=9, loc="left")
+        for row in series[0].timed:
+            name_threshold(axes, row, row.layers_saved, row.time_saved)
     axes.set(xlabel="expected: layers saved (%)", ylabel="measured: time saved (%)")
-    axes.set_aspect("equal")
+    axes.margins(0.08)
     axes.legend(loc="upper left")
     return figure
 

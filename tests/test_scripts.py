@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+SETTINGS = (
+    "VIRTUAL_ENV CONDA_PREFIX PATH_TO_DATA DATASET MODEL_TYPE MODEL_SIZE MODEL_NAME EPOCHS OUTPUT_DIR RESULTS_DIR "
+    "FIGURES_DIR ENTROPIES"
+).split()
+
 
 def script(name: str, folder, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     return subprocess.run(
         ["bash", str(ROOT / "scripts" / name), *arguments],
         cwd=folder,
