@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from accelerate.utils import set_seed
 from tensorboardX import SummaryWriter
 
 import deebert
-from deebert import errors, evaluation, results
-from deebert.arguments import parse_args, train_settings
+from deebert import errors, evaluation, results, selection
+from deebert.arguments import parse_args, target, train_settings
 from deebert.checkpoints import (
     load_config,
     load_model,
@@ -25,6 +26,7 @@ from deebert.checkpoints import (
 )
 from deebert.errors import InputError
 from deebert.features import Features, collator, load_features
+from deebert.files import replacing
 from deebert.glue import data_file, eval_splits, get_task, label_order
 from deebert.highway import as_thresholds
 from deebert.training import train_stage
@@ -44,6 +46,7 @@ class Run:
 
     def __init__(self, args):
         self.args, self.task, self.output_dir = args, get_task(args.task_name), Path(args.output_dir)
+        self.target = target(args)
         self.check_files()
         quiet_transformers()
         self.accelerator = make_accelerator(args)
@@ -209,6 +212,8 @@ def evaluate(run: Run, checkpoint: Path) -> None:
             results.write_each_layer(folder, each_layer)
             exits.save(folder / "all_exits.npz")
             run.say(f"Score ({task.primary_metric}) of each layer: {results.percents(each_layer)}; written to {folder}")
+        if run.target and checkpoint == run.output_dir and not suffix:
+            choose_threshold(run, config, exits, folder)
         if thresholds:
             rows = evaluation.sweep(task, exits, thresholds)
             if args.eval_highway:
@@ -218,6 +223,17 @@ def evaluate(run: Run, checkpoint: Path) -> None:
                 scores[f"{task.primary_metric}_at_entropy_{row.threshold}"] = row.score
                 scores[f"layers_run_at_entropy_{row.threshold}"] = row.layers_run
         results.write_eval_results(checkpoint.with_name(checkpoint.name + suffix), scores)
+
+
+def choose_threshold(run: Run, config, exits: evaluation.AllExits, folder: Path) -> None:
+    """Chooses the threshold asked for, reports it, and stores it in the saved model's config."""
+    choice = selection.choose(run.task, exits, run.target, run.args.seed)
+    run.say(selection.report(choice, run.target))
+    results.write_json(folder / "threshold.json", {"target": asdict(run.target), **asdict(choice)})
+    config.early_exit_entropy = choice.threshold
+    with replacing(run.output_dir / "config.json") as file:
+        file.write(config.to_json_string(use_diff=False))
+    run.say(f"stored in {run.output_dir / 'config.json'}: from_pretrained gives a model that exits at it")
 
 
 def measure(run: Run, model, split: str, exits, rows: list, folder: Path) -> list:

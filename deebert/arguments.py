@@ -5,6 +5,7 @@ import argparse
 from deebert.checkpoints import MODELS
 from deebert.glue import TASKS
 from deebert.highway import POOLINGS
+from deebert.selection import Target
 from deebert.training import TrainSettings
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on a GLUE task."
@@ -32,6 +33,10 @@ def parse_args() -> argparse.Namespace:
     switch("--eval_after_first_stage", "score the final classifier between the stages")
     switch("--eval_highway", "time early exit at each --early_exit_entropy: entropy_{x}.npy")
     add("--early_exit_entropy", type=float, nargs="+", default=[-1.0], help="thresholds in nats; below 0: no exits")
+    add("--target_drop", type=float, help="choose the threshold: the largest saving at this drop of the score (0.01)")
+    add("--target_saving", type=float, help="choose the threshold: the best score at this share of layers saved (0.4)")
+    add("--risk", type=float, help="choose the threshold: at most this share of samples lost by exiting early (0.02)")
+    add("--confidence", type=float, default=0.95, help="with which --risk is guaranteed")
     add("--timing_repeats", type=positive, default=1, help="timed passes per threshold; the median is reported")
     add("--highway_pooling", choices=POOLINGS, help="what an off-ramp reads; default: the checkpoint's, else first")
     add("--per_gpu_train_batch_size", type=positive, default=8, help="per device")
@@ -61,6 +66,12 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
+
+
+def target(args: argparse.Namespace) -> Target | None:
+    """What a threshold is to be chosen for, if one is. Raises InputError."""
+    wanted = {"drop": args.target_drop, "saving": args.target_saving, "risk": args.risk}
+    return None if set(wanted.values()) == {None} else Target(**wanted, confidence=args.confidence)
 
 
 def train_settings(args: argparse.Namespace, stage: int) -> TrainSettings:

@@ -49,6 +49,10 @@ class AllExits:
     def num_layers(self) -> int:
         return self.logits.shape[1]
 
+    def take(self, rows: np.ndarray) -> "AllExits":
+        """These samples only."""
+        return AllExits(self.logits[rows], None if self.labels is None else self.labels[rows])
+
     def exit_layers(self, threshold: float | Sequence[float]) -> np.ndarray:
         """(S,) the 1-based layer at which each sample leaves. Raises ValueError (see `highway.as_thresholds`)."""
         thresholds = as_thresholds(threshold, self.num_layers, self.logits.shape[2])

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-SETTINGS = (
-    "VIRTUAL_ENV CONDA_PREFIX PATH_TO_DATA DATASET MODEL_TYPE MODEL_SIZE MODEL_NAME EPOCHS OUTPUT_DIR RESULTS_DIR "
-    "FIGURES_DIR ENTROPIES"
-).split()
+SETTINGS = {
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "PATH_TO_DATA",
+    "DATASET",
+    "MODEL_TYPE",
+    "MODEL_SIZE",
+    "MODEL_NAME",
+    "EPOCHS",
+}
+SETTINGS |= {"OUTPUT_DIR", "RESULTS_DIR", "FIGURES_DIR", "ENTROPIES"}
 
 
 def script(name: str, folder, *arguments: str, **environment: str) -> subprocess.CompletedProcess:

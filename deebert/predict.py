@@ -1,0 +1,119 @@
+"""Classifies texts: `python -m deebert.predict --model DIR < texts.txt`.
+
+One text a line, or a tab-separated pair. For each, as soon as its batch is done, comes a line with label, probability
+and exit layer, tab separated or as JSON.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from deebert import errors
+from deebert.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
+from deebert.errors import InputError
+from deebert.highway import as_thresholds
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """label: the class, or the value of a regression model as text; probability: of that class, None for regression."""
+
+    label: str
+    probability: float | None
+    exit_layer: int
+
+
+class Predictor:
+    """A saved model with its tokenizer. Raises InputError for what is no trained DeeBERT."""
+
+    def __init__(self, folder: str, early_exit_entropy: float | None = None, max_seq_length: int = 128):
+        quiet_transformers()
+        config = load_config(folder)
+        self.max_seq_length = min(max_seq_length, max_tokens(config))
+        self.tokenizer = load_tokenizer(folder)
+        self.model = load_model(folder, config).eval()
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if early_exit_entropy is not None:
+            try:
+                as_thresholds(early_exit_entropy, config.num_hidden_layers, config.num_labels)
+            except ValueError as error:
+                raise InputError(f"--early_exit_entropy {early_exit_entropy}: {error}") from None
+            self.model.set_early_exit_entropy(early_exit_entropy)
+
+    @torch.inference_mode()
+    def __call__(self, texts: list[tuple[str, ...]]) -> list[Prediction]:
+        """Classifies one batch of texts or pairs, all of the same kind."""
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        inputs = self.tokenizer(
+            *columns, truncation="longest_first", max_length=self.max_seq_length, padding=True, return_tensors="pt"
+        )
+        output = self.model(**inputs.to(self.model.device))
+        layers = output.exit_layer.tolist()
+        if self.model.config.num_labels == 1:
+            values = output.logits[:, 0].tolist()
+            return [Prediction(f"{value:.4f}", None, layer) for value, layer in zip(values, layers, strict=True)]
+        probability, label = output.logits.float().softmax(dim=-1).max(dim=-1)
+        names = [self.model.config.id2label[i] for i in label.tolist()]
+        return [Prediction(*fields) for fields in zip(names, probability.tolist(), layers, strict=True)]
+
+
+def read_texts(lines: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Each line's text or pair. Raises InputError where the lines are not all of one kind."""
+    kind = None
+    for number, line in enumerate(lines, 1):
+        fields = tuple(line.rstrip("\r\n").split("\t"))
+        kind = kind or len(fields)
+        if len(fields) > 2 or len(fields) != kind:
+            raise InputError(
+                f"line {number}: {len(fields)} tab-separated fields; give one text, or one pair, in each line"
+            )
+        yield fields
+
+
+def tsv(prediction: Prediction) -> str:
+    probability = "" if prediction.probability is None else f"{prediction.probability:.4f}"
+    return f"{prediction.label}\t{probability}\t{prediction.exit_layer}"
+
+
+def jsonl(prediction: Prediction) -> str:
+    return json.dumps(asdict(prediction), ensure_ascii=False)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m deebert.predict", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument("--file", default="-", help="the texts, UTF-8; -: standard input")
+    parser.add_argument("--early_exit_entropy", type=float, help="threshold in nats; default: the model's own")
+    parser.add_argument("--batch_size", type=int, default=32, help="1 answers each line before it reads the next")
+    parser.add_argument("--max_seq_length", type=int, default=128, help="longer texts are cut")
+    parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
+    if args.file != "-" and not Path(args.file).is_file():
+        raise InputError(f"--file {args.file}: no such file")
+    sys.stdin.reconfigure(encoding="utf-8")
+    predict = Predictor(args.model, args.early_exit_entropy, args.max_seq_length)
+    show = {"tsv": tsv, "jsonl": jsonl}[args.format]
+    with nullcontext(sys.stdin) if args.file == "-" else Path(args.file).open(encoding="utf-8-sig") as lines:
+        texts = read_texts(lines)
+        try:
+            while batch := list(islice(texts, args.batch_size)):
+                print("\n".join(map(show, predict(batch))), flush=True)
+        except UnicodeDecodeError as error:
+            raise InputError(f"--file {args.file}: not UTF-8 text ({error.reason})") from None
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,113 @@
+"""The command for texts: streaming, in batches, one answer a line."""
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+from conftest import sentences, tiny_model
+
+from deebert import errors, predict
+from deebert.checkpoints import load_tokenizer, save_model, set_labels
+from deebert.errors import InputError
+
+TEXTS = [text for text, _ in sentences(11, seed=3)]
+
+
+@pytest.fixture
+def folder(backbone, tmp_path, tiny_checkpoints):
+    model = tiny_model(backbone, highway_pooling="mean")
+    set_labels(model.config, ("bad", "good"))
+    model.set_early_exit_entropy(0.6)
+    save_model(model, load_tokenizer(str(tiny_checkpoints[backbone])), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def run(monkeypatch, capsys, lines: list[str], *arguments: str) -> list[str]:
+    monkeypatch.setattr("sys.argv", ["predict", *map(str, arguments)])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("".join(f"{line}\n" for line in lines).encode())))
+    errors.run(predict.main)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_batches_answer_as_single_texts_do(folder, monkeypatch, capsys, tmp_path):
+    alone = run(monkeypatch, capsys, TEXTS, "--model", folder, "--batch_size", 1)
+    together = run(monkeypatch, capsys, TEXTS, "--model", folder, "--batch_size", 4)
+    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    assert run(monkeypatch, capsys, [], "--model", folder, "--file", tmp_path / "texts") == together == alone
+    assert len(alone) == 11
+    model = predict.Predictor(str(folder)).model
+    tokenizer = load_tokenizer(str(folder))
+    for text, line in zip(TEXTS, alone, strict=True):
+        output = model(**tokenizer(text, return_tensors="pt"))
+        label, probability, exit_layer = line.split("\t")
+        p = output.logits.softmax(-1)[0]
+        assert label == ("bad", "good")[int(p.argmax())]
+        assert float(probability) == pytest.approx(p.max().item(), abs=1e-4)
+        assert int(exit_layer) == output.exit_layer.item()
+    assert len({line.split("\t")[2] for line in alone}) > 1
+
+
+def test_threshold_and_json(folder, monkeypatch, capsys):
+    lines = run(monkeypatch, capsys, TEXTS, "--model", folder, "--early_exit_entropy", 5, "--format", "jsonl")
+    answers = [json.loads(line) for line in lines]
+    assert {answer["exit_layer"] for answer in answers} == {1}
+    assert all(answer["label"] in ("bad", "good") and 0.5 <= answer["probability"] <= 1 for answer in answers)
+
+
+def test_pairs_and_empty_lines(folder, monkeypatch, capsys):
+    assert len(run(monkeypatch, capsys, ["a film\tvery good", "bad\tdull"], "--model", folder)) == 2
+    assert len(run(monkeypatch, capsys, ["a film", "", "dull"], "--model", folder)) == 3
+    assert run(monkeypatch, capsys, [], "--model", folder) == []
+
+
+def test_it_streams(folder):
+    """The answer to a batch is there before the next line is read."""
+    read = []
+
+    def lines():
+        for line in TEXTS[:3]:
+            read.append(line)
+            yield line + "\n"
+
+    texts = predict.read_texts(lines())
+    predictor = predict.Predictor(str(folder))
+    predictor([next(texts)])
+    assert read == TEXTS[:1]
+
+
+def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsys):
+    model = tiny_model("bert", num_labels=1)
+    save_model(model, load_tokenizer(str(tiny_checkpoints["bert"])), tmp_path)
+    value, probability, layer = run(monkeypatch, capsys, ["a good film"], "--model", tmp_path)[0].split("\t")
+    inputs = load_tokenizer(str(tmp_path))("a good film", return_tensors="pt")
+    with torch.no_grad():
+        assert float(value) == pytest.approx(model(**inputs).logits.item(), abs=1e-3)
+    assert (probability, layer) == ("", "4")
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "message"),
+    [
+        (["a\tb\tc"], [], "line 1: 3 tab-separated fields"),
+        (["a", "b\tc"], [], "line 2: 2 tab-separated fields"),
+        ([], ["--file", "nowhere"], "--file nowhere: no such file"),
+        ([], ["--model", "nowhere"], "nowhere: no model folder"),
+        ([], ["--early_exit_entropy", "nan"], "--early_exit_entropy nan"),
+        ([], ["--batch_size", "0"], "--batch_size 0"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(folder, monkeypatch, capsys, lines, arguments, message):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, lines, "--model", folder, *arguments)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert message in line
+
+
+def test_a_file_that_is_no_text(folder, monkeypatch, tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--file", str(tmp_path / "binary")])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(InputError, match="not UTF-8"):
+        predict.main()

@@ -1,0 +1,172 @@
+"""The chosen threshold: reported on other samples, best of all where that can be checked, and safe where promised."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import CLASSES, tiny_model
+
+import run_glue_deebert
+from deebert import selection
+from deebert.checkpoints import load_tokenizer, save_model
+from deebert.errors import InputError
+from deebert.evaluation import AllExits, dense_thresholds
+from deebert.glue import TASKS
+from deebert.selection import Target, choose, controlled_threshold, fit_per_layer, fit_single, harmed, measure
+
+SST2 = TASKS["SST-2"]
+
+
+def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExits:
+    """Off-ramps that know more with each layer: evidence for the label plus noise, the surer the better."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    difficulty = rng.exponential(1.0, n)
+    evidence = (2 * labels - 1)[:, None] * np.linspace(0.4, 2.0, layers) / (0.2 + difficulty[:, None])
+    margin = evidence + noise * rng.normal(size=(n, layers)) * np.linspace(1, 0.3, layers)
+    return AllExits(np.stack([-margin, margin], axis=-1).astype(np.float32), labels)
+
+
+def test_the_halves_are_disjoint_and_seeded(monkeypatch):
+    exits = simulated(101, 0)
+    parts = []
+    take = AllExits.take
+    monkeypatch.setattr(AllExits, "take", lambda self, rows: (parts.append(rows), take(self, rows))[1])
+    first = choose(SST2, exits, Target(drop=0.02), seed=1)
+    chosen, reported = parts[:2]
+    assert sorted([*chosen, *reported]) == list(range(101))
+    assert (first.chosen_on.samples, first.reported_on.samples) == (50, 51)
+    assert choose(SST2, exits, Target(drop=0.02), seed=1) == first
+    assert choose(SST2, exits, Target(drop=0.02), seed=2) != first
+
+
+@pytest.mark.parametrize(("wish", "limit"), [("drop", 0.0), ("drop", 0.02), ("saving", 0.3), ("saving", 0.6)])
+def test_a_single_threshold_is_the_best_of_all(wish, limit):
+    exits, target = simulated(400, 1), Target(**{wish: limit})
+    chosen = measure(SST2, exits, fit_single(SST2, exits, target))
+    all_of_them = [measure(SST2, exits, threshold) for threshold in dense_thresholds(exits)]
+    if wish == "drop":
+        assert chosen.score_change >= -limit - 1e-9
+        assert chosen.layers_saved == max(m.layers_saved for m in all_of_them if m.score_change >= -limit - 1e-9)
+    else:
+        assert chosen.layers_saved >= limit
+        assert chosen.score == max(m.score for m in all_of_them if m.layers_saved >= limit)
+
+
+def test_thresholds_per_layer_are_at_least_as_good_where_they_are_fitted():
+    exits, target = simulated(400, 2), Target(drop=0.01)
+    single = measure(SST2, exits, fit_single(SST2, exits, target))
+    several = measure(SST2, exits, fit_per_layer(SST2, exits, target))
+    assert several.layers_saved >= single.layers_saved
+    assert several.score_change >= -0.01 - 1e-9
+
+
+def test_a_useless_off_ramp_that_is_sure_of_itself_asks_for_thresholds_per_layer():
+    exits = simulated(2000, 3)
+    exits.logits[:, 0] = (
+        np.random.default_rng(0).permutation(exits.logits[:, 0]) * 20
+    )  # sure, and no better than chance
+    choice = choose(SST2, exits, Target(drop=0.01))
+    assert isinstance(choice.threshold, list)
+    assert (exits.exit_layers(choice.threshold) == 1).mean() < 0.05
+    assert choice.reported_on.layers_saved > 0.1
+
+
+def test_report_says_whether_the_target_holds():
+    exits = simulated(600, 4)
+    for target in (Target(drop=0.02), Target(saving=0.5), Target(risk=0.05)):
+        choice = choose(SST2, exits, target)
+        text = selection.report(choice, target)
+        if target.drop is not None:
+            assert choice.holds == (choice.reported_on.score_change >= -0.02)
+        if target.saving is not None:
+            assert choice.holds == (choice.reported_on.layers_saved >= 0.5)
+        if target.risk is None:
+            assert ("holds" if choice.holds else "is missed by") in text
+        low, high = choice.score_interval
+        assert low < choice.reported_on.score < high
+        assert f"{100 * choice.reported_on.score:.2f} %" in text
+
+
+def test_risk_control_covers():
+    """Over many calibration sets the true risk is above the limit no more often than 1 - confidence allows."""
+    risk, confidence, runs = 0.05, 0.9, 200
+    world = simulated(40_000, 5)
+    rng = np.random.default_rng(0)
+    broken, thresholds = 0, []
+    for _ in range(runs):
+        calibration = world.take(rng.integers(0, 40_000, 150))
+        thresholds.append(controlled_threshold(calibration, Target(risk=risk, confidence=confidence)))
+        broken += harmed(world, thresholds[-1]).mean() > risk
+    assert broken / runs <= (1 - confidence) + 3 * math.sqrt(confidence * (1 - confidence) / runs)
+    assert np.median(thresholds) > 0.05  # and it is not safe by never exiting
+    naive = [  # choosing by the observed rate alone breaks the promise: the test above can fail
+        max(
+            t
+            for t in np.linspace(0, math.log(2), 101)
+            if harmed(world.take(rng.integers(0, 40_000, 150)), t).mean() <= risk
+        )
+        for _ in range(40)
+    ]
+    assert np.mean([harmed(world, t).mean() > risk for t in naive]) > 0.3
+
+
+def test_risk_of_a_model_whose_exits_do_no_harm_is_controlled_at_the_largest_threshold():
+    exits = simulated(300, 6)
+    same = AllExits(np.repeat(exits.logits[:, -1:], 5, axis=1), exits.labels)
+    assert controlled_threshold(same, Target(risk=0.02)) == pytest.approx(math.log(2))
+
+
+def test_too_few_samples_for_a_guarantee():
+    with pytest.raises(InputError, match="at least 149 samples are needed"):
+        controlled_threshold(simulated(148, 0), Target(risk=0.02, confidence=0.95))
+    assert controlled_threshold(simulated(149, 0), Target(risk=0.02, confidence=0.95)) >= 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "one of --target_drop"),
+        ({"drop": 0.1, "risk": 0.1}, "one of --target_drop"),
+        ({"drop": 1.0}, "--target_drop 1.0: give a share between 0 and 1"),
+        ({"saving": -0.1}, "--target_saving -0.1"),
+        ({"risk": 0.0}, "--risk 0.0"),
+        ({"risk": 0.1, "confidence": 1.0}, "--confidence 1.0"),
+    ],
+)
+def test_targets_that_make_no_sense(settings, message):
+    with pytest.raises(InputError, match=message):
+        Target(**settings)
+
+
+@pytest.mark.parametrize(
+    ("exits", "message"),
+    [
+        (AllExits(np.zeros((9, 3, 2), np.float32), None), "without labels"),
+        (AllExits(np.zeros((9, 3, 1), np.float32), np.zeros(9)), "regression"),
+        (AllExits(np.zeros((3, 3, 2), np.float32), np.zeros(3)), "at least 4"),
+    ],
+)
+def test_where_nothing_can_be_chosen(exits, message):
+    with pytest.raises(InputError, match=message):
+        choose(SST2, exits, Target(drop=0.01))
+
+
+def test_the_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
+    save_model(
+        tiny_model("bert", highway_pooling="mean"), load_tokenizer(str(tiny_checkpoints["bert"])), tmp_path / "out"
+    )
+    argv = (
+        f"run --model_type bert --task_name SST-2 --data_dir {tiny_data}/SST-2 --output_dir {tmp_path}/out --no_cuda "
+    )
+    argv += f"--model_name_or_path out --plot_data_dir {tmp_path}/res --do_eval --max_seq_length 32 --target_saving 0.5"
+    monkeypatch.setattr("sys.argv", argv.split())
+    run_glue_deebert.main()
+    written = json.loads((tmp_path / "res/out/threshold.json").read_text())
+    model = CLASSES["bert"][1].from_pretrained(tmp_path / "out")
+    assert model.config.early_exit_entropy == written["threshold"]
+    assert model.config.highway_pooling == "mean"
+    assert written["target"]["saving"] == 0.5
+    assert written["chosen_on"]["layers_saved"] >= 0.5
+    assert "stored in" in capsys.readouterr().out
