@@ -135,7 +135,8 @@ class Run:
             "transformers": transformers.__version__,
         }
         facts = {"versions": versions, "git": git_revision(), "device": str(self.accelerator.device)}
-        self.say(f"{self.task.name}, {self.args.model_name_or_path}: {facts}")
+        shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+        self.say(f"{self.task.name}, {self.args.model_name_or_path}, on {facts['device']}: {shown}, git {facts['git']}")
         name = "run_train.json" if self.args.do_train else "run_eval.json"  # evaluating keeps the training's record
         facts = {"arguments": vars(self.args), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
         results.write_json(self.output_dir / name, facts)
@@ -145,7 +146,7 @@ def train(run: Run) -> None:
     """Both stages, an evaluation in between if asked for, and the saved model."""
     args, main_process = run.args, run.accelerator.is_main_process
     model, new = load_pretrained(args.model_name_or_path, run.config, args.cache_dir)
-    run.say(f"{len(new)} new weights: {', '.join(sorted({name.rsplit('.', 1)[0] for name in new})) or 'none'}")
+    run.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
     model.to(run.accelerator.device)
     features = run.features("train")
     writer = SummaryWriter(str(run.output_dir / "tensorboard")) if main_process else None
@@ -164,6 +165,13 @@ def train(run: Run) -> None:
         writer.close()
         save_model(model, run.tokenizer, run.output_dir)
     run.accelerator.wait_for_everyone()
+
+
+def new_parts(names: list[str]) -> list[str]:
+    """The modules of these weights, the off-ramps counted: ['classifier', '5 off-ramps']."""
+    highways = {name.split(".highway.")[1].split(".")[0] for name in names if ".highway." in name}
+    others = {name.rsplit(".", 1)[0] for name in names if ".highway." not in name}
+    return sorted(others) + ([f"{len(highways)} off-ramps"] if highways else [])
 
 
 def callbacks(run: Run, model, writer: SummaryWriter | None, stage: int):

@@ -157,10 +157,11 @@ def controlled_threshold(exits: AllExits, target: Target, points: int = 200) -> 
     """The largest threshold shown, with the given confidence, to have a risk below target.risk.
 
     Learn then Test (Angelopoulos et al., 2021) with fixed-sequence testing, as applied to early exits by Jazbec et al.
-    ("Fast yet Safe: Early-Exiting with Risk Control", NeurIPS 2024): from the safest threshold up, the hypothesis "its
-    risk is above the limit" is tested at level 1 - confidence with the exact binomial p-value. The last threshold
-    before the first that is not rejected is taken. Assumes that these samples and those to come are independent draws of one
-    distribution, whatever it is, and that the row of thresholds does not depend on them: evenly spaced up to ln C.
+    ("Fast yet Safe: Early-Exiting with Risk Control", NeurIPS 2024). From the safest threshold up, the hypothesis "its
+    risk is above the limit" is tested at level 1 - confidence, with the exact binomial p-value; taken is the last
+    threshold before the first whose hypothesis is not rejected. Assumes that these samples and those to come are
+    independent draws of one distribution, whatever it is, and that the thresholds tried do not depend on them: they
+    are evenly spaced up to ln C.
     Raises InputError where there are too few samples to show anything.
     """
     needed = math.ceil(math.log(1 - target.confidence) / math.log(1 - target.risk))
