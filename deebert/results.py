@@ -149,11 +149,24 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
+    """In a sentence: the largest saving at a score within `drop` of the full model's."""
+    best = max(
+        (row for row in rows if row.score_change >= -drop - 1e-9), key=lambda row: row.layers_saved, default=None
+    )
+    if best is None:
+        return f"No threshold keeps the score within {100 * drop:g} points of the full model's."
+    time = "" if best.time_saved is None else f" and {100 * best.time_saved:.1f} % of the time"
+    saved = f"Threshold {best.threshold:g} saves {100 * best.layers_saved:.1f} % of the layers{time}"
+    return f"{saved}; the score changes by {100 * best.score_change:+.2f} points."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deebert.results", description="Prints sweeps as tables.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RESULT_DIR")
     for folder in parser.parse_args().folders:
-        print(f"{folder}\n\n{sweep_table(read_sweep(folder))}\n")
+        rows = read_sweep(folder)
+        print(f"{folder}\n\n{sweep_table(rows)}\n\n{summary(rows)}\n")
 
 
 if __name__ == "__main__":

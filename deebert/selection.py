@@ -16,7 +16,6 @@ from deebert.evaluation import AllExits, dense_thresholds
 from deebert.glue import Task, predictions, scores
 
 PER_LAYER_CANDIDATES = 24
-MIN_GAIN = 0.01  # share of layers that thresholds per layer have to save beyond a single one, on samples not fitted to
 BOOTSTRAP_SAMPLES = 1000
 
 
@@ -106,12 +105,17 @@ def measure(task: Task, exits: AllExits, threshold: float | Sequence[float]) -> 
 
 
 def best_thresholds(task: Task, exits: AllExits, target: Target) -> float | list[float]:
-    """A single threshold, or one for each off-ramp where those still save more on samples they were not fitted to."""
+    """A single threshold, or one for each off-ramp where those are better on samples that they were not fitted to.
+
+    Better: they beat every single threshold that saves as much, even the one that is best on just these samples.
+    """
     half = len(exits.labels) // 2
-    first, second = exits.take(np.arange(half)), exits.take(np.arange(half, len(exits.labels)))
-    single, several = fit_single(task, first, target), fit_per_layer(task, first, target)
-    gain = rank(measure(task, second, several), target) - rank(measure(task, second, single), target)
-    return fit_per_layer(task, exits, target) if gain >= MIN_GAIN else fit_single(task, exits, target)
+    fit, held_out = exits.take(np.arange(half)), exits.take(np.arange(half, len(exits.labels)))
+    several = measure(task, held_out, fit_per_layer(task, fit, target))
+    singles = [measure(task, held_out, threshold) for threshold in [*dense_thresholds(held_out), math.inf]]
+    if all(several.score > m.score for m in singles if m.layers_saved >= several.layers_saved):
+        return fit_per_layer(task, exits, target)
+    return fit_single(task, exits, target)
 
 
 def rank(found: Measured, target: Target) -> float:

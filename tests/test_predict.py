@@ -11,6 +11,7 @@ from conftest import sentences, tiny_model
 from deebert import errors, predict
 from deebert.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.errors import InputError
+from deebert.highway import entropy
 
 TEXTS = [text for text, _ in sentences(11, seed=3)]
 
@@ -19,8 +20,11 @@ TEXTS = [text for text, _ in sentences(11, seed=3)]
 def folder(backbone, tmp_path, tiny_checkpoints):
     model = tiny_model(backbone, highway_pooling="mean")
     set_labels(model.config, ("bad", "good"))
-    model.set_early_exit_entropy(0.6)
-    save_model(model, load_tokenizer(str(tiny_checkpoints[backbone])), tmp_path / "model")
+    tokenizer = load_tokenizer(str(tiny_checkpoints[backbone]))
+    with torch.no_grad():
+        all_logits = model(**tokenizer(TEXTS, return_tensors="pt", padding=True), output_all_exits=True).all_logits
+    model.set_early_exit_entropy((entropy(all_logits[:, :-1]).median(dim=0).values + 1e-4).tolist())
+    save_model(model, tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 

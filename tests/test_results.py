@@ -94,6 +94,18 @@ def test_the_table_shows_per_cent_and_leaves_out_what_is_not_measured():
     assert lines[4].endswith("| 50.0 | - | - |")
 
 
+def test_the_summary_names_the_largest_saving_within_the_drop():
+    assert (
+        results.summary(ROWS)
+        == "Threshold 0 saves 0.0 % of the layers and 5.0 % of the time; the score changes by +0.00 points."
+    )
+    assert (
+        results.summary(ROWS, 0.125)
+        == "Threshold 1e-05 saves 50.0 % of the layers; the score changes by -12.50 points."
+    )
+    assert results.summary(ROWS[1:]) == "No threshold keeps the score within 0.5 points of the full model's."
+
+
 def write_results(folder, rows=ROWS[:2], curve=True, layers=True):
     if layers:
         results.write_each_layer(folder, [{"acc": 0.5}, {"acc": 0.7}, {"acc": 0.875}])

@@ -71,6 +71,7 @@ def test_a_useless_off_ramp_that_is_sure_of_itself_asks_for_thresholds_per_layer
     assert isinstance(choice.threshold, list)
     assert (exits.exit_layers(choice.threshold) == 1).mean() < 0.05
     assert choice.reported_on.layers_saved > 0.1
+    assert isinstance(choose(SST2, simulated(2000, 3), Target(saving=0.8)).threshold, float)  # as good, and simpler
 
 
 def test_report_says_whether_the_target_holds():
@@ -100,7 +101,7 @@ def test_risk_control_covers():
         thresholds.append(controlled_threshold(calibration, Target(risk=risk, confidence=confidence)))
         broken += harmed(world, thresholds[-1]).mean() > risk
     assert broken / runs <= (1 - confidence) + 3 * math.sqrt(confidence * (1 - confidence) / runs)
-    assert np.median(thresholds) > 0.05  # and it is not safe by never exiting
+    assert np.median(thresholds) > 0.02  # and it is not safe by never exiting
     naive = [  # choosing by the observed rate alone breaks the promise: the test above can fail
         max(
             t
