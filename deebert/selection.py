@@ -114,7 +114,8 @@ def best_thresholds(task: Task, exits: AllExits, target: Target) -> float | list
     several = measure(task, held_out, fit_per_layer(task, fit, target))
     singles = [measure(task, held_out, threshold) for threshold in [*dense_thresholds(held_out), math.inf]]
     if all(several.score > m.score for m in singles if m.layers_saved >= several.layers_saved):
-        return fit_per_layer(task, exits, target)
+        thresholds = fit_per_layer(task, exits, target)
+        return thresholds if len(set(thresholds)) > 1 else thresholds[0]
     return fit_single(task, exits, target)
 
 

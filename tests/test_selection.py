@@ -29,6 +29,7 @@ def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExit
 
 
 def test_the_halves_are_disjoint_and_seeded(monkeypatch):
+    monkeypatch.setattr(selection, "PER_LAYER_CANDIDATES", 3)  # for speed
     exits = simulated(101, 0)
     parts = []
     take = AllExits.take
@@ -71,7 +72,7 @@ def test_a_useless_off_ramp_that_is_sure_of_itself_asks_for_thresholds_per_layer
     assert isinstance(choice.threshold, list)
     assert (exits.exit_layers(choice.threshold) == 1).mean() < 0.05
     assert choice.reported_on.layers_saved > 0.1
-    assert isinstance(choose(SST2, simulated(2000, 3), Target(saving=0.8)).threshold, float)  # as good, and simpler
+    assert isinstance(choose(SST2, simulated(2000, 3), Target(saving=0.6)).threshold, float)  # as good, and simpler
 
 
 def test_report_says_whether_the_target_holds():
