@@ -5,7 +5,7 @@ Shapes: S samples of a data set, N layers, C labels.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers.utils import ModelOutput
 
 from deebert.errors import InputError
 from deebert.features import Collator, Features, data_loader, eval_batches
@@ -67,12 +68,6 @@ class AllExits:
         return entropy(torch.from_numpy(self.logits)).numpy()
 
 
-def _forward(model, batch: dict[str, Tensor], **kwargs):
-    device = next(model.parameters()).device
-    inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if k not in ("labels", "index")}
-    return model(**inputs, **kwargs)
-
-
 @torch.inference_mode()
 def run_all_exits(
     model, features: Features, collate: Collator, batch_size: int = UNTIMED_BATCH_SIZE, progress: bool = True
@@ -84,8 +79,10 @@ def run_all_exits(
     batches = eval_batches(features.lengths, batch_size)
     loader = data_loader(features, batches, collate)
     for batch in tqdm(loader, desc="all exits", unit="batch", disable=not progress, leave=False):
-        output = _forward(model, batch, output_all_exits=True, early_exit_entropy=NO_EXIT)
-        logits[batch["index"].numpy()] = output.all_logits.float().cpu().numpy()
+        index, _ = batch.pop("index"), batch.pop("labels", None)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        output = model(**batch, output_all_exits=True, early_exit_entropy=NO_EXIT)
+        logits[index.numpy()] = output.all_logits.float().cpu().numpy()
     bad = np.argwhere(np.isnan(logits))
     if len(bad):
         sample, layer, _ = bad[0]
@@ -130,7 +127,7 @@ def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
 
 @dataclass(frozen=True)
 class Timing:
-    """seconds: (repeats,) of the model's forward passes over the whole data set; exit_layers: (S,)."""
+    """seconds: (repeats,) of the forward passes over the whole data set; exit_layers: (S,), 0 where there are none."""
 
     seconds: np.ndarray
     exit_layers: np.ndarray
@@ -143,36 +140,45 @@ def _synchronize(device: torch.device) -> None:
 
 @torch.inference_mode()
 def timed_passes(
-    model, features: Features, collate: Collator, thresholds: Sequence[float], batch_size: int, repeats: int = 1
+    forwards: Sequence[Callable[[dict[str, Tensor]], ModelOutput]],
+    features: Features,
+    collate: Collator,
+    device: torch.device,
+    batch_size: int,
+    repeats: int = 1,
 ) -> Iterator[list[Timing]]:
-    """Times early-exit passes at each threshold; yields, after each repeat, what all repeats so far gave.
+    """Times ways to answer a batch, side by side; yields, after each repeat, what all repeats so far gave.
 
-    Only the model's forward is inside the clock. The thresholds take turns on a few batches at a time, in rotating
-    order, so that whatever else the machine does hits them alike.
+    Only the forward is inside the clock. The ways take turns on a few batches at a time, in rotating order, so that
+    whatever else the machine does hits them alike.
     """
-    model.eval()
-    device = next(model.parameters()).device
     loader = data_loader(features, eval_batches(features.lengths, batch_size), collate)
-    for batch in islice(loader, WARM_UP_BATCHES):
-        for threshold in thresholds:
-            _forward(model, batch, early_exit_entropy=threshold)
 
-    seconds: list[list[float]] = [[] for _ in thresholds]
-    exit_layers = np.zeros((len(thresholds), len(features)), np.int64)
-    bar = tqdm(total=repeats * len(thresholds) * len(features), desc="timed passes", unit="sample", leave=False)
+    def inputs(batches) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
+        """Samples' indices, and what the model reads, on its device."""
+        kept = [{k: v.to(device) for k, v in batch.items() if k not in ("labels", "index")} for batch in batches]
+        return list(zip([batch["index"].numpy() for batch in batches], kept, strict=True))
+
+    for _, batch in inputs(list(islice(loader, WARM_UP_BATCHES))):
+        for forward in forwards:
+            forward(batch)
+
+    seconds: list[list[float]] = [[] for _ in forwards]
+    exit_layers = np.zeros((len(forwards), len(features)), np.int64)
+    bar = tqdm(total=repeats * len(forwards) * len(features), desc="timed passes", unit="sample", leave=False)
     for _ in range(repeats):
-        totals, turn, batches = np.zeros(len(thresholds)), 0, iter(loader)
-        while chunk := list(islice(batches, CHUNK_BATCHES)):
-            chunk = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in chunk]
-            for i in np.roll(np.arange(len(thresholds)), turn):
-                for batch in chunk:
+        totals, turn, batches = np.zeros(len(forwards)), 0, iter(loader)
+        while chunk := inputs(list(islice(batches, CHUNK_BATCHES))):
+            for i in np.roll(np.arange(len(forwards)), turn):
+                for index, batch in chunk:
                     _synchronize(device)
                     start = time.perf_counter()
-                    output = _forward(model, batch, early_exit_entropy=thresholds[i])
+                    output = forwards[i](batch)
                     _synchronize(device)
                     totals[i] += time.perf_counter() - start
-                    exit_layers[i, batch["index"].cpu()] = output.exit_layer.cpu()
-                    bar.update(len(output.exit_layer))
+                    if "exit_layer" in output:
+                        exit_layers[i, index] = output.exit_layer.cpu()
+                    bar.update(len(index))
             turn += 1
         for column, total in zip(seconds, totals, strict=True):
             column.append(float(total))
@@ -194,10 +200,11 @@ def timed_sweep(
     The full model without off-ramps runs in the same turns. Raises RuntimeError where a sample leaves at another layer
     than `exits` says and its entropy there is not within TIE of the threshold.
     """
-    thresholds = [row.threshold for row in rows]
+    model.eval()
+    thresholds = [NO_EXIT, *(row.threshold for row in rows)]
+    forwards = [lambda batch, x=threshold: model(**batch, early_exit_entropy=x) for threshold in thresholds]
     entropies = exits.entropies()
-    passes = timed_passes(model, features, collate, [NO_EXIT, *thresholds], batch_size, repeats)
-    for full, *timings in passes:
+    for full, *timings in timed_passes(forwards, features, collate, model.device, batch_size, repeats):
         timed = []
         for row, timing in zip(rows, timings, strict=True):
             saved = 1 - timing.seconds / full.seconds
