@@ -1,34 +1,19 @@
 """Fine-tunes and evaluates DeeBERT on a GLUE task: two-stage training, the score of every exit, entropy sweeps."""
 
-import subprocess
+import re
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-import transformers
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from tensorboardX import SummaryWriter
 
-import deebert
 from deebert import errors, evaluation, results, selection
-from deebert.arguments import parse_args, target, train_settings
-from deebert.checkpoints import (
-    load_config,
-    load_model,
-    load_pretrained,
-    load_tokenizer,
-    max_tokens,
-    quiet_transformers,
-    save_model,
-    set_labels,
-)
-from deebert.errors import InputError
-from deebert.features import Features, collator, load_features
+from deebert.arguments import parse_args, train_settings
+from deebert.checkpoints import load_model, load_pretrained, save_model
 from deebert.files import replacing
-from deebert.glue import data_file, eval_splits, get_task, label_order
-from deebert.highway import as_thresholds
+from deebert.glue import eval_splits
+from deebert.run import Run
 from deebert.training import train_stage
 
 
@@ -41,124 +26,27 @@ def main() -> None:
             evaluate(run, checkpoint)
 
 
-class Run:
-    """What the steps of a run share, checked before anything is written."""
-
-    def __init__(self, args):
-        self.args, self.task, self.output_dir = args, get_task(args.task_name), Path(args.output_dir)
-        self.target = target(args)
-        self.check_files()
-        quiet_transformers()
-        self.accelerator = make_accelerator(args)
-        set_seed(args.seed)
-
-        source = (
-            args.model_name_or_path if args.do_train else args.output_dir
-        )  # --do_eval is about the model saved there
-        self.config = self.load_config(args.config_name or source)
-        self.labels = label_order(self.task, args.model_type, self.config.id2label)
-        if args.do_train:
-            set_labels(self.config, self.labels)
-        self.check_config()
-        self.tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
-        self.collate = collator(self.config, args.max_seq_length if args.pad_to_max_length else None)
-        self.eval_features = {split: self.features(split) for split in self.dev_splits()}
-        self.record()
-
-    def check_files(self) -> None:
-        args = self.args
-        if not (args.do_train or args.do_eval):
-            raise InputError("nothing to do: give --do_train, --do_eval or both")
-        for split in [*self.dev_splits(), *(["train"] if args.do_train else [])]:
-            data_file(args.data_dir, split)
-        if (
-            args.do_train
-            and not args.overwrite_output_dir
-            and self.output_dir.is_dir()
-            and any(self.output_dir.iterdir())
-        ):
-            raise InputError(
-                f"--output_dir {self.output_dir}: the folder is not empty; choose another or add --overwrite_output_dir"
-            )
-        if not args.do_train and not (self.output_dir / "config.json").is_file():
-            raise InputError(f"--output_dir {self.output_dir}: no trained model there; train one with --do_train")
-
-    def dev_splits(self) -> list[str]:
-        args = self.args
-        wanted = args.do_eval or args.eval_after_first_stage or args.evaluate_during_training
-        return list(eval_splits(self.task)) if wanted else []
-
-    def load_config(self, name_or_path: str):
-        config = load_config(name_or_path, self.args.model_type, self.args.cache_dir)
-        if self.args.highway_pooling:
-            config.highway_pooling = self.args.highway_pooling
-        return config
-
-    def check_config(self) -> None:
-        args, limit = self.args, max_tokens(self.config)
-        if not 3 <= args.max_seq_length <= limit:
-            raise InputError(f"--max_seq_length {args.max_seq_length}: this model takes 3 to {limit} tokens")
-        if self.config.num_labels != self.task.num_labels:
-            raise InputError(
-                f"--model_name_or_path {args.model_name_or_path}: a model of {self.config.num_labels} labels, "
-                f"but {self.task.name} has {self.task.num_labels}; was it trained for another task?"
-            )
-        for threshold in args.early_exit_entropy:
-            try:
-                as_thresholds(threshold, self.config.num_hidden_layers, self.config.num_labels)
-            except ValueError as error:
-                raise InputError(f"--early_exit_entropy {threshold}: {error}") from None
-
-    def features(self, split: str) -> Features:
-        """Tokenized by the first process; the others find it in the cache."""
-        with self.accelerator.main_process_first():
-            return load_features(
-                self.task,
-                self.args.data_dir,
-                split,
-                self.labels,
-                self.tokenizer,
-                self.args.max_seq_length,
-                overwrite_cache=self.args.overwrite_cache and self.accelerator.is_main_process,
-            )
-
-    def say(self, text: str) -> None:
-        self.accelerator.print(text, flush=True)
-
-    def record(self) -> None:
-        """Arguments, versions and git revision: to stdout and beside the results."""
-        if not self.accelerator.is_main_process:
-            return
-        versions = {
-            "deebert": deebert.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        facts = {"versions": versions, "git": git_revision(), "device": str(self.accelerator.device)}
-        shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-        self.say(f"{self.task.name}, {self.args.model_name_or_path}, on {facts['device']}: {shown}, git {facts['git']}")
-        name = "run_train.json" if self.args.do_train else "run_eval.json"  # evaluating keeps the training's record
-        facts = {"arguments": vars(self.args), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
-        results.write_json(self.output_dir / name, facts)
-
-
 def train(run: Run) -> None:
     """Both stages, an evaluation in between if asked for, and the saved model."""
     args, main_process = run.args, run.accelerator.is_main_process
     model, new = load_pretrained(args.model_name_or_path, run.config, args.cache_dir)
     run.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
+    run.record()
     model.to(run.accelerator.device)
-    features = run.features("train")
+    if main_process:
+        for folder in saved_steps(run.output_dir):  # of a run before, now overwritten
+            shutil.rmtree(folder)
     writer = SummaryWriter(str(run.output_dir / "tensorboard")) if main_process else None
     for stage in (1, 2):
         run.say(f"stage {stage}: training {'the backbone and its classifier' if stage == 1 else 'the off-ramps'}")
         log, save = callbacks(run, model, writer, stage)
         started = time.perf_counter()
-        loss = train_stage(stage, model, features, run.collate, train_settings(args, stage), run.accelerator, log, save)
+        settings = train_settings(args, stage)
+        loss = train_stage(stage, model, run.train_features, run.collate, settings, run.accelerator, log, save)
         run.say(f"stage {stage}: mean loss {loss:.4f}, {time.perf_counter() - started:.0f} s")
         if stage == 1 and args.eval_after_first_stage and main_process:
-            for split, features_of_split in run.eval_features.items():
-                exits = evaluation.run_all_exits(model, features_of_split, run.collate)
+            for split, features in run.eval_features.items():
+                exits = evaluation.run_all_exits(model, features, run.collate)
                 run.say(f"After the first stage, {split}: {show(evaluation.layer_scores(run.task, exits)[-1])}")
         run.accelerator.wait_for_everyone()
     if main_process:
@@ -198,16 +86,23 @@ def callbacks(run: Run, model, writer: SummaryWriter | None, stage: int):
 
 def checkpoints(run: Run) -> list[Path]:
     """The model in output_dir, after those saved on the way to it with --eval_all_checkpoints."""
-    steps = run.output_dir.glob("checkpoint-*-*/config.json") if run.args.eval_all_checkpoints else []
-    by_step = sorted((file.parent for file in steps), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
-    return [*sorted(by_step, key=lambda folder: folder.name.rsplit("-", 1)[0]), run.output_dir]
+    return [*(saved_steps(run.output_dir) if run.args.eval_all_checkpoints else []), run.output_dir]
+
+
+def saved_steps(output_dir: Path) -> list[Path]:
+    """The folders checkpoint-stage{1,2}-{step}, in the order they were written."""
+    names = [re.fullmatch(r"checkpoint-stage(\d)-(\d+)", file.parent.name) for file in output_dir.glob("*/config.json")]
+    return [output_dir / match[0] for match in sorted(filter(None, names), key=lambda m: (int(m[1]), int(m[2])))]
 
 
 def evaluate(run: Run, checkpoint: Path) -> None:
     """Scores one saved model on the task's dev sets and writes the result files."""
     args, task = run.args, run.task
     config = run.load_config(str(checkpoint))
+    run.check_config(config, str(checkpoint))
     model = load_model(str(checkpoint), config).to(run.accelerator.device)
+    if not args.do_train:
+        run.record()
     name = args.model_name_or_path if checkpoint == run.output_dir else str(checkpoint)
     thresholds = [threshold for threshold in args.early_exit_entropy if threshold >= 0]
     for split, suffix in eval_splits(task).items():
@@ -222,6 +117,8 @@ def evaluate(run: Run, checkpoint: Path) -> None:
             run.say(f"Score ({task.primary_metric}) of each layer: {results.percents(each_layer)}; written to {folder}")
         if run.target and checkpoint == run.output_dir and not suffix:
             choose_threshold(run, config, exits, folder)
+        if args.eval_highway and not thresholds:
+            run.say("--eval_highway: nothing to time, give --early_exit_entropy 0 or more")
         if thresholds:
             rows = evaluation.sweep(task, exits, thresholds)
             if args.eval_highway:
@@ -245,10 +142,9 @@ def choose_threshold(run: Run, config, exits: evaluation.AllExits, folder: Path)
 
 
 def measure(run: Run, model, split: str, exits, rows: list, folder: Path) -> list:
-    """Fills in the rows' times. The files hold what is known from the first moment on, and the times of each repeat."""
+    """Fills in the rows' times. All thresholds take turns, so that the files hold all of them after each repeat."""
     args, task = run.args, run.task
     results.write_sweep(folder, evaluation.sweep(task, exits, evaluation.dense_thresholds(exits)), results.CURVE)
-    results.write_sweep(folder, rows)
     for rows in evaluation.timed_sweep(  # noqa: B020  the rows become the timed rows
         rows, exits, model, run.eval_features[split], run.collate, args.per_gpu_eval_batch_size, args.timing_repeats
     ):
@@ -265,25 +161,6 @@ def measure(run: Run, model, split: str, exits, rows: list, folder: Path) -> lis
 
 def show(scores: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.2f}" for name, value in scores.items())
-
-
-def make_accelerator(args) -> Accelerator:
-    if args.fp16 and (args.no_cuda or not torch.cuda.is_available()):
-        raise InputError("--fp16 needs a GPU; leave it out")
-    return Accelerator(
-        cpu=args.no_cuda,
-        mixed_precision="fp16" if args.fp16 else "no",
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-    )
-
-
-def git_revision() -> str | None:
-    """The checkout's revision, None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The command line of run_glue_deebert.py: the original's flags with its defaults, and ours."""
 
 import argparse
+import math
 
 from deebert.checkpoints import MODELS
 from deebert.glue import TASKS
@@ -28,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     switch("--do_train", "train both stages")
     switch("--do_eval", "evaluate the model in output_dir")
     switch("--evaluate_during_training", "score the dev set every logging_steps")
-    switch("--do_lower_case", "lower-case the input whatever the tokenizer says")
+    switch("--do_lower_case", "lower-case what a BERT reads, whatever its tokenizer says")
     switch("--eval_each_highway", "write the score of every exit: each_layer.npy")
     switch("--eval_after_first_stage", "score the final classifier between the stages")
     switch("--eval_highway", "time early exit at each --early_exit_entropy: entropy_{x}.npy")
@@ -40,14 +41,14 @@ def parse_args() -> argparse.Namespace:
     add("--timing_repeats", type=positive, default=1, help="timed passes per threshold; the median is reported")
     add("--highway_pooling", choices=POOLINGS, help="what an off-ramp reads; default: the checkpoint's, else first")
     add("--per_gpu_train_batch_size", type=positive, default=8, help="per device")
-    add("--per_gpu_eval_batch_size", type=positive, default=8, help="of the timed passes")
+    add("--per_gpu_eval_batch_size", type=positive, default=8, help="of the timed passes; others take 32")
     add("--gradient_accumulation_steps", type=positive, default=1, help="batches per update")
-    add("--learning_rate", type=float, default=5e-5, help="peak of the linear schedule")
-    add("--highway_learning_rate", type=float, help="of the off-ramps; default: learning_rate")
+    add("--learning_rate", type=above_zero, default=5e-5, help="peak of the linear schedule")
+    add("--highway_learning_rate", type=above_zero, help="of the off-ramps; default: learning_rate")
     add("--weight_decay", type=float, default=0.0, help="none on biases and LayerNorm weights")
     add("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon")
     add("--max_grad_norm", type=float, default=1.0, help="gradient clipping; 0: none")
-    add("--num_train_epochs", type=float, default=3.0, help="of each stage")
+    add("--num_train_epochs", type=above_zero, default=3.0, help="of each stage")
     add("--max_steps", type=int, default=-1, help="updates of each stage, in place of epochs")
     add("--warmup_steps", type=int, default=0, help="linear warm-up")
     add("--logging_steps", type=int, default=50, help="updates between scalars; 0: none")
@@ -66,6 +67,17 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
 
 
 def target(args: argparse.Namespace) -> Target | None:

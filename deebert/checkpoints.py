@@ -119,7 +119,8 @@ def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        for file in sorted(partial.iterdir()):
+        # config.json last: where it is, the scripts take the model to be there
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(partial)

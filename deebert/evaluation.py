@@ -72,7 +72,7 @@ class AllExits:
 def run_all_exits(
     model, features: Features, collate: Collator, batch_size: int = UNTIMED_BATCH_SIZE, progress: bool = True
 ) -> AllExits:
-    """One full pass over the features. Raises InputError where an exit's answer is NaN or infinite."""
+    """One full pass over the features. Raises InputError where an exit's answer has no entropy: NaN, +inf, all -inf."""
     model.eval()
     num_layers, num_labels = model.config.num_hidden_layers, model.config.num_labels
     logits = np.empty((len(features), num_layers, num_labels), np.float32)
@@ -83,14 +83,15 @@ def run_all_exits(
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         output = model(**batch, output_all_exits=True, early_exit_entropy=NO_EXIT)
         logits[index.numpy()] = output.all_logits.float().cpu().numpy()
-    bad = np.argwhere(np.isnan(logits))
+    exits = AllExits(logits, features.labels)
+    bad = np.argwhere(np.isnan(exits.entropies()))
     if len(bad):
-        sample, layer, _ = bad[0]
+        sample, layer = bad[0]
         raise InputError(
-            f"the model answers NaN at exit {layer + 1} for sample {sample + 1} "
-            f"({len(np.unique(bad[:, 0]))} of {len(features)} samples have one); its weights are not usable"
+            f"the model answers {logits[sample, layer].tolist()} at exit {layer + 1} for sample {sample + 1} "
+            f"({len(np.unique(bad[:, 0]))} of {len(features)} samples have such an answer); its weights are not usable"
         )
-    return AllExits(logits, features.labels)
+    return exits
 
 
 def layer_scores(task: Task, exits: AllExits) -> list[dict[str, float]]:

@@ -45,12 +45,8 @@ class Features:
     def __getitem__(self, i: int) -> "Sample":
         tokens = slice(self.offsets[i], self.offsets[i + 1])
         return Sample(
-            i, self.input_ids[tokens], self.token_type_ids[tokens], self.labels[i] if self.has_labels else None
+            i, self.input_ids[tokens], self.token_type_ids[tokens], None if self.labels is None else self.labels[i]
         )
-
-    @property
-    def has_labels(self) -> bool:
-        return self.labels is not None
 
 
 @dataclass(frozen=True)
@@ -115,13 +111,14 @@ def cache_dir() -> Path:
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of all that decides a fast tokenizer's output: vocabulary, merges, normalisation, special tokens.
 
-    Truncation and padding are left out: they are settings of the last call.
+    The state of truncation and padding is left out: it is that of the last call.
     """
     if not tokenizer.is_fast:
         raise InputError(f"--tokenizer_name {tokenizer.name_or_path}: it has no fast tokenizer (tokenizer.json)")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.pop("truncation", None)
     state.pop("padding", None)
+    state["truncation_side"] = tokenizer.truncation_side
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
@@ -194,8 +191,9 @@ class TrainBatches:
         runs = [order[i : i + size] for i in range(0, len(order), size)]
         order = np.concatenate([run[np.argsort(self.lengths[run], kind="stable")] for run in runs])
         batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
-        for i in rng.permutation(len(batches)):
-            yield batches[i]
+        full = len(self.lengths) // self.batch_size
+        yield from (batches[i] for i in rng.permutation(full))
+        yield from batches[full:]  # a smaller one comes last, where accelerate's sharding over processes expects it
 
 
 def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
@@ -206,4 +204,7 @@ def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
 
 def data_loader(features: Features, batches, collate: Collator) -> DataLoader:
     """Batches of tensors, in the order of `batches` (lists of sample indices)."""
-    return DataLoader(features, batch_sampler=batches, collate_fn=collate)
+    own_generator = (
+        torch.Generator()
+    )  # a loader draws a seed: from the global state, it would change a training's dropout
+    return DataLoader(features, batch_sampler=batches, collate_fn=collate, generator=own_generator)

@@ -5,7 +5,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +58,16 @@ def read_series(folders: Sequence[Path]) -> list[Series]:
 def labels(folders: Sequence[Path]) -> list[str]:
     """What is different about each folder's path; of a single one its last three parts."""
     paths = [folder.resolve() for folder in folders]
-    shared = Path(*paths[0].parts[:-3]) if len(paths) == 1 else Path(os.path.commonpath(paths))
-    return [str(path.relative_to(shared)).removesuffix("/two_stage") for path in paths]
+    if len(paths) == 1:
+        return ["/".join(paths[0].parts[1:][-3:]).removesuffix("/two_stage")]
+    shared = Path(os.path.commonpath(paths))
+    return [
+        (path.relative_to(shared).as_posix() if path != shared else path.name).removesuffix("/two_stage")
+        for path in paths
+    ]
 
 
-def percent(values: Sequence[float]) -> list[float]:
+def percent(values: Iterable[float]) -> list[float]:
     return [100 * value for value in values]
 
 

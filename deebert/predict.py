@@ -6,6 +6,7 @@ and exit layer, tab separated or as JSON.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -103,14 +104,20 @@ def main() -> None:
         raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
     if args.file != "-" and not Path(args.file).is_file():
         raise InputError(f"--file {args.file}: no such file")
-    sys.stdin.reconfigure(encoding="utf-8")
     predict = Predictor(args.model, args.early_exit_entropy, args.max_seq_length)
     show = {"tsv": tsv, "jsonl": jsonl}[args.format]
-    with nullcontext(sys.stdin) if args.file == "-" else Path(args.file).open(encoding="utf-8-sig") as lines:
+    sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")
+    with (
+        nullcontext(sys.stdin)
+        if args.file == "-"
+        else Path(args.file).open(encoding="utf-8-sig", newline="\n") as lines
+    ):
         texts = read_texts(lines)
         try:
             while batch := list(islice(texts, args.batch_size)):
                 print("\n".join(map(show, predict(batch))), flush=True)
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
         except UnicodeDecodeError as error:
             raise InputError(f"--file {args.file}: not UTF-8 text ({error.reason})") from None
 

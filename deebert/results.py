@@ -150,14 +150,14 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
 
 
 def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
-    """In a sentence: the largest saving at a score within `drop` of the full model's."""
+    """In a sentence: the largest saving at a score within `drop` of the full model's, on the samples of the sweep."""
     best = max(
         (row for row in rows if row.score_change >= -drop - 1e-9), key=lambda row: row.layers_saved, default=None
     )
     if best is None:
         return f"No threshold keeps the score within {100 * drop:g} points of the full model's."
     time = "" if best.time_saved is None else f" and {100 * best.time_saved:.1f} % of the time"
-    saved = f"Threshold {best.threshold:g} saves {100 * best.layers_saved:.1f} % of the layers{time}"
+    saved = f"On this dev set threshold {best.threshold:g} saves {100 * best.layers_saved:.1f} % of the layers{time}"
     return f"{saved}; the score changes by {100 * best.score_change:+.2f} points."
 
 

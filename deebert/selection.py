@@ -203,10 +203,10 @@ def bootstrap(
 def report(choice: Choice, target: Target) -> str:
     """The choice in words, in per cent and points."""
     found, name = choice.reported_on, "thresholds" if isinstance(choice.threshold, list) else "threshold"
+    thresholds = " ".join(f"{threshold:.4g}" for threshold in np.atleast_1d(choice.threshold))
     low, high = choice.change_interval
     lines = [
-        f"chosen {name}: {np.round(choice.threshold, 4).tolist()} nats, on {choice.chosen_on.samples} samples "
-        f"(there: {show(choice.chosen_on)})",
+        f"chosen {name}: {thresholds} nats, on {choice.chosen_on.samples} samples (there: {show(choice.chosen_on)})",
         f"on {found.samples} other samples: {show(found)}",
         f"95 % intervals there: change {100 * low:+.2f} to {100 * high:+.2f} points, "
         f"score {100 * choice.score_interval[0]:.2f} to {100 * choice.score_interval[1]:.2f} %",

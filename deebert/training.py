@@ -111,7 +111,8 @@ def train_stage(
         if updates == total:
             break
     bar.close()
-    accelerator.free_memory()  # forget the wrapped model, so that the next stage wraps it anew
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # the next stage, with other parameters, wraps it anew
+    accelerator.free_memory()
     return sum(losses) / len(losses)
 
 

@@ -1,6 +1,6 @@
 # Sourced by the other scripts: where the code is, which Python runs it, and how errors are told.
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+ROOT=$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)
 
 fail() {
     echo "error: $*" >&2
@@ -18,11 +18,14 @@ fi
 
 # python_in_venv REQUIREMENTS: makes .venv unless an environment is active, and installs REQUIREMENTS once.
 python_in_venv() {
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        fail "Python 3.10 or newer is needed: set PYTHON to one$([ -d "$ROOT/.venv" ] && echo " and remove $ROOT/.venv")"
     if [ -z "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ]; then
-        [ -x "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv "$ROOT/.venv" || fail "python3 -m venv does not work here"
+        if [ ! -x "$ROOT/.venv/bin/python" ]; then
+            "$PYTHON" -m venv "$ROOT/.venv" || { rm -rf "$ROOT/.venv"; fail "$PYTHON -m venv does not work here"; }
+        fi
         PYTHON=$ROOT/.venv/bin/python
     fi
-    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "Python 3.10 or newer is needed, set PYTHON"
     local stamp
     stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.deebert-$(cat "$@" | cksum | cut -d' ' -f1)
     if [ ! -e "$stamp" ]; then
@@ -35,7 +38,8 @@ python_in_venv() {
 # need_data: DATA_DIR has to be a folder of TSV files.
 need_data() {
     [ -d "$PATH_TO_DATA/$DATASET" ] || fail "no data in $PATH_TO_DATA/$DATASET: set PATH_TO_DATA to the folder that" \
-        "holds $DATASET, or run: python -m deebert.glue --download $DATASET --data_dir $PATH_TO_DATA"
+        "holds $DATASET, or fetch it (with the package datasets): PYTHONPATH=$ROOT $PYTHON -m deebert.glue --download $DATASET" \
+        "--data_dir $PATH_TO_DATA"
 }
 
 # need_model: OUTPUT_DIR has to hold a trained model.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The score of every exit of a trained model -> each_layer.npy and each_layer.csv.
+# The score of every exit of a trained model -> each_layer.npy, each_layer.csv and all_exits.npz.
 # Settings and further arguments: as for train_deebert.sh.
 set -euo pipefail
 
@@ -14,4 +14,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_data
 need_model
 
-run_glue --model_name_or_path "$OUTPUT_DIR" --do_eval --eval_each_highway --per_gpu_eval_batch_size 1 "$@"
+run_glue --model_name_or_path "$OUTPUT_DIR" --do_eval --eval_each_highway "$@"

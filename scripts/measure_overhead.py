@@ -14,6 +14,7 @@ from transformers import BertForSequenceClassification
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from deebert import errors
+from deebert.arguments import positive
 from deebert.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
 from deebert.evaluation import timed_passes
 from deebert.features import collator, load_features
@@ -25,10 +26,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a trained DeeBERT (BERT)")
     parser.add_argument("--task_name", required=True)
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--batch_size", type=positive, default=1)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--pad_to_max_length", action="store_true")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive, default=5)
     args = parser.parse_args()
     quiet_transformers()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,9 +15,8 @@ if [ $# -gt 0 ]; then
 fi
 [ -d "$RESULTS_DIR" ] || fail "no results in $RESULTS_DIR: run scripts/eval_deebert.sh and scripts/entropy_eval.sh, or set RESULTS_DIR"
 found=0
-while IFS= read -r sweep; do
+while IFS= read -r folder; do
     found=1
-    folder=$(dirname "$sweep")
     "$PYTHON" -m deebert.plotting --output_dir "$folder" "$folder"
-done < <(find "$RESULTS_DIR" -name entropy_sweep.csv | sort)
-[ $found = 1 ] || fail "no entropy_sweep.csv under $RESULTS_DIR: run scripts/entropy_eval.sh, or set RESULTS_DIR"
+done < <(find "$RESULTS_DIR/" \( -name entropy_sweep.csv -o -name each_layer.csv \) -exec dirname {} \; | sort -u)
+[ $found = 1 ] || fail "no results under $RESULTS_DIR: run scripts/eval_deebert.sh and scripts/entropy_eval.sh"

@@ -18,7 +18,9 @@ RESULTS=$RESULTS_DIR/$OUTPUT_DIR
 
 # Not the paper's recipe: off-ramps that read the mean of all tokens, and learn ten times faster than the backbone.
 # On a small model the paper's first-token off-ramps of the lower layers learn nothing (see the README).
-if [ ! -f $OUTPUT_DIR/config.json ]; then
+if [ -f $OUTPUT_DIR/config.json ]; then
+    echo "using the model trained before; to train anew: rm -r $ROOT/$OUTPUT_DIR"
+else
     bash scripts/train_deebert.sh --highway_pooling mean --highway_learning_rate 5e-4 --learning_rate 5e-5 \
         --per_gpu_train_batch_size 16 --overwrite_output_dir
 fi

