@@ -197,7 +197,7 @@ def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoi
 
 def test_regression_refuses_entropy_exits(drive, capsys):
     with pytest.raises(SystemExit):
-        drive(f"{TRAIN} --learning_rate 5e-4 --num_train_epochs 15", task="STS-B")
+        drive(f"{TRAIN} --early_exit_entropy 0.1", task="STS-B")
     assert "needs at least two labels" in capsys.readouterr().err
 
 
