@@ -45,7 +45,7 @@ def test_batches_answer_as_single_texts_do(folder, monkeypatch, capsys, tmp_path
     model = predict.Predictor(str(folder)).model
     tokenizer = load_tokenizer(str(folder))
     for text, line in zip(TEXTS, alone, strict=True):
-        output = model(**tokenizer(text, return_tensors="pt"))
+        output = model(**tokenizer(text, return_tensors="pt").to(model.device))
         label, probability, exit_layer = line.split("\t")
         p = output.logits.softmax(-1)[0]
         assert label == ("bad", "good")[int(p.argmax())]
