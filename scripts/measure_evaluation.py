@@ -4,7 +4,7 @@
 2. one pass against the original's way, a pass for each layer and for each threshold, batch size 1: the same scores and
    exits, and the time of both.
 
-    python scripts/measure_evaluation.py --model quickstart/saved_model --task_name SST-2 --data_dir quickstart/data/SST-2
+    python scripts/measure_evaluation.py --model MODEL --task_name SST-2 --data_dir quickstart/data/SST-2
 """
 
 import argparse
