@@ -12,7 +12,8 @@ import hypothesis
 import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import BertTokenizerFast, RobertaTokenizerFast
+from tokenizers.processors import RobertaProcessing
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -74,17 +75,23 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-def tiny_tokenizer(backbone: str, folder: Path):
-    folder.mkdir(parents=True, exist_ok=True)
+def tiny_tokenizer(backbone: str):
     if backbone == "bert":
         letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
         pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{c}" for c in letters), *'".,']
         vocab = {piece: i for i, piece in enumerate(pieces)}
         return BertTokenizerFast(vocab=vocab, do_lower_case=True, model_max_length=66)
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(WORDS, vocab_size=290, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    bpe.save_model(str(folder))
-    return RobertaTokenizerFast.from_pretrained(str(folder), model_max_length=64)
+    special = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    bpe.train_from_iterator(WORDS, vocab_size=290, special_tokens=list(special.values()))
+    bpe.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=64, **special)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +104,7 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
         plain = type(base).__mro__[2](base.config)  # the HF class behind the mixin
         plain.load_state_dict(base.state_dict(), strict=False)
         plain.save_pretrained(folder)
-        tiny_tokenizer(backbone, folder).save_pretrained(folder)
+        tiny_tokenizer(backbone).save_pretrained(folder)
     return folders
 
 

@@ -20,7 +20,7 @@ SST2 = TASKS["SST-2"]
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    return tiny_tokenizer("bert", tmp_path)
+    return tiny_tokenizer("bert")
 
 
 def load(tiny_data, tokenizer, **overrides):
@@ -39,7 +39,7 @@ def cached() -> list[str]:
 
 
 def test_pairs_are_cut_to_the_maximum_and_have_token_types(backbone, tmp_path):
-    tokenizer = tiny_tokenizer(backbone, tmp_path)
+    tokenizer = tiny_tokenizer(backbone)
     examples = [Example("good film " * 10, "bad plot", 1), Example("a", "b", 0)]
     found = tokenize(examples, tokenizer, 16)
     assert found.lengths.tolist()[0] == 16
@@ -90,13 +90,13 @@ def test_the_cache_never_mixes_up(tiny_data, tokenizer, tmp_path):
     stat = (changed / "dev.tsv").stat()
     (changed / "dev.tsv").write_text(text.replace("good", "dull", 1))
     os.utime(changed / "dev.tsv", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    other_vocabulary = tiny_tokenizer("bert", tmp_path / "other")
+    other_vocabulary = tiny_tokenizer("bert")
     other_vocabulary.add_tokens(["newword"])
     load(tiny_data, tokenizer, data_dir=changed)
     load(tiny_data, tokenizer, max_seq_length=16)
     load(tiny_data, tokenizer, labels=("1", "0"))
     load(tiny_data, other_vocabulary)
-    load(tiny_data, tiny_tokenizer("roberta", tmp_path / "roberta"))
+    load(tiny_data, tiny_tokenizer("roberta"))
     load(tiny_data, tokenizer, task=TASKS["MRPC"], data_dir=tiny_data / "MRPC")
     assert len(cached()) == 7
 
@@ -169,7 +169,7 @@ def test_batches_are_of_similar_lengths():
 
 
 def test_bucketed_padding_gives_the_scores_of_fixed_padding(backbone, tiny_data, tmp_path):
-    tokenizer, model = tiny_tokenizer(backbone, tmp_path), tiny_model(backbone, highway_pooling="mean")
+    tokenizer, model = tiny_tokenizer(backbone), tiny_model(backbone, highway_pooling="mean")
     found = tokenize(read_examples(SST2, tiny_data / "SST-2", "dev"), tokenizer, 40)
     bucketed = run_all_exits(model, found, collator(model.config), batch_size=7)
     fixed_collator = collator(model.config, pad_to=40)

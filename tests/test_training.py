@@ -20,7 +20,7 @@ QUIET = {"logging_steps": 0, "save_steps": 0}
 
 
 def data(backbone, tiny_data, folder, split="train"):
-    return tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", split), tiny_tokenizer(backbone, folder), 32)
+    return tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", split), tiny_tokenizer(backbone), 32)
 
 
 def snapshot(model) -> dict[str, torch.Tensor]:
