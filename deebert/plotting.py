@@ -130,7 +130,7 @@ def plot_layers(series: Sequence[Series]) -> Figure:
         axes.plot(range(1, len(s.each_layer) + 1), percent(s.each_layer), **looks(i), label=s.label)
     axes.set(xlabel="exit layer (the last is the final classifier)", ylabel=score_label(series))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return figure
 
 

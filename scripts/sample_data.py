@@ -94,6 +94,8 @@ def split(
     unique = [
         (group[0][0], int(group[0][1] > 0)) for group in labelled.values() if len(group) == 1 and group[0][1] != 0
     ]
+    if train < 1 or dev < 1:
+        sys.exit(f"error: --train {train} and --dev {dev} have to be 1 or more")
     if train + dev > len(unique):
         sys.exit(f"error: --train {train} and --dev {dev} are more than the {len(unique)} sentences there are")
     random.Random(seed).shuffle(unique)

@@ -92,6 +92,9 @@ def test_wrong_weights_are_not_used(index, monkeypatch, tmp_path):
     assert not (tmp_path / "model" / "model.safetensors").exists()
 
 
-def test_too_many_sentences_are_refused(index, monkeypatch, tmp_path):
+def test_impossible_sizes_are_refused(index, monkeypatch, tmp_path):
+    for option in ("--train", "--dev"):
+        with pytest.raises(SystemExit, match="have to be 1 or more"):
+            make(monkeypatch, tmp_path, option, "0")
     with pytest.raises(SystemExit, match="are more than the 36 sentences there are"):
         make(monkeypatch, tmp_path, "--train", "100")

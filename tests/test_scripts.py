@@ -78,6 +78,22 @@ def test_missing_data_gets_one_clear_line(tmp_path, name, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_wrong_task_gets_one_clear_line(tmp_path):
+    done = script("train_deebert.sh", tmp_path, DATASET="SST2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: DATASET=SST2 is none of CoLA, SST-2,")
+
+
+def test_a_python_without_the_requirements_gets_one_clear_line(tmp_path, tiny_data):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    bare.chmod(0o755)
+    done = script("train_deebert.sh", tmp_path, PATH_TO_DATA=str(tiny_data), PYTHON=str(bare))
+    assert done.returncode == 2
+    assert "lacks the requirements" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["eval_deebert.sh", "entropy_eval.sh"])
 def test_a_missing_model_gets_one_clear_line(tmp_path, tiny_data, name):
     done = script(name, tmp_path, PATH_TO_DATA=str(tiny_data), DATASET="SST-2")
