@@ -96,8 +96,9 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
         for axes in (by_layers, by_time):
             axes.axhline(full, color=COLORS[i % len(COLORS)], linewidth=0.8, alpha=0.6)
     if len(series) == 1:
-        name_thresholds(by_layers, series[0].sweep, [r.layers_saved for r in series[0].sweep])
-        name_thresholds(by_time, series[0].timed, [r.time_saved for r in series[0].timed])
+        sweep, timed = series[0].sweep, series[0].timed
+        name_thresholds(by_layers, sweep, [r.layers_saved for r in sweep], [r.score for r in sweep])
+        name_thresholds(by_time, timed, [r.time_saved for r in timed], [r.score for r in timed])
     by_layers.set(xlabel="layers saved (%, counted)", ylabel=score_label(series))
     by_time.set(xlabel="time saved (%, measured)")
     note = "horizontal line: full model" + ("; numbers: threshold in nats" if len(series) == 1 else "")
@@ -108,18 +109,14 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
     return figure
 
 
-def name_thresholds(axes, rows: Sequence[SweepRow], saved: Sequence[float]) -> None:
-    """Writes thresholds beside their points, but none over its neighbour's."""
-    width = max((abs(x) for x in saved), default=0)
-    last = None
-    for row, x in zip(rows, saved, strict=True):
-        if last is None or abs(x - last) > 0.06 * width:
-            name_threshold(axes, row, x, row.score)
-            last = x
-
-
-def name_threshold(axes, row: SweepRow, x: float, y: float) -> None:
-    axes.annotate(f"{row.threshold:g}", (100 * x, 100 * y), (4, 5), textcoords="offset points", fontsize=8)
+def name_thresholds(axes, rows: Sequence[SweepRow], across: Sequence[float], up: Sequence[float]) -> None:
+    """Writes thresholds beside their points, but none where it would cover another's."""
+    room = 0.06 * (max(across, default=0) - min(across, default=0))
+    named: list[float] = []
+    for row, x, y in zip(rows, across, up, strict=True):
+        if all(abs(x - other) > room for other in named):
+            axes.annotate(f"{row.threshold:g}", (100 * x, 100 * y), (4, 5), textcoords="offset points", fontsize=8)
+            named.append(x)
 
 
 def plot_layers(series: Sequence[Series]) -> Figure:
@@ -175,8 +172,8 @@ def plot_savings(series: Sequence[Series]) -> Figure:
         axes.errorbar(expected, measured, yerr=spread, **looks(i) | {"linestyle": ""}, capsize=2, label=s.label)
     if len(series) == 1:
         axes.set_title("numbers: threshold in nats", fontsize=9, loc="left")
-        for row in series[0].timed:
-            name_threshold(axes, row, row.layers_saved, row.time_saved)
+        timed = series[0].timed
+        name_thresholds(axes, timed, [r.layers_saved for r in timed], [r.time_saved for r in timed])
     axes.set(xlabel="expected: layers saved (%)", ylabel="measured: time saved (%)")
     axes.margins(0.08)
     axes.legend(loc="upper left")
