@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from deebert.errors import InputError
+from deebert.highway import as_thresholds
 from deebert.modeling_highway_bert import DeeBertConfig, DeeBertForSequenceClassification
 from deebert.modeling_highway_roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
 
@@ -49,6 +50,14 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
             f"{name_or_path}: a {found} checkpoint, but --model_type is {model_type}; use --model_type {found}"
         )
     return MODELS[found][0].from_dict(facts)
+
+
+def check_threshold(value: float, config) -> None:
+    """Raises InputError where a model of this config cannot exit at --early_exit_entropy `value`."""
+    try:
+        as_thresholds(value, config.num_hidden_layers, config.num_labels)
+    except ValueError as error:
+        raise InputError(f"--early_exit_entropy {value}: {error}") from None
 
 
 def set_labels(config, labels: Sequence[str]) -> None:

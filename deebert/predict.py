@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 
 from deebert import errors
-from deebert.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
+from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
 from deebert.errors import InputError
-from deebert.highway import as_thresholds
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,7 @@ class Predictor:
         self.model = load_model(folder, config).eval()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         if early_exit_entropy is not None:
-            try:
-                as_thresholds(early_exit_entropy, config.num_hidden_layers, config.num_labels)
-            except ValueError as error:
-                raise InputError(f"--early_exit_entropy {early_exit_entropy}: {error}") from None
+            check_threshold(early_exit_entropy, config)
             self.model.set_early_exit_entropy(early_exit_entropy)
 
     @torch.inference_mode()

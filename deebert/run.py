@@ -12,11 +12,11 @@ from accelerate.utils import set_seed
 import deebert
 from deebert import results
 from deebert.arguments import target
-from deebert.checkpoints import load_config, load_tokenizer, max_tokens, quiet_transformers, set_labels
+from deebert.checkpoints import check_threshold, load_config, load_tokenizer, max_tokens, quiet_transformers, set_labels
 from deebert.errors import InputError
 from deebert.features import Features, collator, load_features
 from deebert.glue import data_file, eval_splits, get_task, label_order
-from deebert.highway import NO_EXIT, as_thresholds
+from deebert.highway import NO_EXIT
 
 MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 
@@ -89,10 +89,7 @@ class Run:
         if self.target and config.num_labels == 1:
             raise InputError(f"{self.task.name}: no threshold can be chosen, with one label every entropy is 0")
         for threshold in args.early_exit_entropy:
-            try:
-                as_thresholds(threshold, config.num_hidden_layers, config.num_labels)
-            except ValueError as error:
-                raise InputError(f"--early_exit_entropy {threshold}: {error}") from None
+            check_threshold(threshold, config)
 
     def features(self, split: str) -> Features:
         """Tokenized by the first process; the others find it in the cache."""
