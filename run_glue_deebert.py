@@ -3,22 +3,25 @@
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from accelerate.utils import set_seed
 from tensorboardX import SummaryWriter
 
-from deebert import errors, evaluation, results, selection
-from deebert.arguments import parse_args, train_settings
+from deebert import calibration, errors, evaluation, results, selection
+from deebert.arguments import first_stage_settings, parse_args, train_settings
 from deebert.checkpoints import load_model, load_pretrained, save_model
 from deebert.files import replacing
 from deebert.glue import eval_splits
+from deebert.objectives import STRATEGIES
 from deebert.run import Run
 from deebert.training import train_stage
 
 
-def main() -> None:
-    run = Run(parse_args())
+def main(argv: Sequence[str] | None = None) -> None:
+    run = Run(parse_args(argv))
     if run.args.do_train:
         train(run)
     if run.args.do_eval and run.accelerator.is_main_process:
@@ -27,9 +30,10 @@ def main() -> None:
 
 
 def train(run: Run) -> None:
-    """Both stages, an evaluation in between if asked for, and the saved model."""
+    """The stages of the strategy, an evaluation after the first if asked for, and the saved model."""
     args, main_process = run.args, run.accelerator.is_main_process
-    model, new = load_pretrained(args.model_name_or_path, run.config, args.cache_dir)
+    source, first = (args.first_stage, 2) if run.first_stage_is_there() else (args.model_name_or_path, 1)
+    model, new = load_pretrained(source, run.config, args.cache_dir)
     run.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
     run.record()
     model.to(run.accelerator.device)
@@ -37,8 +41,11 @@ def train(run: Run) -> None:
         for folder in saved_steps(run.output_dir):  # of a run before, now overwritten
             shutil.rmtree(folder)
     writer = SummaryWriter(str(run.output_dir / "tensorboard")) if main_process else None
-    for stage in (1, 2):
-        run.say(f"stage {stage}: training {'the backbone and its classifier' if stage == 1 else 'the off-ramps'}")
+    for stage, plan in list(enumerate(STRATEGIES[args.train_strategy], 1))[first - 1 :]:
+        if stage > 1:
+            set_seed(args.seed + stage)  # so that it does not matter which process did the stage before
+        trained = {"the backbone and its classifier": plan.backbone, "the off-ramps": plan.highways}
+        run.say(f"stage {stage}: training {' and '.join(name for name, is_trained in trained.items() if is_trained)}")
         log, save = callbacks(run, model, writer, stage)
         started = time.perf_counter()
         settings = train_settings(args, stage)
@@ -48,6 +55,9 @@ def train(run: Run) -> None:
             for split, features in run.eval_features.items():
                 exits = evaluation.run_all_exits(model, features, run.collate)
                 run.say(f"After the first stage, {split}: {show(evaluation.layer_scores(run.task, exits)[-1])}")
+        if stage == 1 and args.first_stage and main_process:
+            save_model(model, run.tokenizer, Path(args.first_stage))
+            results.write_json(run.first_stage_record, first_stage_settings(args))
         run.accelerator.wait_for_everyone()
     if main_process:
         writer.close()
@@ -72,7 +82,7 @@ def callbacks(run: Run, model, writer: SummaryWriter | None, stage: int):
             for split, features in run.eval_features.items():
                 exits = evaluation.run_all_exits(model, features, run.collate, progress=False)
                 for layer, scores in enumerate(evaluation.layer_scores(run.task, exits), 1):
-                    if stage == 2 or layer == exits.num_layers:
+                    if STRATEGIES[run.args.train_strategy][stage - 1].highways or layer == exits.num_layers:
                         scalars |= {f"{split}_layer{layer}_{name}": value for name, value in scores.items()}
         for name, value in scalars.items():
             writer.add_scalar(f"stage{stage}/{name}", value, step)
@@ -100,6 +110,8 @@ def evaluate(run: Run, checkpoint: Path) -> None:
     args, task = run.args, run.task
     config = run.load_config(str(checkpoint))
     run.check_config(config, str(checkpoint))
+    if args.calibrate:
+        config.exit_temperatures = None
     model = load_model(str(checkpoint), config).to(run.accelerator.device)
     if not args.do_train:
         run.record()
@@ -108,6 +120,8 @@ def evaluate(run: Run, checkpoint: Path) -> None:
     for split, suffix in eval_splits(task).items():
         folder = results.result_dir(args.plot_data_dir, name, suffix)
         exits = evaluation.run_all_exits(model, run.eval_features[split], run.collate)
+        if args.calibrate and not suffix:
+            exits = calibrate(run, model, exits, checkpoint)
         each_layer = evaluation.layer_scores(task, exits)
         scores = dict(each_layer[-1])
         run.say(f"Result of {checkpoint} on {split}: {show(scores)}")
@@ -116,7 +130,7 @@ def evaluate(run: Run, checkpoint: Path) -> None:
             exits.save(folder / "all_exits.npz")
             run.say(f"Score ({task.primary_metric}) of each layer: {results.percents(each_layer)}; written to {folder}")
         if run.target and checkpoint == run.output_dir and not suffix:
-            choose_threshold(run, config, exits, folder)
+            choose_threshold(run, model, exits, folder)
         if args.eval_highway and not thresholds:
             run.say("--eval_highway: nothing to time, give --early_exit_entropy 0 or more")
         if thresholds:
@@ -125,19 +139,33 @@ def evaluate(run: Run, checkpoint: Path) -> None:
                 rows = measure(run, model, split, exits, rows, folder)
             run.say(results.sweep_table(rows))
             for row in rows:
-                scores[f"{task.primary_metric}_at_entropy_{row.threshold}"] = row.score
-                scores[f"layers_run_at_entropy_{row.threshold}"] = row.layers_run
+                scores[f"{task.primary_metric}_at_{row.rule}_{row.threshold}"] = row.score
+                scores[f"layers_run_at_{row.rule}_{row.threshold}"] = row.layers_run
         results.write_eval_results(checkpoint.with_name(checkpoint.name + suffix), scores)
 
 
-def choose_threshold(run: Run, config, exits: evaluation.AllExits, folder: Path) -> None:
+def calibrate(run: Run, model, exits: evaluation.AllExits, checkpoint: Path) -> evaluation.AllExits:
+    """Fits the exits' temperatures to half of the samples, and stores them in the saved model's config."""
+    fit, held_out = exits.halves(run.args.seed)
+    model.config.exit_temperatures = calibration.fit_temperatures(fit)
+    run.say(f"temperatures of the exits: {' '.join(f'{t:.3f}' for t in model.config.exit_temperatures)}")
+    run.say(calibration.report(held_out, calibration.calibrated(held_out, model.config.exit_temperatures)))
+    write_config(model, checkpoint)
+    return calibration.calibrated(exits, model.config.exit_temperatures)
+
+
+def write_config(model, folder: Path) -> None:
+    with replacing(folder / "config.json") as file:
+        file.write(model.config.to_json_string(use_diff=False))
+
+
+def choose_threshold(run: Run, model, exits: evaluation.AllExits, folder: Path) -> None:
     """Chooses the threshold asked for, reports it, and stores it in the saved model's config."""
     choice = selection.choose(run.task, exits, run.target, run.args.seed)
     run.say(selection.report(choice, run.target))
     results.write_json(folder / "threshold.json", {"target": asdict(run.target), **asdict(choice)})
-    config.early_exit_entropy = choice.threshold
-    with replacing(run.output_dir / "config.json") as file:
-        file.write(config.to_json_string(use_diff=False))
+    model.config.early_exit_entropy = choice.threshold
+    write_config(model, run.output_dir)
     run.say(f"stored in {run.output_dir / 'config.json'}: from_pretrained gives a model that exits at it")
 
 

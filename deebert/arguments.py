@@ -2,17 +2,22 @@
 
 import argparse
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from deebert.checkpoints import MODELS
+from deebert.exit_rules import EXIT_RULES
 from deebert.glue import TASKS
 from deebert.highway import POOLINGS
+from deebert.objectives import STRATEGIES
 from deebert.selection import Target
 from deebert.training import TrainSettings
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on a GLUE task."
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """argv: the process's own arguments where it is not given."""
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add, switch = parser.add_argument, lambda name, help: parser.add_argument(name, action="store_true", help=help)
     add("--data_dir", required=True, help="folder with the task's TSV files")
@@ -33,13 +38,37 @@ def parse_args() -> argparse.Namespace:
     switch("--eval_each_highway", "write the score of every exit: each_layer.npy")
     switch("--eval_after_first_stage", "score the final classifier between the stages")
     switch("--eval_highway", "time early exit at each --early_exit_entropy: entropy_{x}.npy")
-    add("--early_exit_entropy", type=float, nargs="+", default=[-1.0], help="thresholds in nats; below 0: no exits")
+    add(
+        *("--early_exit_entropy", "--exit_threshold"),
+        type=float,
+        nargs="+",
+        default=[-1.0],
+        help="thresholds, in nats unless --exit_rule says otherwise; below 0: no exits",
+    )
+    add(
+        "--exit_rule",
+        choices=EXIT_RULES,
+        help="what is held against the threshold; default: the checkpoint's, or entropy",
+    )
+    add("--patience_tolerance", type=above_zero, help="answers of a regression model agree if no further apart; or 0.5")
+    switch("--calibrate", "fit a temperature for each exit on half of the dev set, and store them with the model")
     add("--target_drop", type=float, help="choose the threshold: the largest saving at this drop of the score (0.01)")
     add("--target_saving", type=float, help="choose the threshold: the best score at this share of layers saved (0.4)")
     add("--risk", type=float, help="choose the threshold: at most this share of samples lost by exiting early (0.02)")
     add("--confidence", type=float, default=0.95, help="with which --risk is guaranteed")
     add("--timing_repeats", type=positive, default=1, help="timed passes per threshold; the median is reported")
     add("--highway_pooling", choices=POOLINGS, help="what an off-ramp reads; default: the checkpoint's, else first")
+    add("--train_strategy", choices=STRATEGIES, default="two_stage", help="which exits' losses are trained when")
+    add(
+        "--distill",
+        type=share,
+        nargs="?",
+        const=0.5,
+        default=0.0,
+        help="this share of an off-ramp's loss is the distance from the final classifier's answer",
+    )
+    add("--distill_temperature", type=above_zero, default=2.0, help="that softens both answers")
+    add("--first_stage", help="folder for the model after stage 1 of two_stage: taken from there, or else put there")
     add("--per_gpu_train_batch_size", type=positive, default=8, help="per device")
     add("--per_gpu_eval_batch_size", type=positive, default=8, help="of the timed passes; others take 32")
     add("--gradient_accumulation_steps", type=positive, default=1, help="batches per update")
@@ -49,6 +78,7 @@ def parse_args() -> argparse.Namespace:
     add("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon")
     add("--max_grad_norm", type=float, default=1.0, help="gradient clipping; 0: none")
     add("--num_train_epochs", type=above_zero, default=3.0, help="of each stage")
+    add("--highway_epochs", type=above_zero, help="of stage 2; default: num_train_epochs")
     add("--max_steps", type=int, default=-1, help="updates of each stage, in place of epochs")
     add("--warmup_steps", type=int, default=0, help="linear warm-up")
     add("--logging_steps", type=int, default=50, help="updates between scalars; 0: none")
@@ -59,7 +89,7 @@ def parse_args() -> argparse.Namespace:
     switch("--overwrite_cache", "tokenize anew")
     switch("--fp16", "mixed precision on a GPU")
     add("--seed", type=int, default=42, help="of initialisation, dropout and the order of batches")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def positive(text: str) -> int:
@@ -80,22 +110,41 @@ def above_zero(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
 def target(args: argparse.Namespace) -> Target | None:
     """What a threshold is to be chosen for, if one is. Raises InputError."""
     wanted = {"drop": args.target_drop, "saving": args.target_saving, "risk": args.risk}
     return None if set(wanted.values()) == {None} else Target(**wanted, confidence=args.confidence)
 
 
+def first_stage_settings(args: argparse.Namespace) -> dict:
+    """What decides how the model after stage 1 of two_stage turns out."""
+    names = "model_name_or_path task_name max_seq_length pad_to_max_length do_lower_case per_gpu_train_batch_size"
+    names += " gradient_accumulation_steps learning_rate weight_decay adam_epsilon max_grad_norm num_train_epochs"
+    names += " max_steps warmup_steps fp16 seed"
+    return {name: getattr(args, name) for name in names.split()} | {"data_dir": str(Path(args.data_dir).resolve())}
+
+
 def train_settings(args: argparse.Namespace, stage: int) -> TrainSettings:
-    """The same hyper-parameters in both stages, but for the off-ramps' own learning rate."""
-    own_rate = stage == 2 and args.highway_learning_rate is not None
+    """The same hyper-parameters in both stages, but for how long."""
     return TrainSettings(
         batch_size=args.per_gpu_train_batch_size,
-        learning_rate=args.highway_learning_rate if own_rate else args.learning_rate,
+        learning_rate=args.learning_rate,
+        highway_learning_rate=args.highway_learning_rate,
         weight_decay=args.weight_decay,
         adam_epsilon=args.adam_epsilon,
         max_grad_norm=args.max_grad_norm,
-        epochs=args.num_train_epochs,
+        epochs=args.highway_epochs if stage == 2 and args.highway_epochs else args.num_train_epochs,
         max_steps=args.max_steps,
         warmup_steps=args.warmup_steps,
         seed=args.seed,

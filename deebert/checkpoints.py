@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from deebert.errors import InputError
-from deebert.highway import as_thresholds
+from deebert.highway import config_rule
 from deebert.modeling_highway_bert import DeeBertConfig, DeeBertForSequenceClassification
 from deebert.modeling_highway_roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
 
@@ -55,7 +55,7 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
 def check_threshold(value: float, config) -> None:
     """Raises InputError where a model of this config cannot exit at --early_exit_entropy `value`."""
     try:
-        as_thresholds(value, config.num_hidden_layers, config.num_labels)
+        config_rule(config).limits(value, config.num_hidden_layers)
     except ValueError as error:
         raise InputError(f"--early_exit_entropy {value}: {error}") from None
 
@@ -89,6 +89,8 @@ def max_tokens(config) -> int:
 def load_model(name_or_path: str, config, cache_dir: str | None = None):
     """A trained model. Raises InputError where the checkpoint lacks weights: they would be random."""
     model, missing = _load(name_or_path, config, cache_dir)
+    if missing and all(".learn_to_exit." in name for name in missing):
+        raise InputError(f"{name_or_path}: trained without --exit_rule learned, so it cannot exit by it")
     if missing:
         raise InputError(
             f"{name_or_path}: not a trained DeeBERT, it has no {missing[0]}"
@@ -103,10 +105,11 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     New off-ramps begin with copies of the model's pooler, where the checkpoint has one.
     """
     model, missing = _load(name_or_path, config, cache_dir)
-    unknown = [name for name in missing if not name.startswith("classifier.") and ".highway." not in name]
+    new = ("classifier.", ".highway.", ".learn_to_exit.")
+    unknown = [name for name in missing if not any(part in name for part in new)]
     if any(".pooler." not in name for name in unknown):
         raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
-    if any(".highway." in name for name in missing) and not unknown:
+    if any(".highway." in name and ".pooler." in name for name in missing) and not unknown:
         model.base_model.init_highway_pooler()
     return model, missing
 

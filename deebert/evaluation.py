@@ -3,10 +3,10 @@
 Shapes: S samples of a data set, N layers, C labels.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -17,55 +17,80 @@ from tqdm import tqdm
 from transformers.utils import ModelOutput
 
 from deebert.errors import InputError
+from deebert.exit_rules import NO_EXIT, ExitRule, entropy, first_below, make_rule
 from deebert.features import Collator, Features, data_loader, eval_batches
 from deebert.files import replacing
 from deebert.glue import Task, scores
-from deebert.highway import NO_EXIT, as_thresholds, entropy, first_exits
 from deebert.results import SweepRow
 
 UNTIMED_BATCH_SIZE = 32  # of the all-exits pass, whose answers do not depend on it
 CHUNK_BATCHES = 8  # timed batches per turn: short, so that a machine's drift hits every threshold alike
 WARM_UP_BATCHES = 3
-TIE = 1e-4  # nats: how far an entropy may be off its threshold for rounding to decide about the exit
+TIE = 1e-4  # how far a decision may be from the other (in nats, for the entropy) for rounding to turn it
 
 
 @dataclass(frozen=True)
 class AllExits:
-    """The answers of every exit for every sample: logits (S, N, C) float32; labels (S,), None for unlabelled data."""
+    """The answers of every exit for every sample, and the rule by which samples leave.
+
+    logits: (S, N, C) float32. labels: (S,), None for unlabelled data.
+    certainties: (S, N-1) of the learning-to-exit head, None where the model has none.
+    rule, tolerance: see `exit_rules.make_rule`.
+    """
 
     logits: np.ndarray
     labels: np.ndarray | None
+    certainties: np.ndarray | None = None
+    rule: str = "entropy"
+    tolerance: float = 0.5
 
     def save(self, path: Path) -> None:
         """Writes an npz file without pickles."""
         with replacing(path, "wb") as file:
-            np.savez(file, **{name: array for name, array in vars(self).items() if array is not None})
+            values = {field.name: getattr(self, field.name) for field in fields(self)}
+            np.savez(file, **{name: value for name, value in values.items() if value is not None})
 
     @classmethod
     def load(cls, path: Path) -> "AllExits":
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{"labels": None, **arrays})
+            found = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
+            return cls(**{"labels": None, **found})
 
     @property
     def num_layers(self) -> int:
         return self.logits.shape[1]
 
+    @property
+    def exit_rule(self) -> ExitRule:
+        return make_rule(self.rule, self.logits.shape[2], self.tolerance)
+
     def take(self, rows: np.ndarray) -> "AllExits":
         """These samples only."""
-        return AllExits(self.logits[rows], None if self.labels is None else self.labels[rows])
+        arrays = {name: getattr(self, name) for name in ("logits", "labels", "certainties")}
+        return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
+
+    def halves(self, seed: int) -> tuple["AllExits", "AllExits"]:
+        """Two disjoint random halves: one to fit on, one to report on."""
+        order = np.random.default_rng(seed).permutation(len(self.logits))
+        return self.take(order[: len(order) // 2]), self.take(order[len(order) // 2 :])
+
+    def limits(self, threshold: float | Sequence[float]) -> list[float]:
+        """(N-1,) see `ExitRule.limits`. Raises ValueError."""
+        return self.exit_rule.limits(threshold, self.num_layers)
 
     def exit_layers(self, threshold: float | Sequence[float]) -> np.ndarray:
-        """(S,) the 1-based layer at which each sample leaves. Raises ValueError (see `highway.as_thresholds`)."""
-        thresholds = as_thresholds(threshold, self.num_layers, self.logits.shape[2])
-        return first_exits(torch.from_numpy(self.logits), thresholds).numpy()
+        """(S,) the 1-based layer at which each sample leaves. Raises ValueError (see `ExitRule.limits`)."""
+        return first_below(torch.from_numpy(self.uncertainties), self.limits(threshold)).numpy()
 
     def answers(self, exit_layers: np.ndarray) -> np.ndarray:
         """(S, C) the logits with which samples leave at these layers."""
         return self.logits[np.arange(len(self.logits)), exit_layers - 1]
 
-    def entropies(self) -> np.ndarray:
-        """(S, N) in nats."""
-        return entropy(torch.from_numpy(self.logits)).numpy()
+    @cached_property
+    def uncertainties(self) -> np.ndarray:
+        """(S, N-1) what the rule measures behind each off-ramp."""
+        certainties = None if self.certainties is None else torch.from_numpy(self.certainties)
+        return self.exit_rule.uncertainties(torch.from_numpy(self.logits), certainties).numpy()
 
 
 @torch.inference_mode()
@@ -76,6 +101,7 @@ def run_all_exits(
     model.eval()
     num_layers, num_labels = model.config.num_hidden_layers, model.config.num_labels
     logits = np.empty((len(features), num_layers, num_labels), np.float32)
+    certainties = np.empty((len(features), num_layers - 1), np.float32)
     batches = eval_batches(features.lengths, batch_size)
     loader = data_loader(features, batches, collate)
     for batch in tqdm(loader, desc="all exits", unit="batch", disable=not progress, leave=False):
@@ -83,8 +109,16 @@ def run_all_exits(
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         output = model(**batch, output_all_exits=True, early_exit_entropy=NO_EXIT)
         logits[index.numpy()] = output.all_logits.float().cpu().numpy()
-    exits = AllExits(logits, features.labels)
-    bad = np.argwhere(np.isnan(exits.entropies()))
+        if output.all_certainties is not None:
+            certainties[index.numpy()] = output.all_certainties.cpu().numpy()
+    exits = AllExits(
+        logits,
+        features.labels,
+        None if output.all_certainties is None else certainties,
+        model.config.exit_rule,
+        model.config.patience_tolerance,
+    )
+    bad = np.argwhere(entropy(torch.from_numpy(logits)).isnan().numpy())
     if len(bad):
         sample, layer = bad[0]
         raise InputError(
@@ -113,17 +147,21 @@ def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[Swee
                 score_change=score - full_score,
                 layers_run=float(exit_layers.mean() / exits.num_layers),
                 exits=tuple(np.bincount(exit_layers, minlength=exits.num_layers + 1)[1:].tolist()),
+                rule=exits.rule,
             )
         )
     return rows
 
 
 def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
-    """Thresholds from 0 to the largest entropy there is, ln C: evenly spaced and at quantiles of the entropies."""
-    limit = math.log(exits.logits.shape[2])
-    seen = np.quantile(exits.entropies()[:, :-1], np.linspace(0, 1, points))
-    grid = np.concatenate([np.linspace(0, limit, points), seen[seen > 0]])
-    return sorted({float(f"{value:.6g}") for value in grid})
+    """From 0, where nobody leaves, up, safest first: the rule's grid, and quantiles of the uncertainties."""
+    rule = exits.exit_rule
+    if not rule.usable:
+        return [0.0]
+    thresholds = [0.0, *rule.grid(points, exits.num_layers)]
+    if not rule.remembers:  # the grid of a rule that counts holds all there is
+        thresholds += np.quantile(exits.uncertainties, np.linspace(0, 1, points)).tolist()
+    return sorted({float(f"{value:.6g}") for value in thresholds if value >= 0}, key=rule.limit)
 
 
 @dataclass(frozen=True)
@@ -199,12 +237,11 @@ def timed_sweep(
     """The rows of a sweep with times filled in, once after each repeat.
 
     The full model without off-ramps runs in the same turns. Raises RuntimeError where a sample leaves at another layer
-    than `exits` says and its entropy there is not within TIE of the threshold.
+    than `exits` says and its uncertainty there is not within TIE of the limit.
     """
     model.eval()
     thresholds = [NO_EXIT, *(row.threshold for row in rows)]
     forwards = [lambda batch, x=threshold: model(**batch, early_exit_entropy=x) for threshold in thresholds]
-    entropies = exits.entropies()
     for full, *timings in timed_passes(forwards, features, collate, model.device, batch_size, repeats):
         timed = []
         for row, timing in zip(rows, timings, strict=True):
@@ -216,22 +253,23 @@ def timed_sweep(
                     full_seconds=float(np.median(full.seconds)),
                     time_saved=float(np.median(saved)),
                     time_saved_spread=float(np.ptp(saved)),
-                    other_exits=_other_exits(exits, entropies, row.threshold, timing.exit_layers),
+                    other_exits=_other_exits(exits, row.threshold, timing.exit_layers),
                 )
             )
         yield timed
 
 
-def _other_exits(exits: AllExits, entropies: np.ndarray, threshold: float, seen: np.ndarray) -> int:
-    """How many samples were seen to leave elsewhere than predicted, all of them within TIE of the threshold."""
+def _other_exits(exits: AllExits, threshold: float, seen: np.ndarray) -> int:
+    """How many samples were seen to leave elsewhere than predicted, all of them within TIE of doing so."""
     predicted = exits.exit_layers(threshold)
     (moved,) = np.nonzero(predicted != seen)
     decided_at = np.minimum(predicted, seen)[moved] - 1  # the exit on which prediction and timed pass disagree
-    gap = np.abs(entropies[moved, decided_at] - threshold)
+    logits, uncertainties = torch.from_numpy(exits.logits), torch.from_numpy(exits.uncertainties)
+    gap = exits.exit_rule.slack(logits, uncertainties, exits.limits(threshold)).numpy()[moved, decided_at]
     if len(moved) and gap.max() > TIE:
         worst = moved[gap.argmax()]
         raise RuntimeError(
             f"at threshold {threshold} sample {worst + 1} left at layer {seen[worst]}, but the all-exits pass predicts "
-            f"{predicted[worst]}; its entropy is {gap.max():.2g} nats off the threshold, no rounding error"
+            f"{predicted[worst]}; its {exits.rule} is {gap.max():.2g} off the threshold, no rounding error"
         )
     return len(moved)

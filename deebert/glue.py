@@ -1,4 +1,4 @@
-"""The GLUE tasks: what their TSV files look like, how to read them, and their metrics.
+"""The GLUE tasks, and one of our own: what their TSV files look like, how to read them, and their metrics.
 
 `python -m deebert.glue --download MRPC --data_dir DIR` fetches a task from the Hugging Face hub and writes those files.
 """
@@ -80,6 +80,7 @@ TASKS = {
         Task("QNLI", ("question", "sentence"), "label", ENTAILMENT),
         Task("RTE", PAIR, "label", ENTAILMENT),
         Task("WNLI", PAIR, "label", BINARY),
+        Task("Ratings", ("sentence",), "score", (), ("spearmanr", "pearson")),  # not GLUE: a number for each sentence
     )
 }
 

@@ -1,82 +1,146 @@
-"""Early exit, independent of the backbone: the off-ramp, the exit rule, and the layer loop that all backbones share.
+"""Early exit, independent of the backbone: the off-ramp, the pass through the layers, and the loop all backbones share.
 
 Shapes: B batch, T tokens, H hidden, N layers, C labels; b <= B is what is left of a batch when samples have exited.
 An off-ramp ("highway" in the original's parameter names) sits behind every layer but the last. The last layer keeps the
-model's own pooler and classifier.
+model's own pooler and classifier. exit_rules.py says when a sample leaves.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-NO_EXIT = -1.0  # the default threshold: an entropy is never below it
+from deebert.exit_rules import NO_EXIT, ExitRule, make_rule
 
 
 @dataclass(kw_only=True)
 class HighwayConfig:
     """The fields that early exit adds to a backbone's config. Checkpoints without them get these defaults, the paper's.
 
-    early_exit_entropy: a sample exits at the first off-ramp whose entropy (nats) is below it. One number, or one
-        per layer (N-1 off-ramps; an N-th value is allowed and has no meaning). <= 0: nothing exits early.
+    early_exit_entropy: the threshold; a sample exits at the first off-ramp whose uncertainty (entropy in nats, unless
+        exit_rule says otherwise) is below it. One number, or one per layer (N-1 off-ramps; an N-th value is allowed
+        and has no meaning). <= 0: nothing exits early.
+    exit_rule: what the uncertainty is, a key of exit_rules.EXIT_RULES.
+    patience_tolerance: how far answers of a regression model may differ and agree, for the rule patience.
+    exit_temperatures: N numbers, the last the final classifier's; an exit's logits are divided by its own. None: by 1.
     highway_pooling: what an off-ramp reads, a key of POOLINGS.
+    train_strategy, distill, distill_temperature: how the model was trained (see objectives.py).
     """
 
     early_exit_entropy: float | list[float] = NO_EXIT
+    exit_rule: str = "entropy"
+    patience_tolerance: float = 0.5
+    exit_temperatures: list[float] | None = None
     highway_pooling: str = "first"
+    train_strategy: str = "two_stage"
+    distill: float = 0.0
+    distill_temperature: float = 2.0
 
 
-def first_token(hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
+def config_rule(config) -> ExitRule:
+    """The exit rule of a config. Raises ValueError for an unknown one."""
+    return make_rule(config.exit_rule, config.num_labels, config.patience_tolerance)
+
+
+class FirstToken(nn.Module):
     """The paper's choice: (B, T, H) -> (B, H), the first token's state."""
-    return hidden_states[:, 0]
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
+        return hidden_states[:, 0]
 
 
-def mean_of_tokens(hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
+class MeanOfTokens(FirstToken):
     """(B, T, H) -> (B, H), the mean over the tokens that are not padding; over all where token_weights is None."""
-    if token_weights is None:
-        return hidden_states.mean(dim=1)
-    return torch.bmm(token_weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
+
+    def forward(self, hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
+        if token_weights is None:
+            return hidden_states.mean(dim=1)
+        return torch.bmm(token_weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
+
+
+class AttentionOverTokens(nn.Module):
+    """(B, T, H) -> (B, H), a mean weighted by how well tokens match a learned query. It starts as the plain mean."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def init_parameters(self) -> None:
+        initialization.zeros_(self.query)
+
+    def forward(self, hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
+        match = hidden_states @ self.query / math.sqrt(len(self.query))  # (B, T)
+        if token_weights is not None:
+            match = match.masked_fill(token_weights == 0, -math.inf)
+        weights = torch.softmax(match, dim=1, dtype=torch.float32).to(hidden_states.dtype)
+        return torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
+
+
+# What an off-ramp can read: modules made of the config, called with hidden states and the result of weigh_tokens.
+POOLINGS = {"first": FirstToken, "mean": MeanOfTokens, "attention": AttentionOverTokens}
 
 
 def weigh_tokens(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, T) mask -> (B, T) weights of a mean over the tokens: 0 for padding, rows that add up to 1."""
+    """(B, T) mask -> (B, T) weights of a mean over the tokens: 0 for padding, rows that add up to 1.
+
+    Computed once for all off-ramps of a pass.
+    """
     weights = (attention_mask != 0).to(dtype)
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-# What an off-ramp can read. Shared by all off-ramps of a pass, weigh_tokens is computed once for them.
-POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"first": first_token, "mean": mean_of_tokens}
-
-
 class HighwayPooler(nn.Module):
-    """BERT's pooler (dense + tanh) on what `config.highway_pooling` selects."""
+    """BERT's pooler, dense + tanh: (B, H) -> (B, H)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, read: Tensor) -> Tensor:
+        return torch.tanh(self.dense(read))
+
+
+class Highway(nn.Module):
+    """One off-ramp: what `config.highway_pooling` selects, pooler, dropout, linear classifier. Paper, section 3.1."""
 
     def __init__(self, config):
         super().__init__()
         if config.highway_pooling not in POOLINGS:
             raise ValueError(f"highway_pooling is {config.highway_pooling!r}; choose one of {', '.join(POOLINGS)}")
-        self.pool = POOLINGS[config.highway_pooling]
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden_states: Tensor, token_weights: Tensor | None = None) -> Tensor:
-        return torch.tanh(self.dense(self.pool(hidden_states, token_weights)))  # (B, H)
-
-
-class Highway(nn.Module):
-    """One off-ramp: pooler, dropout, linear classifier. (B, T, H) -> logits (B, C). Paper, section 3.1."""
-
-    def __init__(self, config):
-        super().__init__()
+        self.pool = POOLINGS[config.highway_pooling](config)
         self.pooler = HighwayPooler(config)
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, hidden_states: Tensor, token_weights: Tensor | None = None) -> Tensor:
-        return self.classifier(self.dropout(self.pooler(hidden_states, token_weights)))
+    def forward(self, hidden_states: Tensor, token_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, H) -> logits (B, C), and what they were read from (B, H)."""
+        read = self.pool(hidden_states, token_weights)
+        return self.classifier(self.dropout(self.pooler(read))), read
+
+
+class LearnToExit(nn.Linear):
+    """BERxiT's learning-to-exit head, one for all layers: what an off-ramp reads (B, H) -> its certainty (B,), 0 to 1.
+
+    Xin et al., EACL 2021, section 3.3; trained by `objectives.certainty_losses`. It starts at a certainty of 1/2.
+    """
+
+    def __init__(self, config):
+        super().__init__(config.hidden_size, 1)
+
+    def init_parameters(self) -> None:
+        initialization.zeros_(self.weight)
+        initialization.zeros_(self.bias)
+
+    def forward(self, read: Tensor) -> Tensor:
+        return torch.sigmoid(super().forward(read).squeeze(-1).float())
 
 
 def classifier_dropout(config) -> float:
@@ -84,76 +148,43 @@ def classifier_dropout(config) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of softmax(logits): (..., C) -> (...), in float32 or better.
-
-    Finite for any finite logits (the original's exp overflows) and for logits of -inf; NaN logits give NaN.
-    """
-    p = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return torch.special.entr(p).sum(dim=-1)  # entr(p) is -p ln p, and 0 at p = 0
-
-
-def should_exit(logits: Tensor, threshold: float | Tensor) -> Tensor:
-    """The exit rule: whether samples with these off-ramp logits (..., C) leave, (...) bool. NaN entropy: never."""
-    return entropy(logits) < threshold
-
-
-def first_exits(all_logits: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """The exit layer (B,), 1-based, of each sample, from the logits (B, N, C) of all exits and N-1 thresholds."""
-    thresholds = torch.tensor(thresholds, dtype=torch.float32, device=all_logits.device)
-    leaves = should_exit(all_logits[:, :-1], thresholds)  # (B, N-1)
-    leaves = torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1)  # whoever is left answers after layer N
-    return leaves.int().argmax(dim=1) + 1  # argmax gives the first of equals
-
-
-def as_thresholds(value: float | Sequence[float], num_layers: int, num_labels: int) -> list[float]:
-    """One threshold for each of the N-1 off-ramps, from one number or one per layer. Raises ValueError."""
-    per_layer = [float(value)] * (num_layers - 1) if isinstance(value, Real) else [float(v) for v in value]
-    if len(per_layer) not in (num_layers - 1, num_layers):
-        raise ValueError(
-            f"early_exit_entropy has {len(per_layer)} values; a model of {num_layers} layers takes one number, "
-            f"or {num_layers - 1}: one for each off-ramp"
-        )
-    per_layer = per_layer[: num_layers - 1]
-    if any(math.isnan(v) for v in per_layer):
-        raise ValueError("early_exit_entropy is NaN; give a number of nats")
-    if num_labels == 1 and any(v > 0 for v in per_layer):
-        raise ValueError(
-            "early_exit_entropy needs at least two labels: with one (regression) every entropy is 0 "
-            "and every sample would exit at layer 1. Use -1"
-        )
-    return per_layer
-
-
 @dataclass
 class HighwayPass:
     """One pass through the layers: what it asks of the off-ramps, who is still in, and what was answered.
 
-    A full pass asks every off-ramp about every sample. An early-exit pass asks those whose threshold is above 0, and
-    samples that exit leave the batch.
+    A full pass asks every off-ramp about every sample. An early-exit pass asks those whose limit is above 0 (all, where
+    the rule remembers), and samples that exit leave the batch.
     """
 
-    thresholds: list[float]  # (N-1,)
+    rule: ExitRule
+    limits: list[float]  # (N-1,) uncertainties below which samples leave
     token_weights: Tensor | None = None  # (b, T) for the off-ramps' pooling; None: no padding
     full: bool = False
     grad: bool = False  # whether the off-ramps are to be trained
     lengths: Tensor | None = None  # (b,) on the CPU: position of the last token + 1, so that no layer waits for it
     rows: Tensor | None = None  # (b,) positions in the original batch; None: nobody has left
+    memory: Tensor | None = None  # (b, ...) of the rule
     answers: list[tuple[int, Tensor, Tensor | None]] = field(default_factory=list)  # (layer, logits, rows)
+    certainties: list[Tensor] = field(default_factory=list)  # (B,) of each off-ramp, in a full pass with a head for it
 
     def asks(self, layer: int) -> bool:
         """Whether there is an off-ramp behind this layer (0-based) to be consulted."""
-        return layer < len(self.thresholds) and (self.full or self.thresholds[layer] > 0)
+        if layer >= len(self.limits):
+            return False
+        return self.full or self.limits[layer] > 0 or (self.rule.remembers and any(t > 0 for t in self.limits[layer:]))
 
-    def leave(self, layer: int, logits: Tensor) -> Tensor | None:
-        """Takes the off-ramp's logits (b, C) behind a layer. Returns the rows that stay, None where all do."""
+    def leave(self, layer: int, logits: Tensor, certainty: Tensor | None = None) -> Tensor | None:
+        """Takes the off-ramp's logits (b, C) and certainty (b,). Returns the rows that stay, None where all do."""
         if self.full:
             self.answers.append((layer, logits, None))
+            if certainty is not None:
+                self.certainties.append(certainty)
             return None
-        if self.thresholds[layer] == math.inf:  # takes everybody, NaN too
+        if self.limits[layer] == math.inf:  # takes everybody, NaN too
             count = len(logits)
         else:
-            leaves = should_exit(logits, self.thresholds[layer]).cpu()  # the one device synchronisation of a layer
+            uncertainty, self.memory = self.rule.measure(logits, certainty, self.memory)
+            leaves = (uncertainty < self.limits[layer]).cpu()  # the one device synchronisation of a layer
             count = int(leaves.count_nonzero())
         if count == 0:
             return None
@@ -175,6 +206,8 @@ class HighwayPass:
             length = int(self.lengths.max())
         if self.token_weights is not None:
             self.token_weights = self.token_weights[stay, :length]
+        if self.memory is not None:
+            self.memory = self.memory[stay]
         if mask is not None:  # (b, T) for flash attention, (b, 1, T, T) for sdpa and eager
             mask = mask[stay]
             mask = mask[:, :length] if mask.dim() == 2 else mask[..., :length, :length]
@@ -184,7 +217,7 @@ class HighwayPass:
         """Logits (B, C) and exit layers (B,), 1-based, in input order, once the rest (b, C) has its final logits."""
         parts = [(layer + 1, logits, rows) for layer, logits, rows in self.answers]
         if len(final_logits):
-            parts.append((len(self.thresholds) + 1, final_logits, self.rows))
+            parts.append((len(self.limits) + 1, final_logits, self.rows))
         layers = torch.cat([torch.full((len(logits),), layer) for layer, logits, _ in parts]).to(final_logits.device)
         logits = torch.cat([logits for _, logits, _ in parts])
         if len(parts) == 1:
@@ -199,16 +232,24 @@ class HighwayEncoder:
     def __init__(self, config):
         super().__init__(config)
         self.highway = nn.ModuleList(Highway(config) for _ in range(config.num_hidden_layers - 1))
+        self.learn_to_exit = LearnToExit(config) if config_rule(config).learned else None
 
     def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold(s), in the config shared by the whole model. Raises ValueError (see `as_thresholds`)."""
-        as_thresholds(value, self.config.num_hidden_layers, self.config.num_labels)
+        """Sets the threshold(s), in the config shared by the whole model. Raises ValueError (see `ExitRule.limits`)."""
+        config_rule(self.config).limits(value, self.config.num_hidden_layers)
         self.config.early_exit_entropy = float(value) if isinstance(value, Real) else [float(v) for v in value]
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's, their initialisation in the original."""
         for highway in self.highway:
             highway.pooler.load_state_dict(pooler.state_dict())
+
+    def exit_answer(self, i: int, hidden_states: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Off-ramp i's logits (b, C), calibrated, and the learning-to-exit head's certainty (b,), if there is one."""
+        logits, read = self.highway[i](hidden_states, token_weights)
+        if self.config.exit_temperatures is not None:
+            logits = logits / self.config.exit_temperatures[i]
+        return logits, None if self.learn_to_exit is None else self.learn_to_exit(read)
 
     def forward(
         self,
@@ -233,8 +274,8 @@ class HighwayEncoder:
             if not highway_pass.asks(i):
                 continue
             with torch.set_grad_enabled(highway_pass.grad):
-                logits = self.highway[i](hidden_states, highway_pass.token_weights)
-            stay = highway_pass.leave(i, logits)
+                answer = self.exit_answer(i, hidden_states, highway_pass.token_weights)
+            stay = highway_pass.leave(i, *answer)
             if stay is None:
                 continue
             if len(stay) == 0:

@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from deebert.highway import (
-    HighwayConfig,
-    HighwayPass,
-    as_thresholds,
-    classifier_dropout,
-    entropy,
-    first_exits,
-    weigh_tokens,
-)
+from deebert.exit_rules import NO_EXIT, entropy, first_below, make_rule
+from deebert.highway import HighwayConfig, HighwayPass, classifier_dropout, config_rule, weigh_tokens
 
 
 @dataclass
@@ -29,11 +22,13 @@ class HighwayClassifierOutput(SequenceClassifierOutput):
     exit_layer: (B,) 1-based layer whose answer `logits` holds.
     entropy: (B,) of `logits`, in nats.
     all_logits: (B, N, C) of every exit, the final classifier last; only if asked for.
+    all_certainties: (B, N-1) of the learning-to-exit head, with all_logits, where the model has one.
     """
 
     exit_layer: torch.LongTensor | None = None
     entropy: torch.FloatTensor | None = None
     all_logits: torch.FloatTensor | None = None
+    all_certainties: torch.FloatTensor | None = None
 
 
 def add_highway_fields(config) -> None:
@@ -43,7 +38,17 @@ def add_highway_fields(config) -> None:
             setattr(config, field.name, field.default)
 
 
-class HighwayModel:
+class HighwayInit:
+    """Mixin: modules with an initialisation of their own, `init_parameters`, get that one."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if hasattr(module, "init_parameters"):
+            module.init_parameters()
+        else:
+            super()._init_weights(module)
+
+
+class HighwayModel(HighwayInit):
     """Mixin in front of an HF encoder-only model: exchanges its encoder for one with off-ramps."""
 
     encoder_class: type
@@ -59,11 +64,12 @@ class HighwayModel:
         self.encoder.init_highway_pooler(self.pooler)
 
 
-class HighwayClassifier:
+class HighwayClassifier(HighwayInit):
     """Mixin in front of an HF sequence classification class."""
 
     # The original has an off-ramp behind the last layer too, never trained and yet consulted. It is not carried over.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"encoder\.highway\.\d+\."]
+    # The learning-to-exit head of a model that exits by another rule is not needed.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"encoder\.highway\.\d+\.", r"encoder\.learn_to_exit\."]
 
     def init_head(self, config) -> None:
         self.num_labels = config.num_labels
@@ -71,15 +77,25 @@ class HighwayClassifier:
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold in nats, one number or one per layer; it is saved with the model. Raises ValueError."""
+        """Sets the threshold in the exit rule's units, one or one per layer; it is saved, too. Raises ValueError."""
         self.base_model.encoder.set_early_exit_entropy(value)
 
-    def set_train_stage(self, stage: int) -> None:
-        """Chooses what is trained. 1: all but the off-ramps; 2: the off-ramps alone (paper, section 3.2)."""
-        if stage not in (1, 2):
-            raise ValueError(f"there is no train stage {stage!r}; choose 1 or 2")
-        self.requires_grad_(stage == 1)
-        self.base_model.encoder.highway.requires_grad_(stage == 2)
+    def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
+        """Sets rule (a key of EXIT_RULES) and threshold, which are saved with the model. Raises ValueError."""
+        rule = make_rule(name, self.config.num_labels, self.config.patience_tolerance)
+        rule.limits(threshold, self.config.num_hidden_layers)
+        if rule.learned and self.base_model.encoder.learn_to_exit is None:
+            raise ValueError(f"the exit rule {name} needs a model trained with it: there is no learning-to-exit head")
+        self.config.exit_rule = name
+        self.set_early_exit_entropy(threshold)
+
+    def set_trained(self, *, backbone: bool, highways: bool) -> None:
+        """Chooses what is trained: the backbone with its classifier, and the off-ramps with all that exits need."""
+        self.requires_grad_(backbone)
+        encoder = self.base_model.encoder
+        for module in (encoder.highway, encoder.learn_to_exit):
+            if module is not None:
+                module.requires_grad_(highways)
 
     @can_return_tuple
     def forward(
@@ -102,20 +118,22 @@ class HighwayClassifier:
             input_ids, attention_mask, token_type_ids, position_ids: (B, T), as for HF's models.
             inputs_embeds: (B, T, H) in place of input_ids.
             labels: (B,) long, or float where there is one label: adds the loss of the returned logits.
-            train_highway: the loss is the sum of the off-ramps' losses, and no gradient is kept for the backbone.
+            train_highway: no gradient is kept for the backbone. All exits are returned, and the loss is the sum of the
+                off-ramps' (paper, section 3.2; training.py makes its own of all exits, see objectives.py).
             output_layer: 0-based; every sample gets this exit's answer, and nothing behind it runs.
             output_all_exits: also return `all_logits` (B, N, C). Runs every layer.
-            early_exit_entropy: in place of the config's, for this call. In training mode no sample exits.
+            early_exit_entropy: in place of the config's threshold, for this call. In training mode no sample exits.
             kwargs: `output_hidden_states`, `output_attentions` (both run every layer for every sample), `return_dict`.
 
         Raises ValueError for thresholds or an output_layer that the model does not have.
         """
         keep_all = output_all_exits or train_highway
-        thresholds = self._thresholds(early_exit_entropy, output_layer)
+        rule, limits = config_rule(self.config), self._limits(early_exit_entropy, output_layer)
         exits = None  # stage 1, and a model that never exits, run the backbone's own loop
-        if keep_all or any(t > 0 for t in thresholds):
+        if keep_all or any(t > 0 for t in limits):
             exits = HighwayPass(
-                thresholds=thresholds,
+                rule=rule,
+                limits=limits,
                 token_weights=self._token_weights(attention_mask),
                 lengths=_lengths(attention_mask),
                 full=keep_all or self._wants_every_layer(kwargs),
@@ -133,13 +151,16 @@ class HighwayClassifier:
                 **kwargs,
             )
             logits = self.classifier(self.dropout(outputs.pooler_output))  # (b, C), b = 0 when all have left
+            if self.config.exit_temperatures is not None:
+                logits = logits / self.config.exit_temperatures[-1]
 
-        all_logits = None
+        all_logits = all_certainties = None
         if exits is None:
             exit_layer = torch.full((len(logits),), self.config.num_hidden_layers, device=logits.device)
         elif exits.full:
             all_logits = torch.stack([answer for _, answer, _ in exits.answers] + [logits], dim=1)  # (B, N, C)
-            exit_layer = first_exits(all_logits, thresholds)
+            all_certainties = torch.stack(exits.certainties, dim=1) if exits.certainties else None  # (B, N-1)
+            exit_layer = first_below(rule.uncertainties(all_logits, all_certainties), limits)
             logits = all_logits[torch.arange(len(logits), device=logits.device), exit_layer - 1]
         else:
             logits, exit_layer = exits.collect(logits)
@@ -156,6 +177,7 @@ class HighwayClassifier:
             exit_layer=exit_layer,
             entropy=entropy(logits),
             all_logits=all_logits if keep_all else None,
+            all_certainties=all_certainties if keep_all else None,
         )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -163,7 +185,7 @@ class HighwayClassifier:
         labels = labels.to(logits.dtype) if self.num_labels == 1 else labels
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
-    def _thresholds(self, value: float | Sequence[float] | None, output_layer: int | None) -> list[float]:
+    def _limits(self, value: float | Sequence[float] | None, output_layer: int | None) -> list[float]:
         num_layers = self.config.num_hidden_layers
         if output_layer is not None:
             if not 0 <= output_layer < num_layers:
@@ -171,9 +193,8 @@ class HighwayClassifier:
             return [math.inf if i == output_layer else -1.0 for i in range(num_layers - 1)]
         if self.training:
             return [-1.0] * (num_layers - 1)
-        return as_thresholds(
-            self.config.early_exit_entropy if value is None else value, num_layers, self.config.num_labels
-        )
+        threshold = self.config.early_exit_entropy if value is None else value
+        return config_rule(self.config).limits(threshold, num_layers)
 
     def _wants_every_layer(self, kwargs: dict) -> bool:
         """Hidden states and attentions are those of whole batches; flex attention's masks cannot be cut."""

@@ -3,14 +3,15 @@
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from deebert.highway import HighwayConfig, HighwayEncoder, entropy
+from deebert.exit_rules import entropy
+from deebert.highway import HighwayConfig, HighwayEncoder
 from deebert.modeling_highway import HighwayClassifier, HighwayModel, add_highway_fields
 
 __all__ = ["DeeBertConfig", "DeeBertEncoder", "DeeBertForSequenceClassification", "DeeBertModel", "entropy"]
 
 
 class DeeBertConfig(HighwayConfig, BertConfig):
-    """BertConfig with `early_exit_entropy` and `highway_pooling` (see HighwayConfig)."""
+    """BertConfig with the fields of early exit (see HighwayConfig)."""
 
 
 class DeeBertEncoder(HighwayEncoder, BertEncoder):

@@ -8,14 +8,15 @@ from transformers import (
 )
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 
-from deebert.highway import HighwayConfig, HighwayEncoder, entropy
+from deebert.exit_rules import entropy
+from deebert.highway import HighwayConfig, HighwayEncoder
 from deebert.modeling_highway import HighwayClassifier, HighwayModel, add_highway_fields
 
 __all__ = ["DeeRobertaConfig", "DeeRobertaEncoder", "DeeRobertaForSequenceClassification", "DeeRobertaModel", "entropy"]
 
 
 class DeeRobertaConfig(HighwayConfig, RobertaConfig):
-    """RobertaConfig with `early_exit_entropy` and `highway_pooling` (see HighwayConfig)."""
+    """RobertaConfig with the fields of early exit (see HighwayConfig)."""
 
 
 class DeeRobertaEncoder(HighwayEncoder, RobertaEncoder):

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deebert import errors
 from deebert.errors import InputError
 from deebert.files import replacing
-from deebert.results import CURVE, EACH_LAYER, SWEEP, SweepRow, read_each_layer, read_sweep
+from deebert.results import CURVE, EACH_LAYER, SWEEP, SweepRow, read_each_layer, read_sweep, threshold_name
 
 # Okabe and Ito's colours, told apart by colour-blind readers; a marker and a line style each for print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -101,7 +102,7 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
         name_thresholds(by_time, timed, [r.time_saved for r in timed], [r.score for r in timed])
     by_layers.set(xlabel="layers saved (%, counted)", ylabel=score_label(series))
     by_time.set(xlabel="time saved (%, measured)")
-    note = "horizontal line: full model" + ("; numbers: threshold in nats" if len(series) == 1 else "")
+    note = "horizontal line: full model" + (f"; numbers: {threshold_name(series[0].sweep)}" if len(series) == 1 else "")
     by_layers.set_title(note, fontsize=9, loc="left")
     for axes in (by_layers, by_time):
         axes.margins(x=0.08, y=0.1)  # room for the numbers
@@ -145,7 +146,7 @@ def plot_exits(series: Sequence[Series]) -> Figure:
                 names, share, bottom=bottom, color=colors(layer), width=0.8, edgecolor="white", label=f"{layer + 1}"
             )
             bottom = [b + h for b, h in zip(bottom, share, strict=True)]
-        axes.set(xlabel="entropy threshold (nats)", ylabel="samples leaving (%)", ylim=(0, 100))
+        axes.set(xlabel=threshold_name(s.sweep), ylabel="samples leaving (%)", ylim=(0, 100))
         axes.grid(visible=False)
         axes.set_title(s.label, fontsize=10)
         handles, layer_names = axes.get_legend_handles_labels()
@@ -171,13 +172,40 @@ def plot_savings(series: Sequence[Series]) -> Figure:
         spread = percent(r.time_saved_spread / 2 for r in s.timed)
         axes.errorbar(expected, measured, yerr=spread, **looks(i) | {"linestyle": ""}, capsize=2, label=s.label)
     if len(series) == 1:
-        axes.set_title("numbers: threshold in nats", fontsize=9, loc="left")
+        axes.set_title(f"numbers: {threshold_name(series[0].timed)}", fontsize=9, loc="left")
         timed = series[0].timed
         name_thresholds(axes, timed, [r.layers_saved for r in timed], [r.time_saved for r in timed])
     axes.set(xlabel="expected: layers saved (%)", ylabel="measured: time saved (%)")
     axes.margins(0.08)
     axes.legend(loc="upper left")
     return figure
+
+
+def plot_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]]) -> Figure:
+    """For each setting the best score that saves this share (G,) of the layers: mean over the seeds, (G,) each."""
+    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, found) in enumerate(curves.items()):
+        look = looks(i) | {"linestyle": LINES[i // len(COLORS) % len(LINES)]}
+        axes.plot(100 * grid, 100 * np.mean(found, axis=0), **look, markevery=(i % 10, 10), markersize=4, label=name)
+    axes.set(xlabel="layers saved (%, counted)", ylabel="score (%), mean over the seeds")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], stem: Path) -> list[Path]:
+    """Draws it (see `plot_comparison`) and returns the files written."""
+    with mpl.rc_context(STYLE):
+        return save(plot_comparison(grid, curves), stem)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes a figure as PNG and PDF and returns their paths."""
+    written = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
+    for path in written:
+        with replacing(path, "wb") as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=150)
+    return written
 
 
 def draw(series: Sequence[Series], output_dir: Path) -> list[Path]:
@@ -195,12 +223,7 @@ def draw(series: Sequence[Series], output_dir: Path) -> list[Path]:
         for name, (plot, usable) in plots.items():
             if not usable:
                 continue
-            figure = plot(usable)
-            for suffix in ("png", "pdf"):
-                path = output_dir / f"{name}.{suffix}"
-                with replacing(path, "wb") as file:
-                    figure.savefig(file, format=suffix, dpi=150)
-                written.append(path)
+            written += save(plot(usable), output_dir / name)
     return written
 
 

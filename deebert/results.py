@@ -30,6 +30,7 @@ class SweepRow:
     time_saved_spread: largest minus smallest time_saved of the repeats.
     other_exits: samples that left elsewhere in the timed pass than all_exits predicts (float ties).
     exits: samples that leave behind layer 1..N.
+    rule: the exit rule that the threshold is for.
     """
 
     threshold: float
@@ -42,6 +43,7 @@ class SweepRow:
     time_saved: float | None = None
     time_saved_spread: float | None = None
     other_exits: int | None = None
+    rule: str = "entropy"
 
     @property
     def layers_saved(self) -> float:
@@ -80,7 +82,7 @@ def write_entropy(folder: Path, row: SweepRow) -> None:
         np.save(file, np.array([exits, row.seconds, row.layers_run, row.score], dtype=object))
 
 
-SCALARS = tuple(field.name for field in fields(SweepRow) if field.name != "exits")
+SCALARS = tuple(field.name for field in fields(SweepRow) if field.name not in ("exits", "rule"))
 
 
 def write_sweep(folder: Path, rows: Iterable[SweepRow], name: str = SWEEP) -> None:
@@ -88,10 +90,13 @@ def write_sweep(folder: Path, rows: Iterable[SweepRow], name: str = SWEEP) -> No
     rows = list(rows)
     with replacing(folder / name) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*SCALARS, "layers_saved", *(f"exits_{i}" for i in range(1, len(rows[0].exits) + 1))])
+        exits = [f"exits_{i}" for i in range(1, len(rows[0].exits) + 1)]
+        writer.writerow([*SCALARS, "layers_saved", *exits, "rule"])
         for row in rows:
             scalars = [getattr(row, field) for field in SCALARS]
-            writer.writerow(["" if value is None else value for value in scalars] + [row.layers_saved, *row.exits])
+            writer.writerow(
+                ["" if value is None else value for value in scalars] + [row.layers_saved, *row.exits, row.rule]
+            )
 
 
 def read_sweep(folder: Path, name: str = SWEEP) -> list[SweepRow]:
@@ -107,7 +112,8 @@ def read_sweep(folder: Path, name: str = SWEEP) -> list[SweepRow]:
 
 def _sweep_row(cells: dict[str, str]) -> SweepRow:
     scalars = {name: float(cells[name]) if cells[name] else None for name in SCALARS}
-    return SweepRow(**scalars, exits=tuple(int(v) for name, v in cells.items() if name.startswith("exits_")))
+    exits = tuple(int(v) for name, v in cells.items() if name.startswith("exits_"))
+    return SweepRow(**scalars, exits=exits, rule=cells.get("rule", "entropy"))  # files of version 0.1 have no rule
 
 
 def _read(path: Path) -> list[list[str]]:
@@ -134,10 +140,15 @@ def percents(layer_scores: Sequence[dict[str, float]]) -> str:
     return " ".join(f"{100 * next(iter(scores.values())):.2f}" for scores in layer_scores)
 
 
+def threshold_name(rows: Sequence[SweepRow]) -> str:
+    """What the numbers of a sweep are thresholds of."""
+    return "threshold (nats)" if rows[0].rule == "entropy" else f"threshold ({rows[0].rule})"
+
+
 def sweep_table(rows: Sequence[SweepRow]) -> str:
     """A Markdown table of a sweep, in per cent and seconds."""
     lines = [
-        "| threshold (nats) | score (%) | change (points) | layers run (%) | time (s) | time saved (%) |",
+        f"| {threshold_name(rows)} | score (%) | change (points) | layers run (%) | time (s) | time saved (%) |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:

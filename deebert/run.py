@@ -1,5 +1,6 @@
 """What the steps of run_glue_deebert.py share: arguments, task, config, tokenizer and data, checked before the work."""
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -11,12 +12,13 @@ from accelerate.utils import set_seed
 
 import deebert
 from deebert import results
-from deebert.arguments import target
+from deebert.arguments import first_stage_settings, target
 from deebert.checkpoints import check_threshold, load_config, load_tokenizer, max_tokens, quiet_transformers, set_labels
 from deebert.errors import InputError
+from deebert.exit_rules import NO_EXIT
 from deebert.features import Features, collator, load_features
 from deebert.glue import data_file, eval_splits, get_task, label_order
-from deebert.highway import NO_EXIT
+from deebert.highway import config_rule
 
 MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 
@@ -39,7 +41,10 @@ class Run:
         if args.do_train:
             set_labels(self.config, self.labels)
             self.config.early_exit_entropy = NO_EXIT  # one chosen for a model before this training means nothing for it
+            self.config.exit_temperatures = None
             self.config.highway_pooling = args.highway_pooling or self.config.highway_pooling
+            self.config.train_strategy = args.train_strategy
+            self.config.distill, self.config.distill_temperature = args.distill, args.distill_temperature
         self.check_config(self.config, source)
         self.tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
         self.collate = collator(self.config, args.max_seq_length if args.pad_to_max_length else None)
@@ -55,6 +60,20 @@ class Run:
         results.result_dir(args.plot_data_dir, args.model_name_or_path)  # to hear now of a name that it can't use
         for split in [*self.dev_splits(), *(["train"] if args.do_train else [])]:
             data_file(args.data_dir, split)
+        if args.calibrate and not args.do_eval:
+            raise InputError("--calibrate is a part of the evaluation: add --do_eval")
+        if args.first_stage and (not args.do_train or args.train_strategy != "two_stage"):
+            raise InputError(
+                f"--first_stage {args.first_stage}: there is one in --do_train with the strategy two_stage"
+            )
+        if self.first_stage_is_there():
+            found = json.loads(self.first_stage_record.read_text())
+            for name, value in first_stage_settings(args).items():
+                if found.get(name) != value:
+                    raise InputError(
+                        f"--first_stage {args.first_stage}: trained with another {name}, {found.get(name)}; "
+                        f"this run has {value}"
+                    )
         if args.do_train and not args.overwrite_output_dir and folder.is_dir() and any(folder.iterdir()):
             raise InputError(
                 f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir"
@@ -67,8 +86,21 @@ class Run:
         wanted = args.do_eval or args.eval_after_first_stage or args.evaluate_during_training
         return list(eval_splits(self.task)) if wanted else []
 
+    @property
+    def first_stage_record(self) -> Path:
+        """Written when the model in --first_stage is whole: the settings that it was trained with."""
+        return Path(self.args.first_stage, "first_stage.json")
+
+    def first_stage_is_there(self) -> bool:
+        return bool(self.args.first_stage) and self.first_stage_record.is_file()
+
     def load_config(self, name_or_path: str):
-        return load_config(name_or_path, self.args.model_type, self.args.cache_dir)
+        """A checkpoint's config, with the exit rule asked for; its threshold means nothing for another rule."""
+        config = load_config(name_or_path, self.args.model_type, self.args.cache_dir)
+        if self.args.exit_rule not in (None, config.exit_rule):
+            config.exit_rule, config.early_exit_entropy = self.args.exit_rule, NO_EXIT
+        config.patience_tolerance = self.args.patience_tolerance or config.patience_tolerance
+        return config
 
     def check_config(self, config, name: str) -> None:
         """Whether this model, the one to be trained or a checkpoint, fits the flags and the task."""
@@ -86,8 +118,13 @@ class Run:
             raise InputError(
                 f"--highway_pooling {args.highway_pooling}: {name} has {config.highway_pooling}; leave it out"
             )
-        if self.target and config.num_labels == 1:
-            raise InputError(f"{self.task.name}: no threshold can be chosen, with one label every entropy is 0")
+        if self.target and not config_rule(config).usable:
+            raise InputError(
+                f"{self.task.name}: no threshold can be chosen for the exit rule {config.exit_rule}, with one label "
+                "every sample is sure; use --exit_rule patience or learned"
+            )
+        if args.calibrate and config.num_labels == 1:
+            raise InputError(f"{self.task.name}: --calibrate scales probabilities, and a regression model has none")
         for threshold in args.early_exit_entropy:
             check_threshold(threshold, config)
 

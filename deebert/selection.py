@@ -13,6 +13,7 @@ from scipy.stats import binom
 
 from deebert.errors import InputError
 from deebert.evaluation import AllExits, dense_thresholds
+from deebert.exit_rules import NO_EXIT
 from deebert.glue import Task, predictions, scores
 
 PER_LAYER_CANDIDATES = 24
@@ -56,7 +57,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """The thresholds chosen (one number, or one for each off-ramp) and what they give.
+    """The thresholds chosen (one number, or one for each off-ramp), in units of the exit rule, and what they give.
 
     chosen_on and reported_on are disjoint. score_interval and change_interval: 95 % bootstrap intervals of the latter.
     holds: whether the target is met on the samples it was not chosen on (for a risk: the observed rate is below it).
@@ -65,9 +66,10 @@ class Choice:
     threshold: float | list[float]
     chosen_on: Measured
     reported_on: Measured
+    rule: str
     score_interval: tuple[float, float]
     change_interval: tuple[float, float]
-    risk_observed: float
+    risk_observed: float | None
     holds: bool
 
 
@@ -75,23 +77,25 @@ def choose(task: Task, exits: AllExits, target: Target, seed: int = 42) -> Choic
     """Chooses on a seeded half of the samples and reports on the other. Raises InputError where that can't be done."""
     if exits.labels is None:
         raise InputError("a threshold cannot be chosen on samples without labels")
-    if exits.logits.shape[2] == 1:
-        raise InputError("a threshold cannot be chosen for a regression model: with one label every entropy is 0")
+    if exits.logits.shape[2] == 1 and target.risk is not None:
+        raise InputError("--risk counts wrong answers, and a regression model has none: ask for a --target_drop")
+    if not exits.exit_rule.usable:
+        raise InputError(f"a threshold cannot be chosen for the rule {exits.rule} and a regression model")
     if len(exits.labels) < 4:
         raise InputError(f"a threshold cannot be chosen on {len(exits.labels)} samples; at least 4 are needed")
-    order = np.random.default_rng(seed).permutation(len(exits.labels))
-    half = len(order) // 2
-    fit, report = exits.take(order[:half]), exits.take(order[half:])
+    fit, report = exits.halves(seed)
     threshold = controlled_threshold(fit, target) if target.risk is not None else best_thresholds(task, fit, target)
     chosen_on, reported_on = measure(task, fit, threshold), measure(task, report, threshold)
     score_interval, change_interval = bootstrap(task, report, threshold, seed)
-    risk = float(harmed(report, threshold).mean())
+    risk = None if task.num_labels == 1 else float(harmed(report, threshold).mean())
     holds = {
         "drop": target.drop is not None and reported_on.score_change >= -target.drop - 1e-12,
         "saving": target.saving is not None and reported_on.layers_saved >= target.saving,
         "risk": target.risk is not None and risk <= target.risk,
     }
-    return Choice(threshold, chosen_on, reported_on, score_interval, change_interval, risk, any(holds.values()))
+    return Choice(
+        threshold, chosen_on, reported_on, exits.rule, score_interval, change_interval, risk, any(holds.values())
+    )
 
 
 def measure(task: Task, exits: AllExits, threshold: float | Sequence[float]) -> Measured:
@@ -112,7 +116,10 @@ def best_thresholds(task: Task, exits: AllExits, target: Target) -> float | list
     half = len(exits.labels) // 2
     fit, held_out = exits.take(np.arange(half)), exits.take(np.arange(half, len(exits.labels)))
     several = measure(task, held_out, fit_per_layer(task, fit, target))
-    singles = [measure(task, held_out, threshold) for threshold in [*dense_thresholds(held_out), math.inf]]
+    singles = [
+        measure(task, held_out, threshold)
+        for threshold in [*dense_thresholds(held_out), held_out.exit_rule.everybody()]
+    ]
     if all(several.score > m.score for m in singles if m.layers_saved >= several.layers_saved):
         thresholds = fit_per_layer(task, exits, target)
         return thresholds if len(set(thresholds)) > 1 else thresholds[0]
@@ -129,7 +136,7 @@ def rank(found: Measured, target: Target) -> float:
 
 
 def fit_single(task: Task, exits: AllExits, target: Target) -> float:
-    """The best of a dense row of thresholds; of equals the smallest."""
+    """The best of a dense row of thresholds; of equals the safest."""
     return max(dense_thresholds(exits), key=lambda threshold: rank(measure(task, exits, threshold), target))
 
 
@@ -137,14 +144,15 @@ def fit_per_layer(task: Task, exits: AllExits, target: Target) -> list[float]:
     """Coordinate ascent from the best single threshold: each off-ramp in turn gets its best, until none gains."""
     thresholds = [fit_single(task, exits, target)] * (exits.num_layers - 1)
     best = rank(measure(task, exits, thresholds), target)
-    entropies = exits.entropies()
-    everybody = math.log(exits.logits.shape[2]) + 0.001
-    gained = True
+    rule, gained = exits.exit_rule, True
     while gained:
         gained = False
         for i in range(len(thresholds)):
-            candidates = np.quantile(entropies[:, i], np.linspace(0, 1, PER_LAYER_CANDIDATES))
-            for candidate in [-1.0, *candidates.tolist(), everybody]:
+            if rule.remembers:
+                candidates = rule.grid(PER_LAYER_CANDIDATES, exits.num_layers)
+            else:
+                candidates = np.quantile(exits.uncertainties[:, i], np.linspace(0, 1, PER_LAYER_CANDIDATES)).tolist()
+            for candidate in [NO_EXIT, *candidates, rule.everybody()]:
                 trial = [*thresholds[:i], candidate, *thresholds[i + 1 :]]
                 value = rank(measure(task, exits, trial), target)
                 if value > best + 1e-9:
@@ -166,7 +174,7 @@ def controlled_threshold(exits: AllExits, target: Target, points: int = 200) -> 
     risk is above the limit" is tested at level 1 - confidence, with the exact binomial p-value; taken is the last
     threshold before the first whose hypothesis is not rejected. Assumes that these samples and those to come are
     independent draws of one distribution, whatever it is, and that the thresholds tried do not depend on them: they
-    are evenly spaced up to ln C.
+    are the rule's grid.
     Raises InputError where there are too few samples to show anything.
     """
     needed = math.ceil(math.log(1 - target.confidence) / math.log(1 - target.risk))
@@ -175,9 +183,8 @@ def controlled_threshold(exits: AllExits, target: Target, points: int = 200) -> 
             f"--risk {target.risk} --confidence {target.confidence}: at least {needed} samples are needed to "
             f"choose on, and the dev set's half has {len(exits.labels)}; allow a larger risk"
         )
-    limit = math.log(exits.logits.shape[2])
     safe = 0.0
-    for threshold in np.linspace(0, limit, points + 1)[1:].tolist():
+    for threshold in exits.exit_rule.grid(points, exits.num_layers):
         wrong = int(harmed(exits, threshold).sum())
         if binom.cdf(wrong, len(exits.labels), target.risk) > 1 - target.confidence:
             break
@@ -205,8 +212,9 @@ def report(choice: Choice, target: Target) -> str:
     found, name = choice.reported_on, "thresholds" if isinstance(choice.threshold, list) else "threshold"
     thresholds = " ".join(f"{threshold:.4g}" for threshold in np.atleast_1d(choice.threshold))
     low, high = choice.change_interval
+    unit = "nats" if choice.rule == "entropy" else f"({choice.rule})"
     lines = [
-        f"chosen {name}: {thresholds} nats, on {choice.chosen_on.samples} samples (there: {show(choice.chosen_on)})",
+        f"chosen {name}: {thresholds} {unit}, on {choice.chosen_on.samples} samples (there: {show(choice.chosen_on)})",
         f"on {found.samples} other samples: {show(found)}",
         f"95 % intervals there: change {100 * low:+.2f} to {100 * high:+.2f} points, "
         f"score {100 * choice.score_interval[0]:.2f} to {100 * choice.score_interval[1]:.2f} %",

@@ -1,4 +1,4 @@
-"""Two-stage fine-tuning (paper, section 3.2): first the backbone and its classifier, then the off-ramps alone."""
+"""One stage of training. Which stages there are, and what they train, is the strategy's business (objectives.py)."""
 
 import math
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from deebert.errors import InputError
 from deebert.features import Collator, Features, TrainBatches, data_loader
+from deebert.objectives import STRATEGIES, training_loss
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class TrainSettings:
     """The hyper-parameters of one stage; the defaults are the original's command-line defaults.
 
     batch_size is per process; an update sees batch_size x processes x the accelerator's gradient_accumulation_steps.
-    max_steps > 0 takes the place of epochs. logging_steps and save_steps count updates; 0: never.
+    highway_learning_rate is that of the off-ramps, None: learning_rate. max_steps > 0 takes the place of epochs.
+    logging_steps and save_steps count updates; 0: never.
     """
 
     batch_size: int = 8
     learning_rate: float = 5e-5
+    highway_learning_rate: float | None = None
     weight_decay: float = 0.0
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
@@ -39,17 +42,16 @@ class TrainSettings:
         return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * per_epoch)
 
 
-def parameter_groups(model, weight_decay: float) -> list[dict]:
-    """The parameters to be trained; biases and LayerNorm weights are not decayed."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-    def exempt(name: str) -> bool:
-        return name.endswith("bias") or "LayerNorm.weight" in name
-
-    return [
-        {"params": [p for name, p in trained if not exempt(name)], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained if exempt(name)], "weight_decay": 0.0},
-    ]
+def parameter_groups(model, settings: TrainSettings) -> list[dict]:
+    """The parameters to be trained: off-ramps at their own rate; biases and LayerNorm weights are not decayed."""
+    rates = (settings.learning_rate, settings.highway_learning_rate or settings.learning_rate)
+    groups = [{"params": [], "lr": lr, "weight_decay": decay} for lr in rates for decay in (settings.weight_decay, 0.0)]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            highway = ".highway." in name or ".learn_to_exit." in name
+            exempt = name.endswith("bias") or "LayerNorm.weight" in name
+            groups[2 * highway + exempt]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
 
 
 def train_stage(
@@ -62,16 +64,15 @@ def train_stage(
     log: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
     save: Callable[[int], None] = lambda step: None,
 ) -> float:
-    """Trains `model` in place and returns the mean loss. Stage 1: all but the off-ramps; stage 2: the off-ramps.
+    """Trains `model` in place in one stage of its config's train_strategy, from 1, and returns the mean loss.
 
     Every stage has its own optimizer and linear schedule. `log` gets the update's number and loss, learning_rate and
     grad_norm every logging_steps; `save` is called every save_steps. Raises InputError where the loss is not finite.
     """
-    model.set_train_stage(stage)
+    config, plan = model.config, STRATEGIES[model.config.train_strategy][stage - 1]
+    model.set_trained(backbone=plan.backbone, highways=plan.highways)
     batches = TrainBatches(features.lengths, settings.batch_size, settings.seed)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings), eps=settings.adam_epsilon)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, data_loader(features, batches, collate))
     total = settings.updates(math.ceil(len(loader) / accelerator.gradient_accumulation_steps))
     schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, total)
@@ -81,14 +82,16 @@ def train_stage(
     for batch in _endless(loader, batches):
         wrapped.train()  # an evaluation in between leaves it in eval mode
         batch.pop("index")
+        labels, weights = batch.pop("labels"), plan.weights(config.num_hidden_layers, updates + 1)
         with accelerator.accumulate(wrapped):
-            loss = wrapped(**batch, train_highway=stage == 2).loss
+            output = wrapped(**batch, output_all_exits=any(weights[:-1]), train_highway=not plan.backbone)
+            loss = training_loss(output, labels, weights, config)
             accelerator.backward(loss)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise InputError(
                     f"stage {stage}, step {updates + 1}: the loss is {losses[-1]}; lower --learning_rate"
-                    + (" or --highway_learning_rate" if stage == 2 else "")
+                    + (" or --highway_learning_rate" if plan.highways else "")
                 )
             norm = None
             if accelerator.sync_gradients and settings.max_grad_norm > 0:

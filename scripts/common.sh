@@ -38,8 +38,8 @@ python_in_venv() {
 # need_data: DATA_DIR has to be a folder of TSV files.
 need_data() {
     case $DATASET in
-        CoLA | SST-2 | MRPC | STS-B | QQP | MNLI | QNLI | RTE | WNLI) ;;
-        *) fail "DATASET=$DATASET is none of CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" ;;
+        CoLA | SST-2 | MRPC | STS-B | QQP | MNLI | QNLI | RTE | WNLI | Ratings) ;;
+        *) fail "DATASET=$DATASET is none of CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI, Ratings" ;;
     esac
     [ -d "$PATH_TO_DATA/$DATASET" ] || fail "no data in $PATH_TO_DATA/$DATASET: set PATH_TO_DATA to the folder that" \
         "holds $DATASET, or fetch it (with the package datasets): PYTHONPATH=$ROOT $PYTHON -m deebert.glue --download $DATASET" \
@@ -52,9 +52,13 @@ need_model() {
         "same settings, from the same folder, or set OUTPUT_DIR"
 }
 
-run_glue() {
+need_requirements() {
     "$PYTHON" -c 'import accelerate, tensorboardX, torch, transformers' 2> /dev/null ||
         fail "$PYTHON lacks the requirements: activate your environment, or $PYTHON -m pip install -r $ROOT/requirements.txt"
+}
+
+run_glue() {
+    need_requirements
     "$PYTHON" -u "$ROOT/run_glue_deebert.py" --model_type "$MODEL_TYPE" --task_name "$DATASET" \
         --data_dir "$PATH_TO_DATA/$DATASET" --output_dir "$OUTPUT_DIR" --plot_data_dir "$RESULTS_DIR" \
         --max_seq_length 128 "$@"

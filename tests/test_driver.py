@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
 
 import run_glue_deebert
-from deebert import errors
+from deebert import errors, results
+from deebert.calibration import fit_temperatures
 from deebert.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.evaluation import AllExits
 
@@ -102,6 +103,82 @@ def test_regression_end_to_end(drive, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["problem_type"] == "regression"
 
 
+@pytest.mark.parametrize(("rule", "threshold"), [("patience", "2"), ("learned", "0.5")])
+def test_regression_exits_early(drive, tmp_path, rule, threshold):
+    drive(f"{TRAIN} --exit_rule {rule} --highway_pooling attention --distill --patience_tolerance 0.2", task="STS-B")
+    drive(
+        f"--do_eval --eval_each_highway --eval_highway --early_exit_entropy 0 {threshold} --model_name_or_path out "
+        "--max_seq_length 32 --per_gpu_eval_batch_size 4 --target_drop 0.2",
+        task="STS-B",
+    )
+    exits = AllExits.load(tmp_path / "results/out/all_exits.npz")
+    assert (exits.rule, exits.tolerance) == (rule, 0.2)
+    rows = results.read_sweep(tmp_path / "results/out")
+    assert [row.rule for row in rows] == [rule] * 2
+    assert rows[0].layers_run == 1
+    assert rows[1].exits == tuple(np.bincount(exits.exit_layers(float(threshold)), minlength=5)[1:])
+    found = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
+    assert float(found[f"spearmanr_at_{rule}_{float(threshold)}"]) == rows[1].score
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["exit_rule"], config["distill"], config["highway_pooling"]) == (rule, 0.5, "attention")
+    assert (
+        config["early_exit_entropy"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
+    )
+
+
+def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):
+    drive(f"{TRAIN} --highway_pooling mean")
+    eval_flags = "--do_eval --eval_each_highway --model_name_or_path out --max_seq_length 32"
+    drive(eval_flags)
+    plain = AllExits.load(tmp_path / "results/out/all_exits.npz")
+    drive(f"{eval_flags} --calibrate --target_saving 0.3 --seed 3")
+    temperatures = json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"]
+    assert temperatures == pytest.approx(fit_temperatures(plain.halves(3)[0]), rel=1e-3)
+    assert "calibrated:" in capsys.readouterr().out
+    drive(eval_flags)  # the stored ones
+    again = AllExits.load(tmp_path / "results/out/all_exits.npz")
+    np.testing.assert_allclose(again.logits, plain.logits / np.array(temperatures)[:, None], atol=1e-4, rtol=1e-4)
+    drive(f"{eval_flags} --calibrate --seed 3")  # not on top of each other
+    assert json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"] == pytest.approx(temperatures)
+
+
+def test_another_rule_without_training_anew(drive, tmp_path):
+    drive(f"{TRAIN} --early_exit_entropy 0.2")
+    drive("--do_eval --exit_rule margin --target_saving 0.3 --model_name_or_path out --max_seq_length 32")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["exit_rule"] == "margin"
+    assert (
+        config["early_exit_entropy"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
+    )
+    drive(f"--model_name_or_path out {TRAIN} --output_dir again")
+    config = json.loads((tmp_path / "again/config.json").read_text())
+    assert (config["exit_rule"], config["early_exit_entropy"]) == ("margin", -1.0)
+
+
+def test_a_shared_first_stage_changes_nothing(drive, tmp_path, capsys):
+    """Stage 2 after a stage 1 of another process gives the weights of an uninterrupted run, bit for bit."""
+    stage_2 = "--highway_pooling attention --highway_learning_rate 1e-2 --exit_rule learned --distill 0.3"
+    drive(f"{TRAIN} {stage_2} --output_dir whole")
+    drive(f"{TRAIN} --first_stage shared --output_dir paper")
+    assert "stage 1:" in capsys.readouterr().out
+    drive(f"{TRAIN} {stage_2} --first_stage shared --output_dir second")
+    assert "stage 1:" not in capsys.readouterr().out
+    whole, second = (load_file(tmp_path / f"{name}/model.safetensors") for name in ("whole", "second"))
+    assert all((tensor == second[name]).all() for name, tensor in whole.items())
+    with pytest.raises(SystemExit):
+        drive(f"{TRAIN} --first_stage shared --output_dir other --seed 7")
+    assert "--first_stage shared: trained with another seed, 42; this run has 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", ["joint", "weighted", "alternating"])
+def test_strategies_of_one_stage(drive, tmp_path, strategy, capsys):
+    drive(f"{TRAIN} --train_strategy {strategy} --highway_learning_rate 1e-2 --distill 1 --evaluate_during_training")
+    printed = capsys.readouterr().out
+    assert "stage 1: training the backbone and its classifier and the off-ramps" in printed
+    assert "stage 2" not in printed
+    assert json.loads((tmp_path / "out/config.json").read_text())["train_strategy"] == strategy
+
+
 def test_checkpoints_on_the_way(drive, tmp_path, capsys):
     drive(f"{TRAIN} --save_steps 8 --eval_all_checkpoints --max_steps 16 --highway_learning_rate 1e-3")
     found = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
@@ -159,6 +236,11 @@ def files(folder) -> dict:
         ("--do_train --do_eval --task_name STS-B --target_drop 0.1", "no threshold can be chosen"),
         ("--do_eval --output_dir three_labels", "a model of 3 labels, but SST-2 has 2"),
         ("", "nothing to do: give --do_train, --do_eval or both"),
+        ("--do_train --calibrate", "--calibrate is a part of the evaluation"),
+        ("--do_train --do_eval --task_name STS-B --calibrate", "scales probabilities, and a regression model has none"),
+        ("--do_train --train_strategy joint --first_stage x", "--first_stage x: there is one in --do_train with"),
+        ("--do_eval --output_dir trained --exit_rule learned", "trained without --exit_rule learned"),
+        ("--do_train --exit_rule patience --early_exit_entropy 1.5", "--early_exit_entropy 1.5: patience counts"),
     ],
 )
 def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoints, capsys, flags, message):

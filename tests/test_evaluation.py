@@ -44,7 +44,7 @@ def test_one_pass_is_the_slow_way(backbone, pooling):
     model.register_forward_hook(lambda *_: forwards.append(1))
     exits = run_all_exits(model, features, collator(model.config), batch_size=4)
     assert len(forwards) == 3
-    entropies = np.sort(exits.entropies()[:, :-1].ravel())
+    entropies = np.sort(exits.uncertainties.ravel())
     thresholds = [float(entropies[i : i + 2].mean()) for i in (3, 11, 18, 25)]
 
     for layer, found in enumerate(layer_scores(task, exits)):
@@ -67,7 +67,7 @@ def test_timed_passes_leave_where_the_one_pass_says(backbone, batch_size):
     model = tiny_model(backbone)
     features, collate = features_of(model), collator(tiny_model(backbone).config)
     exits = run_all_exits(model, features, collate)
-    thresholds = [0.0, float(np.median(exits.entropies()[:, :-1])) + 1e-5, 5.0]
+    thresholds = [0.0, float(np.median(exits.uncertainties)) + 1e-5, 5.0]
     rows = sweep(TASKS["SST-2"], exits, thresholds)
     repeats = list(timed_sweep(rows, exits, model, features, collate, batch_size, repeats=3))
     assert len(repeats) == 3
@@ -87,25 +87,25 @@ def test_an_exit_that_rounding_cannot_explain_is_an_error():
     features, collate = features_of(model), collator(model.config)
     exits = run_all_exits(model, features, collate)
     wrong = AllExits(exits.logits[::-1].copy(), exits.labels)
-    rows = sweep(TASKS["SST-2"], wrong, [float(np.median(exits.entropies()[:, :-1]))])
+    rows = sweep(TASKS["SST-2"], wrong, [float(np.median(exits.uncertainties))])
     with pytest.raises(RuntimeError, match="no rounding error"):
         list(timed_sweep(rows, wrong, model, features, collate, 1))
 
 
 def test_ties_are_counted():
     exits = AllExits(np.random.default_rng(0).normal(size=(6, 3, 2)).astype(np.float32), None)
-    entropies = exits.entropies()
+    entropies = exits.uncertainties
     for gap, seen_at in ((5e-5, 2), (-5e-5, 1), (1e-3, 2)):
         threshold = float(entropies[4, 0]) + gap
         seen = exits.exit_layers(threshold)
         assert (seen[4] == 1) == (gap > 0)
-        assert evaluation._other_exits(exits, entropies, threshold, seen) == 0
+        assert evaluation._other_exits(exits, threshold, seen) == 0
         seen[4] = seen_at
         if abs(gap) < evaluation.TIE:
-            assert evaluation._other_exits(exits, entropies, threshold, seen) == 1
+            assert evaluation._other_exits(exits, threshold, seen) == 1
         else:
             with pytest.raises(RuntimeError, match="sample 5 left at layer 2"):
-                evaluation._other_exits(exits, entropies, threshold, seen)
+                evaluation._other_exits(exits, threshold, seen)
 
 
 @given(
@@ -116,7 +116,7 @@ def test_sweep_counts(logits, threshold):
     exits = AllExits(logits, np.zeros(len(logits), np.int64))
     layers = exits.exit_layers(threshold)
     for sample, layer in enumerate(layers):
-        entropies = exits.entropies()[sample]
+        entropies = exits.uncertainties[sample]
         assert (entropies[: layer - 1] >= np.float32(threshold)).all()
         assert layer == logits.shape[1] or entropies[layer - 1] < np.float32(threshold)
     (row,) = sweep(TASKS["SST-2"], exits, [threshold])

@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 from transformers import BertForSequenceClassification, RobertaModel
 
-from deebert.highway import as_thresholds, first_exits, should_exit, weigh_tokens
+from deebert.exit_rules import first_below, make_rule
+from deebert.highway import weigh_tokens
 from deebert.modeling_highway_bert import entropy
 
 MODELS = {backbone: tiny_model(backbone) for backbone in BACKBONES}
@@ -47,7 +48,8 @@ def test_entropy_of_extreme_logits(logits, expected):
 
 def test_sure_samples_exit_and_nan_never():
     logits = torch.tensor([[1e4, -1e4], [math.nan, 1.0], [0.0, 0.0]])
-    assert should_exit(logits, 0.5).tolist() == [True, False, False]
+    uncertainty, _ = make_rule("entropy", 2).measure(logits, None, None)
+    assert (uncertainty < 0.5).tolist() == [True, False, False]
     assert entropy(logits[1]).isnan()
 
 
@@ -91,7 +93,7 @@ def test_batch_is_one_at_a_time_is_brute_force(backbone, lengths, padding, quant
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("pooling", ["first", "mean", "attention"])
 def test_padding_and_attention_backend_change_nothing(backbone, attention, pooling):
     model = tiny_model(backbone, highway_pooling=pooling, attn_implementation=attention)
     assert model.config._attn_implementation == attention
@@ -103,7 +105,7 @@ def test_padding_and_attention_backend_change_nothing(backbone, attention, pooli
         narrow = {name: tensor[:, : max(lengths)] for name, tensor in narrow.items()}
         early = model(**narrow, early_exit_entropy=thresholds.tolist())
     assert len(set(early.exit_layer.tolist())) > 1
-    assert early.exit_layer.tolist() == first_exits(wide.all_logits, thresholds.tolist()).tolist()
+    assert early.exit_layer.tolist() == first_below(entropy(wide.all_logits[:, :-1]), thresholds.tolist()).tolist()
     expected = wide.all_logits[torch.arange(len(lengths)), early.exit_layer - 1]
     torch.testing.assert_close(early.logits, expected, atol=1e-5, rtol=1e-4)
 
@@ -112,10 +114,12 @@ def test_mean_pooling_reads_the_tokens_and_not_the_padding():
     model = tiny_model("bert", highway_pooling="mean")
     states = torch.randn(2, 5, 32)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    pooler = model.bert.encoder.highway[0].pooler
-    expected = torch.tanh(pooler.dense(torch.stack([states[0, :3].mean(0), states[1].mean(0)])))
-    torch.testing.assert_close(pooler(states, weigh_tokens(mask, torch.float32)), expected)
-    torch.testing.assert_close(pooler(states[1:]), expected[1:])
+    highway = model.bert.encoder.highway[0]
+    expected = torch.stack([states[0, :3].mean(0), states[1].mean(0)])
+    logits, read = highway(states, weigh_tokens(mask, torch.float32))
+    torch.testing.assert_close(read, expected)
+    torch.testing.assert_close(logits, highway.classifier(torch.tanh(highway.pooler.dense(expected))))
+    torch.testing.assert_close(highway(states[1:])[1], expected[1:])
 
 
 def test_those_that_leave_are_not_computed_any_further(monkeypatch):
@@ -200,7 +204,7 @@ def test_threshold_of_config_call_and_layer():
 )
 def test_thresholds_that_make_no_sense_are_refused(value, labels, message):
     with pytest.raises(ValueError, match=message):
-        as_thresholds(value, 4, labels)
+        make_rule("entropy", labels).limits(value, 4)
     model = tiny_model("bert", num_labels=labels)
     with pytest.raises(ValueError, match=message):
         model.set_early_exit_entropy(value)

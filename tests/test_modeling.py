@@ -1,5 +1,6 @@
 """Checkpoints, losses, stages, and life inside transformers."""
 
+import dataclasses
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, pipelin
 
 from deebert.checkpoints import load_config, load_model, load_pretrained, load_tokenizer, save_model, set_labels
 from deebert.errors import InputError
+from deebert.highway import HighwayConfig
 from deebert.modeling_highway_bert import DeeBertForSequenceClassification
 
 
@@ -37,13 +39,23 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
     state[f"{p}.embeddings.position_ids"] = torch.arange(66)[None]  # saved by the transformers of its day
     torch.save(state, tmp_path / "pytorch_model.bin")
     config = model.config.to_dict()
-    for name in ("early_exit_entropy", "highway_pooling", "architectures", "transformers_version"):
+    ours = [field.name for field in dataclasses.fields(HighwayConfig)]
+    for name in (*ours, "architectures", "transformers_version"):
         config.pop(name, None)
     (tmp_path / "config.json").write_text(json.dumps(config | {"finetuning_task": "mrpc"}))
 
     loaded, info = CLASSES[backbone][1].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"))
-    assert (loaded.config.early_exit_entropy, loaded.config.highway_pooling) == (-1.0, "first")
+    assert {name: getattr(loaded.config, name) for name in ours} == {
+        "early_exit_entropy": -1.0,
+        "exit_rule": "entropy",
+        "patience_tolerance": 0.5,
+        "exit_temperatures": None,
+        "highway_pooling": "first",
+        "train_strategy": "two_stage",
+        "distill": 0.0,
+        "distill_temperature": 2.0,
+    }
     batch = random_batch(model.config, [4, 9])
     for layer in range(4):
         assert torch.equal(loaded.eval()(**batch, output_layer=layer).logits, model(**batch, output_layer=layer).logits)
@@ -137,14 +149,17 @@ def test_stage_1_computes_no_off_ramp_and_stage_2_no_backbone_gradient(backbone)
     assert with_gradient == {name for name, _ in model.named_parameters() if ".highway." in name}
 
 
-def test_train_stages_choose_what_is_trained(backbone):
-    model = tiny_model(backbone)
-    names = [name for name, _ in model.named_parameters()]
-    for stage, trained in ((1, lambda n: ".highway." not in n), (2, lambda n: ".highway." in n)):
-        model.set_train_stage(stage)
-        assert [n for n, p in model.named_parameters() if p.requires_grad] == [n for n in names if trained(n)]
-    with pytest.raises(ValueError, match="choose 1 or 2"):
-        model.set_train_stage(3)
+@pytest.mark.parametrize("rule", ["entropy", "learned"])
+def test_it_can_be_chosen_what_is_trained(backbone, rule):
+    model = tiny_model(backbone, exit_rule=rule)
+    for name, _ in model.named_parameters():
+        assert (".learn_to_exit." in name) <= (rule == "learned")
+    for highways in (True, False):
+        for rest in (True, False):
+            model.set_trained(backbone=rest, highways=highways)
+            for name, parameter in model.named_parameters():
+                head = ".highway." in name or ".learn_to_exit." in name
+                assert parameter.requires_grad == (highways if head else rest), name
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")  # its successor is not in 5.10

@@ -12,7 +12,7 @@ from conftest import ROOT, sentences, tiny_model
 from deebert import errors, predict
 from deebert.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.errors import InputError
-from deebert.highway import entropy
+from deebert.exit_rules import entropy
 
 TEXTS = [text for text, _ in sentences(11, seed=3)]
 

@@ -1,0 +1,223 @@
+"""When a sample leaves: the exit rules.
+
+Behind every off-ramp a rule measures an uncertainty, and a sample leaves at the first off-ramp where that is below the
+limit. A threshold is what users give: the limit itself, or what a rule makes one of. Up to 0 nobody leaves.
+
+Shapes: B batch, N layers, C labels; b <= B is what is left of a batch when samples have exited.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+NO_EXIT = -1.0  # the default threshold: an uncertainty is never below it
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of softmax(logits): (..., C) -> (...), in float32 or better.
+
+    Finite for any finite logits (the original's exp overflows) and for logits of -inf; NaN logits give NaN.
+    """
+    return torch.special.entr(probabilities(logits)).sum(dim=-1)  # entr(p) is -p ln p, and 0 at p = 0
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """softmax over the last dimension, in float32 or better."""
+    return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def first_below(uncertainties: Tensor, limits: Sequence[float]) -> Tensor:
+    """The exit layer (B,), 1-based, of each sample, from the uncertainties (B, N-1) and N-1 limits."""
+    leaves = uncertainties < torch.tensor(limits, device=uncertainties.device)
+    leaves = torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1)  # who is left answers after layer N
+    return leaves.int().argmax(dim=1) + 1  # argmax gives the first of equals
+
+
+@dataclass(frozen=True)
+class ExitRule:
+    """A rule for models of `num_labels`. A new one subclasses this, measures, and takes a line in EXIT_RULES."""
+
+    num_labels: int
+    tolerance: float = 0.5  # patience with one label: answers that differ by no more agree
+
+    name: ClassVar[str]
+    regression: ClassVar[bool] = False  # whether it means something for a single label
+    remembers: ClassVar[bool] = False  # whether it looks at earlier off-ramps too, so that none may be skipped
+    learned: ClassVar[bool] = False  # whether it needs the learning-to-exit head
+
+    @property
+    def usable(self) -> bool:
+        """Whether samples can leave by it: with a single label every answer is a sure one."""
+        return self.regression or self.num_labels > 1
+
+    @property
+    def largest(self) -> float:
+        """The largest uncertainty there is."""
+        return 1.0
+
+    def measure(self, logits: Tensor, certainty: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The uncertainty (b,) behind one off-ramp, and what the rule remembers (b, ...) until the next.
+
+        logits: (b, C) of the off-ramp. certainty: (b,) of the learning-to-exit head, None without one.
+        memory: what `measure` returned behind the off-ramp before, None behind the first.
+        """
+        raise NotImplementedError
+
+    def uncertainties(self, all_logits: Tensor, certainties: Tensor | None = None) -> Tensor:
+        """(B, N-1) of all off-ramps, from the logits (B, N, C) of all exits and the certainties (B, N-1), if any."""
+        columns, memory = [], None
+        for i in range(all_logits.shape[1] - 1):
+            column, memory = self.measure(all_logits[:, i], None if certainties is None else certainties[:, i], memory)
+            columns.append(column)
+        return torch.stack(columns, dim=1)
+
+    def limit(self, threshold: float) -> float:
+        """The uncertainty below which samples leave at this threshold. Raises ValueError."""
+        return threshold
+
+    def limits(self, threshold: float | Sequence[float], num_layers: int) -> list[float]:
+        """A limit for each of the N-1 off-ramps, from one threshold or one per layer. Raises ValueError."""
+        single = isinstance(threshold, Real)
+        per_layer = [float(threshold)] * (num_layers - 1) if single else [float(v) for v in threshold]
+        if len(per_layer) not in (num_layers - 1, num_layers):
+            raise ValueError(
+                f"early_exit_entropy has {len(per_layer)} values; a model of {num_layers} layers takes one number, "
+                f"or {num_layers - 1}: one for each off-ramp"
+            )
+        per_layer = per_layer[: num_layers - 1]
+        if any(math.isnan(v) for v in per_layer):
+            raise ValueError("early_exit_entropy is NaN; give a number")
+        if not self.usable and any(v > 0 for v in per_layer):
+            raise ValueError(
+                f"the exit rule {self.name} needs at least two labels: with one (regression) every sample would exit "
+                "at layer 1. Use the rule patience or learned, or -1"
+            )
+        return [self.limit(v) for v in per_layer]
+
+    def grid(self, points: int, num_layers: int) -> list[float]:
+        """Thresholds that do not depend on data, safest first: evenly spaced, up to the largest uncertainty."""
+        return [self.largest * i / points for i in range(1, points + 1)]
+
+    def everybody(self) -> float:
+        """A threshold at which all leave at layer 1."""
+        return self.largest + 0.001
+
+    def slack(self, all_logits: Tensor, uncertainties: Tensor, limits: Sequence[float]) -> Tensor:
+        """(B, N-1) how far each decision is from going the other way: what rounding would have to bridge."""
+        return (uncertainties - torch.tensor(limits)).abs()
+
+
+class Entropy(ExitRule):
+    """The paper's: the entropy of the prediction, in nats, up to ln C."""
+
+    name = "entropy"
+
+    @property
+    def largest(self) -> float:
+        return math.log(self.num_labels)
+
+    def measure(self, logits, certainty, memory):
+        return entropy(logits), None
+
+
+class NormalizedEntropy(ExitRule):
+    """Entropy over ln C: one threshold means the same for any number of labels."""
+
+    name = "normalized_entropy"
+
+    def measure(self, logits, certainty, memory):
+        return entropy(logits) / math.log(max(self.num_labels, 2)), None
+
+
+class Confidence(ExitRule):
+    """1 - the largest probability: at threshold 0.1 samples leave that are surer than 0.9."""
+
+    name = "confidence"
+
+    def measure(self, logits, certainty, memory):
+        return 1 - probabilities(logits).amax(dim=-1), None
+
+
+class Margin(ExitRule):
+    """1 - the difference of the two largest probabilities."""
+
+    name = "margin"
+
+    def measure(self, logits, certainty, memory):
+        if self.num_labels == 1:
+            return torch.full_like(logits[..., 0], torch.nan), None
+        first, second = probabilities(logits).topk(2, dim=-1).values.unbind(dim=-1)
+        return 1 - (first - second), None
+
+
+class Patience(ExitRule):
+    """The threshold is a count k: a sample leaves where k off-ramps in a row agree (PABEE, Zhou et al., 2020).
+
+    PABEE counts repetitions, so that its patience is k - 1. With one label, answers within `tolerance` of the one
+    before agree. The uncertainty is 1 / the length of the row.
+    """
+
+    name = "patience"
+    regression = True
+    remembers = True
+
+    def measure(self, logits, certainty, memory):
+        answer = logits[:, 0].float() if self.num_labels == 1 else logits.argmax(dim=-1).float()
+        if memory is None:
+            row = torch.ones_like(answer)
+        else:
+            before, row = memory.unbind(dim=1)
+            agree = (answer - before).abs() <= self.tolerance if self.num_labels == 1 else answer == before
+            row = torch.where(agree, row + 1, 1)
+        return 1 / row, torch.stack([answer, row], dim=1)
+
+    def limit(self, threshold: float) -> float:
+        if threshold <= 0:
+            return threshold
+        if math.isfinite(threshold) and threshold != round(threshold):
+            raise ValueError("patience counts off-ramps that agree; give 1, 2, 3, ...")
+        return 1 / (threshold - 0.5)  # between 1 / k and 1 / (k - 1)
+
+    def grid(self, points: int, num_layers: int) -> list[float]:
+        return [float(k) for k in range(num_layers - 1, 0, -1)]
+
+    def everybody(self) -> float:
+        return 1.0
+
+    def slack(self, all_logits, uncertainties, limits):
+        """A decision goes the other way where one of the answers so far does."""
+        if self.num_labels == 1:
+            steps = all_logits[:, :-1, 0].float().diff(dim=1).abs()
+            margins = torch.nn.functional.pad((steps - self.tolerance).abs(), (1, 0), value=math.inf)  # (B, N-1)
+        else:
+            first, second = probabilities(all_logits[:, :-1]).topk(2, dim=-1).values.unbind(dim=-1)
+            margins = first - second
+        return margins.cummin(dim=1).values
+
+
+class Learned(ExitRule):
+    """1 - the certainty of the learning-to-exit head, trained to know right answers (BERxiT, Xin et al., 2021)."""
+
+    name = "learned"
+    regression = True
+    learned = True
+
+    def measure(self, logits, certainty, memory):
+        if certainty is None:
+            raise ValueError("the exit rule learned needs a model trained with it: there is no learning-to-exit head")
+        return 1 - certainty, None
+
+
+EXIT_RULES = {rule.name: rule for rule in (Entropy, NormalizedEntropy, Confidence, Margin, Patience, Learned)}
+
+
+def make_rule(name: str, num_labels: int, tolerance: float = 0.5) -> ExitRule:
+    """The rule of that name. Raises ValueError."""
+    if name not in EXIT_RULES:
+        raise ValueError(f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)}")
+    return EXIT_RULES[name](num_labels, tolerance)

@@ -1,0 +1,106 @@
+"""What is trained, in which stage, and on what loss: the training strategies.
+
+Every strategy minimises a weighted sum of the exits' losses; it is told by the weights of each of its stages.
+Shapes: B batch, N layers, C labels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Stage:
+    """backbone, highways: what is trained. weights: (number of layers, update from 1) -> weight of each exit's loss."""
+
+    backbone: bool
+    highways: bool
+    weights: Callable[[int, int], list[float]]
+
+
+def final_exit(layers: int, update: int) -> list[float]:
+    return [0.0] * (layers - 1) + [1.0]
+
+
+def off_ramps(layers: int, update: int) -> list[float]:
+    return [1.0] * (layers - 1) + [0.0]
+
+
+def every_exit(layers: int, update: int) -> list[float]:
+    return [1.0] * layers
+
+
+def mean_by_depth(layers: int, update: int) -> list[float]:
+    return [layer / (layers * (layers + 1) / 2) for layer in range(1, layers + 1)]
+
+
+def in_turn(layers: int, update: int) -> list[float]:
+    return final_exit(layers, update) if update % 2 else every_exit(layers, update)
+
+
+STRATEGIES: dict[str, tuple[Stage, ...]] = {
+    # DeeBERT, section 3.2: first the backbone and its classifier, then the off-ramps alone
+    "two_stage": (Stage(True, False, final_exit), Stage(False, True, off_ramps)),
+    # all at once, on the sum of all losses
+    "joint": (Stage(True, True, every_exit),),
+    # PABEE (Zhou et al., 2020), section 3.3: the mean, weighted by the number of layers that an exit costs
+    "weighted": (Stage(True, True, mean_by_depth),),
+    # BERxiT (Xin et al., 2021), section 3.2: the final loss and the sum of all losses in turn
+    "alternating": (Stage(True, True, in_turn),),
+}
+
+
+def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss (N,) of each exit against the labels (B,): cross-entropy, or squared error where there is one label."""
+    if all_logits.shape[2] == 1:
+        return (all_logits.squeeze(2) - labels.to(all_logits.dtype).unsqueeze(1)).square().mean(dim=0)
+    losses = functional.cross_entropy(
+        all_logits.transpose(1, 2), labels.unsqueeze(1).expand(all_logits.shape[:2]), reduction="none"
+    )
+    return losses.mean(dim=0)
+
+
+def distillation_losses(all_logits: Tensor, temperature: float) -> Tensor:
+    """The loss (N-1,) of each off-ramp against the final classifier's answers, which get no gradient of it.
+
+    T^2 KL(softmax(z_N / T) || softmax(z_i / T)), as in FastBERT (Liu et al., 2020), but with the temperature of
+    Hinton et al. (2015); squared error where there is one label.
+    """
+    taught, teacher = all_logits[:, :-1], all_logits[:, -1:].detach()
+    if all_logits.shape[2] == 1:
+        return (taught - teacher).square().mean(dim=(0, 2))
+    soft = functional.log_softmax(teacher / temperature, dim=-1).expand(taught.shape)
+    divergence = functional.kl_div(
+        functional.log_softmax(taught / temperature, dim=-1), soft, reduction="none", log_target=True
+    )
+    return temperature**2 * divergence.sum(dim=-1).mean(dim=0)
+
+
+def certainty_losses(certainties: Tensor, all_logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss (N-1,) of the learning-to-exit head, whose certainties are (B, N-1): BERxiT, section 3.3.
+
+    The squared distance to 1 where the off-ramp is right and to 0 where it is wrong; for regression to 1 - tanh of the
+    absolute error.
+    """
+    answers = all_logits[:, :-1].detach()
+    if all_logits.shape[2] == 1:
+        target = 1 - (answers.squeeze(2) - labels.to(answers.dtype).unsqueeze(1)).abs().tanh()
+    else:
+        target = (answers.argmax(dim=-1) == labels.unsqueeze(1)).to(certainties.dtype)
+    return (certainties - target).square().mean(dim=0)
+
+
+def training_loss(output, labels: Tensor, weights: Sequence[float], config) -> Tensor:
+    """The loss of a stage, from the model's output: all exits where their weights ask for them, else the final one."""
+    if output.all_logits is None:
+        return weights[-1] * exit_losses(output.logits.unsqueeze(1), labels).squeeze(0)
+    losses = exit_losses(output.all_logits, labels)  # (N,)
+    early, final = losses[:-1], losses[-1:]
+    if config.distill > 0:
+        early = torch.lerp(early, distillation_losses(output.all_logits, config.distill_temperature), config.distill)
+    if output.all_certainties is not None:
+        early = early + certainty_losses(output.all_certainties, output.all_logits, labels)
+    return torch.cat([early, final]) @ losses.new_tensor(weights)

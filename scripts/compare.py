@@ -1,0 +1,106 @@
+"""Trains settings of run_glue_deebert.py with several seeds and compares what they save. Run by compare.sh.
+
+COMPARISON_DIR/runs/FLAGS/seed{n}/all_exits.npz is the result of a finished training; models are deleted once it is
+written. first_stage/ holds the models after stage 1, shared by all settings that agree on it.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import run_glue_deebert
+from deebert import comparison, errors, plotting, results
+from deebert.arguments import first_stage_settings, parse_args
+from deebert.errors import InputError
+from deebert.evaluation import AllExits
+from deebert.exit_rules import EXIT_RULES
+from deebert.files import replacing
+from deebert.glue import get_task
+
+AFTER_TRAINING = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # flags that do not change the training
+AFTER_TRAINING.add_argument("--exit_rule", choices=EXIT_RULES, default="entropy")
+AFTER_TRAINING.add_argument("--patience_tolerance", type=float, default=0.5)
+AFTER_TRAINING.add_argument("--calibrate", action="store_true")
+
+
+class Comparison:
+    """The runs of one folder. common: the flags of every run."""
+
+    def __init__(self, folder: Path, common: list[str]):
+        self.folder, self.common = folder, common
+        record = folder / "common.json"
+        if record.is_file() and json.loads(record.read_text()) != common:
+            raise InputError(f"--comparison_dir {folder}: it holds runs with other settings; choose another folder")
+        results.write_json(record, common)
+
+    def outcome(self, flags: list[str], seed: int) -> comparison.Outcome:
+        """Trains, unless that has been done, and measures."""
+        after, training = AFTER_TRAINING.parse_known_args(flags)
+        if EXIT_RULES[after.exit_rule].learned:
+            training += ["--exit_rule", after.exit_rule]
+        exits = replace(self.exits(training, seed), rule=after.exit_rule, tolerance=after.patience_tolerance)
+        if after.calibrate:
+            exits = comparison.cross_calibrated(exits, seed)
+        return comparison.outcome(get_task(parse_args(self.argv(training, seed)).task_name), exits)
+
+    def run_dir(self, training: list[str], seed: int) -> Path:
+        name = re.sub(r"[^\w.=-]+", "-", " ".join(training).replace("--", "")) or "paper"
+        return self.folder / "runs" / name / f"seed{seed}"
+
+    def argv(self, training: list[str], seed: int) -> list[str]:
+        run = self.run_dir(training, seed)
+        files = ["--output_dir", str(run / "model"), "--plot_data_dir", str(run / "results"), "--overwrite_output_dir"]
+        return [*self.common, *training, "--seed", str(seed), "--do_train", "--do_eval", "--eval_each_highway", *files]
+
+    def exits(self, training: list[str], seed: int) -> AllExits:
+        run, argv = self.run_dir(training, seed), self.argv(training, seed)
+        done = run / "all_exits.npz"
+        if not done.is_file():
+            args = parse_args(argv)
+            if args.train_strategy == "two_stage":
+                settings = json.dumps(first_stage_settings(args), sort_keys=True)
+                key = hashlib.sha256(settings.encode()).hexdigest()[:12]
+                argv += ["--first_stage", str(self.folder / "first_stage" / key)]
+            started = time.perf_counter()
+            run_glue_deebert.main(argv)
+            results.write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})
+            written = results.result_dir(args.plot_data_dir, args.model_name_or_path) / done.name
+            shutil.rmtree(run / "model")
+            written.replace(done)
+        return AllExits.load(done)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", type=Path, required=True, help="file of lines 'name: flags'")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--comparison_dir", type=Path, required=True)
+    args, common = parser.parse_known_args()
+    settings = comparison.read_settings(args.settings)
+    runs = Comparison(args.comparison_dir, common)
+    for name, flags in settings.items():  # to hear of a wrong flag before hours of work
+        print(f"{name}: {' '.join(flags) or 'as in the paper'}", flush=True)
+        parse_args(runs.argv(flags, 0))
+
+    outcomes = {}
+    for name, flags in settings.items():
+        outcomes[name] = [runs.outcome(flags, seed) for seed in args.seeds]
+        print(f"\n{comparison.table(outcomes)}\n", flush=True)
+    shown = comparison.table(outcomes) + "\n"
+    with replacing(args.comparison_dir / "comparison.md") as file:
+        file.write(shown)
+    comparison.write_csv(args.comparison_dir / "comparison.csv", outcomes, args.seeds)
+    curves = {name: [o.curve for o in found] for name, found in outcomes.items()}
+    print(*plotting.draw_comparison(comparison.GRID, curves, args.comparison_dir / "comparison"), sep="\n")
+
+
+if __name__ == "__main__":
+    errors.run(main)

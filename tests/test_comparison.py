@@ -1,0 +1,146 @@
+"""Settings against each other: the numbers of the table, and a comparison that goes on where it was."""
+
+import csv
+import os
+import shutil
+
+import compare
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_scripts import script
+from test_selection import simulated
+
+import run_glue_deebert
+from deebert import errors
+from deebert.calibration import fit_temperatures
+from deebert.comparison import DROPS, GRID, cross_calibrated, outcome, read_settings, table
+from deebert.glue import TASKS
+
+SST2 = TASKS["SST-2"]
+
+
+def test_savings_are_the_largest_at_each_drop():
+    exits = simulated(300, 0)
+    found = outcome(SST2, exits)
+    full = (exits.logits[:, -1].argmax(-1) == exits.labels).mean()
+    assert found.exits[-1] == full
+    tried = []
+    for threshold in np.linspace(0, 0.7, 2000):
+        layers = exits.exit_layers(threshold)
+        tried.append((1 - layers.mean() / 5, (exits.answers(layers).argmax(-1) == exits.labels).mean()))
+    for drop, saved in zip(DROPS, found.saved, strict=True):
+        assert saved == pytest.approx(max(s for s, score in tried if score >= full - drop - 1e-9), abs=0.02)
+    for share, best in zip(GRID, found.curve, strict=True):
+        scores = [score for s, score in tried if s >= share]
+        assert np.isnan(best) if not scores else best == pytest.approx(max(scores), abs=0.01)
+    assert min(found.exits) < found.area < full
+
+
+def test_area_of_exits_that_are_all_alike_is_their_score():
+    exits = simulated(200, 1)
+    exits.logits[:] = exits.logits[:, -1:]
+    assert outcome(SST2, exits).area == pytest.approx(outcome(SST2, exits).exits[0])
+
+
+def test_each_half_is_calibrated_by_the_other():
+    exits = simulated(400, 2)
+    mixed = cross_calibrated(exits, 5)
+    first, second = exits.halves(5)
+    np.testing.assert_allclose(
+        mixed.logits[:200], first.logits / np.array(fit_temperatures(second))[:, None], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        mixed.logits[200:], second.logits / np.array(fit_temperatures(first))[:, None], rtol=1e-4
+    )
+    assert mixed.labels.tolist() == [*first.labels, *second.labels]
+
+
+def test_the_table_has_means_and_deviations():
+    outcomes = [outcome(SST2, simulated(300, seed)) for seed in (0, 1)]
+    line = table({"mine": outcomes}).splitlines()[2]
+    final = [100 * o.exits[-1] for o in outcomes]
+    assert line.startswith(f"| mine | {np.mean(final):.1f} ± {abs(final[0] - final[1]) / np.sqrt(2):.1f} | ")
+    assert "±" not in table({"mine": outcomes[:1]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no settings in it"),
+        ("# a\nmean --x\n", "line 2: no 'name: flags'"),
+        ("a: --x\na:\n", "line 2: 'a' is there already"),
+    ],
+)
+def test_settings_that_are_none(tmp_path, text, message):
+    (tmp_path / "settings.txt").write_text(text)
+    with pytest.raises(errors.InputError, match=message):
+        read_settings(tmp_path / "settings.txt")
+
+
+def test_every_setting_that_comes_with_the_code_is_one():
+    settings = read_settings(ROOT / "scripts/compare_settings.txt")
+    assert len(settings) >= 8
+    assert settings["paper"] == []
+
+
+def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
+    (tmp_path / "settings.txt").write_text(
+        "paper:\nmean: --highway_pooling mean\nsure: --highway_pooling mean --exit_rule confidence --calibrate\n"
+        "joint: --train_strategy joint\n"
+    )
+    trained, main = [], run_glue_deebert.main
+
+    def interrupted(argv):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(argv)
+        main(argv)
+
+    def compare_all(*more: str):
+        argv = (
+            f"compare.py --settings {tmp_path}/settings.txt --seeds 1 2 --comparison_dir {tmp_path}/found "
+            f"--model_type bert --task_name SST-2 --data_dir {tiny_data}/SST-2 --no_cuda --max_seq_length 32 "
+            f"--model_name_or_path {tiny_checkpoints['bert']} --num_train_epochs 1 --save_steps 0 --learning_rate 1e-3"
+        )
+        monkeypatch.setattr("sys.argv", [*argv.split(), *more])
+        compare.main()
+
+    monkeypatch.setattr(run_glue_deebert, "main", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare_all()
+    monkeypatch.setattr(run_glue_deebert, "main", lambda argv: (trained.append(argv), main(argv)))
+    compare_all()
+    assert len(trained) == 6  # two seeds of three trainings, none of them twice
+    assert capsys.readouterr().out.count("stage 1: mean loss") == 4  # paper and mean share theirs
+    folder = tmp_path / "found"
+    assert not list(folder.glob("runs/*/*/model"))
+    rows = list(csv.DictReader((folder / "comparison.csv").open()))
+    assert [(row["setting"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("paper", "mean", "sure", "joint") for seed in "12"
+    ]
+    assert rows[2]["exit_1"] == rows[4]["exit_1"]
+    assert {path.name for path in folder.glob("comparison.*")} == {
+        f"comparison.{s}" for s in ("md", "csv", "png", "pdf")
+    }
+    before = (folder / "comparison.md").read_text()
+    shutil.rmtree(folder / "first_stage")
+    compare_all()
+    assert len(trained) == 6
+    assert (folder / "comparison.md").read_text() == before
+    with pytest.raises(errors.InputError, match="runs with other settings"):
+        compare_all("--warmup_steps", "3")
+
+
+def test_the_script_hands_on_what_is_wrong(tmp_path, tiny_data):
+    settings = tmp_path / "settings.txt"
+    settings.write_text("mine: --highway_pooling last\n")
+    done = script(
+        "compare.sh",
+        tmp_path,
+        PATH_TO_DATA=str(tiny_data),
+        SETTINGS=str(settings),
+        OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
+    )
+    assert done.returncode == 2
+    assert "invalid choice: 'last'" in done.stderr

@@ -1,0 +1,216 @@
+"""Every exit rule: in batches, in the one-pass table and one at a time, samples leave where brute force says."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import BACKBONES, random_batch, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from scipy.stats import entropy as scipy_entropy
+
+from deebert.evaluation import AllExits, dense_thresholds, timed_sweep
+from deebert.exit_rules import EXIT_RULES, make_rule
+from deebert.features import Features, collator
+from deebert.glue import TASKS
+from deebert.results import SweepRow
+from deebert.selection import Target, choose
+
+LAYERS, TOLERANCE = 4, 0.3
+CASES = [(rule, labels) for rule in EXIT_RULES for labels in (1, 2, 3) if make_rule(rule, labels).usable]
+MODELS = {
+    (backbone, rule, labels): tiny_model(
+        backbone, exit_rule=rule, num_labels=labels, patience_tolerance=TOLERANCE, highway_pooling="mean"
+    )
+    for backbone in BACKBONES
+    for rule, labels in CASES
+}
+for model in MODELS.values():
+    if model.base_model.encoder.learn_to_exit is not None:
+        torch.nn.init.normal_(model.base_model.encoder.learn_to_exit.weight)  # it starts at 0: all alike
+
+
+def brute_force(rule: str, logits: np.ndarray, certainties: np.ndarray | None, thresholds: list[float]) -> int:
+    """The exit layer of one sample, from the logits (N, C) of all exits and the certainties (N-1,)."""
+    row = 0
+    for layer, threshold in enumerate(thresholds[: len(logits) - 1], 1):
+        before, now = logits[layer - 2], logits[layer - 1]
+        alike = abs(now[0] - before[0]) <= TOLERANCE if len(now) == 1 else now.argmax() == before.argmax()
+        row = row + 1 if layer > 1 and alike else 1
+        if rule == "patience":
+            leaves = 0 < threshold <= row
+        elif rule == "learned":
+            leaves = certainties[layer - 1] > 1 - threshold
+        else:
+            p = np.sort(softmax(now.astype(np.float64)))
+            uncertainty = {
+                "entropy": scipy_entropy(p),
+                "normalized_entropy": scipy_entropy(p, base=len(p)),
+                "confidence": 1 - p[-1],
+                "margin": 1 - (p[-1] - p[-2]),
+            }
+            leaves = uncertainty[rule] < threshold
+        if leaves:
+            return layer
+    return len(logits)
+
+
+@settings(max_examples=120)
+@given(
+    backbone=st.sampled_from(BACKBONES),
+    case=st.sampled_from(CASES),
+    lengths=st.lists(st.integers(1, 14), min_size=1, max_size=7),
+    quantile=st.floats(0.05, 0.95),
+    per_layer=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_batches_leave_where_brute_force_says(backbone, case, lengths, quantile, per_layer, seed):
+    model, (name, labels) = MODELS[(backbone, *case)], case
+    batch = random_batch(model.config, lengths, seed)
+    with torch.no_grad():
+        full = model(**batch, output_all_exits=True)
+    certainties = None if full.all_certainties is None else full.all_certainties.numpy()
+    exits = AllExits(full.all_logits.numpy(), None, certainties, name, TOLERANCE)
+    if name == "patience":
+        rng = np.random.default_rng(seed)
+        thresholds = rng.integers(-1, LAYERS, LAYERS - 1).astype(float).tolist()  # -1 and 0: nobody leaves there
+        threshold = thresholds if per_layer else thresholds[0]
+    else:
+        at = np.quantile(exits.uncertainties, quantile, axis=0 if per_layer else None) + 3e-6
+        threshold = at.tolist() if per_layer else float(at)
+    thresholds = threshold if per_layer else [threshold] * (LAYERS - 1)
+    slack = make_rule(name, labels, TOLERANCE).slack(
+        full.all_logits, torch.from_numpy(exits.uncertainties), exits.limits(threshold)
+    )
+    if slack.min() < 2e-6:
+        return  # rounding would decide
+
+    expected = [
+        brute_force(name, z, None if certainties is None else certainties[i], thresholds)
+        for i, z in enumerate(exits.logits)
+    ]
+    assert exits.exit_layers(threshold).tolist() == expected
+    with torch.no_grad():
+        together = model(**batch, early_exit_entropy=threshold)
+        alone = [
+            model(**{key: tensor[i : i + 1, :n] for key, tensor in batch.items()}, early_exit_entropy=threshold)
+            for i, n in enumerate(lengths)
+        ]
+    assert together.exit_layer.tolist() == expected
+    assert [one.exit_layer.item() for one in alone] == expected
+    answers = full.all_logits[torch.arange(len(lengths)), torch.tensor(expected) - 1]
+    torch.testing.assert_close(together.logits, answers, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "labels"), CASES)
+def test_candidate_thresholds_go_from_nobody_to_everybody(name, labels):
+    rng = np.random.default_rng(0)
+    certainties = rng.uniform(size=(50, LAYERS - 1)).astype(np.float32) if name == "learned" else None
+    exits = AllExits(
+        rng.normal(size=(50, LAYERS, labels)).astype(np.float32), rng.integers(0, 2, 50), certainties, name
+    )
+    thresholds = dense_thresholds(exits)
+    cost = [exits.exit_layers(threshold).mean() for threshold in thresholds]
+    assert cost == sorted(cost, reverse=True)
+    assert (cost[0], cost[-1]) == (LAYERS, 1)
+    assert exits.exit_layers(exits.exit_rule.everybody()).tolist() == [1] * 50
+    assert exits.exit_layers(0).tolist() == exits.exit_layers(-1).tolist() == [LAYERS] * 50
+
+
+@pytest.mark.parametrize(("name", "labels"), CASES)
+def test_a_threshold_is_chosen_with_every_rule(name, labels):
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=400) if labels == 1 else rng.integers(0, labels, 400)
+    right = truth[:, None] if labels == 1 else np.eye(labels)[truth] * 3
+    noise = np.linspace(1.5, 0.2, LAYERS)[:, None]
+    logits = (right[:, None] + noise * rng.normal(size=(400, LAYERS, labels))).astype(np.float32)
+    certainties = (1 / (1 + np.abs(logits - right[:, None]).max(-1)))[:, :-1].astype(np.float32)
+    exits = AllExits(logits, truth, certainties, name, TOLERANCE)
+    task = TASKS["STS-B" if labels == 1 else "SST-2"]
+    choice = choose(task, exits, Target(drop=0.05))
+    assert choice.chosen_on.layers_saved > 0
+    assert choice.chosen_on.score_change >= -0.05 - 1e-9
+    assert choice.rule == name
+
+
+@pytest.mark.parametrize(("name", "labels"), CASES)
+def test_timed_passes_leave_where_the_one_pass_says(name, labels):
+    model = MODELS["bert", name, labels]
+    rng = np.random.default_rng(0)
+    lengths = [3, 9, 5, 12, 7]
+    tokens = rng.integers(5, 300, sum(lengths)).astype(np.int32)
+    features = Features(tokens, np.zeros_like(tokens, np.int8), np.cumsum([0, *lengths]), None)
+    collate = collator(model.config)
+    with torch.no_grad():
+        outputs = [
+            model(**{k: v for k, v in collate([features[i]]).items() if k != "index"}, output_all_exits=True)
+            for i in range(5)
+        ]
+    certainties = None if name != "learned" else torch.cat([o.all_certainties for o in outputs]).numpy()
+    exits = AllExits(torch.cat([o.all_logits for o in outputs]).numpy(), None, certainties, name, TOLERANCE)
+    threshold = 2.0 if name == "patience" else float(np.median(exits.uncertainties)) + 1e-5
+    layers = exits.exit_layers(threshold)
+    row = SweepRow(threshold, 0.0, 0.0, layers.mean() / LAYERS, (), rule=name)
+    (timed,) = timed_sweep([row], exits, model, features, collate, batch_size=2)
+    assert timed[0].other_exits == 0
+    wrong = replace(
+        exits, logits=-exits.logits[::-1].copy(), certainties=None if certainties is None else 1 - certainties
+    )
+    if wrong.exit_layers(threshold).tolist() != layers.tolist():
+        with pytest.raises(RuntimeError, match="no rounding error"):
+            list(timed_sweep([row], wrong, model, features, collate, batch_size=2))
+
+
+def test_rounding_excuses_a_patient_exit_only_where_an_answer_was_close():
+    logits = torch.tensor([[[0.0, 1.0], [0.0, 1e-6], [1.0, 0.0], [1.0, 0.0]]])
+    rule = make_rule("patience", 2)
+    uncertainties = rule.uncertainties(logits)
+    assert uncertainties.tolist() == [[1.0, 0.5, 1.0]]
+    assert (rule.slack(logits, uncertainties, [0.0] * 3) < 1e-5).tolist() == [[False, True, True]]
+    values = torch.tensor([[[0.0], [0.4], [0.9000001], [3.0]]])
+    slack = make_rule("patience", 1, 0.5).slack(values, uncertainties, [0.0] * 3)
+    torch.testing.assert_close(slack, torch.tensor([[math.inf, 0.1, 0.0]]), atol=1e-6, rtol=0)
+
+
+def test_rules_of_equal_meaning_agree():
+    rng = np.random.default_rng(0)
+    exits = AllExits(rng.normal(size=(80, 5, 3)).astype(np.float32), None)
+    two = AllExits(rng.normal(size=(80, 5, 2)).astype(np.float32), None)
+    nats = exits.exit_layers(0.5 * math.log(3))
+    assert replace(exits, rule="normalized_entropy").exit_layers(0.5).tolist() == nats.tolist()
+    # of two labels the margin is 2 p - 1
+    confident, by_margin = replace(two, rule="confidence"), replace(two, rule="margin")
+    assert confident.exit_layers(0.2).tolist() == by_margin.exit_layers(0.4).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "threshold", "message"),
+    [
+        ("patience", 2, 1.5, "patience counts off-ramps"),
+        ("confidence", 1, 0.1, "confidence needs at least two labels"),
+        ("margin", 2, math.nan, "NaN"),
+        ("boredom", 2, 1, "choose one of entropy, normalized_entropy"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(name, labels, threshold, message):
+    with pytest.raises(ValueError, match=message):
+        make_rule(name, labels).limits(threshold, LAYERS)
+
+
+def test_the_rule_of_a_model_can_be_changed_and_is_saved(tmp_path, backbone):
+    model = tiny_model(backbone)
+    batch = random_batch(model.config, [3, 8])
+    model.set_exit_rule("confidence", 0.999)
+    assert model(**batch).exit_layer.tolist() == [1, 1]
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert (again.config.exit_rule, again.config.early_exit_entropy) == ("confidence", 0.999)
+    model.set_exit_rule("patience", 2)
+    assert set(model(**batch).exit_layer.tolist()) <= {2, 3, 4}
+    for name, threshold, message in (("learned", 0.1, "trained with it"), ("patience", 0.5, "counts")):
+        with pytest.raises(ValueError, match=message):
+            model.set_exit_rule(name, threshold)
+    assert (model.config.exit_rule, model.config.early_exit_entropy) == ("patience", 2.0)

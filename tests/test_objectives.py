@@ -1,0 +1,200 @@
+"""Every training strategy's loss and steps against a few lines that say the same in plain words."""
+
+import math
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import BACKBONES, random_batch, tiny_config, tiny_model, tiny_tokenizer
+from torch.nn import functional
+
+from deebert.evaluation import run_all_exits
+from deebert.exit_rules import EXIT_RULES
+from deebert.features import TrainBatches, collator, tokenize
+from deebert.glue import TASKS, read_examples
+from deebert.highway import POOLINGS
+from deebert.modeling_highway import HighwayClassifierOutput
+from deebert.objectives import STRATEGIES, training_loss
+from deebert.training import TrainSettings, train_stage
+
+LAYERS = 4
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def data(tiny_data, task="SST-2"):
+    return tokenize(read_examples(TASKS[task], tiny_data / task, "train"), tiny_tokenizer("bert"), 32)
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+@pytest.mark.parametrize("certain", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_loss_in_plain_words(labels, certain, share):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(5, LAYERS, labels, generator=generator)
+    u = torch.rand(5, LAYERS - 1, generator=generator)
+    y = torch.randn(5, generator=generator) if labels == 1 else torch.randint(labels, (5,), generator=generator)
+    weights, temperature = [0.5, 2.0, 0.0, 3.0], 1.5
+
+    expected = 0.0
+    for sample, layer in product(range(5), range(LAYERS)):
+        logits, final = z[sample, layer].double(), z[sample, -1].double()
+        if labels == 1:
+            hard, soft = (logits[0] - y[sample]) ** 2, (logits[0] - final[0]) ** 2
+            target = 1 - math.tanh(abs(logits[0] - y[sample]))
+        else:
+            hard = -math.log(logits.softmax(0)[y[sample]])
+            p, q = (final / temperature).softmax(0), (logits / temperature).softmax(0)
+            soft = temperature**2 * (p * (p / q).log()).sum()
+            target = float(logits.argmax() == y[sample])
+        loss = hard if layer == LAYERS - 1 else (1 - share) * hard + share * soft
+        if certain and layer < LAYERS - 1:
+            loss = loss + (u[sample, layer] - target) ** 2
+        expected += weights[layer] * loss / 5
+
+    output = HighwayClassifierOutput(all_logits=z, all_certainties=u if certain else None)
+    config = SimpleNamespace(distill=share, distill_temperature=temperature)
+    assert training_loss(output, y, weights, config).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_final_classifier_is_not_taught_by_its_pupils():
+    z = torch.randn(5, LAYERS, 3, requires_grad=True)
+    config = SimpleNamespace(distill=1.0, distill_temperature=2.0)
+    training_loss(
+        HighwayClassifierOutput(all_logits=z), torch.tensor([0, 1, 2, 0, 1]), [1.0, 1, 1, 0], config
+    ).backward()
+    assert z.grad[:, -1].abs().max() == 0
+    assert z.grad[:, :-1].abs().min() > 0
+
+
+def test_what_the_strategies_weigh():
+    stages = {name: [stage.weights(4, 1) for stage in stages] for name, stages in STRATEGIES.items()}
+    assert stages == {
+        "two_stage": [[0, 0, 0, 1], [1, 1, 1, 0]],
+        "joint": [[1, 1, 1, 1]],
+        "weighted": [[0.1, 0.2, 0.3, 0.4]],
+        "alternating": [[0, 0, 0, 1]],
+    }
+    assert STRATEGIES["alternating"][0].weights(4, 2) == [1, 1, 1, 1]
+    assert STRATEGIES["alternating"][0].weights(4, 3) == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("strategy", ["joint", "weighted", "alternating"])
+def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
+    """Two updates of all parameters, the off-ramps at their own rate, against a plain loop."""
+    model, reference = (tiny_model("bert", train_strategy=strategy, **NO_DROPOUT) for _ in range(2))
+    features, accelerator = data(tiny_data), Accelerator(cpu=True)
+    settings = TrainSettings(
+        learning_rate=1e-3, highway_learning_rate=4e-3, adam_epsilon=1e-2, max_steps=2, logging_steps=0, save_steps=0
+    )
+    train_stage(1, model, features, collator(model.config), settings, accelerator)
+
+    rates = {True: 4e-3, False: 1e-3}
+    optimizer = torch.optim.AdamW(
+        [{"params": [p], "lr": rates[".highway." in name]} for name, p in reference.named_parameters()],
+        eps=1e-2,
+        weight_decay=0,
+    )
+    batches = list(TrainBatches(features.lengths, 8, 42))[:2]
+    for step, indices in enumerate(batches):
+        batch = collator(model.config)([features[i] for i in indices])
+        labels, _ = batch.pop("labels"), batch.pop("index")
+        z = reference(**batch, output_all_exits=True).all_logits
+        losses = [functional.cross_entropy(z[:, i], labels) for i in range(LAYERS)]
+        if strategy == "joint":
+            loss = sum(losses)
+        elif strategy == "weighted":
+            loss = sum(i * one for i, one in enumerate(losses, 1)) / 10
+        else:
+            loss = sum(losses) if step == 1 else functional.cross_entropy(reference(**batch).logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rates[group["params"][0] in set(reference.bert.encoder.highway.parameters())] * (1 - step / 2)
+        optimizer.step()
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_the_learned_rule_learns_what_is_right(tiny_data):
+    settings = TrainSettings(learning_rate=3e-3, epochs=12, logging_steps=0, save_steps=0)
+    config = {"exit_rule": "learned", "highway_pooling": "mean", "train_strategy": "joint", "initializer_range": 0.05}
+    model, features = tiny_model("bert", **config), data(tiny_data)
+    train_stage(1, model, features, collator(model.config), settings, Accelerator(cpu=True))
+    exits = run_all_exits(model, features, collator(model.config))
+    assert (exits.logits.argmax(-1) == exits.labels[:, None]).mean() > 0.95
+    assert exits.certainties.mean() > 0.7  # it began with 0.5
+    assert exits.exit_layers(0.4).mean() < 2
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_combination_trains_saves_loads_and_exits_alike(backbone, pooling, strategy, tiny_data, tmp_path):
+    for rule, labels, temperatures in product(EXIT_RULES, (1, 2), (None, [0.5, 2.0, 1.0, 3.0])):
+        if labels == 1 and rule not in ("patience", "learned"):
+            continue
+        model = tiny_model(
+            backbone,
+            num_labels=labels,
+            highway_pooling=pooling,
+            train_strategy=strategy,
+            exit_rule=rule,
+            distill=0.5,
+            patience_tolerance=2.0,
+        )
+        batch = random_batch(model.config, [3, 9, 5, 7])
+        y = torch.tensor([0, 1, 1, 0]) if labels == 2 else torch.tensor([0.1, 2.0, 1.0, 0.0])
+        for stage in STRATEGIES[strategy]:
+            model.train().set_trained(backbone=stage.backbone, highways=stage.highways)
+            model.zero_grad()
+            weights = stage.weights(LAYERS, 2)
+            output = model(**batch, output_all_exits=any(weights[:-1]), train_highway=not stage.backbone)
+            training_loss(output, y, weights, model.config).backward()
+            for name, parameter in model.named_parameters():
+                head = ".highway." in name or ".learn_to_exit." in name
+                # the pooler is frozen, and does not count, where stage 2 leaves the final classifier out
+                assert (parameter.grad is not None) == (stage.highways if head else stage.backbone), name
+        model.eval().config.exit_temperatures = temperatures
+        threshold = 2.0 if rule == "patience" else 0.6
+        model.set_early_exit_entropy(threshold)
+        model.save_pretrained(tmp_path)
+        again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        with torch.no_grad():
+            ours, theirs = model(**batch), again.eval()(**batch)
+        assert torch.equal(ours.exit_layer, theirs.exit_layer)
+        torch.testing.assert_close(ours.logits, theirs.logits)
+
+
+def test_attention_pooling_starts_as_the_mean_and_minds_the_padding(backbone):
+    model = tiny_model(backbone, highway_pooling="attention")
+    pool = model.base_model.encoder.highway[0].pool
+    states, weights = torch.randn(2, 5, 32), torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0, 0], [0.2] * 5])
+    torch.testing.assert_close(pool(states, weights), torch.stack([states[0, :3].mean(0), states[1].mean(0)]))
+    torch.nn.init.normal_(pool.query)
+    match = (states[0, :3] @ pool.query / math.sqrt(32)).softmax(0)
+    torch.testing.assert_close(pool(states, weights)[0], match @ states[0, :3])
+    torch.testing.assert_close(pool(states[:1, :3], None), pool(states, weights)[:1])
+
+
+def test_temperatures_divide_the_logits(backbone):
+    model = tiny_model(backbone)
+    batch = random_batch(model.config, [3, 9])
+    with torch.no_grad():
+        plain = model(**batch, output_all_exits=True).all_logits
+        model.config.exit_temperatures = [0.5, 2.0, 4.0, 8.0]
+        scaled = model(**batch, output_all_exits=True).all_logits
+        assert torch.equal(model(**batch).logits, scaled[:, -1])
+    torch.testing.assert_close(scaled, plain / torch.tensor([0.5, 2.0, 4.0, 8.0])[None, :, None])
+
+
+def test_unknown_choices_are_refused():
+    for field, value in (("highway_pooling", "last"), ("exit_rule", "boredom")):
+        with pytest.raises(ValueError, match=f"{field} is '{value}'; choose one of"):
+            tiny_model("bert", **{field: value})
+    assert np.isfinite(tiny_config("bert").distill_temperature)
