@@ -1,4 +1,4 @@
-"""Fine-tunes and evaluates DeeBERT on a GLUE task: two-stage training, the score of every exit, entropy sweeps."""
+"""Fine-tunes and evaluates DeeBERT on a GLUE task: training in stages, the score of every exit, threshold sweeps."""
 
 import re
 import shutil
@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter
 from deebert import calibration, errors, evaluation, results, selection
 from deebert.arguments import first_stage_settings, parse_args, train_settings
 from deebert.checkpoints import load_model, load_pretrained, save_model
+from deebert.exit_rules import NO_EXIT
 from deebert.files import replacing
 from deebert.glue import eval_splits
 from deebert.objectives import STRATEGIES
@@ -148,6 +149,7 @@ def calibrate(run: Run, model, exits: evaluation.AllExits, checkpoint: Path) -> 
     """Fits the exits' temperatures to half of the samples, and stores them in the saved model's config."""
     fit, held_out = exits.halves(run.args.seed)
     model.config.exit_temperatures = calibration.fit_temperatures(fit)
+    model.config.early_exit_entropy = NO_EXIT  # one chosen before means nothing now
     run.say(f"temperatures of the exits: {' '.join(f'{t:.3f}' for t in model.config.exit_temperatures)}")
     run.say(calibration.report(held_out, calibration.calibrated(held_out, model.config.exit_temperatures)))
     write_config(model, checkpoint)

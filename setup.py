@@ -26,5 +26,8 @@ setup(
         "tensorboardX>=2.6",
         "matplotlib>=3.8",
     ],
-    extras_require={"datasets": ["datasets>=3"]},
+    extras_require={
+        "datasets": ["datasets>=3"],
+        "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+    },
 )

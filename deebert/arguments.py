@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,26 +32,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cache_dir", help="where models from the hub are kept")
     add("--max_seq_length", type=int, default=128, help="longer inputs are cut")
     switch("--pad_to_max_length", "pad every batch to max_seq_length, as the original does")
-    switch("--do_train", "train both stages")
+    switch("--do_train", "train all stages of the strategy")
     switch("--do_eval", "evaluate the model in output_dir")
     switch("--evaluate_during_training", "score the dev set every logging_steps")
     switch("--do_lower_case", "lower-case what a BERT reads, whatever its tokenizer says")
     switch("--eval_each_highway", "write the score of every exit: each_layer.npy")
-    switch("--eval_after_first_stage", "score the final classifier between the stages")
+    switch("--eval_after_first_stage", "score the final classifier after stage 1")
     switch("--eval_highway", "time early exit at each --early_exit_entropy: entropy_{x}.npy")
     add(
         *("--early_exit_entropy", "--exit_threshold"),
         type=float,
         nargs="+",
         default=[-1.0],
-        help="thresholds, in nats unless --exit_rule says otherwise; below 0: no exits",
+        help="thresholds, in nats unless --exit_rule says otherwise; 0 or below: no exits",
     )
     add(
         "--exit_rule",
         choices=EXIT_RULES,
         help="what is held against the threshold; default: the checkpoint's, or entropy",
     )
-    add("--patience_tolerance", type=above_zero, help="answers of a regression model agree if no further apart; or 0.5")
+    add("--patience_tolerance", type=above_zero, help="patience, regression: how far apart answers agree; 0.5")
     switch("--calibrate", "fit a temperature for each exit on half of the dev set, and store them with the model")
     add("--target_drop", type=float, help="choose the threshold: the largest saving at this drop of the score (0.01)")
     add("--target_saving", type=float, help="choose the threshold: the best score at this share of layers saved (0.4)")
@@ -78,7 +79,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon")
     add("--max_grad_norm", type=float, default=1.0, help="gradient clipping; 0: none")
     add("--num_train_epochs", type=above_zero, default=3.0, help="of each stage")
-    add("--highway_epochs", type=above_zero, help="of stage 2; default: num_train_epochs")
+    add("--highway_epochs", type=above_zero, help="of stage 2 of two_stage; default: num_train_epochs")
     add("--max_steps", type=int, default=-1, help="updates of each stage, in place of epochs")
     add("--warmup_steps", type=int, default=0, help="linear warm-up")
     add("--logging_steps", type=int, default=50, help="updates between scalars; 0: none")
@@ -131,8 +132,10 @@ def first_stage_settings(args: argparse.Namespace) -> dict:
     """What decides how the model after stage 1 of two_stage turns out."""
     names = "model_name_or_path task_name max_seq_length pad_to_max_length do_lower_case per_gpu_train_batch_size"
     names += " gradient_accumulation_steps learning_rate weight_decay adam_epsilon max_grad_norm num_train_epochs"
-    names += " max_steps warmup_steps fp16 seed"
-    return {name: getattr(args, name) for name in names.split()} | {"data_dir": str(Path(args.data_dir).resolve())}
+    names += " max_steps warmup_steps fp16 seed config_name tokenizer_name"
+    launch = {name: os.environ.get(name) for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")}
+    data_dir = {"data_dir": str(Path(args.data_dir).resolve())}
+    return {name: getattr(args, name) for name in names.split()} | data_dir | launch
 
 
 def train_settings(args: argparse.Namespace, stage: int) -> TrainSettings:

@@ -49,7 +49,17 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
         raise InputError(
             f"{name_or_path}: a {found} checkpoint, but --model_type is {model_type}; use --model_type {found}"
         )
-    return MODELS[found][0].from_dict(facts)
+    config = MODELS[found][0].from_dict(facts)
+    try:
+        config_rule(config).limits(config.early_exit_entropy, config.num_hidden_layers)
+    except ValueError as error:
+        raise InputError(f"{name_or_path}/config.json: {error}") from None
+    if config.exit_temperatures is not None and len(config.exit_temperatures) != config.num_hidden_layers:
+        raise InputError(
+            f"{name_or_path}/config.json: {len(config.exit_temperatures)} exit_temperatures for "
+            f"{config.num_hidden_layers} exits"
+        )
+    return config
 
 
 def check_threshold(value: float, config) -> None:

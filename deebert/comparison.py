@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 from deebert.calibration import calibrated, fit_temperatures
 from deebert.errors import InputError
-from deebert.evaluation import AllExits, dense_thresholds, layer_scores, sweep
+from deebert.evaluation import AllExits, layer_scores, sweep
 from deebert.files import replacing
 from deebert.glue import Task
 
@@ -63,14 +64,26 @@ def cross_calibrated(exits: AllExits, seed: int) -> AllExits:
     return replace(exits, **joined)
 
 
+def all_thresholds(exits: AllExits, most: int = 1000) -> list[float]:
+    """From nobody to everybody leaving, every threshold that makes a difference, or so many of them."""
+    rule = exits.exit_rule
+    if not rule.usable:
+        return [0.0]
+    if rule.remembers:
+        return [0.0, *rule.grid(most, exits.num_layers)]
+    # values that were seen, as they are: rules that order samples alike then give the same curve
+    seen = np.quantile(exits.uncertainties, np.linspace(0, 1, most), method="nearest")
+    return [0.0, *np.unique(seen).tolist(), rule.everybody()]
+
+
 def outcome(task: Task, exits: AllExits) -> Outcome:
     """From the answers of all exits on the dev set, on which thresholds are chosen and scored: the curve as it is."""
-    rows = sweep(task, exits, dense_thresholds(exits))
+    rows = sweep(task, exits, all_thresholds(exits))
     saved = np.array([row.layers_saved for row in rows])
     score, change = np.array([row.score for row in rows]), np.array([row.score_change for row in rows])
     width = saved.max() - saved.min()
     order = np.argsort(saved, kind="stable")
-    area = np.trapezoid(score[order], saved[order]) / width if width > 0 else score[0]
+    area = trapezoid(score[order], saved[order]) / width if width > 0 else score[0]
     best = [score[saved >= share - 1e-9].max(initial=-np.inf) for share in GRID]
     return Outcome(
         exits=[next(iter(scores.values())) for scores in layer_scores(task, exits)],
@@ -102,10 +115,12 @@ def spread(values: Sequence[float]) -> str:
 
 def write_csv(path: Path, outcomes: dict[str, list[Outcome]], seeds: Sequence[int]) -> None:
     """One line for each setting and seed."""
-    layers = len(next(iter(outcomes.values()))[0].exits)
+    layers = max(len(o.exits) for found in outcomes.values() for o in found)
     header = ["setting", "seed", *(f"exit_{i}" for i in range(1, layers + 1))]
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*header, *(f"layers_saved_at_drop_{drop:g}" for drop in DROPS), "area"])
         for name, found in outcomes.items():
-            writer.writerows([name, seed, *o.exits, *o.saved, o.area] for seed, o in zip(seeds, found, strict=True))
+            for seed, o in zip(seeds, found, strict=True):
+                shallower = [""] * (layers - len(o.exits))
+                writer.writerow([name, seed, *o.exits, *shallower, *o.saved, o.area])

@@ -33,7 +33,8 @@ def probabilities(logits: Tensor) -> Tensor:
 
 def first_below(uncertainties: Tensor, limits: Sequence[float]) -> Tensor:
     """The exit layer (B,), 1-based, of each sample, from the uncertainties (B, N-1) and N-1 limits."""
-    leaves = uncertainties < torch.tensor(limits, device=uncertainties.device)
+    limits = torch.tensor(limits, device=uncertainties.device)
+    leaves = (uncertainties < limits) | (limits == math.inf)  # infinity takes everybody, NaN too
     leaves = torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1)  # who is left answers after layer N
     return leaves.int().argmax(dim=1) + 1  # argmax gives the first of equals
 
@@ -150,7 +151,7 @@ class Margin(ExitRule):
 
     def measure(self, logits, certainty, memory):
         if self.num_labels == 1:
-            return torch.full_like(logits[..., 0], torch.nan), None
+            return torch.zeros_like(logits[..., 0]), None
         first, second = probabilities(logits).topk(2, dim=-1).values.unbind(dim=-1)
         return 1 - (first - second), None
 

@@ -47,18 +47,22 @@ def config_rule(config) -> ExitRule:
     return make_rule(config.exit_rule, config.num_labels, config.patience_tolerance)
 
 
-class FirstToken(nn.Module):
-    """The paper's choice: (B, T, H) -> (B, H), the first token's state."""
+class Pooling(nn.Module):
+    """(B, T, H) and the result of weigh_tokens -> (B, H): what an off-ramp reads. Made of the config."""
 
     def __init__(self, config):
         super().__init__()
+
+
+class FirstToken(Pooling):
+    """The paper's choice: the first token's state."""
 
     def forward(self, hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
         return hidden_states[:, 0]
 
 
-class MeanOfTokens(FirstToken):
-    """(B, T, H) -> (B, H), the mean over the tokens that are not padding; over all where token_weights is None."""
+class MeanOfTokens(Pooling):
+    """The mean over the tokens that are not padding; over all where token_weights is None."""
 
     def forward(self, hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
         if token_weights is None:
@@ -66,11 +70,11 @@ class MeanOfTokens(FirstToken):
         return torch.bmm(token_weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
 
 
-class AttentionOverTokens(nn.Module):
-    """(B, T, H) -> (B, H), a mean weighted by how well tokens match a learned query. It starts as the plain mean."""
+class AttentionOverTokens(Pooling):
+    """A mean weighted by how well tokens match a learned query. It starts as the plain mean."""
 
     def __init__(self, config):
-        super().__init__()
+        super().__init__(config)
         self.query = nn.Parameter(torch.zeros(config.hidden_size))
 
     def init_parameters(self) -> None:
@@ -79,12 +83,11 @@ class AttentionOverTokens(nn.Module):
     def forward(self, hidden_states: Tensor, token_weights: Tensor | None) -> Tensor:
         match = hidden_states @ self.query / math.sqrt(len(self.query))  # (B, T)
         if token_weights is not None:
-            match = match.masked_fill(token_weights == 0, -math.inf)
+            match = match.masked_fill(token_weights == 0, torch.finfo(match.dtype).min)
         weights = torch.softmax(match, dim=1, dtype=torch.float32).to(hidden_states.dtype)
         return torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
 
 
-# What an off-ramp can read: modules made of the config, called with hidden states and the result of weigh_tokens.
 POOLINGS = {"first": FirstToken, "mean": MeanOfTokens, "attention": AttentionOverTokens}
 
 
@@ -171,7 +174,9 @@ class HighwayPass:
         """Whether there is an off-ramp behind this layer (0-based) to be consulted."""
         if layer >= len(self.limits):
             return False
-        return self.full or self.limits[layer] > 0 or (self.rule.remembers and any(t > 0 for t in self.limits[layer:]))
+        if self.rule.remembers and any(0 < limit < math.inf for limit in self.limits[layer:]):
+            return True
+        return self.full or self.limits[layer] > 0
 
     def leave(self, layer: int, logits: Tensor, certainty: Tensor | None = None) -> Tensor | None:
         """Takes the off-ramp's logits (b, C) and certainty (b,). Returns the rows that stay, None where all do."""

@@ -81,7 +81,10 @@ class HighwayClassifier(HighwayInit):
         self.base_model.encoder.set_early_exit_entropy(value)
 
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
-        """Sets rule (a key of EXIT_RULES) and threshold, which are saved with the model. Raises ValueError."""
+        """Sets rule (a key of EXIT_RULES) and threshold, which are saved with the model. Raises ValueError.
+
+        A model saved with another rule than learned is loaded without the learning-to-exit head.
+        """
         rule = make_rule(name, self.config.num_labels, self.config.patience_tolerance)
         rule.limits(threshold, self.config.num_hidden_layers)
         if rule.learned and self.base_model.encoder.learn_to_exit is None:
@@ -135,7 +138,7 @@ class HighwayClassifier(HighwayInit):
                 rule=rule,
                 limits=limits,
                 token_weights=self._token_weights(attention_mask),
-                lengths=_lengths(attention_mask),
+                lengths=token_lengths(attention_mask),
                 full=keep_all or self._wants_every_layer(kwargs),
                 grad=torch.is_grad_enabled(),
             )
@@ -150,9 +153,7 @@ class HighwayClassifier(HighwayInit):
                 return_dict=True,
                 **kwargs,
             )
-            logits = self.classifier(self.dropout(outputs.pooler_output))  # (b, C), b = 0 when all have left
-            if self.config.exit_temperatures is not None:
-                logits = logits / self.config.exit_temperatures[-1]
+            logits = self._final_answer(outputs.pooler_output)  # (b, C), b = 0 when all have left
 
         all_logits = all_certainties = None
         if exits is None:
@@ -160,7 +161,8 @@ class HighwayClassifier(HighwayInit):
         elif exits.full:
             all_logits = torch.stack([answer for _, answer, _ in exits.answers] + [logits], dim=1)  # (B, N, C)
             all_certainties = torch.stack(exits.certainties, dim=1) if exits.certainties else None  # (B, N-1)
-            exit_layer = first_below(rule.uncertainties(all_logits, all_certainties), limits)
+            with torch.no_grad():
+                exit_layer = first_below(rule.uncertainties(all_logits, all_certainties), limits)
             logits = all_logits[torch.arange(len(logits), device=logits.device), exit_layer - 1]
         else:
             logits, exit_layer = exits.collect(logits)
@@ -175,10 +177,35 @@ class HighwayClassifier(HighwayInit):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             exit_layer=exit_layer,
-            entropy=entropy(logits),
+            entropy=entropy(logits.detach()),
             all_logits=all_logits if keep_all else None,
             all_certainties=all_certainties if keep_all else None,
         )
+
+    def step(
+        self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Layer i alone, from 0, with the exit behind it: for runtimes that decide themselves which samples go where.
+
+        Args:
+            inputs: input_ids (b, T) of the first layer, of others the hidden states (b, T, H) of the layer before.
+            attention_mask: (b, T). token_type_ids: (b, T), of the first layer only.
+
+        Returns hidden states (b, T, H), logits (b, C), and the learning-to-exit head's certainty (b,) or None.
+        Needs an attention backend that takes additive masks: eager or sdpa.
+        """
+        base = self.base_model
+        hidden = base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
+        mask = (attention_mask == 0).to(hidden.dtype)[:, None, None] * torch.finfo(hidden.dtype).min  # (b, 1, 1, T)
+        hidden = base.encoder.layer[i](hidden, mask)
+        if i == self.config.num_hidden_layers - 1:
+            return hidden, self._final_answer(base.pooler(hidden)), None
+        return hidden, *base.encoder.exit_answer(i, hidden, self._token_weights(attention_mask))
+
+    def _final_answer(self, pooled: Tensor) -> Tensor:
+        """(b, H) -> logits (b, C), calibrated."""
+        logits = self.classifier(self.dropout(pooled))
+        return logits if self.config.exit_temperatures is None else logits / self.config.exit_temperatures[-1]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """HF's own choice: cross-entropy, or mean squared error where there is one label."""
@@ -211,7 +238,7 @@ class HighwayClassifier(HighwayInit):
         return weigh_tokens(attention_mask, self.dtype)
 
 
-def _lengths(attention_mask: Tensor | None) -> Tensor | None:
+def token_lengths(attention_mask: Tensor | None) -> Tensor | None:
     """(B, T) -> (B,) on the CPU: the position of each sample's last token + 1. A batch of one never shrinks."""
     if attention_mask is None or attention_mask.dim() != 2 or len(attention_mask) == 1:
         return None

@@ -66,8 +66,8 @@ def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
 def distillation_losses(all_logits: Tensor, temperature: float) -> Tensor:
     """The loss (N-1,) of each off-ramp against the final classifier's answers, which get no gradient of it.
 
-    T^2 KL(softmax(z_N / T) || softmax(z_i / T)), as in FastBERT (Liu et al., 2020), but with the temperature of
-    Hinton et al. (2015); squared error where there is one label.
+    T^2 KL(softmax(z_N / T) || softmax(z_i / T)): FastBERT's self-distillation (Liu et al., 2020) with temperature and
+    direction of Hinton et al. (2015); squared error where there is one label.
     """
     taught, teacher = all_logits[:, :-1], all_logits[:, -1:].detach()
     if all_logits.shape[2] == 1:

@@ -19,6 +19,8 @@ import torch
 from deebert import errors
 from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
 from deebert.errors import InputError
+from deebert.onnx_runtime import OnnxDeeBert, is_exported
+from deebert.refill import classify_refilled
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,41 @@ class Prediction:
 
 
 class Predictor:
-    """A saved model with its tokenizer. Raises InputError for what is no trained DeeBERT."""
+    """A saved or exported model with its tokenizer. Raises InputError for what is no trained DeeBERT."""
 
     def __init__(self, folder: str, early_exit_entropy: float | None = None, max_seq_length: int = 128):
         quiet_transformers()
         config = load_config(folder)
         self.max_seq_length = min(max_seq_length, max_tokens(config))
         self.tokenizer = load_tokenizer(folder)
-        self.model = load_model(folder, config).eval()
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if is_exported(folder):
+            self.model = OnnxDeeBert(folder)
+        else:
+            self.model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
         if early_exit_entropy is not None:
             check_threshold(early_exit_entropy, config)
             self.model.set_early_exit_entropy(early_exit_entropy)
 
-    @torch.inference_mode()
     def __call__(self, texts: list[tuple[str, ...]]) -> list[Prediction]:
         """Classifies one batch of texts or pairs, all of the same kind."""
+        with torch.inference_mode():
+            return self._predictions(self.model(**self._inputs(texts).to(self.model.device)))
+
+    def refilled(self, texts: list[tuple[str, ...]], batch_size: int) -> list[Prediction]:
+        """Classifies any number of texts in batches of similar length that are filled up as samples leave."""
+        order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
+        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        batches = (self._inputs([texts[i] for i in chunk]).to(self.model.device) for chunk in chunks)
+        found = self._predictions(classify_refilled(self.model, batches, batch_size))
+        return [prediction for _, prediction in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+    def _inputs(self, texts: list[tuple[str, ...]]):
         columns = [list(column) for column in zip(*texts, strict=True)]
-        inputs = self.tokenizer(
+        return self.tokenizer(
             *columns, truncation="longest_first", max_length=self.max_seq_length, padding=True, return_tensors="pt"
         )
-        output = self.model(**inputs.to(self.model.device))
+
+    def _predictions(self, output) -> list[Prediction]:
         layers = output.exit_layer.tolist()
         if self.model.config.num_labels == 1:
             values = output.logits[:, 0].tolist()
@@ -85,10 +101,16 @@ def jsonl(prediction: Prediction) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m deebert.predict", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--file", default="-", help="the texts, UTF-8; -: standard input")
-    parser.add_argument("--early_exit_entropy", type=float, help="threshold in nats; default: the model's own")
+    parser.add_argument(
+        "--early_exit_entropy",
+        "--exit_threshold",
+        type=float,
+        help="threshold in the exit rule's units; default: the model's own",
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="1 answers each line before it reads the next")
+    parser.add_argument("--refill", action="store_true", help="read all, and keep batches full as samples leave")
     parser.add_argument("--max_seq_length", type=int, default=128, help="longer texts are cut")
     parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv")
     return parser.parse_args()
@@ -102,7 +124,8 @@ def main() -> None:
         raise InputError(f"--file {args.file}: no such file")
     predict = Predictor(args.model, args.early_exit_entropy, args.max_seq_length)
     show = {"tsv": tsv, "jsonl": jsonl}[args.format]
-    sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")
+    if args.file == "-":
+        sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")
     with (
         nullcontext(sys.stdin)
         if args.file == "-"
@@ -110,6 +133,8 @@ def main() -> None:
     ):
         texts = read_texts(lines)
         try:
+            if args.refill and (batch := list(texts)):
+                print("\n".join(map(show, predict.refilled(batch, args.batch_size))), flush=True)
             while batch := list(islice(texts, args.batch_size)):
                 print("\n".join(map(show, predict(batch))), flush=True)
         except BrokenPipeError:  # the reader, `head` say, has seen enough

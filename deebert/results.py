@@ -76,9 +76,12 @@ def read_each_layer(folder: Path) -> tuple[str, list[float]]:
 
 
 def write_entropy(folder: Path, row: SweepRow) -> None:
-    """entropy_{threshold}.npy: [{layer: samples}, seconds, layers run, score], an object array as the original's."""
+    """entropy_{threshold}.npy: [{layer: samples}, seconds, layers run, score], an object array as the original's.
+
+    For another exit rule its name takes the place of "entropy".
+    """
     exits = dict(enumerate(row.exits, 1))
-    with replacing(folder / f"entropy_{float(row.threshold)}.npy", "wb") as file:
+    with replacing(folder / f"{row.rule}_{float(row.threshold)}.npy", "wb") as file:
         np.save(file, np.array([exits, row.seconds, row.layers_run, row.score], dtype=object))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 import deebert
 from deebert import results
@@ -66,6 +66,10 @@ class Run:
             raise InputError(
                 f"--first_stage {args.first_stage}: there is one in --do_train with the strategy two_stage"
             )
+        if args.first_stage and Path(args.first_stage).resolve() == folder.resolve():
+            raise InputError(f"--first_stage {args.first_stage}: give another folder than --output_dir")
+        if args.first_stage and Path(args.first_stage).exists() and not self.first_stage_is_there():
+            raise InputError(f"--first_stage {args.first_stage}: no model after stage 1 there; give a new folder")
         if self.first_stage_is_there():
             found = json.loads(self.first_stage_record.read_text())
             for name, value in first_stage_settings(args).items():
@@ -118,6 +122,8 @@ class Run:
             raise InputError(
                 f"--highway_pooling {args.highway_pooling}: {name} has {config.highway_pooling}; leave it out"
             )
+        if (args.calibrate or config.exit_temperatures) and args.risk is not None:
+            raise InputError("--risk: temperatures were fitted to the samples that the guarantee would be drawn from")
         if self.target and not config_rule(config).usable:
             raise InputError(
                 f"{self.task.name}: no threshold can be chosen for the exit rule {config.exit_rule}, with one label "
@@ -168,6 +174,8 @@ def make_accelerator(args) -> Accelerator:
         cpu=args.no_cuda,
         mixed_precision="fp16" if args.fp16 else None,  # None: what accelerate launch says
         gradient_accumulation_steps=args.gradient_accumulation_steps,
+        # every other update leaves the off-ramps out
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=args.train_strategy == "alternating")],
     )
 
 

@@ -167,7 +167,7 @@ def harmed(exits: AllExits, threshold: float | Sequence[float]) -> np.ndarray:
 
 
 def controlled_threshold(exits: AllExits, target: Target, points: int = 200) -> float:
-    """The largest threshold shown, with the given confidence, to have a risk below target.risk.
+    """The fastest threshold shown, with the given confidence, to have a risk below target.risk.
 
     Learn then Test (Angelopoulos et al., 2021) with fixed-sequence testing, as applied to early exits by Jazbec et al.
     ("Fast yet Safe: Early-Exiting with Risk Control", NeurIPS 2024). From the safest threshold up, the hypothesis "its

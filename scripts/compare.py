@@ -7,12 +7,12 @@ written. first_stage/ holds the models after stage 1, shared by all settings tha
 import argparse
 import hashlib
 import json
-import re
 import shutil
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote_plus
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -36,10 +36,20 @@ class Comparison:
 
     def __init__(self, folder: Path, common: list[str]):
         self.folder, self.common = folder, common
-        record = folder / "common.json"
-        if record.is_file() and json.loads(record.read_text()) != common:
+        self.record = folder / "common.json"
+        if self.record.is_file() and json.loads(self.record.read_text()) != common:
             raise InputError(f"--comparison_dir {folder}: it holds runs with other settings; choose another folder")
-        results.write_json(record, common)
+        if AFTER_TRAINING.parse_known_args(common)[1] != common or "--seed" in common:
+            raise InputError("--exit_rule, --patience_tolerance, --calibrate: in a setting's line; seeds: in SEEDS")
+
+    def check(self, flags: list[str]) -> None:
+        """Raises InputError, or ends the process with argparse's line, for what can be known to be wrong by now."""
+        after, training = AFTER_TRAINING.parse_known_args(flags)
+        task = get_task(parse_args(self.argv(training, 0)).task_name)
+        if after.calibrate and task.num_labels == 1:
+            raise InputError(
+                f"--calibrate scales probabilities, and models of {task.name} have none: drop that setting"
+            )
 
     def outcome(self, flags: list[str], seed: int) -> comparison.Outcome:
         """Trains, unless that has been done, and measures."""
@@ -52,7 +62,7 @@ class Comparison:
         return comparison.outcome(get_task(parse_args(self.argv(training, seed)).task_name), exits)
 
     def run_dir(self, training: list[str], seed: int) -> Path:
-        name = re.sub(r"[^\w.=-]+", "-", " ".join(training).replace("--", "")) or "paper"
+        name = quote_plus(" ".join(training).removeprefix("--")) or "paper"
         return self.folder / "runs" / name / f"seed{seed}"
 
     def argv(self, training: list[str], seed: int) -> list[str]:
@@ -67,19 +77,24 @@ class Comparison:
             args = parse_args(argv)
             if args.train_strategy == "two_stage":
                 settings = json.dumps(first_stage_settings(args), sort_keys=True)
-                key = hashlib.sha256(settings.encode()).hexdigest()[:12]
-                argv += ["--first_stage", str(self.folder / "first_stage" / key)]
+                first_stage = self.folder / "first_stage" / hashlib.sha256(settings.encode()).hexdigest()[:12]
+                if not (first_stage / "first_stage.json").is_file():  # interrupted while it was written
+                    shutil.rmtree(first_stage, ignore_errors=True)
+                argv += ["--first_stage", str(first_stage)]
             started = time.perf_counter()
             run_glue_deebert.main(argv)
             results.write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})
             written = results.result_dir(args.plot_data_dir, args.model_name_or_path) / done.name
             shutil.rmtree(run / "model")
+            results.write_json(self.record, self.common)
             written.replace(done)
         return AllExits.load(done)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--settings", type=Path, required=True, help="file of lines 'name: flags'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--comparison_dir", type=Path, required=True)
@@ -88,18 +103,24 @@ def main() -> None:
     runs = Comparison(args.comparison_dir, common)
     for name, flags in settings.items():  # to hear of a wrong flag before hours of work
         print(f"{name}: {' '.join(flags) or 'as in the paper'}", flush=True)
-        parse_args(runs.argv(flags, 0))
+        runs.check(flags)
 
     outcomes = {}
     for name, flags in settings.items():
         outcomes[name] = [runs.outcome(flags, seed) for seed in args.seeds]
+        written = write(args.comparison_dir, outcomes, args.seeds)  # after each, should a later one fail
         print(f"\n{comparison.table(outcomes)}\n", flush=True)
-    shown = comparison.table(outcomes) + "\n"
-    with replacing(args.comparison_dir / "comparison.md") as file:
-        file.write(shown)
-    comparison.write_csv(args.comparison_dir / "comparison.csv", outcomes, args.seeds)
+    print(*written, sep="\n")
+
+
+def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: list[int]) -> list[Path]:
+    """Table, numbers and figure so far."""
+    with replacing(folder / "comparison.md") as file:
+        file.write(comparison.table(outcomes) + "\n")
+    comparison.write_csv(folder / "comparison.csv", outcomes, seeds)
     curves = {name: [o.curve for o in found] for name, found in outcomes.items()}
-    print(*plotting.draw_comparison(comparison.GRID, curves, args.comparison_dir / "comparison"), sep="\n")
+    figures = plotting.draw_comparison(comparison.GRID, curves, folder / "comparison")
+    return [folder / "comparison.md", folder / "comparison.csv", *figures]
 
 
 if __name__ == "__main__":

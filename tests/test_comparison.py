@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+from dataclasses import replace
 
 import compare
 import numpy as np
@@ -12,9 +13,11 @@ from test_scripts import script
 from test_selection import simulated
 
 import run_glue_deebert
-from deebert import errors
+from deebert import comparison, errors
+from deebert.arguments import parse_args
 from deebert.calibration import fit_temperatures
 from deebert.comparison import DROPS, GRID, cross_calibrated, outcome, read_settings, table
+from deebert.evaluation import AllExits
 from deebert.glue import TASKS
 
 SST2 = TASKS["SST-2"]
@@ -35,6 +38,14 @@ def test_savings_are_the_largest_at_each_drop():
         scores = [score for s, score in tried if s >= share]
         assert np.isnan(best) if not scores else best == pytest.approx(max(scores), abs=0.01)
     assert min(found.exits) < found.area < full
+
+
+def test_rules_that_order_samples_alike_save_alike():
+    exits = simulated(300, 3)  # two labels: the entropy falls as the confidence grows
+    found = [outcome(SST2, replace(exits, rule=rule)) for rule in ("entropy", "confidence", "margin")]
+    for other in found[1:]:
+        assert other.saved == pytest.approx(found[0].saved)
+        assert other.area == pytest.approx(found[0].area)
 
 
 def test_area_of_exits_that_are_all_alike_is_their_score():
@@ -82,6 +93,20 @@ def test_every_setting_that_comes_with_the_code_is_one():
     settings = read_settings(ROOT / "scripts/compare_settings.txt")
     assert len(settings) >= 8
     assert settings["paper"] == []
+    required = [
+        "--data_dir",
+        "x",
+        "--model_type",
+        "bert",
+        "--model_name_or_path",
+        "x",
+        "--task_name",
+        "SST-2",
+        "--output_dir",
+        "x",
+    ]
+    for flags in settings.values():
+        parse_args([*required, *flags])
 
 
 def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
@@ -89,7 +114,7 @@ def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypa
         "paper:\nmean: --highway_pooling mean\nsure: --highway_pooling mean --exit_rule confidence --calibrate\n"
         "joint: --train_strategy joint\n"
     )
-    trained, main = [], run_glue_deebert.main
+    trained, measured, main = [], [], run_glue_deebert.main
 
     def interrupted(argv):
         if len(trained) == 3:
@@ -110,6 +135,7 @@ def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypa
     with pytest.raises(KeyboardInterrupt):
         compare_all()
     monkeypatch.setattr(run_glue_deebert, "main", lambda argv: (trained.append(argv), main(argv)))
+    monkeypatch.setattr(comparison, "outcome", lambda task, exits: (measured.append(exits), outcome(task, exits))[1])
     compare_all()
     assert len(trained) == 6  # two seeds of three trainings, none of them twice
     assert capsys.readouterr().out.count("stage 1: mean loss") == 4  # paper and mean share theirs
@@ -119,7 +145,14 @@ def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypa
     assert [(row["setting"], row["seed"]) for row in rows] == [
         (name, seed) for name in ("paper", "mean", "sure", "joint") for seed in "12"
     ]
-    assert rows[2]["exit_1"] == rows[4]["exit_1"]
+    for row in rows[4:6]:  # "sure", of the same training as "mean"
+        exits = AllExits.load(folder / "runs/highway_pooling+mean" / f"seed{row['seed']}" / "all_exits.npz")
+        expected = outcome(SST2, cross_calibrated(replace(exits, rule="confidence"), int(row["seed"])))
+        assert float(row["area"]) == pytest.approx(expected.area)
+    assert [(exits.rule, bool(exits.logits.flags.owndata)) for exits in measured[4:6]] == [("confidence", True)] * 2
+    assert {exits.rule for exits in measured[:4]} == {"entropy"}
+    for plain, sure in zip(measured[2:4], measured[4:6], strict=True):
+        assert not np.allclose(np.sort(plain.logits.ravel()), np.sort(sure.logits.ravel()))  # calibrated
     assert {path.name for path in folder.glob("comparison.*")} == {
         f"comparison.{s}" for s in ("md", "csv", "png", "pdf")
     }
@@ -130,6 +163,9 @@ def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypa
     assert (folder / "comparison.md").read_text() == before
     with pytest.raises(errors.InputError, match="runs with other settings"):
         compare_all("--warmup_steps", "3")
+    for flags in (["--exit_rule", "margin"], ["--seed", "3"]):
+        with pytest.raises(errors.InputError, match=r"in a setting's line|runs with other settings"):
+            compare_all(*flags)
 
 
 def test_the_script_hands_on_what_is_wrong(tmp_path, tiny_data):

@@ -138,7 +138,11 @@ def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):
     drive(eval_flags)  # the stored ones
     again = AllExits.load(tmp_path / "results/out/all_exits.npz")
     np.testing.assert_allclose(again.logits, plain.logits / np.array(temperatures)[:, None], atol=1e-4, rtol=1e-4)
+    with pytest.raises(SystemExit):
+        drive(f"{eval_flags} --risk 0.3")
+    assert "--risk: temperatures were fitted to the samples" in capsys.readouterr().err
     drive(f"{eval_flags} --calibrate --seed 3")  # not on top of each other
+    assert json.loads((tmp_path / "out/config.json").read_text())["early_exit_entropy"] == -1.0
     assert json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"] == pytest.approx(temperatures)
 
 
@@ -168,6 +172,13 @@ def test_a_shared_first_stage_changes_nothing(drive, tmp_path, capsys):
     with pytest.raises(SystemExit):
         drive(f"{TRAIN} --first_stage shared --output_dir other --seed 7")
     assert "--first_stage shared: trained with another seed, 42; this run has 7" in capsys.readouterr().err
+    for folder, message in (("whole", "no model after stage 1 there"), ("new", "another folder than --output_dir")):
+        before = files(tmp_path)
+        with pytest.raises(SystemExit):
+            drive(f"{TRAIN} --first_stage {folder} --output_dir new")
+        assert f"--first_stage {folder}: " in (shown := capsys.readouterr().err)
+        assert message in shown
+        assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("strategy", ["joint", "weighted", "alternating"])

@@ -157,11 +157,13 @@ def test_timed_passes_leave_where_the_one_pass_says(name, labels):
     (timed,) = timed_sweep([row], exits, model, features, collate, batch_size=2)
     assert timed[0].other_exits == 0
     wrong = replace(
-        exits, logits=-exits.logits[::-1].copy(), certainties=None if certainties is None else 1 - certainties
+        exits,
+        logits=exits.logits[::-1] * np.float32([1, -1, 1, -1])[:, None],
+        certainties=None if certainties is None else 1 - certainties,
     )
-    if wrong.exit_layers(threshold).tolist() != layers.tolist():
-        with pytest.raises(RuntimeError, match="no rounding error"):
-            list(timed_sweep([row], wrong, model, features, collate, batch_size=2))
+    assert wrong.exit_layers(threshold).tolist() != layers.tolist()
+    with pytest.raises(RuntimeError, match="no rounding error"):
+        list(timed_sweep([row], wrong, model, features, collate, batch_size=2))
 
 
 def test_rounding_excuses_a_patient_exit_only_where_an_answer_was_close():

@@ -217,6 +217,21 @@ def test_saving_leaves_no_temporary_files_and_replaces_whole_files(tmp_path, tin
         ({"config.json": "{"}, "bert", "config.json"),
         ({"config.json": '{"model_type": "distilbert"}'}, "bert", "a distilbert checkpoint"),
         ({"config.json": '{"model_type": "roberta"}'}, "bert", "use --model_type roberta"),
+        (
+            {"config.json": '{"model_type": "bert", "exit_rule": "boredom"}'},
+            "bert",
+            "config.json: exit_rule is 'boredom'",
+        ),
+        (
+            {"config.json": '{"model_type": "bert", "exit_temperatures": [1.0]}'},
+            "bert",
+            "1 exit_temperatures for 12 exits",
+        ),
+        (
+            {"config.json": '{"model_type": "bert", "exit_rule": "patience", "early_exit_entropy": 0.4}'},
+            "bert",
+            "config.json: patience counts",
+        ),
     ],
 )
 def test_what_is_not_a_bert_is_refused(tmp_path, files, model_type, message):

@@ -1,0 +1,152 @@
+"""Writes a trained model as ONNX graphs: `python -m deebert.export --model DIR --output DIR [--int8]`.
+
+One graph for each layer with the exit behind it, the first with the embeddings too, all for batches of any size and
+length. They compute logits and, where there is such a head, its certainty; who leaves is decided between the graphs, so
+that rule and threshold can be changed at run time. onnx_runtime.py runs them.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from torch import Tensor, nn
+
+import deebert
+from deebert import errors
+from deebert.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.errors import InputError
+from deebert.evaluation import run_all_exits, sweep
+from deebert.exit_rules import NO_EXIT
+from deebert.features import collator, load_features
+from deebert.glue import eval_splits, get_task, label_order
+from deebert.onnx_runtime import FORMAT, MANIFEST, OnnxDeeBert, graph_file
+
+MISSING = "exporting needs more packages: pip install 'deebert[onnx]', or pip install onnx onnxruntime onnxscript"
+
+
+class LayerGraph(nn.Module):
+    """What is exported: one layer of a model, see `HighwayClassifier.step`."""
+
+    def __init__(self, model, i: int):
+        super().__init__()
+        self.model, self.i = model, i
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None):
+        hidden, logits, certainty = self.model.step(self.i, inputs, attention_mask, token_type_ids)
+        last = self.i == self.model.config.num_hidden_layers - 1
+        return tuple(x for x in (None if last else hidden, logits, certainty) if x is not None)
+
+
+def export_layer(model, i: int, path: Path) -> None:
+    """Writes the graph of layer i. `model` has to use eager attention, which is made of plain matrix products."""
+    mask = torch.ones(2, 7, dtype=torch.long)
+    inputs = mask + 4 if i == 0 else torch.randn(2, 7, model.config.hidden_size)
+    arguments = (inputs, mask, torch.zeros_like(mask))[: 3 if i == 0 else 2]
+    names = ["inputs", "attention_mask", "token_type_ids"][: len(arguments)]
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    last, head = i == model.config.num_hidden_layers - 1, model.base_model.encoder.learn_to_exit is not None
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            LayerGraph(model, i).eval(),
+            arguments,
+            dynamo=True,
+            verbose=False,
+            input_names=names,
+            output_names=["logits"] if last else ["hidden", "logits", "certainty"][: 2 + head],
+            dynamic_shapes=dict.fromkeys(names, any_size),
+        )
+    program.save(path)
+
+
+def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
+    """Writes the graphs, config, tokenizer and, last, the manifest. int8: weights of matrix products as 8-bit integers.
+
+    Raises InputError where packages are missing.
+    """
+    try:
+        import onnxscript  # noqa: F401  what torch.onnx.export is made with
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError:
+        raise InputError(MISSING) from None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger().setLevel(logging.ERROR)  # the quantizer advises on pre-processing, with every graph
+    model = model.cpu().float().eval()
+    model.set_attn_implementation("eager")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
+    try:
+        for i in range(model.config.num_hidden_layers):
+            path = partial / graph_file(i)
+            export_layer(model, i, path)
+            if int8:
+                full = path.rename(path.with_suffix(".fp32"))
+                quantize_dynamic(
+                    full, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True
+                )
+                full.unlink()
+        model.config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        facts = {
+            "format": FORMAT,
+            "deebert": deebert.__version__,
+            "precision": "int8" if int8 else "fp32",
+            "layers": model.config.num_hidden_layers,
+        }
+        (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
+        # the manifest last: where it is, the graphs are whole
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m deebert.export", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the graphs")
+    parser.add_argument("--int8", action="store_true", help="8-bit weights: smaller and faster, and a little off")
+    parser.add_argument("--task_name", help="with --data_dir: score model and graphs on the task's dev set")
+    parser.add_argument("--data_dir", help="folder with the task's TSV files")
+    parser.add_argument("--max_seq_length", type=int, default=128)
+    args = parser.parse_args()
+    if (args.task_name is None) != (args.data_dir is None):
+        raise InputError("give --task_name and --data_dir together, or neither")
+    if args.output.resolve() == Path(args.model).resolve():
+        raise InputError(f"--output {args.output}: give another folder than --model")
+    quiet_transformers()
+    config, tokenizer = load_config(args.model), load_tokenizer(args.model)
+    model = load_model(args.model, config)
+    features = dev_features(args, config, tokenizer) if args.task_name else None
+    export(model, tokenizer, args.output, args.int8)
+    print(f"{config.num_hidden_layers} graphs{', int8' if args.int8 else ''}: {args.output}")
+    if features is None:
+        print("their score was not measured: give --task_name and --data_dir to do so")
+        return
+    task, metric = get_task(args.task_name), get_task(args.task_name).primary_metric
+    torch_exits = run_all_exits(model, features, collator(config))
+    onnx_exits = run_all_exits(OnnxDeeBert(args.output), features, collator(config))
+    agree = (torch_exits.logits.argmax(-1) == onnx_exits.logits.argmax(-1)).mean(axis=0)
+    (before,), (after,) = (sweep(task, exits, [NO_EXIT]) for exits in (torch_exits, onnx_exits))
+    print(
+        f"{metric} of the full model on {len(features)} dev samples: {100 * before.score:.2f} in PyTorch, "
+        f"{100 * after.score:.2f} as exported ({100 * (after.score - before.score):+.2f} points)"
+    )
+    if config.num_labels > 1:
+        print(f"same label at each exit: {' '.join(f'{100 * share:.1f}' for share in agree)} % of the samples")
+
+
+def dev_features(args, config, tokenizer):
+    task = get_task(args.task_name)
+    split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
+    return load_features(task, args.data_dir, split, labels, tokenizer, args.max_seq_length)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,132 @@
+"""Early exit in ONNX Runtime: loads what `python -m deebert.export` wrote, and answers as the PyTorch model does."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deebert.checkpoints import load_config
+from deebert.errors import InputError
+from deebert.exit_rules import entropy, first_below
+from deebert.highway import HighwayPass, config_rule
+from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
+
+FORMAT = 1  # raise it when what the graphs take or give changes
+MANIFEST = "deebert_onnx.json"
+
+
+def graph_file(i: int) -> str:
+    """The name of layer i's graph, i from 0."""
+    return f"layer_{i + 1}.onnx"
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether a folder holds graphs rather than a PyTorch model."""
+    return Path(folder, MANIFEST).is_file()
+
+
+class OnnxDeeBert:
+    """An exported model, called like `DeeBertForSequenceClassification` in evaluation: tensors in, the same output.
+
+    `config` holds threshold and exit rule. threads: of ONNX Runtime, None: as many as there are cores.
+    Raises InputError where the folder is incomplete or of another version.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: str | Path, threads: int | None = None):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise InputError(
+                "ONNX Runtime is missing: pip install 'deebert[onnx]', or pip install onnxruntime"
+            ) from None
+        folder = Path(folder)
+        if not is_exported(folder):
+            raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run python -m deebert.export")
+        facts = json.loads((folder / MANIFEST).read_text())
+        if facts.get("format") != FORMAT:
+            raise InputError(
+                f"{folder}: exported by version {facts.get('deebert')} (format {facts.get('format')}, this one reads "
+                f"{FORMAT}); run python -m deebert.export anew"
+            )
+        self.config, self.precision = load_config(str(folder)), facts["precision"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        # the threads of one layer's session must not spin on the cores while the next layer's work: measured, that
+        # takes three times as long
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.sessions = []
+        for i in range(self.config.num_hidden_layers):
+            path = folder / graph_file(i)
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; the export is incomplete, run python -m deebert.export anew")
+            try:
+                self.sessions.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+            except Exception as error:  # onnxruntime's own classes have no common base
+                raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
+
+    def eval(self) -> "OnnxDeeBert":
+        """Nothing to do: there is no training mode. For code that is written for PyTorch models."""
+        return self
+
+    def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
+        """Sets the threshold. Raises ValueError (see `ExitRule.limits`)."""
+        config_rule(self.config).limits(value, self.config.num_hidden_layers)
+        self.config.early_exit_entropy = value
+
+    def step(
+        self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Layer i with the exit behind it, as `HighwayClassifier.step`; the last hidden states are None."""
+        feed = {"inputs": inputs, "attention_mask": attention_mask}
+        if i == 0:
+            feed["token_type_ids"] = torch.zeros_like(inputs) if token_type_ids is None else token_type_ids
+        feed = {name: tensor.numpy() for name, tensor in feed.items()}
+        outputs = [torch.from_numpy(array) for array in self.sessions[i].run(None, feed)]
+        if i == len(self.sessions) - 1:
+            return None, outputs[0], None
+        return (*outputs, None)[:3]
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_all_exits: bool = False,
+        early_exit_entropy: float | Sequence[float] | None = None,
+    ) -> HighwayClassifierOutput:
+        """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rule, threshold = config_rule(self.config), self.config.early_exit_entropy
+        limits = rule.limits(threshold if early_exit_entropy is None else early_exit_entropy, len(self.sessions))
+        exits = HighwayPass(rule, limits, full=output_all_exits, lengths=token_lengths(attention_mask))
+        state = input_ids
+        for i in range(len(self.sessions)):
+            state, logits, certainty = self.step(i, state, mask, token_type_ids)
+            if not exits.asks(i):
+                continue
+            stay = exits.leave(i, logits, certainty)
+            if stay is None:
+                continue
+            if len(stay) == 0:
+                logits = logits[:0]
+                break
+            state, mask = exits.shrink(stay, state, mask)
+        all_logits = all_certainties = None
+        if output_all_exits:
+            all_logits = torch.stack([answer for _, answer, _ in exits.answers] + [logits], dim=1)  # (B, N, C)
+            all_certainties = torch.stack(exits.certainties, dim=1) if exits.certainties else None
+            exit_layer = first_below(rule.uncertainties(all_logits, all_certainties), limits)
+            logits = all_logits[torch.arange(len(logits)), exit_layer - 1]
+        else:
+            logits, exit_layer = exits.collect(logits)
+        return HighwayClassifierOutput(
+            logits=logits,
+            exit_layer=exit_layer,
+            entropy=entropy(logits),
+            all_logits=all_logits,
+            all_certainties=all_certainties,
+        )

@@ -1,0 +1,254 @@
+"""Exported models answer as the PyTorch model does; and a folder that is not a whole export gets one clear line."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import BACKBONES, random_batch, tiny_data, tiny_model, tiny_tokenizer  # noqa: F401
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deebert import errors, export
+from deebert.checkpoints import save_model
+from deebert.errors import InputError
+from deebert.exit_rules import first_below, make_rule
+from deebert.features import collator
+from deebert.onnx_runtime import MANIFEST, OnnxDeeBert
+from deebert.refill import classify_refilled
+
+CONFIGS = {  # between them: both backbones, every pooling, a head, temperatures, one label and three
+    "bert": {"highway_pooling": "mean", "exit_rule": "learned", "num_labels": 3},
+    "roberta": {"highway_pooling": "attention", "exit_temperatures": [0.5, 2.0, 1.0, 3.0]},
+}
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """For each backbone a PyTorch model and the same one exported."""
+    pairs = {}
+    for backbone, config in CONFIGS.items():
+        model = tiny_model(backbone, **config)
+        for name, parameter in model.named_parameters():
+            if "query" in name or "learn_to_exit" in name:
+                torch.nn.init.normal_(parameter)
+        folder = tmp_path_factory.mktemp(backbone)
+        export.export(model, tiny_tokenizer(backbone), folder)
+        pairs[backbone] = model, OnnxDeeBert(folder)
+    return pairs
+
+
+def thresholds_between(model, full, quantile: float) -> tuple[list[float], float]:
+    """A threshold for each layer, and how far the nearest uncertainty is."""
+    rule = make_rule(model.config.exit_rule, model.config.num_labels)
+    uncertainties = rule.uncertainties(full.all_logits, full.all_certainties)
+    thresholds = torch.quantile(uncertainties, quantile, dim=0) + 3e-6
+    return thresholds.tolist(), (uncertainties - thresholds).abs().min().item()
+
+
+@settings(max_examples=60)
+@given(
+    backbone=st.sampled_from(BACKBONES),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=9),
+    padding=st.sampled_from([0, 5]),
+    quantile=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_the_graphs_answer_as_pytorch_does(models, backbone, lengths, padding, quantile, seed):
+    model, exported = models[backbone]
+    batch = random_batch(model.config, lengths, seed, padding)
+    with torch.no_grad():
+        full = model(**batch, output_all_exits=True)
+    theirs = exported(**batch, output_all_exits=True)
+    torch.testing.assert_close(theirs.all_logits, full.all_logits, atol=1e-4, rtol=0)
+    if full.all_certainties is not None:
+        torch.testing.assert_close(theirs.all_certainties, full.all_certainties, atol=1e-4, rtol=0)
+    thresholds, gap = thresholds_between(model, full, quantile)
+    if gap < 2e-6:
+        return
+    with torch.no_grad():
+        ours = model(**batch, early_exit_entropy=thresholds)
+    theirs = exported(**batch, early_exit_entropy=thresholds)
+    assert theirs.exit_layer.tolist() == ours.exit_layer.tolist()
+    torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs.entropy, ours.entropy, atol=1e-4, rtol=0)
+
+
+@settings(max_examples=40)
+@given(
+    backbone=st.sampled_from(BACKBONES),
+    runtime=st.sampled_from([0, 1]),
+    sizes=st.lists(st.lists(st.integers(1, 16), min_size=1, max_size=6), min_size=1, max_size=6),
+    quantile=st.floats(0, 1),
+    rule=st.sampled_from(["own", "patience"]),
+    seed=st.integers(0, 1000),
+)
+def test_refilled_batches_are_one_at_a_time(models, backbone, runtime, sizes, quantile, rule, seed):
+    model, runner = models[backbone][0], models[backbone][runtime]
+    batches = [random_batch(model.config, lengths, seed + i) for i, lengths in enumerate(sizes)]
+    own_rule = model.config.exit_rule
+    alone, thresholds = [], None
+    try:
+        for one in (model, models[backbone][1]):
+            one.config.exit_rule = own_rule if rule == "own" else rule
+        with torch.no_grad():
+            fulls = [model(**batch, output_all_exits=True, early_exit_entropy=-1) for batch in batches]
+            logits = torch.cat([full.all_logits for full in fulls])
+            certainties = None if fulls[0].all_certainties is None else torch.cat([f.all_certainties for f in fulls])
+        measure = make_rule(model.config.exit_rule, model.config.num_labels)
+        uncertainties = measure.uncertainties(logits, certainties)
+        thresholds = 2.0 if rule == "patience" else (torch.quantile(uncertainties, quantile, dim=0) + 3e-6).tolist()
+        limits = measure.limits(thresholds, LAYERS)
+        if measure.slack(logits, uncertainties, limits).min() < 2e-6:
+            return
+        found = classify_refilled(runner, batches, 6, early_exit_entropy=thresholds)
+        for batch, lengths in zip(batches, sizes, strict=True):
+            for i, length in enumerate(lengths):
+                with torch.no_grad():
+                    one = {name: tensor[i : i + 1, :length] for name, tensor in batch.items()}
+                    alone.append(model(**one, early_exit_entropy=thresholds))
+    finally:
+        for one in (model, models[backbone][1]):
+            one.config.exit_rule = own_rule
+    assert found.exit_layer.tolist() == [one.exit_layer.item() for one in alone]
+    assert found.exit_layer.tolist() == first_below(uncertainties, limits).tolist()
+    torch.testing.assert_close(found.logits, torch.cat([one.logits for one in alone]), atol=1e-4, rtol=1e-4)
+
+
+def test_deep_layers_run_on_full_batches():
+    model = tiny_model("bert")
+    batches = [random_batch(model.config, [6] * 8, seed) for seed in range(8)]
+    with torch.no_grad():
+        first = torch.cat([model(**batch, output_all_exits=True).all_logits[:, 0] for batch in batches])
+    uncertainties, _ = make_rule("entropy", 2).measure(first, None, None)
+    threshold = [float(uncertainties.quantile(0.75)), -1, -1]  # two of eight stay
+    sizes: dict[int, list[int]] = {i: [] for i in range(LAYERS)}
+    for i, layer in enumerate(model.bert.encoder.layer):
+        layer.register_forward_hook(lambda _, inputs, output, i=i: sizes[i].append(len(inputs[0])))
+    classify_refilled(model, batches, 8, early_exit_entropy=threshold)
+    assert sizes[0] == [8] * 8
+    assert sum(sizes[1]) == int((uncertainties >= threshold[0]).sum())
+    assert all(size >= 4 for size in sizes[1][:-1])
+    assert sizes[1] == sizes[2] == sizes[3]
+
+
+def test_threshold_rule_and_training_mode(models):
+    model, exported = models["roberta"]
+    batch = random_batch(model.config, [4, 9])
+    exported.set_early_exit_entropy(10.0)
+    assert exported.eval()(**batch).exit_layer.tolist() == [1, 1]
+    assert exported(**batch, early_exit_entropy=-1).exit_layer.tolist() == [4, 4]
+    with pytest.raises(ValueError, match="NaN"):
+        exported.set_early_exit_entropy(math.nan)
+    exported.set_early_exit_entropy(-1)
+    assert exported(input_ids=batch["input_ids"][:, :4]).logits.shape == (2, 2)
+
+
+def test_int8_is_smaller_and_near(tmp_path):
+    model = tiny_model("bert", highway_pooling="mean", initializer_range=0.05, num_hidden_layers=2)
+    tokenizer = tiny_tokenizer("bert")
+    export.export(model, tokenizer, tmp_path / "fp32")
+    export.export(model, tokenizer, tmp_path / "int8", int8=True)
+    full, small = OnnxDeeBert(tmp_path / "fp32"), OnnxDeeBert(tmp_path / "int8")
+    assert (full.precision, small.precision) == ("fp32", "int8")
+    batch = random_batch(model.config, [4, 9, 12])
+    a, b = (one(**batch, output_all_exits=True).all_logits for one in (full, small))
+    assert 0 < (a - b).abs().max() < 0.1
+    sizes = [sum(p.stat().st_size for p in (tmp_path / name).glob("*.onnx")) for name in ("fp32", "int8")]
+    assert sizes[1] < sizes[0]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command and returns what it printed."""
+
+    def run(*arguments) -> str:
+        monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
+        errors.run(export.main)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_and_predict(tmp_path, backbone, run, tiny_data, monkeypatch, capsys):  # noqa: F811
+    from deebert import predict
+
+    model = tiny_model(backbone, highway_pooling="mean", num_hidden_layers=2)
+    save_model(model, tiny_tokenizer(backbone), tmp_path / "model")
+    arguments = ("--task_name", "SST-2", "--data_dir", tiny_data / "SST-2", "--max_seq_length", 32)
+    printed = run("--model", tmp_path / "model", "--output", tmp_path / "onnx", *arguments)
+    assert "2 graphs:" in printed
+    assert "(+0.00 points)" in printed
+    assert "same label at each exit: 100.0 100.0 %" in printed
+    assert "not measured" in run("--model", tmp_path / "model", "--output", tmp_path / "int8", "--int8")
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a good film\nbad\nthe plot was so very very dull and awful\nfine\nnot a lovely scene\n")
+    outputs = []
+    for folder, more in (("model", []), ("onnx", []), ("model", ["--refill"]), ("onnx", ["--refill"])):
+        argv = ["predict", "--model", str(tmp_path / folder), "--file", str(texts), "--batch_size", "2"]
+        monkeypatch.setattr("sys.argv", [*argv, "--early_exit_entropy", "0.55", *more])
+        errors.run(predict.main)
+        outputs.append([line.split("\t") for line in capsys.readouterr().out.splitlines()])
+    assert len(outputs[0]) == 5
+    for other in outputs[1:]:
+        assert [line[::2] for line in other] == [line[::2] for line in outputs[0]]
+        np.testing.assert_allclose([float(x[1]) for x in other], [float(x[1]) for x in outputs[0]], atol=2e-4)
+
+
+def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, run):
+    save_model(tiny_model("bert", num_hidden_layers=2), tiny_tokenizer("bert"), tmp_path / "model")
+    run("--model", tmp_path / "model", "--output", tmp_path / "onnx")
+    manifest = tmp_path / "onnx" / MANIFEST
+    assert not [path for path in (tmp_path / "onnx").iterdir() if path.name.startswith(".")]
+
+    graph = tmp_path / "onnx/layer_2.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:100])
+    with pytest.raises(InputError, match=r"layer_2.onnx: not a graph that ONNX Runtime can read"):
+        OnnxDeeBert(tmp_path / "onnx")
+    graph.unlink()
+    with pytest.raises(InputError, match=r"layer_2.onnx: no such file; the export is incomplete"):
+        OnnxDeeBert(tmp_path / "onnx")
+    graph.write_bytes(whole)
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(facts | {"format": 0, "deebert": "0.0.1"}))
+    with pytest.raises(InputError, match=r"exported by version 0.0.1 \(format 0"):
+        OnnxDeeBert(tmp_path / "onnx")
+    manifest.unlink()
+    with pytest.raises(InputError, match=f"no {MANIFEST} there, so no complete export"):
+        OnnxDeeBert(tmp_path / "onnx")
+    with pytest.raises(InputError, match=f"no {MANIFEST}"):
+        OnnxDeeBert(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--output", "model"), "--output model: give another folder than --model"),
+        (("--output", "onnx", "--task_name", "SST-2"), "give --task_name and --data_dir together"),
+        (("--output", "onnx", "--task_name", "IMDB", "--data_dir", "x"), "no such GLUE task"),
+    ],
+)
+def test_bad_arguments_write_nothing(tmp_path, run, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model("bert", num_hidden_layers=2), tiny_tokenizer("bert"), tmp_path / "model")
+    with pytest.raises(SystemExit):
+        run("--model", "model", *arguments)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_all_exits_of_a_dev_set_come_from_the_graphs_too(models):
+    from deebert.evaluation import run_all_exits
+    from deebert.features import Features
+
+    model, exported = models["bert"]
+    lengths = [3, 9, 5, 12, 7]
+    tokens = np.random.default_rng(0).integers(5, 300, sum(lengths)).astype(np.int32)
+    features = Features(tokens, np.zeros_like(tokens, np.int8), np.cumsum([0, *lengths]), None)
+    ours, theirs = (run_all_exits(one, features, collator(model.config), batch_size=2) for one in (model, exported))
+    np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4)
+    np.testing.assert_allclose(ours.certainties, theirs.certainties, atol=1e-4)
