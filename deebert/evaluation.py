@@ -166,10 +166,19 @@ def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
 
 @dataclass(frozen=True)
 class Timing:
-    """seconds: (repeats,) of the forward passes over the whole data set; exit_layers: (S,), 0 where there are none."""
+    """What one way to answer took and gave.
 
-    seconds: np.ndarray
+    batch_seconds: (repeats, batches) of the forward passes. exit_layers: (S,), 0 where there are none. logits: (S, C).
+    """
+
+    batch_seconds: np.ndarray
     exit_layers: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(repeats,) of the whole data set."""
+        return self.batch_seconds.sum(axis=1)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -202,26 +211,29 @@ def timed_passes(
         for forward in forwards:
             forward(batch)
 
-    seconds: list[list[float]] = [[] for _ in forwards]
+    seconds = np.empty((len(forwards), 0, len(loader)))  # (ways, repeats, batches)
     exit_layers = np.zeros((len(forwards), len(features)), np.int64)
+    logits: list[np.ndarray | None] = [None for _ in forwards]
     bar = tqdm(total=repeats * len(forwards) * len(features), desc="timed passes", unit="sample", leave=False)
     for _ in range(repeats):
-        totals, turn, batches = np.zeros(len(forwards)), 0, iter(loader)
+        seconds = np.concatenate([seconds, np.zeros((len(forwards), 1, len(loader)))], axis=1)
+        turn, done, batches = 0, 0, iter(loader)
         while chunk := inputs(list(islice(batches, CHUNK_BATCHES))):
             for i in np.roll(np.arange(len(forwards)), turn):
-                for index, batch in chunk:
+                for at, (index, batch) in enumerate(chunk, done):
                     _synchronize(device)
                     start = time.perf_counter()
                     output = forwards[i](batch)
                     _synchronize(device)
-                    totals[i] += time.perf_counter() - start
+                    seconds[i, -1, at] = time.perf_counter() - start
                     if "exit_layer" in output:
                         exit_layers[i, index] = output.exit_layer.cpu()
+                    if logits[i] is None:
+                        logits[i] = np.empty((len(features), output.logits.shape[1]), np.float32)
+                    logits[i][index] = output.logits.float().cpu()
                     bar.update(len(index))
-            turn += 1
-        for column, total in zip(seconds, totals, strict=True):
-            column.append(float(total))
-        yield [Timing(np.array(column), layers) for column, layers in zip(seconds, exit_layers, strict=True)]
+            turn, done = turn + 1, done + len(chunk)
+        yield [Timing(*found) for found in zip(seconds, exit_layers, logits, strict=True)]
     bar.close()
 
 

@@ -42,26 +42,70 @@ class LayerGraph(nn.Module):
         return tuple(x for x in (None if last else hidden, logits, certainty) if x is not None)
 
 
-def export_layer(model, i: int, path: Path) -> None:
-    """Writes the graph of layer i. `model` has to use eager attention, which is made of plain matrix products."""
+class FullGraph(nn.Module):
+    """The full model without off-ramps as one graph: what early exit is measured against."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor):
+        return self.model(inputs, attention_mask, token_type_ids, early_exit_entropy=NO_EXIT).logits
+
+
+def export_layer(model, i: int, path: Path, int8: bool = False) -> None:
+    """Writes the graph of layer i of a model that `exportable` returned."""
+    last, head = i == model.config.num_hidden_layers - 1, model.base_model.encoder.learn_to_exit is not None
+    outputs = ["logits"] if last else ["hidden", "logits", "certainty"][: 2 + head]
+    hidden = None if i == 0 else torch.randn(2, 7, model.config.hidden_size)
+    save_graph(LayerGraph(model, i), hidden, outputs, path, int8)
+
+
+def export_full(model, path: Path, int8: bool = False) -> None:
+    """Writes the graph of the full model, without off-ramps, of a model that `exportable` returned."""
+    save_graph(FullGraph(model), None, ["logits"], path, int8)
+
+
+def exportable(model):
+    """The model on the CPU, with eager attention, which is made of plain matrix products. Raises InputError."""
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  what torch.onnx.export is made with
+    except ImportError:
+        raise InputError(MISSING) from None
+    model = model.cpu().float().eval()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def save_graph(module: nn.Module, hidden: Tensor | None, outputs: list[str], path: Path, int8: bool) -> None:
+    """Writes one graph that takes hidden states, or token ids where `hidden` is None, of any batch size and length."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
     mask = torch.ones(2, 7, dtype=torch.long)
-    inputs = mask + 4 if i == 0 else torch.randn(2, 7, model.config.hidden_size)
-    arguments = (inputs, mask, torch.zeros_like(mask))[: 3 if i == 0 else 2]
+    arguments = (mask + 4, mask, torch.zeros_like(mask)) if hidden is None else (hidden, mask)
     names = ["inputs", "attention_mask", "token_type_ids"][: len(arguments)]
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    last, head = i == model.config.num_hidden_layers - 1, model.base_model.encoder.learn_to_exit is not None
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            LayerGraph(model, i).eval(),
-            arguments,
-            dynamo=True,
-            verbose=False,
-            input_names=names,
-            output_names=["logits"] if last else ["hidden", "logits", "certainty"][: 2 + head],
-            dynamic_shapes=dict.fromkeys(names, any_size),
-        )
-    program.save(path)
+    logging.disable(logging.WARNING)  # both libraries have advice on every graph
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module.eval(),
+                arguments,
+                dynamo=True,
+                verbose=False,
+                input_names=names,
+                output_names=outputs,
+                dynamic_shapes=dict.fromkeys(names, any_size),
+            )
+        program.save(path)
+        if int8:
+            full = path.rename(path.with_suffix(".fp32"))
+            quantize_dynamic(full, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+            full.unlink()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
@@ -69,28 +113,13 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
 
     Raises InputError where packages are missing.
     """
-    try:
-        import onnxscript  # noqa: F401  what torch.onnx.export is made with
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError:
-        raise InputError(MISSING) from None
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger().setLevel(logging.ERROR)  # the quantizer advises on pre-processing, with every graph
-    model = model.cpu().float().eval()
-    model.set_attn_implementation("eager")
+    model = exportable(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
     try:
         for i in range(model.config.num_hidden_layers):
-            path = partial / graph_file(i)
-            export_layer(model, i, path)
-            if int8:
-                full = path.rename(path.with_suffix(".fp32"))
-                quantize_dynamic(
-                    full, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True
-                )
-                full.unlink()
+            export_layer(model, i, partial / graph_file(i), int8)
         model.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         facts = {

@@ -1,0 +1,271 @@
+"""Early exit against what one would run instead: `python -m deebert.benchmark`.
+
+Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8) and early exit in PyTorch and
+ONNX Runtime at several thresholds, on a dev set, in one run in which all take turns: latency at batch size 1, and
+throughput at others.
+"""
+
+import argparse
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.utils.benchmark import Timer
+from transformers import BertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from deebert import errors, plotting
+from deebert.arguments import positive
+from deebert.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.errors import InputError
+from deebert.evaluation import Timing, timed_passes
+from deebert.exit_rules import NO_EXIT
+from deebert.export import export, export_full, exportable
+from deebert.features import Features, collator, load_features
+from deebert.files import replacing
+from deebert.glue import eval_splits, get_task, label_order, predictions, scores
+from deebert.onnx_runtime import OnnxDeeBert
+
+GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to answer a batch. threshold: None for a full model without off-ramps."""
+
+    name: str
+    threshold: float | None
+    forward: Callable[[dict], object]
+
+
+@dataclass
+class Row:
+    """What one system gives. Shares from 0 to 1, times in milliseconds.
+
+    agreement: share of the samples with the label that PyTorch gives at batch size 1 (at the same threshold).
+    p50, p90, p99: latency at batch size 1. per_sample: by batch size, median over the repeats.
+    floor: the matrix products of the layers that ran, at batch size 1, at the rate measured for such products.
+    """
+
+    system: str
+    threshold: float | None
+    score: float
+    layers_run: float
+    p50: float
+    p90: float
+    p99: float
+    floor: float
+    agreement: float = 1.0
+    per_sample: dict[int, float] = field(default_factory=dict)
+
+
+def full_systems(folder: str, model, work: Path, compiled: bool) -> list[System]:
+    """The full model: what users run today."""
+    if model.config.model_type == "bert":
+        stock = BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    else:  # the head is not that of Hugging Face's class
+        stock = partial(model, early_exit_entropy=NO_EXIT)
+    systems = [System("PyTorch, full", None, lambda batch: stock(**batch))]
+    if compiled:
+        fast = torch.compile(stock, dynamic=True)
+        systems.append(System("torch.compile, full", None, lambda batch: fast(**batch)))
+    plain = exportable(load_model(folder, load_config(folder)))
+    for precision in ("fp32", "int8"):
+        path = work / f"full_{precision}.onnx"
+        export_full(plain, path, int8=precision == "int8")
+        systems.append(System(f"ONNX Runtime {precision}, full", None, onnx_forward(path)))
+    return systems
+
+
+def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
+    """A full graph in ONNX Runtime, as it comes, but for the number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    # a session that spins after its turn would slow down the system whose turn is next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def forward(batch: dict) -> SequenceClassifierOutput:
+        feed = {"inputs" if name == "input_ids" else name: tensor.numpy() for name, tensor in batch.items()}
+        return SequenceClassifierOutput(logits=torch.from_numpy(session.run(None, feed)[0]))
+
+    return forward
+
+
+def early_systems(folder: str, model, work: Path, thresholds: Sequence[float]) -> list[System]:
+    """Early exit in PyTorch and in ONNX Runtime."""
+    runners = {"DeeBERT, PyTorch": model}
+    tokenizer = load_tokenizer(folder)
+    for precision in ("fp32", "int8"):
+        export(load_model(folder, load_config(folder)), tokenizer, work / precision, int8=precision == "int8")
+        runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision)
+    return [
+        System(name, threshold, lambda batch, r=runner, t=threshold: r(**batch, early_exit_entropy=t))
+        for name, runner in runners.items()
+        for threshold in thresholds
+    ]
+
+
+def gemm_rate(config, tokens: float) -> float:
+    """Floating-point operations per second of the products of a layer's kind, with so many tokens."""
+    states = torch.randn(max(round(tokens), 1), config.hidden_size)
+    weights = torch.randn(config.hidden_size, 4 * config.hidden_size)
+    timer = Timer(
+        "states @ weights", globals={"states": states, "weights": weights}, num_threads=torch.get_num_threads()
+    )
+    return 2 * states.numel() * weights.shape[1] / timer.blocked_autorange(min_run_time=GEMM_SECONDS).median
+
+
+def layer_operations(config, tokens: np.ndarray) -> np.ndarray:
+    """Floating-point operations of one layer's matrix products on sequences of `tokens` (S,) tokens."""
+    wide, inner = config.hidden_size, config.intermediate_size
+    return 2 * tokens * (4 * wide**2 + 2 * wide * inner) + 4 * tokens**2 * wide
+
+
+def measure(systems: list[System], features: Features, task, config, batch_sizes: list[int], repeats: int) -> list[Row]:
+    """Runs all systems side by side at every batch size; 1 comes first, as labels are compared with PyTorch's there."""
+    rows: list[Row] = []
+    reference: dict[float, np.ndarray] = {}  # PyTorch's labels (S,) at each threshold
+    for size in batch_sizes:
+        forwards = [system.forward for system in systems]
+        *_, timings = timed_passes(forwards, features, collator(config), torch.device("cpu"), size, repeats)
+        if size == 1:
+            rate = gemm_rate(config, features.lengths.mean())
+            rows = [
+                latency(system, timing, features, task, config, rate)
+                for system, timing in zip(systems, timings, strict=True)
+            ]
+        for row, timing in zip(rows, timings, strict=True):
+            labels = predictions(timing.logits)
+            expected = reference.setdefault(NO_EXIT if row.threshold is None else row.threshold, labels)
+            row.agreement = min(row.agreement, float((labels == expected).mean()))
+            row.per_sample[size] = 1e3 * float(np.median(timing.seconds)) / len(features)
+    return rows
+
+
+def latency(system: System, timing: Timing, features: Features, task, config, rate: float) -> Row:
+    """The row of one system, from its passes at batch size 1."""
+    layers = np.where(timing.exit_layers > 0, timing.exit_layers, config.num_hidden_layers)
+    p50, p90, p99 = np.percentile(1e3 * np.median(timing.batch_seconds, axis=0), [50, 90, 99])
+    return Row(
+        system=system.name,
+        threshold=system.threshold,
+        score=scores(task, timing.logits, features.labels)[task.primary_metric],
+        layers_run=layers.mean() / config.num_hidden_layers,
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        floor=1e3 * float((layers * layer_operations(config, features.lengths)).mean()) / rate,
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown; the floor beside the latency it is for."""
+    sizes = list(rows[0].per_sample)
+    heads = " | ".join(f"batch {size}" for size in sizes)
+    lines = [
+        f"| system | threshold | score (%) | layers run (%) | same label (%) | p50 | p90 | p99 | floor | {heads} |",
+        f"| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |{' ---: |' * len(sizes)}",
+    ]
+    for row in rows:
+        threshold = "-" if row.threshold is None else "never" if row.threshold <= 0 else f"{row.threshold:g}"
+        times = " | ".join(f"{value:.2f}" for value in (row.p50, row.p90, row.p99, row.floor, *row.per_sample.values()))
+        shares = " | ".join(f"{100 * value:.1f}" for value in (row.score, row.layers_run, row.agreement))
+        lines.append(f"| {row.system} | {threshold} | {shares} | {times} |")
+    return "\n".join(lines)
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """One line for each system and threshold; times in milliseconds."""
+    flat = [{**asdict(row), **{f"batch_{size}": ms for size, ms in row.per_sample.items()}} for row in rows]
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, [name for name in flat[0] if name != "per_sample"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def plot(rows: list[Row], metric: str) -> Figure:
+    """Score against time per sample, a panel for each batch size, a curve for each system."""
+    sizes = list(rows[0].per_sample)
+    figure = Figure(figsize=(4.2 * len(sizes) + 2.6, 4), layout="constrained")
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for axes, size in zip(panels, sizes, strict=True):
+        for i, name in enumerate(dict.fromkeys(row.system for row in rows)):
+            mine = [row for row in rows if row.system == name]
+            look = plotting.looks(i) | {"markersize": 5, "linewidth": 1}
+            axes.plot([row.per_sample[size] for row in mine], [100 * row.score for row in mine], **look, label=name)
+        axes.set(xlabel=f"ms per sample, batch size {size}", xlim=(0, None))
+    panels[0].set_ylabel(f"score ({metric}, %)")
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def first_samples(features: Features, count: int) -> Features:
+    """The first `count` samples, or all where there are fewer."""
+    count = min(count, len(features))
+    end = features.offsets[count]
+    return Features(
+        features.input_ids[:end], features.token_type_ids[:end], features.offsets[: count + 1], features.labels[:count]
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m deebert.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument("--task_name", required=True)
+    parser.add_argument("--data_dir", required=True, help="folder with the task's TSV files; its dev set is used")
+    parser.add_argument("--output_dir", required=True, type=Path, help="for benchmark.md, .csv, .png and .pdf")
+    parser.add_argument(
+        "--early_exit_entropy", "--exit_threshold", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5]
+    )
+    parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument(
+        "--samples", type=positive, default=10**9, help="the first so many of the dev set; default: all"
+    )
+    parser.add_argument("--repeats", type=positive, default=3)
+    parser.add_argument("--max_seq_length", type=positive, default=128)
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    quiet_transformers()
+    config, task = load_config(args.model), get_task(args.task_name)
+    if config.num_labels == 1:
+        raise InputError(f"{args.model}: a regression model has no labels to compare")
+    split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
+    features = load_features(task, args.data_dir, split, labels, load_tokenizer(args.model), args.max_seq_length)
+    features = first_samples(features, args.samples)
+    model = load_model(args.model, config).eval()
+    sizes = [1, *(size for size in args.batch_sizes if size != 1)]
+    with TemporaryDirectory() as work, torch.inference_mode():
+        systems = full_systems(args.model, model, Path(work), not args.no_compile)
+        systems += early_systems(args.model, model, Path(work), [NO_EXIT, *args.early_exit_entropy])
+        rows = measure(systems, features, task, config, sizes, args.repeats)
+    about = (
+        f"{task.name}, {len(features)} samples of {features.lengths.mean():.0f} tokens on average, "
+        f"{torch.get_num_threads()} threads, {args.repeats} repeats; times in ms per sample, p50 to p99 at batch size 1"
+    )
+    print(f"{about}\n\n{table(rows)}\n")
+    with replacing(args.output_dir / "benchmark.md") as file:
+        file.write(f"{about}\n\n{table(rows)}\n")
+    write_csv(args.output_dir / "benchmark.csv", rows)
+    with mpl.rc_context(plotting.STYLE):
+        print(*plotting.save(plot(rows, task.primary_metric), args.output_dir / "benchmark"), sep="\n")
+
+
+if __name__ == "__main__":
+    errors.run(main)

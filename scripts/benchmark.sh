@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Early exit against the full model in PyTorch, compiled, and in ONNX Runtime: latency and throughput on a dev set.
+# Settings: as for train_deebert.sh; further arguments go to python -m deebert.benchmark. All systems run on the CPU.
+set -euo pipefail
+
+PATH_TO_DATA=${PATH_TO_DATA:-./glue_data}
+MODEL_TYPE=${MODEL_TYPE:-bert}  # bert or roberta
+MODEL_SIZE=${MODEL_SIZE:-base}  # base or large
+DATASET=${DATASET:-MRPC}        # SST-2, MRPC, RTE, QNLI, QQP, MNLI, CoLA or WNLI
+OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$DATASET/two_stage}
+RESULTS_DIR=${RESULTS_DIR:-./results/}
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+need_data
+need_model
+need_requirements
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+
+"$PYTHON" -m deebert.benchmark --model "$OUTPUT_DIR" --task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET" \
+    --output_dir "$RESULTS_DIR/benchmark" "$@"
