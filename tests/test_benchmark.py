@@ -1,0 +1,64 @@
+"""The benchmark: every system answers alike, and the table says what was measured."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model, tiny_tokenizer
+
+from deebert import benchmark, errors
+from deebert.checkpoints import save_model
+
+
+def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
+    model = tiny_model("roberta", highway_pooling="mean", num_hidden_layers=2)
+    save_model(model, tiny_tokenizer("roberta"), tmp_path / "model")
+    argv = (
+        f"benchmark --model {tmp_path}/model --task_name SST-2 --data_dir {tiny_data}/SST-2 --output_dir {tmp_path}/out"
+    )
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            *argv.split(),
+            *[
+                "--samples",
+                "12",
+                "--repeats",
+                "2",
+                "--batch_sizes",
+                "1",
+                "5",
+                "--exit_threshold",
+                "0.6",
+                "--no_compile",
+            ],
+        ],
+    )
+    errors.run(benchmark.main)
+    printed = capsys.readouterr().out
+    assert "12 samples" in printed
+    assert (tmp_path / "out/benchmark.md").read_text().strip() in printed
+    assert (tmp_path / "out/benchmark.png").read_bytes()[:4] == b"\x89PNG"
+    rows = list(csv.DictReader((tmp_path / "out/benchmark.csv").open()))
+    early = [f"DeeBERT, {runtime}" for runtime in ("PyTorch", "ONNX Runtime fp32", "ONNX Runtime int8")]
+    full = ["PyTorch, full", "ONNX Runtime fp32, full", "ONNX Runtime int8, full"]
+    assert [row["system"] for row in rows] == [*full, *(name for name in early for _ in range(2))]
+    for row in rows:
+        assert float(row["p50"]) <= float(row["p90"]) <= float(row["p99"])
+        assert min(float(row[name]) for name in ("p50", "floor", "batch_1", "batch_5")) > 0
+        if "int8" not in row["system"]:
+            assert float(row["agreement"]) == 1
+        assert float(row["layers_run"]) == 1 or row["threshold"] == "0.6"
+    assert float(rows[4]["layers_run"]) == float(rows[6]["layers_run"]) < 1
+    assert float(rows[4]["floor"]) < float(rows[3]["floor"])
+
+
+def test_the_floor_counts_the_products_of_a_layer():
+    """Against a count made by PyTorch of one layer's matrix products."""
+    model = tiny_model("bert", num_hidden_layers=1 + 1)
+    tokens = 9
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.base_model.encoder.layer[0](torch.randn(1, tokens, 32), None)
+    counted = counter.get_total_flops()
+    assert benchmark.layer_operations(model.config, np.array([tokens])).item() == pytest.approx(counted, rel=1e-6)
