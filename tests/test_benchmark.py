@@ -14,27 +14,9 @@ from deebert.checkpoints import save_model
 def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
     model = tiny_model("roberta", highway_pooling="mean", num_hidden_layers=2)
     save_model(model, tiny_tokenizer("roberta"), tmp_path / "model")
-    argv = (
-        f"benchmark --model {tmp_path}/model --task_name SST-2 --data_dir {tiny_data}/SST-2 --output_dir {tmp_path}/out"
-    )
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            *argv.split(),
-            *[
-                "--samples",
-                "12",
-                "--repeats",
-                "2",
-                "--batch_sizes",
-                "1",
-                "5",
-                "--exit_threshold",
-                "0.6",
-                "--no_compile",
-            ],
-        ],
-    )
+    argv = f"benchmark --model {tmp_path}/model --task_name SST-2 --data_dir {tiny_data}/SST-2 --no_compile"
+    argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 --exit_threshold 0.6"
+    monkeypatch.setattr("sys.argv", argv.split())
     errors.run(benchmark.main)
     printed = capsys.readouterr().out
     assert "12 samples" in printed
