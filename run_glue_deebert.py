@@ -153,6 +153,7 @@ def calibrate(run: Run, model, exits: evaluation.AllExits, checkpoint: Path) -> 
     run.say(f"temperatures of the exits: {' '.join(f'{t:.3f}' for t in model.config.exit_temperatures)}")
     run.say(calibration.report(held_out, calibration.calibrated(held_out, model.config.exit_temperatures)))
     write_config(model, checkpoint)
+    run.say(f"stored in {checkpoint / 'config.json'} (exit_temperatures), without a threshold")
     return calibration.calibrated(exits, model.config.exit_temperatures)
 
 

@@ -23,13 +23,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from deebert import errors, plotting
 from deebert.arguments import positive
-from deebert.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
 from deebert.errors import InputError
 from deebert.evaluation import Timing, timed_passes
 from deebert.exit_rules import NO_EXIT
 from deebert.export import export, export_full, exportable
 from deebert.features import Features, collator, load_features
-from deebert.files import replacing
+from deebert.files import make_folder, replacing
 from deebert.glue import eval_splits, get_task, label_order, predictions, scores
 from deebert.onnx_runtime import OnnxDeeBert
 
@@ -50,8 +50,10 @@ class Row:
     """What one system gives. Shares from 0 to 1, times in milliseconds.
 
     agreement: share of the samples with the label that PyTorch gives at batch size 1 (at the same threshold).
-    p50, p90, p99: latency at batch size 1. per_sample: by batch size, median over the repeats.
-    floor: the matrix products of the layers that ran, at batch size 1, at the rate measured for such products.
+    p50, p90, p99: latency at batch size 1, over the samples, of each one's median over the repeats.
+    per_sample: by batch size, median over the repeats.
+    floor: the matrix products of the layers that ran, mean over the samples, at the rate that PyTorch reaches for such
+        products in fp32 at batch size 1.
     """
 
     system: str
@@ -85,13 +87,12 @@ def full_systems(folder: str, model, work: Path, compiled: bool) -> list[System]
 
 
 def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
-    """A full graph in ONNX Runtime, as it comes, but for the number of threads."""
+    """A full graph in ONNX Runtime, whose threads stop to spin when it is done, lest they slow down the next."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    # a session that spins after its turn would slow down the system whose turn is next
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -221,21 +222,23 @@ def first_samples(features: Features, count: int) -> Features:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m deebert.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m deebert.benchmark",
+        description=__doc__.split("\n\n")[1],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="folder of a trained model")
-    parser.add_argument("--task_name", required=True)
+    parser.add_argument("--task_name", required=True, help="the task that it was trained for")
     parser.add_argument("--data_dir", required=True, help="folder with the task's TSV files; its dev set is used")
     parser.add_argument("--output_dir", required=True, type=Path, help="for benchmark.md, .csv, .png and .pdf")
     parser.add_argument(
         "--early_exit_entropy", "--exit_threshold", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5]
     )
-    parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], help="1 is always there")
     parser.add_argument(
         "--samples", type=positive, default=10**9, help="the first so many of the dev set; default: all"
     )
-    parser.add_argument("--repeats", type=positive, default=3)
-    parser.add_argument("--max_seq_length", type=positive, default=128)
+    parser.add_argument("--repeats", type=positive, default=3, help="passes of each system; medians are reported")
+    parser.add_argument("--max_seq_length", type=positive, default=128, help="longer inputs are cut")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
     return parser.parse_args()
 
@@ -244,14 +247,19 @@ def main() -> None:
     args = parse_args()
     quiet_transformers()
     config, task = load_config(args.model), get_task(args.task_name)
+    for threshold in args.early_exit_entropy:
+        check_threshold(threshold, config)
     if config.num_labels == 1:
         raise InputError(f"{args.model}: a regression model has no labels to compare")
     split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
-    features = load_features(task, args.data_dir, split, labels, load_tokenizer(args.model), args.max_seq_length)
+    length = min(args.max_seq_length, max_tokens(config))
+    features = load_features(task, args.data_dir, split, labels, load_tokenizer(args.model), length)
     features = first_samples(features, args.samples)
     model = load_model(args.model, config).eval()
-    sizes = [1, *(size for size in args.batch_sizes if size != 1)]
+    sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
+    make_folder(args.output_dir)
     with TemporaryDirectory() as work, torch.inference_mode():
+        print("exporting the full model and its layers, in fp32 and int8", flush=True)
         systems = full_systems(args.model, model, Path(work), not args.no_compile)
         systems += early_systems(args.model, model, Path(work), [NO_EXIT, *args.early_exit_entropy])
         rows = measure(systems, features, task, config, sizes, args.repeats)
@@ -263,6 +271,7 @@ def main() -> None:
     with replacing(args.output_dir / "benchmark.md") as file:
         file.write(f"{about}\n\n{table(rows)}\n")
     write_csv(args.output_dir / "benchmark.csv", rows)
+    print(args.output_dir / "benchmark.md", args.output_dir / "benchmark.csv", sep="\n")
     with mpl.rc_context(plotting.STYLE):
         print(*plotting.save(plot(rows, task.primary_metric), args.output_dir / "benchmark"), sep="\n")
 

@@ -125,6 +125,8 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
 
 
 def _load(name_or_path: str, config, cache_dir: str | None):
+    if Path(name_or_path, "deebert_onnx.json").is_file():
+        raise InputError(f"{name_or_path}: exported for ONNX Runtime; give the trained model that it was made of")
     try:
         model, info = MODELS[config.model_type][1].from_pretrained(
             name_or_path, config=config, cache_dir=cache_dir, output_loading_info=True, dtype=torch.float32

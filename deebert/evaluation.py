@@ -197,8 +197,8 @@ def timed_passes(
 ) -> Iterator[list[Timing]]:
     """Times ways to answer a batch, side by side; yields, after each repeat, what all repeats so far gave.
 
-    Only the forward is inside the clock. The ways take turns on a few batches at a time, in rotating order, so that
-    whatever else the machine does hits them alike.
+    Only the forward is inside the clock. The ways take turns on a few batches at a time, in random order, so that
+    whatever else the machine does, and what a way leaves behind for the next, hits them alike.
     """
     loader = data_loader(features, eval_batches(features.lengths, batch_size), collate)
 
@@ -214,12 +214,13 @@ def timed_passes(
     seconds = np.empty((len(forwards), 0, len(loader)))  # (ways, repeats, batches)
     exit_layers = np.zeros((len(forwards), len(features)), np.int64)
     logits: list[np.ndarray | None] = [None for _ in forwards]
+    order = np.random.default_rng(0)
     bar = tqdm(total=repeats * len(forwards) * len(features), desc="timed passes", unit="sample", leave=False)
     for _ in range(repeats):
         seconds = np.concatenate([seconds, np.zeros((len(forwards), 1, len(loader)))], axis=1)
-        turn, done, batches = 0, 0, iter(loader)
+        done, batches = 0, iter(loader)
         while chunk := inputs(list(islice(batches, CHUNK_BATCHES))):
-            for i in np.roll(np.arange(len(forwards)), turn):
+            for i in order.permutation(len(forwards)):
                 for at, (index, batch) in enumerate(chunk, done):
                     _synchronize(device)
                     start = time.perf_counter()
@@ -232,7 +233,7 @@ def timed_passes(
                         logits[i] = np.empty((len(features), output.logits.shape[1]), np.float32)
                     logits[i][index] = output.logits.float().cpu()
                     bar.update(len(index))
-            turn, done = turn + 1, done + len(chunk)
+            done += len(chunk)
         yield [Timing(*found) for found in zip(seconds, exit_layers, logits, strict=True)]
     bar.close()
 

@@ -181,7 +181,9 @@ class Patience(ExitRule):
         if threshold <= 0:
             return threshold
         if math.isfinite(threshold) and threshold != round(threshold):
-            raise ValueError("patience counts off-ramps that agree; give 1, 2, 3, ...")
+            raise ValueError(
+                'patience counts off-ramps that agree; give 1, 2, 3, ... (entropy_eval.sh: ENTROPIES="1 2 3")'
+            )
         return 1 / (threshold - 0.5)  # between 1 / k and 1 / (k - 1)
 
     def grid(self, points: int, num_layers: int) -> list[float]:

@@ -6,6 +6,7 @@ that rule and threshold can be changed at run time. onnx_runtime.py runs them.
 """
 
 import argparse
+import copy
 import json
 import logging
 import shutil
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 import deebert
 from deebert import errors
-from deebert.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.arguments import positive
+from deebert.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
 from deebert.errors import InputError
 from deebert.evaluation import run_all_exits, sweep
 from deebert.exit_rules import NO_EXIT
 from deebert.features import collator, load_features
+from deebert.files import make_folder
 from deebert.glue import eval_splits, get_task, label_order
 from deebert.onnx_runtime import FORMAT, MANIFEST, OnnxDeeBert, graph_file
 
@@ -67,13 +70,13 @@ def export_full(model, path: Path, int8: bool = False) -> None:
 
 
 def exportable(model):
-    """The model on the CPU, with eager attention, which is made of plain matrix products. Raises InputError."""
+    """A copy of the model on the CPU, with eager attention: plain matrix products. Raises InputError."""
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  what torch.onnx.export is made with
     except ImportError:
         raise InputError(MISSING) from None
-    model = model.cpu().float().eval()
+    model = copy.deepcopy(model).cpu().float().eval()
     model.set_attn_implementation("eager")
     return model
 
@@ -114,8 +117,7 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
     Raises InputError where packages are missing.
     """
     model = exportable(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    make_folder(folder)
     partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
     try:
         for i in range(model.config.num_hidden_layers):
@@ -130,6 +132,7 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
         }
         (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
         # the manifest last: where it is, the graphs are whole
+        (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST):
             file.replace(folder / file.name)
     finally:
@@ -137,18 +140,26 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deebert.export", description=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m deebert.export",
+        description=__doc__.split("\n\n")[1],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument("--output", required=True, type=Path, help="folder for the graphs")
-    parser.add_argument("--int8", action="store_true", help="8-bit weights: smaller and faster, and a little off")
+    parser.add_argument(
+        "--int8", action="store_true", help="8-bit weights of matrix products: faster, and a little off"
+    )
     parser.add_argument("--task_name", help="with --data_dir: score model and graphs on the task's dev set")
     parser.add_argument("--data_dir", help="folder with the task's TSV files")
-    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--max_seq_length", type=positive, default=128, help="of the dev set")
     args = parser.parse_args()
     if (args.task_name is None) != (args.data_dir is None):
         raise InputError("give --task_name and --data_dir together, or neither")
     if args.output.resolve() == Path(args.model).resolve():
         raise InputError(f"--output {args.output}: give another folder than --model")
+    if (args.output / "model.safetensors").exists():
+        raise InputError(f"--output {args.output}: there is a PyTorch model in it; give another folder")
     quiet_transformers()
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
     model = load_model(args.model, config)
@@ -174,7 +185,7 @@ def main() -> None:
 def dev_features(args, config, tokenizer):
     task = get_task(args.task_name)
     split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
-    return load_features(task, args.data_dir, split, labels, tokenizer, args.max_seq_length)
+    return load_features(task, args.data_dir, split, labels, tokenizer, min(args.max_seq_length, max_tokens(config)))
 
 
 if __name__ == "__main__":

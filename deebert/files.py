@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from deebert.errors import InputError
+
 
 @contextmanager
 def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
@@ -20,3 +22,11 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results, before there are any. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: no folder can be made there ({error.strerror})") from None

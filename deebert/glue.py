@@ -260,6 +260,8 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="the files go to DATA_DIR/TASK")
     args = parser.parse_args()
     task = get_task(args.download)
+    if task.name == "Ratings":
+        raise InputError("--download Ratings: not a GLUE task; scripts/sample_data.py makes an example of it")
     for path in download(task, Path(args.data_dir) / task.name):
         print(path)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deebert.checkpoints import load_config
 from deebert.errors import InputError
-from deebert.exit_rules import entropy, first_below
+from deebert.exit_rules import NO_EXIT, entropy, first_below, make_rule
 from deebert.highway import HighwayPass, config_rule
 from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
 
@@ -25,7 +25,7 @@ def graph_file(i: int) -> str:
 
 def is_exported(folder: str | Path) -> bool:
     """Whether a folder holds graphs rather than a PyTorch model."""
-    return Path(folder, MANIFEST).is_file()
+    return Path(folder, MANIFEST).is_file() or Path(folder, graph_file(0)).is_file()
 
 
 @contextmanager
@@ -45,7 +45,8 @@ def one_torch_thread() -> Iterator[None]:
 class OnnxDeeBert:
     """An exported model, called like `DeeBertForSequenceClassification` in evaluation: tensors in, the same output.
 
-    `config` holds threshold and exit rule. threads: of ONNX Runtime, None: as many as there are cores.
+    While it answers, PyTorch has one thread in the whole process: servers should use processes rather than threads.
+    `config` holds threshold and exit rule. threads: of ONNX Runtime, None: as many as PyTorch would take.
     Raises InputError where the folder is incomplete or of another version.
     """
 
@@ -59,15 +60,21 @@ class OnnxDeeBert:
                 "ONNX Runtime is missing: pip install 'deebert[onnx]', or pip install onnxruntime"
             ) from None
         folder = Path(folder)
-        if not is_exported(folder):
+        if not (folder / MANIFEST).is_file():
             raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run python -m deebert.export")
-        facts = json.loads((folder / MANIFEST).read_text())
-        if facts.get("format") != FORMAT:
+        try:
+            facts = json.loads((folder / MANIFEST).read_text())
+            version, form, self.precision, layers = (facts[x] for x in ("deebert", "format", "precision", "layers"))
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{folder / MANIFEST}: damaged; run python -m deebert.export anew") from None
+        if form != FORMAT:
             raise InputError(
-                f"{folder}: exported by version {facts.get('deebert')} (format {facts.get('format')}, this one reads "
-                f"{FORMAT}); run python -m deebert.export anew"
+                f"{folder}: exported by version {version} (format {form}, this one reads {FORMAT}); "
+                "run python -m deebert.export anew"
             )
-        self.config, self.precision = load_config(str(folder)), facts["precision"]
+        self.config = load_config(str(folder))
+        if layers != self.config.num_hidden_layers:
+            raise InputError(f"{folder}: {layers} graphs, but a config.json of {self.config.num_hidden_layers} layers")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -82,6 +89,9 @@ class OnnxDeeBert:
                 self.sessions.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
             except Exception as error:  # onnxruntime's own classes have no common base
                 raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
+        self.has_certainty = "certainty" in [output.name for output in self.sessions[0].get_outputs()]
+        if config_rule(self.config).learned and not self.has_certainty:
+            raise InputError(f"{folder}: exported without --exit_rule learned, so it cannot exit by it")
 
     def eval(self) -> "OnnxDeeBert":
         """Nothing to do: there is no training mode. For code that is written for PyTorch models."""
@@ -92,6 +102,14 @@ class OnnxDeeBert:
         config_rule(self.config).limits(value, self.config.num_hidden_layers)
         self.config.early_exit_entropy = value
 
+    def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
+        """Sets rule and threshold for this object; nothing is stored. Raises ValueError."""
+        rule = make_rule(name, self.config.num_labels, self.config.patience_tolerance)
+        rule.limits(threshold, self.config.num_hidden_layers)
+        if rule.learned and not self.has_certainty:
+            raise ValueError(f"the exit rule {name} needs a model trained with it: there is no learning-to-exit head")
+        self.config.exit_rule, self.config.early_exit_entropy = name, threshold
+
     def step(
         self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
@@ -99,7 +117,7 @@ class OnnxDeeBert:
         feed = {"inputs": inputs, "attention_mask": attention_mask}
         if i == 0:
             feed["token_type_ids"] = torch.zeros_like(inputs) if token_type_ids is None else token_type_ids
-        feed = {name: tensor.numpy() for name, tensor in feed.items()}
+        feed = {name: (x if x.is_floating_point() else x.long()).numpy() for name, x in feed.items()}
         outputs = [torch.from_numpy(array) for array in self.sessions[i].run(None, feed)]
         if i == len(self.sessions) - 1:
             return None, outputs[0], None

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from deebert import errors
+from deebert.arguments import positive
 from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
 from deebert.errors import InputError
-from deebert.onnx_runtime import OnnxDeeBert, is_exported
+from deebert.onnx_runtime import OnnxDeeBert, is_exported, one_torch_thread
 from deebert.refill import classify_refilled
 
 
@@ -58,7 +59,8 @@ class Predictor:
         order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         batches = (self._inputs([texts[i] for i in chunk]).to(self.model.device) for chunk in chunks)
-        found = self._predictions(classify_refilled(self.model, batches, batch_size))
+        with one_torch_thread() if isinstance(self.model, OnnxDeeBert) else nullcontext():
+            found = self._predictions(classify_refilled(self.model, batches, batch_size))
         return [prediction for _, prediction in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 
     def _inputs(self, texts: list[tuple[str, ...]]):
@@ -85,7 +87,7 @@ def read_texts(lines: Iterable[str]) -> Iterator[tuple[str, ...]]:
         kind = kind or len(fields)
         if len(fields) > 2 or len(fields) != kind:
             raise InputError(
-                f"line {number}: {len(fields)} tab-separated fields; give one text, or one pair, in each line"
+                f"line {number}: {len(fields)} tab-separated fields; give one text in each line, or one pair in each"
             )
         yield fields
 
@@ -100,7 +102,11 @@ def jsonl(prediction: Prediction) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m deebert.predict", description=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m deebert.predict",
+        description=__doc__.split("\n\n")[1],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--file", default="-", help="the texts, UTF-8; -: standard input")
     parser.add_argument(
@@ -111,7 +117,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=32, help="1 answers each line before it reads the next")
     parser.add_argument("--refill", action="store_true", help="read all, and keep batches full as samples leave")
-    parser.add_argument("--max_seq_length", type=int, default=128, help="longer texts are cut")
+    parser.add_argument("--max_seq_length", type=positive, default=128, help="longer texts are cut")
     parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv")
     return parser.parse_args()
 
@@ -120,7 +126,7 @@ def main() -> None:
     args = parse_args()
     if args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
-    if args.file != "-" and not Path(args.file).is_file():
+    if args.file != "-" and (not Path(args.file).exists() or Path(args.file).is_dir()):
         raise InputError(f"--file {args.file}: no such file")
     predict = Predictor(args.model, args.early_exit_entropy, args.max_seq_length)
     show = {"tsv": tsv, "jsonl": jsonl}[args.format]

@@ -3,6 +3,7 @@
 Works on whatever has `config` and `step` (see `HighwayClassifier.step`): PyTorch models and exported ones.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,8 +70,9 @@ def classify_refilled(
     """Classifies batches of input_ids, attention_mask and, perhaps, token_type_ids, all (b, T); b up to batch_size.
 
     A group goes on as long as at least half of a batch is left of it. Fewer wait at their layer until those who follow
-    make it a batch again; at the end all that wait go on together. Returns logits and exit layers of all samples in
-    the order of the input, the same as batch by batch. Raises ValueError for thresholds the model does not have.
+    make it a batch again, which may then be larger than batch_size; at the end all that wait go on together. Returns
+    logits and exit layers of all samples in the order of the input, the same as batch by batch. Raises ValueError for
+    thresholds the model does not have, and where there are no batches.
     """
     rule, layers = config_rule(model.config), model.config.num_hidden_layers
     threshold = model.config.early_exit_entropy if early_exit_entropy is None else early_exit_entropy
@@ -91,7 +93,7 @@ def classify_refilled(
                 answers.append((group.rows, logits, layers))
                 return
             uncertainty, memory = rule.measure(logits, certainty, group.memory)
-            stay = ~(uncertainty < limits[layer])
+            stay = ~(uncertainty < limits[layer]) if limits[layer] < math.inf else torch.zeros_like(group.rows).bool()
             answers.append((group.rows[~stay], logits[~stay], layer + 1))
             group = Group(hidden, group.mask, group.rows, memory)
             if not stay.all():
@@ -113,6 +115,8 @@ def classify_refilled(
             group = merge(waiting[layer])
             waiting[layer].clear()
             run(group, layer)
+    if not answers:
+        raise ValueError("there is nothing to classify")
     order = torch.cat([rows for rows, _, _ in answers]).argsort()
     logits = torch.cat([logits for _, logits, _ in answers])[order]
     exit_layer = torch.cat([torch.full_like(rows, layer) for rows, _, layer in answers])[order]

@@ -123,7 +123,10 @@ class Run:
                 f"--highway_pooling {args.highway_pooling}: {name} has {config.highway_pooling}; leave it out"
             )
         if (args.calibrate or config.exit_temperatures) and args.risk is not None:
-            raise InputError("--risk: temperatures were fitted to the samples that the guarantee would be drawn from")
+            raise InputError(
+                "--risk: exit_temperatures were fitted to the samples that the guarantee would be drawn from; "
+                "leave out --calibrate, and set them to null in the model's config.json"
+            )
         if self.target and not config_rule(config).usable:
             raise InputError(
                 f"{self.task.name}: no threshold can be chosen for the exit rule {config.exit_rule}, with one label "

@@ -17,4 +17,4 @@ need_requirements
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 "$PYTHON" -m deebert.benchmark --model "$OUTPUT_DIR" --task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET" \
-    --output_dir "$RESULTS_DIR/benchmark" "$@"
+    --output_dir "$RESULTS_DIR/$OUTPUT_DIR/benchmark" "$@"

@@ -38,7 +38,10 @@ class Comparison:
         self.folder, self.common = folder, common
         self.record = folder / "common.json"
         if self.record.is_file() and json.loads(self.record.read_text()) != common:
-            raise InputError(f"--comparison_dir {folder}: it holds runs with other settings; choose another folder")
+            raise InputError(
+                f"{folder}: it holds runs with other settings ({' '.join(json.loads(self.record.read_text()))}); "
+                "choose another COMPARISON_DIR"
+            )
         if AFTER_TRAINING.parse_known_args(common)[1] != common or "--seed" in common:
             raise InputError("--exit_rule, --patience_tolerance, --calibrate: in a setting's line; seeds: in SEEDS")
 
@@ -81,6 +84,7 @@ class Comparison:
                 if not (first_stage / "first_stage.json").is_file():  # interrupted while it was written
                     shutil.rmtree(first_stage, ignore_errors=True)
                 argv += ["--first_stage", str(first_stage)]
+            print(f"\n{' '.join(training) or 'as in the paper'}, seed {seed}", flush=True)
             started = time.perf_counter()
             run_glue_deebert.main(argv)
             results.write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})

@@ -7,10 +7,10 @@ set -euo pipefail
 PATH_TO_DATA=${PATH_TO_DATA:-./glue_data}
 MODEL_TYPE=${MODEL_TYPE:-bert}  # bert or roberta
 MODEL_SIZE=${MODEL_SIZE:-base}  # base or large
-DATASET=${DATASET:-MRPC}        # SST-2, MRPC, RTE, QNLI, QQP, MNLI, CoLA or WNLI
+DATASET=${DATASET:-MRPC}        # SST-2, MRPC, RTE, QNLI, QQP, MNLI, CoLA, WNLI, STS-B or Ratings
 OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$DATASET/two_stage}
 RESULTS_DIR=${RESULTS_DIR:-./results/}
-ENTROPIES=${ENTROPIES:-0 0.1 0.2 0.3 0.4 0.5 0.6 0.7}
+ENTROPIES=${ENTROPIES:-0 0.1 0.2 0.3 0.4 0.5 0.6 0.7}  # thresholds of the exit rule; of patience 1 2 3 ...
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_data

@@ -140,7 +140,7 @@ def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):
     np.testing.assert_allclose(again.logits, plain.logits / np.array(temperatures)[:, None], atol=1e-4, rtol=1e-4)
     with pytest.raises(SystemExit):
         drive(f"{eval_flags} --risk 0.3")
-    assert "--risk: temperatures were fitted to the samples" in capsys.readouterr().err
+    assert "--risk: exit_temperatures were fitted to the samples" in capsys.readouterr().err
     drive(f"{eval_flags} --calibrate --seed 3")  # not on top of each other
     assert json.loads((tmp_path / "out/config.json").read_text())["early_exit_entropy"] == -1.0
     assert json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"] == pytest.approx(temperatures)

@@ -40,6 +40,13 @@ def models(tmp_path_factory):
     return pairs
 
 
+def with_token_types(config, batch: dict, seed: int) -> dict:
+    """Both types at random, where the model knows two."""
+    generator = torch.Generator().manual_seed(seed)
+    types = torch.randint(config.type_vocab_size, batch["input_ids"].shape, generator=generator)
+    return batch | {"token_type_ids": types}
+
+
 def thresholds_between(model, full, quantile: float) -> tuple[list[float], float]:
     """A threshold for each layer, and how far the nearest uncertainty is."""
     rule = make_rule(model.config.exit_rule, model.config.num_labels)
@@ -58,7 +65,7 @@ def thresholds_between(model, full, quantile: float) -> tuple[list[float], float
 )
 def test_the_graphs_answer_as_pytorch_does(models, backbone, lengths, padding, quantile, seed):
     model, exported = models[backbone]
-    batch = random_batch(model.config, lengths, seed, padding)
+    batch = with_token_types(model.config, random_batch(model.config, lengths, seed, padding), seed)
     with torch.no_grad():
         full = model(**batch, output_all_exits=True)
     theirs = exported(**batch, output_all_exits=True)
@@ -87,7 +94,10 @@ def test_the_graphs_answer_as_pytorch_does(models, backbone, lengths, padding, q
 )
 def test_refilled_batches_are_one_at_a_time(models, backbone, runtime, sizes, quantile, rule, seed):
     model, runner = models[backbone][0], models[backbone][runtime]
-    batches = [random_batch(model.config, lengths, seed + i) for i, lengths in enumerate(sizes)]
+    batches = [
+        with_token_types(model.config, random_batch(model.config, lengths, seed + i), seed)
+        for i, lengths in enumerate(sizes)
+    ]
     own_rule = model.config.exit_rule
     alone, thresholds = [], None
     try:
@@ -214,6 +224,13 @@ def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, run):
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(facts | {"format": 0, "deebert": "0.0.1"}))
     with pytest.raises(InputError, match=r"exported by version 0.0.1 \(format 0"):
+        OnnxDeeBert(tmp_path / "onnx")
+    for damaged in ("", "[1]", '{"format": 1}'):
+        manifest.write_text(damaged)
+        with pytest.raises(InputError, match="damaged"):
+            OnnxDeeBert(tmp_path / "onnx")
+    manifest.write_text(json.dumps(facts | {"layers": 5}))
+    with pytest.raises(InputError, match=r"5 graphs, but a config.json of 2 layers"):
         OnnxDeeBert(tmp_path / "onnx")
     manifest.unlink()
     with pytest.raises(InputError, match=f"no {MANIFEST} there, so no complete export"):
