@@ -23,14 +23,14 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from deebert import errors, plotting
 from deebert.arguments import positive
-from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
+from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, quiet_transformers
 from deebert.errors import InputError
 from deebert.evaluation import Timing, timed_passes
 from deebert.exit_rules import NO_EXIT
-from deebert.export import export, export_full, exportable
-from deebert.features import Features, collator, load_features
+from deebert.export import dev_features, export, export_full, exportable
+from deebert.features import Features, collator
 from deebert.files import make_folder, replacing
-from deebert.glue import eval_splits, get_task, label_order, predictions, scores
+from deebert.glue import get_task, predictions, scores
 from deebert.onnx_runtime import OnnxDeeBert
 
 GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
@@ -251,10 +251,7 @@ def main() -> None:
         check_threshold(threshold, config)
     if config.num_labels == 1:
         raise InputError(f"{args.model}: a regression model has no labels to compare")
-    split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
-    length = min(args.max_seq_length, max_tokens(config))
-    features = load_features(task, args.data_dir, split, labels, load_tokenizer(args.model), length)
-    features = first_samples(features, args.samples)
+    features = first_samples(dev_features(args, config, load_tokenizer(args.model)), args.samples)
     model = load_model(args.model, config).eval()
     sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
     make_folder(args.output_dir)

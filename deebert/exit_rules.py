@@ -31,10 +31,14 @@ def probabilities(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
+def below(uncertainties: Tensor, limits: float | Tensor) -> Tensor:
+    """Whether samples leave, (...) bool. An infinite limit takes everybody, NaN too."""
+    return (uncertainties < limits) | (limits == math.inf)
+
+
 def first_below(uncertainties: Tensor, limits: Sequence[float]) -> Tensor:
     """The exit layer (B,), 1-based, of each sample, from the uncertainties (B, N-1) and N-1 limits."""
-    limits = torch.tensor(limits, device=uncertainties.device)
-    leaves = (uncertainties < limits) | (limits == math.inf)  # infinity takes everybody, NaN too
+    leaves = below(uncertainties, torch.tensor(limits, device=uncertainties.device))
     leaves = torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1)  # who is left answers after layer N
     return leaves.int().argmax(dim=1) + 1  # argmax gives the first of equals
 

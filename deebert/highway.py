@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from deebert.exit_rules import NO_EXIT, ExitRule, make_rule
+from deebert.exit_rules import NO_EXIT, ExitRule, first_below, make_rule
 
 
 @dataclass(kw_only=True)
@@ -218,6 +218,26 @@ class HighwayPass:
             mask = mask[:, :length] if mask.dim() == 2 else mask[..., :length, :length]
         return hidden_states[stay, :length], mask
 
+    def exit(
+        self, layer: int, logits: Tensor, certainty: Tensor | None, hidden_states: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states and mask of those that go on behind this layer; no rows where all have left."""
+        stay = self.leave(layer, logits, certainty)
+        if stay is None:
+            return hidden_states, mask
+        if len(stay) == 0:
+            return hidden_states[:0], mask
+        return self.shrink(stay, hidden_states, mask)
+
+    def collect_all(self, final_logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Of a full pass: logits (B, C), exit layers (B,), the logits of all exits (B, N, C), certainties (B, N-1)."""
+        all_logits = torch.stack([answer for _, answer, _ in self.answers] + [final_logits], dim=1)
+        certainties = torch.stack(self.certainties, dim=1) if self.certainties else None
+        with torch.no_grad():
+            layers = first_below(self.rule.uncertainties(all_logits, certainties), self.limits)
+        rows = torch.arange(len(layers), device=layers.device)
+        return all_logits[rows, layers - 1], layers, all_logits, certainties
+
     def collect(self, final_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and exit layers (B,), 1-based, in input order, once the rest (b, C) has its final logits."""
         parts = [(layer + 1, logits, rows) for layer, logits, rows in self.answers]
@@ -280,11 +300,7 @@ class HighwayEncoder:
                 continue
             with torch.set_grad_enabled(highway_pass.grad):
                 answer = self.exit_answer(i, hidden_states, highway_pass.token_weights)
-            stay = highway_pass.leave(i, *answer)
-            if stay is None:
-                continue
-            if len(stay) == 0:
-                hidden_states = hidden_states[:0]
+            hidden_states, attention_mask = highway_pass.exit(i, *answer, hidden_states, attention_mask)
+            if len(hidden_states) == 0:
                 break
-            hidden_states, attention_mask = highway_pass.shrink(stay, hidden_states, attention_mask)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)

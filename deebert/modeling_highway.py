@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from deebert.exit_rules import NO_EXIT, entropy, first_below, make_rule
+from deebert.exit_rules import NO_EXIT, entropy, make_rule
 from deebert.highway import HighwayConfig, HighwayPass, classifier_dropout, config_rule, weigh_tokens
 
 
@@ -159,11 +159,7 @@ class HighwayClassifier(HighwayInit):
         if exits is None:
             exit_layer = torch.full((len(logits),), self.config.num_hidden_layers, device=logits.device)
         elif exits.full:
-            all_logits = torch.stack([answer for _, answer, _ in exits.answers] + [logits], dim=1)  # (B, N, C)
-            all_certainties = torch.stack(exits.certainties, dim=1) if exits.certainties else None  # (B, N-1)
-            with torch.no_grad():
-                exit_layer = first_below(rule.uncertainties(all_logits, all_certainties), limits)
-            logits = all_logits[torch.arange(len(logits), device=logits.device), exit_layer - 1]
+            logits, exit_layer, all_logits, all_certainties = exits.collect_all(logits)
         else:
             logits, exit_layer = exits.collect(logits)
 

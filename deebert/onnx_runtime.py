@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deebert.checkpoints import load_config
 from deebert.errors import InputError
-from deebert.exit_rules import NO_EXIT, entropy, first_below, make_rule
+from deebert.exit_rules import NO_EXIT, entropy, make_rule
 from deebert.highway import HighwayPass, config_rule
 from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
 
@@ -143,19 +143,13 @@ class OnnxDeeBert:
             state, logits, certainty = self.step(i, state, mask, token_type_ids)
             if not exits.asks(i):
                 continue
-            stay = exits.leave(i, logits, certainty)
-            if stay is None:
-                continue
-            if len(stay) == 0:
+            state, mask = exits.exit(i, logits, certainty, state, mask)
+            if len(state) == 0:
                 logits = logits[:0]
                 break
-            state, mask = exits.shrink(stay, state, mask)
         all_logits = all_certainties = None
         if output_all_exits:
-            all_logits = torch.stack([answer for _, answer, _ in exits.answers] + [logits], dim=1)  # (B, N, C)
-            all_certainties = torch.stack(exits.certainties, dim=1) if exits.certainties else None
-            exit_layer = first_below(rule.uncertainties(all_logits, all_certainties), limits)
-            logits = all_logits[torch.arange(len(logits)), exit_layer - 1]
+            logits, exit_layer, all_logits, all_certainties = exits.collect_all(logits)
         else:
             logits, exit_layer = exits.collect(logits)
         return HighwayClassifierOutput(

@@ -3,14 +3,13 @@
 Works on whatever has `config` and `step` (see `HighwayClassifier.step`): PyTorch models and exported ones.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deebert.exit_rules import entropy
+from deebert.exit_rules import below, entropy
 from deebert.highway import config_rule
 from deebert.modeling_highway import HighwayClassifierOutput
 
@@ -93,7 +92,7 @@ def classify_refilled(
                 answers.append((group.rows, logits, layers))
                 return
             uncertainty, memory = rule.measure(logits, certainty, group.memory)
-            stay = ~(uncertainty < limits[layer]) if limits[layer] < math.inf else torch.zeros_like(group.rows).bool()
+            stay = ~below(uncertainty, limits[layer])
             answers.append((group.rows[~stay], logits[~stay], layer + 1))
             group = Group(hidden, group.mask, group.rows, memory)
             if not stay.all():
