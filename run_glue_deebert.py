@@ -1,68 +1,119 @@
 """Fine-tunes and evaluates DeeBERT on a GLUE task: training in stages, the score of every exit, threshold sweeps."""
 
-import re
 import shutil
-import time
+import signal
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from accelerate.utils import set_seed
-from tensorboardX import SummaryWriter
 
 from deebert import calibration, errors, evaluation, results, selection
 from deebert.arguments import first_stage_settings, parse_args, train_settings
 from deebert.checkpoints import load_model, load_pretrained, save_model
+from deebert.errors import Interrupted
 from deebert.exit_rules import NO_EXIT
 from deebert.files import replacing
 from deebert.glue import eval_splits
+from deebert.monitor import Monitor
 from deebert.objectives import STRATEGIES
+from deebert.resume import (
+    StopSignal,
+    forget_states,
+    newest_checkpoint,
+    read_state,
+    remove_leftovers,
+    saved_steps,
+    set_random_state,
+)
 from deebert.run import Run
-from deebert.training import train_stage
+from deebert.training import StageTraining
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     run = Run(parse_args(argv))
-    if run.args.do_train:
+    run.check_places()
+    if run.args.do_train and run.finished:
+        run.say(f"the training in {run.output_dir} is finished; nothing to resume")
+    elif run.args.do_train:
         train(run)
-    if run.args.do_eval and run.accelerator.is_main_process:
+    if run.args.do_eval:
         for checkpoint in checkpoints(run):
             evaluate(run, checkpoint)
 
 
 def train(run: Run) -> None:
     """The stages of the strategy, an evaluation after the first if asked for, and the saved model."""
-    args, main_process = run.args, run.accelerator.is_main_process
-    source, first = (args.first_stage, 2) if run.first_stage_is_there() else (args.model_name_or_path, 1)
-    model, new = load_pretrained(source, run.config, args.cache_dir)
-    run.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
+    checkpoint = run.checkpoint()
+    if run.accelerator.is_main_process:
+        clear(run.output_dir, keep_checkpoints=checkpoint is not None)
     run.record()
-    model.to(run.accelerator.device)
-    if main_process:
-        for folder in saved_steps(run.output_dir):  # of a run before, now overwritten
-            shutil.rmtree(folder)
-    writer = SummaryWriter(str(run.output_dir / "tensorboard")) if main_process else None
-    for stage, plan in list(enumerate(STRATEGIES[args.train_strategy], 1))[first - 1 :]:
-        if stage > 1:
-            set_seed(args.seed + stage)  # so that it does not matter which process did the stage before
-        trained = {"the backbone and its classifier": plan.backbone, "the off-ramps": plan.highways}
-        run.say(f"stage {stage}: training {' and '.join(name for name, is_trained in trained.items() if is_trained)}")
-        log, save = callbacks(run, model, writer, stage)
-        started = time.perf_counter()
-        settings = train_settings(args, stage)
-        loss = train_stage(stage, model, run.train_features, run.collate, settings, run.accelerator, log, save)
-        run.say(f"stage {stage}: mean loss {loss:.4f}, {time.perf_counter() - started:.0f} s")
-        if stage == 1 and args.eval_after_first_stage and main_process:
-            for split, features in run.eval_features.items():
-                exits = evaluation.run_all_exits(model, features, run.collate)
-                run.say(f"After the first stage, {split}: {show(evaluation.layer_scores(run.task, exits)[-1])}")
-        if stage == 1 and args.first_stage and main_process:
-            save_model(model, run.tokenizer, Path(args.first_stage))
-            results.write_json(run.first_stage_record, first_stage_settings(args))
-        run.accelerator.wait_for_everyone()
-    if main_process:
-        writer.close()
-        save_model(model, run.tokenizer, run.output_dir)
+    try:
+        if checkpoint:
+            run.say(f"going on from {checkpoint}")
+            model, state = load_model(str(checkpoint), run.config), read_state(checkpoint)
+            first = state["stage"]
+        else:
+            source, first, state = run.args.model_name_or_path, 1, None
+            if run.first_stage_is_there():
+                source, first = run.args.first_stage, 2
+            model, new = load_pretrained(source, run.config, run.args.cache_dir)
+            run.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
+        model.to(run.accelerator.device)
+        monitor = Monitor(run, model)
+        for stage in range(first, len(STRATEGIES[run.args.train_strategy]) + 1):
+            train_stage(run, model, monitor, stage, state)
+            state = None
+        monitor.close()
+        if run.accelerator.is_main_process:
+            save_model(model, run.tokenizer, run.output_dir)
+            run.facts["finished"] = True
+            run.write_facts()
+            forget_states(run.output_dir)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {how_to_go_on(run)}", signal.SIGINT) from None
+    run.accelerator.wait_for_everyone()
+
+
+def clear(output_dir: Path, keep_checkpoints: bool) -> None:
+    """Removes what a killed process left, and the checkpoints of a training that is now overwritten."""
+    remove_leftovers(output_dir)
+    for folder in [] if keep_checkpoints else [*saved_steps(output_dir), *output_dir.glob("best-stage*")]:
+        shutil.rmtree(folder)
+
+
+def how_to_go_on(run: Run) -> str:
+    newest = newest_checkpoint(run.output_dir)
+    return f"the same command with --resume goes on from {newest}" if newest else "nothing has been saved yet"
+
+
+def train_stage(run: Run, model, monitor: Monitor, stage: int, state: dict | None) -> None:
+    """One stage, from its beginning or from a checkpoint's state. Raises Interrupted after Ctrl-C or SIGTERM."""
+    args, process = run.args, run.accelerator.process_index
+    if stage > 1 or process > 0:  # every stage has random numbers of its own, in every process
+        set_seed(args.seed + stage + 1000 * process)
+    plan = STRATEGIES[args.train_strategy][stage - 1]
+    trained = {"the backbone and its classifier": plan.backbone, "the off-ramps": plan.highways}
+    run.say(f"stage {stage}: training {' and '.join(name for name, is_trained in trained.items() if is_trained)}")
+    with run.train_data(model, stage) as data, StopSignal() as stop:
+        training = StageTraining(stage, model, data, train_settings(args, stage), run.accelerator)
+        if state:
+            training.load_state_dict(state["training"])
+            set_random_state(state["random"][process])
+        monitor.begin(training)
+        if not training.run(monitor.log, monitor.save, stop):
+            raise Interrupted(
+                f"stopped in stage {stage} after step {training.updates} of {training.total}; {how_to_go_on(run)}",
+                stop.number or signal.SIGTERM,
+            )
+    monitor.end(training)
+    if stage == 1 and args.eval_after_first_stage:
+        for split, features in run.eval_features.items():
+            exits = evaluation.run_all_exits(model, features, run.collate, accelerator=run.accelerator)
+            run.say(f"After the first stage, {split}: {show(evaluation.layer_scores(run.task, exits)[-1])}")
+    if stage == 1 and args.first_stage and run.accelerator.is_main_process:
+        save_model(model, run.tokenizer, Path(args.first_stage))
+        results.write_json(run.first_stage_record, first_stage_settings(args))
     run.accelerator.wait_for_everyone()
 
 
@@ -73,37 +124,9 @@ def new_parts(names: list[str]) -> list[str]:
     return sorted(others) + ([f"{len(highways)} off-ramps"] if highways else [])
 
 
-def callbacks(run: Run, model, writer: SummaryWriter | None, stage: int):
-    """What happens every logging_steps (scalars, and dev scores if asked for) and every save_steps (a checkpoint)."""
-
-    def log(step: int, scalars: dict[str, float]) -> None:
-        if writer is None:
-            return
-        if run.args.evaluate_during_training:
-            for split, features in run.eval_features.items():
-                exits = evaluation.run_all_exits(model, features, run.collate, progress=False)
-                for layer, scores in enumerate(evaluation.layer_scores(run.task, exits), 1):
-                    if STRATEGIES[run.args.train_strategy][stage - 1].highways or layer == exits.num_layers:
-                        scalars |= {f"{split}_layer{layer}_{name}": value for name, value in scores.items()}
-        for name, value in scalars.items():
-            writer.add_scalar(f"stage{stage}/{name}", value, step)
-
-    def save(step: int) -> None:
-        if run.accelerator.is_main_process:
-            save_model(model, run.tokenizer, run.output_dir / f"checkpoint-stage{stage}-{step}")
-
-    return log, save
-
-
 def checkpoints(run: Run) -> list[Path]:
     """The model in output_dir, after those saved on the way to it with --eval_all_checkpoints."""
     return [*(saved_steps(run.output_dir) if run.args.eval_all_checkpoints else []), run.output_dir]
-
-
-def saved_steps(output_dir: Path) -> list[Path]:
-    """The folders checkpoint-stage{1,2}-{step}, in the order they were written."""
-    names = [re.fullmatch(r"checkpoint-stage(\d)-(\d+)", file.parent.name) for file in output_dir.glob("*/config.json")]
-    return [output_dir / match[0] for match in sorted(filter(None, names), key=lambda m: (int(m[1]), int(m[2])))]
 
 
 def evaluate(run: Run, checkpoint: Path) -> None:
@@ -118,9 +141,14 @@ def evaluate(run: Run, checkpoint: Path) -> None:
         run.record()
     name = args.model_name_or_path if checkpoint == run.output_dir else str(checkpoint)
     thresholds = [threshold for threshold in args.early_exit_entropy if threshold >= 0]
+    exits_of = {
+        split: evaluation.run_all_exits(model, features, run.collate, accelerator=run.accelerator)
+        for split, features in run.eval_features.items()
+    }
+    if not run.accelerator.is_main_process:  # the others have done their share; times are taken by one process
+        return
     for split, suffix in eval_splits(task).items():
-        folder = results.result_dir(args.plot_data_dir, name, suffix)
-        exits = evaluation.run_all_exits(model, run.eval_features[split], run.collate)
+        folder, exits = results.result_dir(args.plot_data_dir, name, suffix), exits_of[split]
         if args.calibrate and not suffix:
             exits = calibrate(run, model, exits, checkpoint)
         each_layer = evaluation.layer_scores(task, exits)

@@ -1,14 +1,14 @@
 """The command line of run_glue_deebert.py: the original's flags with its defaults, and ours."""
 
 import argparse
+import hashlib
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from deebert.checkpoints import MODELS
 from deebert.exit_rules import EXIT_RULES
-from deebert.glue import TASKS
+from deebert.glue import TASKS, data_file
 from deebert.highway import POOLINGS
 from deebert.objectives import STRATEGIES
 from deebert.selection import Target
@@ -83,12 +83,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max_steps", type=int, default=-1, help="updates of each stage, in place of epochs")
     add("--warmup_steps", type=int, default=0, help="linear warm-up")
     add("--logging_steps", type=int, default=50, help="updates between scalars; 0: none")
-    add("--save_steps", type=int, default=50, help="updates between checkpoints; 0: none")
+    add("--save_steps", type=int, default=50, help="updates between checkpoints, complete ones; 0: none")
+    add("--save_total_limit", type=positive, help="keep this many of the latest checkpoints; default: all")
+    switch("--resume", "go on from the newest checkpoint in output_dir; begin where there is none")
+    switch("--load_best_model_at_end", "of each stage: the weights of the best of --evaluate_during_training's scores")
+    switch("--cache_features", "run the frozen backbone of stage 2 once, without dropout, not in every epoch")
+    add("--dataloader_num_workers", type=int, default=0, help="processes that make batches; 0: this one")
     switch("--eval_all_checkpoints", "evaluate the checkpoints of save_steps, too")
     switch("--no_cuda", "use the CPU even where there is a GPU")
     switch("--overwrite_output_dir", "train into a folder that is not empty")
     switch("--overwrite_cache", "tokenize anew")
     switch("--fp16", "mixed precision on a GPU")
+    switch("--bf16", "mixed precision with bfloat16")
     add("--seed", type=int, default=42, help="of initialisation, dropout and the order of batches")
     return parser.parse_args(argv)
 
@@ -132,16 +138,25 @@ def first_stage_settings(args: argparse.Namespace) -> dict:
     """What decides how the model after stage 1 of two_stage turns out."""
     names = "model_name_or_path task_name max_seq_length pad_to_max_length do_lower_case per_gpu_train_batch_size"
     names += " gradient_accumulation_steps learning_rate weight_decay adam_epsilon max_grad_norm num_train_epochs"
-    names += " max_steps warmup_steps fp16 seed config_name tokenizer_name"
+    names += " max_steps warmup_steps fp16 bf16 seed config_name tokenizer_name load_best_model_at_end"
+    names += " logging_steps" if args.load_best_model_at_end else ""
     launch = {name: os.environ.get(name) for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")}
-    data_dir = {"data_dir": str(Path(args.data_dir).resolve())}
-    return {name: getattr(args, name) for name in names.split()} | data_dir | launch
+    data = {"train.tsv": hashlib.sha256(data_file(args.data_dir, "train").read_bytes()).hexdigest()}
+    return {name: getattr(args, name) for name in names.split()} | data | launch
+
+
+def training_settings(args: argparse.Namespace) -> dict:
+    """What decides how the model after all stages turns out."""
+    names = "train_strategy highway_pooling highway_learning_rate highway_epochs distill distill_temperature exit_rule"
+    names += " cache_features"
+    return first_stage_settings(args) | {name: getattr(args, name) for name in names.split()}
 
 
 def train_settings(args: argparse.Namespace, stage: int) -> TrainSettings:
     """The same hyper-parameters in both stages, but for how long."""
     return TrainSettings(
         batch_size=args.per_gpu_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
         learning_rate=args.learning_rate,
         highway_learning_rate=args.highway_learning_rate,
         weight_decay=args.weight_decay,

@@ -8,6 +8,14 @@ class InputError(ValueError):
     """Bad input from the user. Its message is one line and complete; no traceback is needed to understand it."""
 
 
+class Interrupted(Exception):  # noqa: N818  not an error
+    """A signal ended the work in good order. Its message is one line that says how to go on."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # the shell's convention
+
+
 def run(main: Callable[[], None]) -> None:
     """Calls a command's main function; an InputError becomes one line on stderr and exit code 2."""
     try:
@@ -15,3 +23,9 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

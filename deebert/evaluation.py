@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import ModelOutput
@@ -21,6 +22,7 @@ from deebert.exit_rules import NO_EXIT, ExitRule, entropy, first_below, make_rul
 from deebert.features import Collator, Features, data_loader, eval_batches
 from deebert.files import replacing
 from deebert.glue import Task, scores
+from deebert.inference import answers
 from deebert.results import SweepRow
 
 UNTIMED_BATCH_SIZE = 32  # of the all-exits pass, whose answers do not depend on it
@@ -93,28 +95,37 @@ class AllExits:
         return self.exit_rule.uncertainties(torch.from_numpy(self.logits), certainties).numpy()
 
 
-@torch.inference_mode()
 def run_all_exits(
-    model, features: Features, collate: Collator, batch_size: int = UNTIMED_BATCH_SIZE, progress: bool = True
+    model,
+    features: Features,
+    collate: Collator,
+    batch_size: int = UNTIMED_BATCH_SIZE,
+    progress: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> AllExits:
-    """One full pass over the features. Raises InputError where an exit's answer has no entropy: NaN, +inf, all -inf."""
+    """One full pass over the features, shared by the accelerator's processes; all of them get the result.
+
+    Raises InputError where an exit's answer has no entropy: NaN, +inf, all -inf.
+    """
     model.eval()
     num_layers, num_labels = model.config.num_hidden_layers, model.config.num_labels
     logits = np.empty((len(features), num_layers, num_labels), np.float32)
-    certainties = np.empty((len(features), num_layers - 1), np.float32)
-    batches = eval_batches(features.lengths, batch_size)
-    loader = data_loader(features, batches, collate)
-    for batch in tqdm(loader, desc="all exits", unit="batch", disable=not progress, leave=False):
-        index, _ = batch.pop("index"), batch.pop("labels", None)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    certainties = None
+
+    def ask(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         output = model(**batch, output_all_exits=True, early_exit_entropy=NO_EXIT)
-        logits[index.numpy()] = output.all_logits.float().cpu().numpy()
-        if output.all_certainties is not None:
-            certainties[index.numpy()] = output.all_certainties.cpu().numpy()
+        return output.all_logits, *([] if output.all_certainties is None else [output.all_certainties])
+
+    name = "all exits" if progress else None
+    for index, *found in answers(ask, features, collate, batch_size, model.device, accelerator, name):
+        logits[index] = found[0]
+        if len(found) > 1:
+            certainties = np.empty((len(features), num_layers - 1), np.float32) if certainties is None else certainties
+            certainties[index] = found[1]
     exits = AllExits(
         logits,
         features.labels,
-        None if output.all_certainties is None else certainties,
+        certainties,
         model.config.exit_rule,
         model.config.patience_tolerance,
     )

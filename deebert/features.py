@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,30 +170,68 @@ def collator(config, pad_to: int | None = None) -> Collator:
     return Collator(config.pad_token_id, config.type_vocab_size, pad_to)
 
 
+@dataclass(frozen=True)
+class Share:
+    """A part of an update: what one process sees in one forward pass.
+
+    update: the sample indices of the whole update, over all processes. rows: those of this part.
+    weight: by which its mean loss counts, so that an average over processes of sums over parts is the update's mean.
+    last: whether the update is complete with it.
+    """
+
+    update: np.ndarray
+    rows: list[int]
+    weight: float
+    last: bool
+
+
+@dataclass(frozen=True)
 class TrainBatches:
-    """A batch sampler: a new order in each epoch, seeded, of batches whose samples have similar lengths."""
+    """Which samples each update of a training sees: in each epoch a new order, seeded, of similar lengths.
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.epoch = 0
-        self.drop_last = False
+    batch_size: samples that one process sees at a time; an update has batch_size x accumulation x processes of them,
+    and is the same update however that number comes about. The last of an epoch may have fewer.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    lengths: np.ndarray
+    batch_size: int
+    seed: int
+    accumulation: int = 1
+    processes: int = 1
+    process: int = 0
+
+    @property
+    def update_size(self) -> int:
+        return self.batch_size * self.accumulation * self.processes
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.lengths) // self.update_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The sample indices of each update of an epoch, which counts from 0."""
+        rng, size = np.random.default_rng((self.seed, number)), self.update_size
         order = rng.permutation(len(self.lengths))
-        size = self.batch_size * BUCKET_BATCHES
-        runs = [order[i : i + size] for i in range(0, len(order), size)]
+        run_size = size * BUCKET_BATCHES
+        runs = [order[i : i + run_size] for i in range(0, len(order), run_size)]
         order = np.concatenate([run[np.argsort(self.lengths[run], kind="stable")] for run in runs])
-        batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
-        full = len(self.lengths) // self.batch_size
-        yield from (batches[i] for i in rng.permutation(full))
-        yield from batches[full:]  # a smaller one comes last, where accelerate's sharding over processes expects it
+        updates = [order[i : i + size] for i in range(0, len(order), size)]
+        full = len(order) // size
+        return [updates[i] for i in rng.permutation(full)] + updates[full:]
+
+    def updates(self, done: int, total: int) -> Iterator[np.ndarray]:
+        """The updates that follow when `done` of `total` have been made."""
+        for number in range(done // len(self), -(-total // len(self))):
+            first = number * len(self)
+            yield from self.epoch(number)[max(done - first, 0) : total - first]
+
+    def shares(self, done: int, total: int) -> Iterator[Share]:
+        """This process's parts of them. Every process has as many; one without samples has one that weighs nothing."""
+        together = self.batch_size * self.processes
+        for update in self.updates(done, total):
+            for i in range(0, len(update), together):
+                rows = update[i : i + together][self.process :: self.processes].tolist()
+                weight = len(rows) * self.processes / len(update)
+                yield Share(update, rows or update[:1].tolist(), weight, last=i + together >= len(update))
 
 
 def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
@@ -202,9 +240,18 @@ def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
-def data_loader(features: Features, batches, collate: Collator) -> DataLoader:
-    """Batches of tensors, in the order of `batches` (lists of sample indices)."""
+def data_loader(
+    features: Features, batches: Iterable[list[int]], collate: Collator, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """Batches of tensors, in the order of `batches` (lists of sample indices), whatever the number of workers."""
     own_generator = (
         torch.Generator()
     )  # a loader draws a seed: from the global state, it would change a training's dropout
-    return DataLoader(features, batch_sampler=batches, collate_fn=collate, generator=own_generator)
+    return DataLoader(
+        features,
+        batch_sampler=batches,
+        collate_fn=collate,
+        generator=own_generator,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )

@@ -126,7 +126,11 @@ class Highway(nn.Module):
     def forward(self, hidden_states: Tensor, token_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, H) -> logits (B, C), and what they were read from (B, H)."""
         read = self.pool(hidden_states, token_weights)
-        return self.classifier(self.dropout(self.pooler(read))), read
+        return self.answer(read), read
+
+    def answer(self, read: Tensor) -> Tensor:
+        """(B, H) -> logits (B, C)."""
+        return self.classifier(self.dropout(self.pooler(read)))
 
 
 class LearnToExit(nn.Linear):

@@ -3,22 +3,36 @@
 import json
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    set_seed,
+)
 
 import deebert
 from deebert import results
-from deebert.arguments import first_stage_settings, target
+from deebert.arguments import first_stage_settings, target, training_settings
+from deebert.cached_reads import cached_reads
 from deebert.checkpoints import check_threshold, load_config, load_tokenizer, max_tokens, quiet_transformers, set_labels
 from deebert.errors import InputError
 from deebert.exit_rules import NO_EXIT
 from deebert.features import Features, collator, load_features
+from deebert.files import check_writable
 from deebert.glue import data_file, eval_splits, get_task, label_order
 from deebert.highway import config_rule
+from deebert.objectives import STRATEGIES
+from deebert.resume import newest_checkpoint
+from deebert.training import TokenData, TrainData
 
 MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 
@@ -50,6 +64,7 @@ class Run:
         self.collate = collator(self.config, args.max_seq_length if args.pad_to_max_length else None)
         self.eval_features = {split: self.features(split) for split in self.dev_splits()}
         self.train_features = self.features("train") if args.do_train else None
+        self.facts = {}  # what run.json says
 
     def check_files(self) -> None:
         args, folder = self.args, self.output_dir
@@ -68,22 +83,67 @@ class Run:
             )
         if args.first_stage and Path(args.first_stage).resolve() == folder.resolve():
             raise InputError(f"--first_stage {args.first_stage}: give another folder than --output_dir")
-        if args.first_stage and Path(args.first_stage).exists() and not self.first_stage_is_there():
+        if args.load_best_model_at_end and not (args.evaluate_during_training and args.logging_steps > 0):
+            raise InputError("--load_best_model_at_end needs scores: add --evaluate_during_training (--logging_steps)")
+        if args.cache_features and args.train_strategy != "two_stage":
+            raise InputError(
+                f"--cache_features: in --train_strategy {args.train_strategy} no stage freezes the backbone"
+            )
+        if args.resume and not args.do_train:
+            raise InputError("--resume is about --do_train")
+        unfinished = Path(args.first_stage or "").exists() and not self.first_stage_is_there()
+        if args.first_stage and unfinished and not args.resume:
             raise InputError(f"--first_stage {args.first_stage}: no model after stage 1 there; give a new folder")
         if self.first_stage_is_there():
             found = json.loads(self.first_stage_record.read_text())
-            for name, value in first_stage_settings(args).items():
-                if found.get(name) != value:
-                    raise InputError(
-                        f"--first_stage {args.first_stage}: trained with another {name}, {found.get(name)}; "
-                        f"this run has {value}"
-                    )
-        if args.do_train and not args.overwrite_output_dir and folder.is_dir() and any(folder.iterdir()):
+            if other := differences(found, first_stage_settings(args)):
+                raise InputError(f"--first_stage {args.first_stage}: trained with another {other}")
+        self.check_output_dir()
+
+    def check_output_dir(self) -> None:
+        """Whether there is a training to go on with, and that nothing is overwritten that was not meant to be."""
+        args, folder = self.args, self.output_dir
+        record = folder / "run.json"
+        found = json.loads(record.read_text()) if record.is_file() else None
+        other = differences(found.get("settings", {}), training_settings(args)) if found and args.do_train else None
+        self.resumes = bool(args.resume and found and not other)
+        self.found = found if self.resumes else None
+        if not args.do_train:
+            if not (folder / "config.json").is_file():
+                raise InputError(f"--output_dir {folder}: no trained model there; train one with --do_train")
+            return
+        if args.overwrite_output_dir or self.resumes or not folder.is_dir() or not any(folder.iterdir()):
+            return
+        if args.resume and found:
             raise InputError(
-                f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir"
+                f"--resume: the training in {folder} had another {other}; --overwrite_output_dir begins a new one"
             )
-        if not args.do_train and not (folder / "config.json").is_file():
-            raise InputError(f"--output_dir {folder}: no trained model there; train one with --do_train")
+        if found and not found["finished"]:
+            raise InputError(
+                f"--output_dir {folder}: a training that is not finished; --resume goes on with it, "
+                "--overwrite_output_dir begins anew"
+            )
+        raise InputError(
+            f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir"
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether a training to be resumed has nothing left to do."""
+        return self.resumes and self.found["finished"]
+
+    def checkpoint(self) -> Path | None:
+        """What the training goes on from."""
+        return newest_checkpoint(self.output_dir) if self.resumes else None
+
+    @contextmanager
+    def train_data(self, model, stage: int) -> Iterator[TrainData]:
+        plan = STRATEGIES[self.args.train_strategy][stage - 1]
+        if self.args.cache_features and not plan.backbone:
+            with cached_reads(model, self.train_features, self.collate, self.accelerator, self.output_dir) as reads:
+                yield reads
+        else:
+            yield TokenData(self.train_features, self.collate, self.args.dataloader_num_workers)
 
     def dev_splits(self) -> list[str]:
         args = self.args
@@ -111,6 +171,10 @@ class Run:
         args, limit = self.args, max_tokens(config)
         if not MIN_TOKENS <= args.max_seq_length <= limit:
             raise InputError(f"--max_seq_length {args.max_seq_length}: this model takes {MIN_TOKENS} to {limit} tokens")
+        if args.cache_features and config.highway_pooling == "attention":
+            raise InputError(
+                "--cache_features: off-ramps with --highway_pooling attention learn what to read; leave one of them out"
+            )
         if config.num_hidden_layers < 2:
             raise InputError(f"{name}: a model of one layer has no off-ramps")
         if config.num_labels != self.task.num_labels:
@@ -138,8 +202,8 @@ class Run:
             check_threshold(threshold, config)
 
     def features(self, split: str) -> Features:
-        """Tokenized by the first process; the others find it in the cache."""
-        with self.accelerator.main_process_first():
+        """Tokenized by a machine's first process; the others find it in the cache."""
+        with self.accelerator.local_main_process_first():
             return load_features(
                 self.task,
                 self.args.data_dir,
@@ -147,39 +211,72 @@ class Run:
                 self.labels,
                 self.tokenizer,
                 self.args.max_seq_length,
-                overwrite_cache=self.args.overwrite_cache and self.accelerator.is_main_process,
+                overwrite_cache=self.args.overwrite_cache and self.accelerator.is_local_main_process,
             )
 
     def say(self, text: str) -> None:
         self.accelerator.print(text, flush=True)
 
-    def record(self) -> None:
-        """Arguments, versions and git revision: to stdout and beside the results."""
+    def check_places(self) -> None:
+        """Raises InputError where results could not be written hours from now."""
         if not self.accelerator.is_main_process:
             return
+        check_writable(self.output_dir, "--output_dir")
+        if self.args.do_eval and (self.args.eval_each_highway or self.args.eval_highway or self.target):
+            check_writable(Path(self.args.plot_data_dir), "--plot_data_dir")
+
+    def record(self) -> None:
+        """Arguments, versions and git revision: to stdout and beside the results."""
         versions = {
             "deebert": deebert.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
         facts = {"versions": versions, "git": git_revision(), "device": str(self.accelerator.device)}
+        facts |= {"processes": self.accelerator.num_processes, "mixed_precision": self.accelerator.mixed_precision}
         shown = ", ".join(f"{name} {version}" for name, version in versions.items())
         self.say(f"{self.task.name}, {self.args.model_name_or_path}, on {facts['device']}: {shown}, git {facts['git']}")
-        name = "run_train.json" if self.args.do_train else "run_eval.json"  # evaluating keeps the training's record
-        facts = {"arguments": vars(self.args), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
-        results.write_json(self.output_dir / name, facts)
+        self.facts = {"arguments": vars(self.args), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+        if self.args.do_train:
+            before = self.found or {"stages": {}}
+            self.facts |= {"settings": training_settings(self.args), "stages": before["stages"], "finished": False}
+            self.facts["resumed"] = before.get("resumed", 0) + self.resumes
+        self.write_facts()
+
+    def write_facts(self) -> None:
+        if self.accelerator.is_main_process:
+            name = "run.json" if self.args.do_train else "run_eval.json"  # evaluating keeps the training's record
+            results.write_json(self.output_dir / name, self.facts)
+
+
+def differences(found: dict, wanted: dict) -> str | None:
+    """The first setting that a training had otherwise, in words; None where they agree."""
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            return f"{name}, {found.get(name)}; this run has {value}"
+    return None
 
 
 def make_accelerator(args) -> Accelerator:
+    """Devices and processes as torchrun or accelerate launch set them up. Raises InputError for what is unsupported."""
+    if args.fp16 and args.bf16:
+        raise InputError("--fp16 and --bf16: choose one")
     if args.fp16 and (args.no_cuda or not torch.cuda.is_available()):
-        raise InputError("--fp16 needs a GPU; leave it out")
-    return Accelerator(
+        raise InputError("--fp16 needs a GPU; leave it out, or take --bf16")
+    accelerator = Accelerator(
         cpu=args.no_cuda,
-        mixed_precision="fp16" if args.fp16 else None,  # None: what accelerate launch says
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        # every other update leaves the off-ramps out
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=args.train_strategy == "alternating")],
+        mixed_precision="fp16" if args.fp16 else "bf16" if args.bf16 else None,  # None: what accelerate launch says
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches cuts the updates
+        kwargs_handlers=[
+            # every other update leaves the off-ramps out
+            DistributedDataParallelKwargs(find_unused_parameters=args.train_strategy == "alternating"),
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # others wait while the first one times exits
+        ],
     )
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise InputError(f"accelerate's {kind.value} is not supported; use its MULTI_GPU, MULTI_CPU or NO")
+    return accelerator
 
 
 def git_revision() -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from accelerate import Accelerator
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
@@ -18,8 +19,10 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from deebert.features import collator  # noqa: E402
 from deebert.modeling_highway_bert import DeeBertConfig, DeeBertForSequenceClassification  # noqa: E402
 from deebert.modeling_highway_roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification  # noqa: E402
+from deebert.training import StageTraining, TokenData  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models are faster so, above all beside other work
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)  # the machines are shared and noisy
@@ -53,6 +56,14 @@ def tiny_config(backbone: str, **overrides):
 def tiny_model(backbone: str, seed: int = 0, **overrides):
     torch.manual_seed(seed)
     return CLASSES[backbone][1](tiny_config(backbone, **overrides)).eval()
+
+
+def train(stage: int, model, features, settings, **callbacks) -> StageTraining:
+    """One stage on the CPU."""
+    data = TokenData(features, collator(model.config))
+    training = StageTraining(stage, model, data, settings, Accelerator(cpu=True))
+    training.run(**callbacks)
+    return training
 
 
 def random_batch(config, lengths: list[int], seed: int = 0, padding: int = 0) -> dict[str, torch.Tensor]:

@@ -47,7 +47,7 @@ def test_training_and_evaluation_write_what_is_promised(drive, tmp_path, backbon
         "tokenizer.json",
         "tensorboard",
     }
-    record = json.loads((out / "run_train.json").read_text())
+    record = json.loads((out / "run.json").read_text())
     assert record["arguments"]["learning_rate"] == 3e-3
     assert record["versions"]["transformers"]
     printed = capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_training_and_evaluation_write_what_is_promised(drive, tmp_path, backbon
     text = dict(line.split(" = ") for line in (out / "eval_results.txt").read_text().splitlines())
     assert float(text["acc"]) == each_layer[-1]
     assert float(text["acc_at_entropy_0.7"]) == each_layer[0]
-    assert (out / "run_train.json").read_text() == json.dumps(record, indent=2) + "\n"
+    assert (out / "run.json").read_text() == json.dumps(record, indent=2) + "\n"
     assert (out / "run_eval.json").is_file()
 
 

@@ -5,7 +5,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from conftest import tiny_config, tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,13 +112,32 @@ def test_a_tokenizers_fingerprint_knows_from_which_side_it_cuts(tokenizer):
     assert fingerprint(tokenizer) != before
 
 
-@given(st.integers(20, 200), st.integers(1, 9), st.sampled_from([2, 3, 4]), st.integers(0, 20))
-def test_processes_share_the_batches_and_lose_no_sample(samples, batch_size, processes, epoch):
-    batches = TrainBatches(np.arange(samples) % 17 + 1, batch_size, 0)
-    batches.set_epoch(epoch)
-    shards = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
-    assert len({len(shard) for shard in shards}) == 1
-    assert {i for shard in shards for batch in shard for i in batch} == set(range(samples))
+@given(st.integers(1, 200), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_processes_and_parts_make_the_same_updates(samples, batch_size, accumulation, processes, data):
+    """However an update is cut: every process has as many parts, and the weights make them the update's mean."""
+    lengths = np.arange(samples) % 17 + 1
+    shards = [TrainBatches(lengths, batch_size, 0, accumulation, processes, rank) for rank in range(processes)]
+    per_epoch = len(shards[0])
+    whole = TrainBatches(lengths, batch_size * accumulation * processes, 0)
+    assert per_epoch == len(whole)
+    total = data.draw(st.integers(1, 3 * per_epoch))
+    done = data.draw(st.integers(0, total))
+    values, updates = np.random.default_rng(0).random(samples), whole.updates(done, total)
+    means, seen = np.zeros(total - done), [set() for _ in range(total - done)]
+    for parts in zip(*(shard.shares(done, total) for shard in shards), strict=True):
+        assert len({part.last for part in parts}) == 1
+        made = total - done - len(means)
+        for part in parts:
+            assert len(part.rows) <= batch_size
+            means[0] += part.weight * values[part.rows].mean() / processes
+            seen[made] |= set(part.rows)
+        if parts[0].last:
+            expected = next(updates)
+            assert seen[made] == set(expected.tolist()) == set(parts[0].update.tolist())
+            assert means[0] == pytest.approx(values[expected].mean())
+            means = means[1:]
+    assert len(means) == 0
+    assert next(updates, None) is None
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tiny_data, tokenizer, monkeypatch, tmp_path, capsys):
@@ -144,8 +162,7 @@ def test_every_sample_is_in_one_batch(lengths, batch_size, seed):
     sampler = TrainBatches(lengths, batch_size, seed)
     epochs = []
     for epoch in (0, 1, 0):
-        sampler.set_epoch(epoch)
-        epochs.append(list(sampler))
+        epochs.append([batch.tolist() for batch in sampler.epoch(epoch)])
         assert sorted(i for batch in epochs[-1] for i in batch) == list(range(len(lengths)))
         assert len(epochs[-1]) == len(sampler)
         assert max(map(len, epochs[-1])) <= batch_size
@@ -163,7 +180,7 @@ def test_batches_are_of_similar_lengths():
     def padded(batches) -> int:
         return sum(lengths[batch].max() * len(batch) for batch in batches)
 
-    assert padded(TrainBatches(lengths, 8, 0)) < 1.1 * lengths.sum()
+    assert padded(TrainBatches(lengths, 8, 0).epoch(0)) < 1.1 * lengths.sum()
     assert padded(eval_batches(lengths, 8)) < 1.02 * lengths.sum()
     assert eval_batches(lengths, 1) == [[i] for i in range(2000)]  # the order of the file
 

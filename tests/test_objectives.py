@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import BACKBONES, random_batch, tiny_model, tiny_tokenizer
+from conftest import BACKBONES, random_batch, tiny_model, tiny_tokenizer, train
 from torch.nn import functional
 
 from deebert.evaluation import run_all_exits
@@ -17,7 +16,7 @@ from deebert.glue import TASKS, read_examples
 from deebert.highway import POOLINGS
 from deebert.modeling_highway import HighwayClassifierOutput
 from deebert.objectives import STRATEGIES, training_loss
-from deebert.training import TrainSettings, train_stage
+from deebert.training import TrainSettings
 
 LAYERS = 4
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -55,15 +54,15 @@ def test_the_loss_in_plain_words(labels, certain, share):
 
     output = HighwayClassifierOutput(all_logits=z, all_certainties=u if certain else None)
     config = SimpleNamespace(distill=share, distill_temperature=temperature)
-    assert training_loss(output, y, weights, config).item() == pytest.approx(float(expected), rel=1e-5)
+    assert training_loss(output, y, weights, config)[0].item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_final_classifier_is_not_taught_by_its_pupils():
     z = torch.randn(5, LAYERS, 3, requires_grad=True)
     config = SimpleNamespace(distill=1.0, distill_temperature=2.0)
-    training_loss(
-        HighwayClassifierOutput(all_logits=z), torch.tensor([0, 1, 2, 0, 1]), [1.0, 1, 1, 0], config
-    ).backward()
+    training_loss(HighwayClassifierOutput(all_logits=z), torch.tensor([0, 1, 2, 0, 1]), [1.0, 1, 1, 0], config)[
+        0
+    ].backward()
     assert z.grad[:, -1].abs().max() == 0
     assert z.grad[:, :-1].abs().min() > 0
 
@@ -84,11 +83,11 @@ def test_what_the_strategies_weigh():
 def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
     """Two updates of all parameters, the off-ramps at their own rate, against a plain loop."""
     model, reference = (tiny_model("bert", train_strategy=strategy, **NO_DROPOUT) for _ in range(2))
-    features, accelerator = data(tiny_data), Accelerator(cpu=True)
+    features = data(tiny_data)
     settings = TrainSettings(
         learning_rate=1e-3, highway_learning_rate=4e-3, adam_epsilon=1e-2, max_steps=2, logging_steps=0, save_steps=0
     )
-    train_stage(1, model, features, collator(model.config), settings, accelerator)
+    train(1, model, features, settings)
 
     rates = {True: 4e-3, False: 1e-3}
     optimizer = torch.optim.AdamW(
@@ -96,7 +95,7 @@ def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
         eps=1e-2,
         weight_decay=0,
     )
-    batches = list(TrainBatches(features.lengths, 8, 42))[:2]
+    batches = TrainBatches(features.lengths, 8, 42).epoch(0)[:2]
     for step, indices in enumerate(batches):
         batch = collator(model.config)([features[i] for i in indices])
         labels, _ = batch.pop("labels"), batch.pop("index")
@@ -122,7 +121,7 @@ def test_the_learned_rule_learns_what_is_right(tiny_data):
     settings = TrainSettings(learning_rate=3e-3, epochs=12, logging_steps=0, save_steps=0)
     config = {"exit_rule": "learned", "highway_pooling": "mean", "train_strategy": "joint", "initializer_range": 0.05}
     model, features = tiny_model("bert", **config), data(tiny_data)
-    train_stage(1, model, features, collator(model.config), settings, Accelerator(cpu=True))
+    train(1, model, features, settings)
     exits = run_all_exits(model, features, collator(model.config))
     assert (exits.logits.argmax(-1) == exits.labels[:, None]).mean() > 0.95
     assert exits.certainties.mean() > 0.7  # it began with 0.5
@@ -152,7 +151,7 @@ def test_every_combination_trains_saves_loads_and_exits_alike(backbone, pooling,
             model.zero_grad()
             weights = stage.weights(LAYERS, 2)
             output = model(**batch, output_all_exits=any(weights[:-1]), train_highway=not stage.backbone)
-            training_loss(output, y, weights, model.config).backward()
+            training_loss(output, y, weights, model.config)[0].backward()
             for name, parameter in model.named_parameters():
                 head = ".highway." in name or ".learn_to_exit." in name
                 # the pooler is frozen, and does not count, where stage 2 leaves the final classifier out
