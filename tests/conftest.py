@@ -66,6 +66,10 @@ def train(stage: int, model, features, settings, **callbacks) -> StageTraining:
     return training
 
 
+def snapshot_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def random_batch(config, lengths: list[int], seed: int = 0, padding: int = 0) -> dict[str, torch.Tensor]:
     """Random tokens of these lengths, padded to the longest and `padding` more."""
     generator = torch.Generator().manual_seed(seed)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from conftest import CLASSES, tiny_model
+from conftest import snapshot_files as files
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
 
@@ -215,10 +216,6 @@ def test_flags_reach_the_config(drive, tmp_path):
     drive(f"{TRAIN} --highway_pooling mean --max_steps 1")
     assert json.loads((tmp_path / "out/config.json").read_text())["highway_pooling"] == "mean"
     drive("--do_eval --model_name_or_path out --max_seq_length 32")  # the checkpoint's pooling, without the flag
-
-
-def files(folder) -> dict:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""Off-ramps trained on cached reads become those that are trained behind the backbone."""
+
+import contextlib
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import tiny_model, tiny_tokenizer
+
+from deebert import cached_reads
+from deebert.features import collator, tokenize
+from deebert.glue import TASKS, read_examples
+from deebert.training import StageTraining, TokenData, TrainSettings
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SETTINGS = TrainSettings(batch_size=5, accumulation=2, epochs=3, learning_rate=1e-2, adam_epsilon=1e-2)
+
+
+def trained(model, features, cached: bool, tmp_path) -> dict[str, torch.Tensor]:
+    accelerator, collate = Accelerator(cpu=True), collator(model.config)
+    source = contextlib.nullcontext(TokenData(features, collate))
+    if cached:
+        source = cached_reads.cached_reads(model, features, collate, accelerator, tmp_path)
+    torch.manual_seed(0)
+    with source as data:
+        StageTraining(2, model, data, SETTINGS, accelerator).run()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("task", ["SST-2", "STS-B"])
+@pytest.mark.parametrize(("pooling", "rule"), list(product(("first", "mean"), ("entropy", "learned"))))
+def test_a_cache_changes_nothing_but_the_backbones_dropout(backbone, pooling, rule, task, tiny_data, tmp_path):
+    config = {"highway_pooling": pooling, "exit_rule": rule, "num_labels": TASKS[task].num_labels, "distill": 0.3}
+    if rule == "entropy" and task == "STS-B":
+        config["exit_rule"] = "patience"
+    features = tokenize(read_examples(TASKS[task], tiny_data / task, "train"), tiny_tokenizer(backbone), 32)
+    plain, cached = (
+        trained(tiny_model(backbone, **config, **NO_DROPOUT), features, use, tmp_path) for use in (False, True)
+    )
+    before = tiny_model(backbone, **config).state_dict()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(cached[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+        highway = ".highway." in name or ".learn_to_exit." in name
+        assert torch.equal(tensor, before[name]) != highway, name
+
+
+def test_large_reads_lie_in_a_file_until_the_end(tiny_data, tmp_path, monkeypatch):
+    features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train"), tiny_tokenizer("bert"), 32)
+    in_memory = trained(tiny_model("bert"), features, True, tmp_path)
+    monkeypatch.setattr(cached_reads, "IN_MEMORY", 0)
+    model = tiny_model("bert")
+    with cached_reads.cached_reads(model, features, collator(model.config), Accelerator(cpu=True), tmp_path) as data:
+        assert isinstance(data.reads, np.memmap)
+        assert [path.name for path in tmp_path.glob(".features-*/*")] == ["reads.npy"]
+    in_file = trained(model, features, True, tmp_path)
+    assert all(torch.equal(in_memory[name], in_file[name]) for name in in_memory)  # dropout of the off-ramps, too
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_off_ramps_have_dropout_and_the_backbone_has_none(tiny_data, tmp_path):
+    features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train"), tiny_tokenizer("bert"), 32)
+    states = []
+    for dropout in (
+        {"classifier_dropout": 0.5},
+        {"classifier_dropout": 0.5, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5},
+        {"classifier_dropout": 0.0},
+    ):
+        states.append(trained(tiny_model("bert", **dropout), features, True, tmp_path))
+    name = "bert.encoder.highway.0.classifier.weight"
+    assert torch.equal(states[0][name], states[1][name])
+    assert not torch.equal(states[0][name], states[2][name])
