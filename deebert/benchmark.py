@@ -2,13 +2,14 @@
 
 Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8) and early exit in PyTorch and
 ONNX Runtime at several thresholds, on a dev set, in one run in which all take turns: latency at batch size 1, and
-throughput at others.
+throughput at others. On a GPU the full model in fp32 and bf16, and early exit in PyTorch and as CUDA graphs.
 """
 
 import argparse
+import copy
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from deebert import errors, plotting
 from deebert.arguments import positive
 from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.cuda_graphs import GraphedDeeBert
 from deebert.errors import InputError
 from deebert.evaluation import Timing, timed_passes
 from deebert.exit_rules import NO_EXIT
@@ -33,6 +35,7 @@ from deebert.files import make_folder, replacing
 from deebert.glue import get_task, predictions, scores
 from deebert.onnx_runtime import OnnxDeeBert
 
+CPU = torch.device("cpu")
 GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
 
 
@@ -68,16 +71,41 @@ class Row:
     per_sample: dict[int, float] = field(default_factory=dict)
 
 
-def full_systems(folder: str, model, work: Path, compiled: bool) -> list[System]:
-    """The full model: what users run today."""
+def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
+    """The full model in PyTorch, in the model's precision and on its device: what users run today."""
     if model.config.model_type == "bert":
-        stock = BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        stock = BertForSequenceClassification.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
     else:  # the head is not that of Hugging Face's class
         stock = partial(model, early_exit_entropy=NO_EXIT)
     systems = [System("PyTorch, full", None, lambda batch: stock(**batch))]
     if compiled:
         fast = torch.compile(stock, dynamic=True)
         systems.append(System("torch.compile, full", None, lambda batch: fast(**batch)))
+    return systems
+
+
+def gpu_systems(folder: str, model, thresholds: Sequence[float], compiled: bool) -> list[System]:
+    """All systems that run on a GPU, in fp32 and bf16."""
+    systems = []
+    for precision in (torch.float32, torch.bfloat16):
+        name = "bf16" if precision == torch.bfloat16 else "fp32"
+        chosen = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
+        runners = {"DeeBERT, PyTorch": chosen, "DeeBERT, CUDA graphs": GraphedDeeBert(chosen)}
+        if precision == torch.float32:
+            runners["DeeBERT, CUDA graphs, in step"] = GraphedDeeBert(chosen, speculate=False)
+        early = [early_exit(runner, threshold, title) for title, runner in runners.items() for threshold in thresholds]
+        full = pytorch_systems(folder, chosen, compiled)
+        systems += [replace(system, name=f"{system.name}, {name}") for system in full + early]
+    return systems
+
+
+def early_exit(runner, threshold: float, name: str) -> System:
+    return System(name, threshold, lambda batch: runner(**batch, early_exit_entropy=threshold))
+
+
+def onnx_systems(folder: str, work: Path) -> list[System]:
+    """The full model in ONNX Runtime."""
+    systems = []
     plain = exportable(load_model(folder, load_config(folder)))
     for precision in ("fp32", "int8"):
         path = work / f"full_{precision}.onnx"
@@ -110,17 +138,13 @@ def early_systems(folder: str, model, work: Path, thresholds: Sequence[float]) -
     for precision in ("fp32", "int8"):
         export(load_model(folder, load_config(folder)), tokenizer, work / precision, int8=precision == "int8")
         runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision)
-    return [
-        System(name, threshold, lambda batch, r=runner, t=threshold: r(**batch, early_exit_entropy=t))
-        for name, runner in runners.items()
-        for threshold in thresholds
-    ]
+    return [early_exit(runner, threshold, name) for name, runner in runners.items() for threshold in thresholds]
 
 
-def gemm_rate(config, tokens: float) -> float:
+def gemm_rate(config, tokens: float, device: torch.device) -> float:
     """Floating-point operations per second of the products of a layer's kind, with so many tokens."""
-    states = torch.randn(max(round(tokens), 1), config.hidden_size)
-    weights = torch.randn(config.hidden_size, 4 * config.hidden_size)
+    states = torch.randn(max(round(tokens), 1), config.hidden_size, device=device)
+    weights = torch.randn(config.hidden_size, 4 * config.hidden_size, device=device)
     timer = Timer(
         "states @ weights", globals={"states": states, "weights": weights}, num_threads=torch.get_num_threads()
     )
@@ -133,15 +157,23 @@ def layer_operations(config, tokens: np.ndarray) -> np.ndarray:
     return 2 * tokens * (4 * wide**2 + 2 * wide * inner) + 4 * tokens**2 * wide
 
 
-def measure(systems: list[System], features: Features, task, config, batch_sizes: list[int], repeats: int) -> list[Row]:
+def measure(
+    systems: list[System],
+    features: Features,
+    task,
+    config,
+    batch_sizes: list[int],
+    repeats: int,
+    device: torch.device = CPU,
+) -> list[Row]:
     """Runs all systems side by side at every batch size; 1 comes first, as labels are compared with PyTorch's there."""
     rows: list[Row] = []
     reference: dict[float, np.ndarray] = {}  # PyTorch's labels (S,) at each threshold
     for size in batch_sizes:
         forwards = [system.forward for system in systems]
-        *_, timings = timed_passes(forwards, features, collator(config), torch.device("cpu"), size, repeats)
+        *_, timings = timed_passes(forwards, features, collator(config), device, size, repeats)
         if size == 1:
-            rate = gemm_rate(config, features.lengths.mean())
+            rate = gemm_rate(config, features.lengths.mean(), device)
             rows = [
                 latency(system, timing, features, task, config, rate)
                 for system, timing in zip(systems, timings, strict=True)
@@ -211,15 +243,6 @@ def plot(rows: list[Row], metric: str) -> Figure:
     return figure
 
 
-def first_samples(features: Features, count: int) -> Features:
-    """The first `count` samples, or all where there are fewer."""
-    count = min(count, len(features))
-    end = features.offsets[count]
-    return Features(
-        features.input_ids[:end], features.token_type_ids[:end], features.offsets[: count + 1], features.labels[:count]
-    )
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m deebert.benchmark",
@@ -240,6 +263,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive, default=3, help="passes of each system; medians are reported")
     parser.add_argument("--max_seq_length", type=positive, default=128, help="longer inputs are cut")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return parser.parse_args()
 
 
@@ -251,18 +275,27 @@ def main() -> None:
         check_threshold(threshold, config)
     if config.num_labels == 1:
         raise InputError(f"{args.model}: a regression model has no labels to compare")
-    features = first_samples(dev_features(args, config, load_tokenizer(args.model)), args.samples)
-    model = load_model(args.model, config).eval()
+    features = dev_features(args, config, load_tokenizer(args.model)).first(args.samples)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch sees no GPU here")
+    device = torch.device(args.device)
+    model = load_model(args.model, config).to(device).eval()
     sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
     make_folder(args.output_dir)
     with TemporaryDirectory() as work, torch.inference_mode():
-        print("exporting the full model and its layers, in fp32 and int8", flush=True)
-        systems = full_systems(args.model, model, Path(work), not args.no_compile)
-        systems += early_systems(args.model, model, Path(work), [NO_EXIT, *args.early_exit_entropy])
-        rows = measure(systems, features, task, config, sizes, args.repeats)
+        thresholds = [NO_EXIT, *args.early_exit_entropy]
+        if device.type == "cuda":
+            systems = gpu_systems(args.model, model, thresholds, not args.no_compile)
+        else:
+            print("exporting the full model and its layers, in fp32 and int8", flush=True)
+            systems = pytorch_systems(args.model, model, not args.no_compile)
+            systems += onnx_systems(args.model, Path(work))
+            systems += early_systems(args.model, model, Path(work), thresholds)
+        rows = measure(systems, features, task, config, sizes, args.repeats, device)
     about = (
         f"{task.name}, {len(features)} samples of {features.lengths.mean():.0f} tokens on average, "
-        f"{torch.get_num_threads()} threads, {args.repeats} repeats; times in ms per sample, p50 to p99 at batch size 1"
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else f'{torch.get_num_threads()} threads'}, "
+        f"{args.repeats} repeats; times in ms per sample, p50 to p99 at batch size 1"
     )
     print(f"{about}\n\n{table(rows)}\n")
     with replacing(args.output_dir / "benchmark.md") as file:

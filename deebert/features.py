@@ -42,6 +42,12 @@ class Features:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    def first(self, count: int) -> "Features":
+        """The first `count` samples, or all where there are fewer."""
+        count = min(count, len(self))
+        end, labels = self.offsets[count], None if self.labels is None else self.labels[:count]
+        return Features(self.input_ids[:end], self.token_type_ids[:end], self.offsets[: count + 1], labels)
+
     def __getitem__(self, i: int) -> "Sample":
         tokens = slice(self.offsets[i], self.offsets[i + 1])
         return Sample(

@@ -179,13 +179,19 @@ class HighwayClassifier(HighwayInit):
         )
 
     def step(
-        self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self,
+        i: int,
+        inputs: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        answer: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Layer i alone, from 0, with the exit behind it: for runtimes that decide themselves which samples go where.
 
         Args:
             inputs: input_ids (b, T) of the first layer, of others the hidden states (b, T, H) of the layer before.
             attention_mask: (b, T). token_type_ids: (b, T), of the first layer only.
+            answer: whether the exit is asked; otherwise its logits are None.
 
         Returns hidden states (b, T, H), logits (b, C), and the learning-to-exit head's certainty (b,) or None.
         Needs an attention backend that takes additive masks: eager or sdpa.
@@ -194,6 +200,8 @@ class HighwayClassifier(HighwayInit):
         hidden = base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
         mask = (attention_mask == 0).to(hidden.dtype)[:, None, None] * torch.finfo(hidden.dtype).min  # (b, 1, 1, T)
         hidden = base.encoder.layer[i](hidden, mask)
+        if not answer:
+            return hidden, None, None
         if i == self.config.num_hidden_layers - 1:
             return hidden, self._final_answer(base.pooler(hidden)), None
         return hidden, *base.encoder.exit_answer(i, hidden, self._token_weights(attention_mask))

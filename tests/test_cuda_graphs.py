@@ -1,0 +1,104 @@
+"""The runtime for GPUs answers as the model does; on a machine without one the same steps run without graphs."""
+
+import pytest
+import torch
+from conftest import BACKBONES, random_batch, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deebert import cuda_graphs
+from deebert.cuda_graphs import GraphedDeeBert
+from deebert.exit_rules import EXIT_RULES, entropy, make_rule
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MODELS = {}
+
+
+def pair(backbone: str, labels: int, pooling: str, speculate: bool):
+    """A model with all that a rule may need, and its runtime, made once: the states are reused by all examples."""
+    key = (backbone, labels, pooling, speculate)
+    if key not in MODELS:
+        model = tiny_model(backbone, num_labels=labels, highway_pooling=pooling, exit_rule="learned").to(DEVICE)
+        torch.nn.init.normal_(model.base_model.encoder.learn_to_exit.weight, std=3)
+        model.config.exit_temperatures = [0.5, 2.0, 1.0, 3.0]
+        MODELS[key] = model, GraphedDeeBert(model, speculate)
+    return MODELS[key]
+
+
+def alike(found, expected) -> None:
+    assert found.exit_layer.tolist() == expected.exit_layer.tolist()
+    torch.testing.assert_close(found.logits, expected.logits.cpu().float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.entropy, expected.entropy.cpu(), atol=1e-4, rtol=1e-4)
+
+
+@given(
+    st.sampled_from(BACKBONES),
+    st.sampled_from([1, 3]),
+    st.sampled_from(["first", "attention"]),
+    st.booleans(),
+    st.sampled_from(list(EXIT_RULES)),
+    st.lists(st.integers(2, 62), min_size=1, max_size=9),
+    st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]), min_size=3, max_size=3),
+    st.integers(0, 2),
+)
+def test_it_answers_as_the_model_does(backbone, labels, pooling, speculate, name, lengths, shares, padding):
+    rule = make_rule(name, labels, 0.5)
+    if not rule.usable:
+        return
+    model, runtime = pair(backbone, labels, pooling, speculate)
+    threshold = [rule.everybody() * share for share in shares]
+    if rule.remembers:
+        threshold = [round(3 * share) for share in shares]
+    model.set_exit_rule(name)
+    batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, lengths, sum(lengths), padding).items()}
+    with torch.inference_mode():
+        expected = model(**batch, early_exit_entropy=threshold)
+    alike(runtime(**batch, early_exit_entropy=threshold), expected)
+    model.config.early_exit_entropy = threshold
+    alike(runtime(**batch), expected)
+
+
+def test_layers_behind_the_exit_run_once_at_most(monkeypatch):
+    """A batch of one runs the layers up to its exit, and the one that was begun while its exit was read."""
+    ran = []
+    model = tiny_model("bert").to(DEVICE)
+    for speculate in (False, True):
+        runtime = GraphedDeeBert(model, speculate)
+        launch = cuda_graphs.Exit.launch
+        monkeypatch.setattr(cuda_graphs.Exit, "launch", lambda self, to=launch: (ran.append(self), to(self))[1])
+        batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, [7]).items()}
+        for layer, threshold in ((1, [9.0, -1, -1]), (2, [-1, 9.0, -1]), (4, -1)):
+            ran.clear()
+            assert runtime(**batch, early_exit_entropy=threshold).exit_layer.tolist() == [layer]
+            assert len(ran) == min(layer + speculate, 4)
+        monkeypatch.undo()
+
+
+def test_shapes_shrink_with_the_batch():
+    model = tiny_model("roberta").to(DEVICE)
+    runtime = GraphedDeeBert(model)
+    batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, [3, 5, 6, 60, 9, 11, 4, 7, 8]).items()}
+    with torch.inference_mode():
+        uncertain = entropy(model(**batch, output_all_exits=True).all_logits[:, 0])
+    threshold = [float(uncertain.sort().values[6:8].mean()), -1, -1]  # seven of nine leave at layer 1
+    alike(runtime(**batch, early_exit_entropy=threshold), model(**batch, early_exit_entropy=threshold))
+    assert {rows for rows, _ in runtime.states} == {16, 2}
+    assert max(runtime.states) == (16, 64)
+
+
+def test_thresholds_that_do_not_fit_are_refused():
+    runtime = GraphedDeeBert(tiny_model("bert").to(DEVICE))
+    with pytest.raises(ValueError, match="early_exit_entropy has 2 values"):
+        runtime(torch.ones(1, 4, dtype=torch.long, device=DEVICE), early_exit_entropy=[0.1, 0.2])
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_a_gpu(dtype):
+    model = tiny_model("bert").to(DEVICE, dtype)
+    batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, [7, 20, 9]).items()}
+    with torch.inference_mode():
+        expected = model(**batch)
+    torch.testing.assert_close(
+        GraphedDeeBert(model)(**batch).logits, expected.logits.cpu().float(), atol=5e-2, rtol=5e-2
+    )
