@@ -19,12 +19,12 @@ from deebert.monitor import Monitor
 from deebert.objectives import STRATEGIES
 from deebert.resume import (
     StopSignal,
-    forget_states,
     newest_checkpoint,
     read_state,
     remove_leftovers,
     saved_steps,
     set_random_state,
+    tidy,
 )
 from deebert.run import Run
 from deebert.training import StageTraining
@@ -69,7 +69,7 @@ def train(run: Run) -> None:
             save_model(model, run.tokenizer, run.output_dir)
             run.facts["finished"] = True
             run.write_facts()
-            forget_states(run.output_dir)
+            tidy(run.output_dir, keep_models=run.args.save_steps > 0)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {how_to_go_on(run)}", signal.SIGINT) from None
     run.accelerator.wait_for_everyone()

@@ -24,7 +24,14 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from deebert import errors, plotting
 from deebert.arguments import positive
-from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.checkpoints import (
+    any_shape_attention,
+    check_threshold,
+    load_config,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+)
 from deebert.cuda_graphs import GraphedDeeBert
 from deebert.errors import InputError
 from deebert.evaluation import Timing, timed_passes
@@ -270,6 +277,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     quiet_transformers()
+    any_shape_attention()
     config, task = load_config(args.model), get_task(args.task_name)
     for threshold in args.early_exit_entropy:
         check_threshold(threshold, config)

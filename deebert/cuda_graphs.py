@@ -8,7 +8,6 @@ padded to a power of two, texts to one of LENGTHS.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,30 +22,46 @@ LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 WARM_UP = 2  # passes before a capture: libraries choose their kernels in the first
 
 
-@dataclass
 class State:
     """What the graphs of one shape read and write: ids, types, mask (b, T), hidden (b, T, H), memory of the rule."""
 
-    ids: Tensor
-    types: Tensor
-    mask: Tensor
-    hidden: Tensor
-    memory: Tensor | None = None
+    def __init__(self, shape: tuple[int, int], model):
+        self.shape, device = shape, model.device
+        # staged holds the inputs that come from the host, in memory that the GPU reads without its help
+        self.staged = torch.zeros(3, *shape, dtype=torch.long, pin_memory=device.type == "cuda")
+        self.inputs = torch.zeros(3, *shape, dtype=torch.long, device=device)
+        self.ids, self.types, self.mask = self.inputs
+        self.hidden = torch.zeros(*shape, model.config.hidden_size, dtype=model.dtype, device=device)
+        self.memory: Tensor | None = None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return tuple(self.ids.shape)
+    def fill(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> None:
+        """Takes a batch's inputs. The rest is padding: other rows have a mask of one token, lest they answer NaN."""
+        rows, width = len(ids), min(ids.shape[1], self.shape[1])
+        inputs = self.inputs if ids.is_cuda else self.staged
+        inputs.zero_()
+        if rows < self.shape[0]:
+            inputs[2, rows:, 0] = 1
+        for place, tensor in enumerate((ids, types, mask)):
+            if tensor is not None:
+                inputs[place, :rows, :width] = tensor[:, :width]
+        if inputs is self.staged:
+            self.inputs.copy_(self.staged, non_blocking=True)
 
-    def fill(self, rows: int, mask: Tensor, ids: Tensor | None = None, types: Tensor | None = None) -> None:
-        """Takes so many rows, and what they bring; the rest is padding that is told apart by a mask of one token."""
+    def take(self, other: "State", places: Tensor) -> None:
+        """Takes these rows (b,) of a larger state."""
+        rows, width = len(places), self.shape[1]
         self.mask.zero_()
         self.mask[:, 0] = 1
-        self.mask[:rows, : mask.shape[1]] = mask
-        if ids is not None:
-            self.ids[:rows, : ids.shape[1]] = ids
-            self.types.zero_()
-            if types is not None:
-                self.types[:rows, : types.shape[1]] = types
+        self.mask[:rows] = other.mask[places, :width]
+        self.hidden[:rows] = other.hidden[places, :width]
+        if other.memory is not None:
+            self.remember(other.memory[places])
+
+    def remember(self, memory: Tensor) -> None:
+        """Stores the rule's memory of the first rows (b, ...)."""
+        if self.memory is None:
+            self.memory = memory.new_zeros(self.shape[0], *memory.shape[1:])
+        self.memory[: len(memory)] = memory
 
 
 class Exit:
@@ -54,10 +69,17 @@ class Exit:
 
     def __init__(self, rows: int, labels: int, device: torch.device):
         pinned = device.type == "cuda"
-        self.logits = torch.zeros(rows, labels, pin_memory=pinned)
-        self.uncertainty = torch.zeros(rows, pin_memory=pinned)
+        self.logits_buffer = torch.zeros(rows, labels, pin_memory=pinned)
+        self.uncertainty_buffer = torch.zeros(rows, pin_memory=pinned)
+        self.logits, self.uncertainty = self.logits_buffer.numpy(), self.uncertainty_buffer.numpy()
         self.event = torch.cuda.Event() if pinned else None
         self.run: Callable[[], None]  # a graph's replay, or the layer itself
+
+    def write(self, logits: Tensor, uncertainty: Tensor | None) -> None:
+        """On the device, as a part of the graph. In float32: a copy that converts would wait for the host."""
+        self.logits_buffer.copy_(logits.float(), non_blocking=True)
+        if uncertainty is not None:
+            self.uncertainty_buffer.copy_(uncertainty.float(), non_blocking=True)
 
     def launch(self) -> "Exit":
         self.run()
@@ -69,9 +91,13 @@ class Exit:
         if self.event is not None:
             self.event.synchronize()
 
+    def leaves(self, places: np.ndarray, limit: float) -> np.ndarray:
+        """(b,) bool of the rows at these places. An infinite limit takes everybody, NaN too."""
+        return (self.uncertainty[places] < limit) | (limit == np.inf)
+
 
 class GraphedDeeBert:
-    """A model, called like itself in evaluation; answers are on the CPU, equal to the model's to float tolerance.
+    """A model, called like itself in evaluation. Inputs may be on the CPU; answers are, and equal to the model's.
 
     Weights, temperatures and dtype (float32, bfloat16 or float16) are the model's and must not change any more; the
     threshold and the exit rule in `config` may. Graphs are captured when a shape is first met. On a CPU the same steps
@@ -101,9 +127,7 @@ class GraphedDeeBert:
         lengths = token_lengths(attention_mask)
         lengths = np.full(len(input_ids), input_ids.shape[1]) if lengths is None else lengths.numpy()
         state = self.state(len(input_ids), int(lengths.max()))
-        width = min(input_ids.shape[1], state.shape[1])
-        types = None if token_type_ids is None else token_type_ids[:, :width]
-        state.fill(len(input_ids), mask[:, :width], input_ids[:, :width], types)
+        state.fill(input_ids, mask, token_type_ids)
 
         logits = np.empty((len(input_ids), self.config.num_labels), np.float32)
         exit_layer = np.zeros(len(input_ids), np.int64)
@@ -118,9 +142,9 @@ class GraphedDeeBert:
                 speculative = self.exit(state, i + 1, asked).launch()
             if last or asked.asks(i):
                 here.wait()
-                leaves = np.ones(len(rows), bool) if last else self.leaves(here, here_places, asked.limits[i])
+                leaves = np.ones(len(rows), bool) if last else here.leaves(here_places, asked.limits[i])
                 if leaves.any():
-                    logits[rows[leaves]] = here.logits.numpy()[here_places[leaves]]
+                    logits[rows[leaves]] = here.logits[here_places[leaves]]
                     exit_layer[rows[leaves]] = i + 1
                     rows, places, lengths = rows[~leaves], places[~leaves], lengths[~leaves]
             if len(rows) == 0:
@@ -137,22 +161,12 @@ class GraphedDeeBert:
         answer = torch.from_numpy(logits)
         return HighwayClassifierOutput(logits=answer, exit_layer=torch.from_numpy(exit_layer), entropy=entropy(answer))
 
-    @staticmethod
-    def leaves(found: Exit, places: np.ndarray, limit: float) -> np.ndarray:
-        """(b,) bool. An infinite limit takes everybody, NaN too."""
-        return (found.uncertainty.numpy()[places] < limit) | (limit == np.inf)
-
     def compacted(self, state: State, places: np.ndarray, lengths: np.ndarray) -> tuple[State, np.ndarray]:
         """Those that stay, in a smaller shape where there is one, and their places in it."""
         smaller = self.state(len(places), int(lengths.max()))
         if smaller.shape == state.shape:
             return state, places
-        stay, width = torch.from_numpy(places).to(self.device), smaller.shape[1]
-        smaller.fill(len(places), state.mask[stay, :width])
-        smaller.hidden[: len(places)] = state.hidden[stay, :width]
-        if state.memory is not None:
-            smaller.memory = self.memory(smaller, state.memory)
-            smaller.memory[: len(places)] = state.memory[stay]
+        smaller.take(state, torch.from_numpy(places).to(self.device))
         return smaller, np.arange(len(places))
 
     def state(self, rows: int, tokens: int) -> State:
@@ -160,21 +174,8 @@ class GraphedDeeBert:
         tokens = min(next((length for length in LENGTHS if length >= tokens), tokens), max(self.longest, tokens))
         shape = (1 << (rows - 1).bit_length(), tokens)
         if shape not in self.states:
-            whole = {"dtype": torch.long, "device": self.device}
-            self.states[shape] = State(
-                ids=torch.full(shape, self.config.pad_token_id, **whole),
-                types=torch.zeros(shape, **whole),
-                mask=torch.zeros(shape, **whole),
-                hidden=torch.zeros(*shape, self.config.hidden_size, dtype=self.model.dtype, device=self.device),
-            )
+            self.states[shape] = State(shape, self.model)
         return self.states[shape]
-
-    @staticmethod
-    def memory(state: State, like: Tensor) -> Tensor:
-        """The state's memory of the rule, made where there is none yet."""
-        if state.memory is None:
-            state.memory = like.new_zeros(state.shape[0], *like.shape[1:])
-        return state.memory
 
     def exit(self, state: State, i: int, asked: HighwayPass) -> Exit:
         """Layer i for this shape, captured where it is new."""
@@ -192,13 +193,13 @@ class GraphedDeeBert:
         types = state.types if i == 0 else None
         hidden, logits, certainty = self.model.step(i, inputs, state.mask, types, answer=consulted or last)
         state.hidden.copy_(hidden)
+        uncertainty = None
         if consulted:
             uncertainty, memory = rule.measure(logits, certainty, state.memory if i > 0 else None)
-            found.uncertainty.copy_(uncertainty.float(), non_blocking=True)  # a copy that converts would wait
             if memory is not None:
-                self.memory(state, memory).copy_(memory)
+                state.remember(memory)
         if consulted or last:
-            found.logits.copy_(logits.float(), non_blocking=True)
+            found.write(logits, uncertainty)
 
     def captured(self, state: State, run: Callable[[], None]) -> Callable[[], None]:
         """`run` as a graph, which keeps the state as it is; on a CPU itself."""

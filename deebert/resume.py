@@ -68,10 +68,15 @@ def keep_newest(output_dir: Path, limit: int | None) -> None:
         shutil.rmtree(folder)
 
 
-def forget_states(output_dir: Path) -> None:
-    """Once the training is finished: the checkpoints become plain models, a third of the size."""
+def tidy(output_dir: Path, keep_models: bool) -> None:
+    """Once the training is finished: the checkpoints become plain models, a third of the size, or go."""
     for folder in saved_steps(output_dir):
-        (folder / STATE).unlink(missing_ok=True)
+        if keep_models:
+            (folder / STATE).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder)
+    for folder in output_dir.glob("best-stage*"):
+        shutil.rmtree(folder)
 
 
 def remove_leftovers(output_dir: Path) -> None:

@@ -23,7 +23,15 @@ import deebert
 from deebert import results
 from deebert.arguments import first_stage_settings, target, training_settings
 from deebert.cached_reads import cached_reads
-from deebert.checkpoints import check_threshold, load_config, load_tokenizer, max_tokens, quiet_transformers, set_labels
+from deebert.checkpoints import (
+    any_shape_attention,
+    check_threshold,
+    load_config,
+    load_tokenizer,
+    max_tokens,
+    quiet_transformers,
+    set_labels,
+)
 from deebert.errors import InputError
 from deebert.exit_rules import NO_EXIT
 from deebert.features import Features, collator, load_features
@@ -263,6 +271,7 @@ def make_accelerator(args) -> Accelerator:
         raise InputError("--fp16 and --bf16: choose one")
     if args.fp16 and (args.no_cuda or not torch.cuda.is_available()):
         raise InputError("--fp16 needs a GPU; leave it out, or take --bf16")
+    any_shape_attention()
     accelerator = Accelerator(
         cpu=args.no_cuda,
         mixed_precision="fp16" if args.fp16 else "bf16" if args.bf16 else None,  # None: what accelerate launch says

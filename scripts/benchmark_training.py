@@ -30,7 +30,15 @@ from transformers import get_linear_schedule_with_warmup
 
 from deebert import errors
 from deebert.cached_reads import cached_reads
-from deebert.checkpoints import MODELS, load_config, load_pretrained, load_tokenizer, quiet_transformers, set_labels
+from deebert.checkpoints import (
+    MODELS,
+    any_shape_attention,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    quiet_transformers,
+    set_labels,
+)
 from deebert.evaluation import layer_scores, run_all_exits
 from deebert.features import Features, collator, load_features
 from deebert.glue import eval_splits, get_task, label_order
@@ -47,6 +55,7 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, system: str, seed: int):
         quiet_transformers()
+        any_shape_attention()
         self.args, self.system, self.task = args, system, get_task(args.task_name)
         self.accelerator = Accelerator(cpu=args.no_cuda, mixed_precision="bf16" if args.bf16 else "no")
         set_seed(seed)
@@ -89,7 +98,8 @@ class Trainer:
         model.requires_grad_(True).train()
         trained = [p for name, p in model.named_parameters() if (".highway." in name) == (stage == 2)]
         rate = settings.highway_learning_rate if stage == 2 else None
-        optimizer = torch.optim.AdamW(trained, lr=rate or settings.learning_rate, eps=1e-8, weight_decay=0.0)
+        options = {"eps": settings.adam_epsilon, "weight_decay": settings.weight_decay}
+        optimizer = torch.optim.AdamW(trained, lr=rate or settings.learning_rate, **options)
         loader = DataLoader(
             self.train_features,
             batch_size=settings.batch_size,
@@ -230,7 +240,7 @@ def spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model_type", choices=MODELS, required=True)
@@ -244,13 +254,20 @@ def main() -> None:
     add("--highway_pooling", choices=("first", "mean"), default="first")
     add("--samples", type=int, default=10**9, help="train on the first so many; default: all")
     add("--steps", type=int, default=30, help="updates per turn")
-    add("--repeats", type=int, default=5, help="turns")
+    add("--repeats", type=int, default=5, help="turns; 0: leave the speeds out")
     add("--seeds", type=int, nargs="+", help="train to the end with each, and compare dev scores, too")
     add("--num_train_epochs", type=float, default=3.0, help="of each stage, with --seeds")
     add("--bf16", action="store_true")
     add("--no_cuda", action="store_true")
-    args = parser.parse_args()
-    reports: list[Callable[[argparse.Namespace], str]] = [speeds, *([quality] if args.seeds else [])]
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    reports: list[Callable[[argparse.Namespace], str]] = [
+        *([speeds] if args.repeats else []),
+        *([quality] if args.seeds else []),
+    ]
     for report in reports:
         print(f"\n{report(args)}", flush=True)
 

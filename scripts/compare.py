@@ -71,7 +71,8 @@ class Comparison:
     def argv(self, training: list[str], seed: int) -> list[str]:
         run = self.run_dir(training, seed)
         files = ["--output_dir", str(run / "model"), "--plot_data_dir", str(run / "results"), "--overwrite_output_dir"]
-        return [*self.common, *training, "--seed", str(seed), "--do_train", "--do_eval", "--eval_each_highway", *files]
+        work = ["--seed", str(seed), "--do_train", "--do_eval", "--eval_each_highway", "--resume"]
+        return [*self.common, *training, *work, *files]
 
     def exits(self, training: list[str], seed: int) -> AllExits:
         run, argv = self.run_dir(training, seed), self.argv(training, seed)
@@ -99,11 +100,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--settings", type=Path, required=True, help="file of lines 'name: flags'")
+    parser.add_argument("--settings", type=Path, help="file of lines 'name: flags'; default: one setting, no flags")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--comparison_dir", type=Path, required=True)
     args, common = parser.parse_known_args()
-    settings = comparison.read_settings(args.settings)
+    settings = comparison.read_settings(args.settings) if args.settings else {"as given": []}
     runs = Comparison(args.comparison_dir, common)
     for name, flags in settings.items():  # to hear of a wrong flag before hours of work
         print(f"{name}: {' '.join(flags) or 'as in the paper'}", flush=True)

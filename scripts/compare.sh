@@ -15,12 +15,12 @@ SEEDS=${SEEDS:-1 2 3}
 COMPARISON_DIR=${COMPARISON_DIR:-./comparison/$DATASET}
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-SETTINGS=${SETTINGS:-$ROOT/scripts/compare_settings.txt}  # lines "name: flags of run_glue_deebert.py"
+SETTINGS=${SETTINGS-$ROOT/scripts/compare_settings.txt}  # lines "name: flags of run_glue_deebert.py"
 need_data
 need_requirements
 
 # shellcheck disable=SC2086  # one argument for each seed
-"$PYTHON" -u "$ROOT/scripts/compare.py" --settings "$SETTINGS" --seeds $SEEDS --comparison_dir "$COMPARISON_DIR" \
+"$PYTHON" -u "$ROOT/scripts/compare.py" ${SETTINGS:+--settings "$SETTINGS"} --seeds $SEEDS --comparison_dir "$COMPARISON_DIR" \
     --model_type "$MODEL_TYPE" --task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET" \
     --model_name_or_path "$MODEL_NAME" --max_seq_length 128 --per_gpu_train_batch_size 8 --learning_rate 2e-5 \
     --num_train_epochs "$EPOCHS" --save_steps 0 "$@"

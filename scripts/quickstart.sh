@@ -22,7 +22,7 @@ if [ -f $OUTPUT_DIR/config.json ]; then
     echo "using the model trained before; to train anew: rm -r $ROOT/$OUTPUT_DIR"
 else
     bash scripts/train_deebert.sh --highway_pooling mean --highway_learning_rate 5e-4 --learning_rate 5e-5 \
-        --per_gpu_train_batch_size 16 --overwrite_output_dir
+        --per_gpu_train_batch_size 16 --overwrite_output_dir --resume
 fi
 bash scripts/eval_deebert.sh
 bash scripts/entropy_eval.sh
