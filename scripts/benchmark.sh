@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Early exit against the full model in PyTorch, compiled, and in ONNX Runtime: latency and throughput on a dev set.
-# Settings: as for train_deebert.sh; further arguments go to python -m deebert.benchmark. All systems run on the CPU.
+# Settings: as for train_deebert.sh; further arguments go to python -m deebert.benchmark. All on the CPU, or with --device cuda.
 set -euo pipefail
 
 PATH_TO_DATA=${PATH_TO_DATA:-./glue_data}
