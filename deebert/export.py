@@ -1,8 +1,8 @@
-"""Writes a trained model as ONNX graphs: `python -m deebert.export --model DIR --output DIR [--int8]`.
+"""Writes a trained model as an ONNX graph: `python -m deebert.export --model DIR --output DIR [--int8]`.
 
-One graph for each layer with the exit behind it, the first with the embeddings too, all for batches of any size and
-length. They compute logits and, where there is such a head, its certainty; who leaves is decided between the graphs, so
-that rule and threshold can be changed at run time. onnx_runtime.py runs them.
+One file of all layers, each with the exit behind it, the first with the embeddings too, for batches of any size and
+length; a run of it is the run of one layer. They compute logits and, where there is such a head, its certainty; who
+leaves is decided between the layers, so that rule and threshold can be changed at run time. onnx_runtime.py runs them.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from deebert.exit_rules import NO_EXIT
 from deebert.features import collator, load_features
 from deebert.files import make_folder
 from deebert.glue import eval_splits, get_task, label_order
-from deebert.onnx_runtime import FORMAT, MANIFEST, OnnxDeeBert, graph_file
+from deebert.onnx_runtime import FORMAT, GRAPH, MANIFEST, OnnxDeeBert
 
 MISSING = "exporting needs more packages: pip install 'deebert[onnx]', or pip install onnx onnxruntime onnxscript"
 
@@ -112,7 +112,7 @@ def save_graph(module: nn.Module, hidden: Tensor | None, outputs: list[str], pat
 
 
 def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
-    """Writes the graphs, config, tokenizer and, last, the manifest. int8: weights of matrix products as 8-bit integers.
+    """Writes the graph, config, tokenizer and, last, the manifest. int8: weights of matrix products as 8-bit integers.
 
     Raises InputError where packages are missing.
     """
@@ -120,8 +120,14 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
     make_folder(folder)
     partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
     try:
-        for i in range(model.config.num_hidden_layers):
-            export_layer(model, i, partial / graph_file(i), int8)
+        from deebert.onnx_merge import merge_layers  # needs the package onnx, which `exportable` asked for
+
+        layers = [partial / f"layer_{i}.onnx" for i in range(model.config.num_hidden_layers)]
+        for i, layer in enumerate(layers):
+            export_layer(model, i, layer, int8)
+        merge_layers(layers, partial / GRAPH)
+        for layer in layers:
+            layer.unlink()
         model.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         facts = {
@@ -131,7 +137,7 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
             "layers": model.config.num_hidden_layers,
         }
         (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
-        # the manifest last: where it is, the graphs are whole
+        # the manifest last: where it is, the graph is whole
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST):
             file.replace(folder / file.name)
@@ -165,7 +171,7 @@ def main() -> None:
     model = load_model(args.model, config)
     features = dev_features(args, config, tokenizer) if args.task_name else None
     export(model, tokenizer, args.output, args.int8)
-    print(f"{config.num_hidden_layers} graphs{', int8' if args.int8 else ''}: {args.output}")
+    print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
     if features is None:
         print("their score was not measured: give --task_name and --data_dir to do so")
         return

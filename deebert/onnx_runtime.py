@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,18 +15,13 @@ from deebert.exit_rules import NO_EXIT, entropy, make_rule
 from deebert.highway import HighwayPass, config_rule
 from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
 
-FORMAT = 1  # raise it when what the graphs take or give changes
-MANIFEST = "deebert_onnx.json"
-
-
-def graph_file(i: int) -> str:
-    """The name of layer i's graph, i from 0."""
-    return f"layer_{i + 1}.onnx"
+FORMAT = 2  # raise it when what the graphs take or give changes
+MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
 
 
 def is_exported(folder: str | Path) -> bool:
-    """Whether a folder holds graphs rather than a PyTorch model."""
-    return Path(folder, MANIFEST).is_file() or Path(folder, graph_file(0)).is_file()
+    """Whether a folder holds a graph rather than a PyTorch model."""
+    return Path(folder, MANIFEST).is_file() or Path(folder, GRAPH).is_file()
 
 
 @contextmanager
@@ -74,22 +70,21 @@ class OnnxDeeBert:
             )
         self.config = load_config(str(folder))
         if layers != self.config.num_hidden_layers:
-            raise InputError(f"{folder}: {layers} graphs, but a config.json of {self.config.num_hidden_layers} layers")
+            raise InputError(f"{folder}: {layers} layers, but a config.json of {self.config.num_hidden_layers} layers")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        # the threads of one layer's session must not spin on the cores while the next layer's work
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self.sessions = []
-        for i in range(self.config.num_hidden_layers):
-            path = folder / graph_file(i)
-            if not path.is_file():
-                raise InputError(f"{path}: no such file; the export is incomplete, run python -m deebert.export anew")
-            try:
-                self.sessions.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
-            except Exception as error:  # onnxruntime's own classes have no common base
-                raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
-        self.has_certainty = "certainty" in [output.name for output in self.sessions[0].get_outputs()]
+        path = folder / GRAPH
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; the export is incomplete, run python -m deebert.export anew")
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own classes have no common base
+            raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
+        self.has_certainty = "certainty" in [output.name for output in self.session.get_outputs()]
+        self.layers = [np.array(i) for i in range(layers)]
+        no_tokens, no_states = np.empty((0, 0), np.int64), np.empty((0, 0, self.config.hidden_size), np.float32)
+        self.unread = {"input_ids": no_tokens, "token_type_ids": no_tokens, "hidden_in": no_states}
         if config_rule(self.config).learned and not self.has_certainty:
             raise InputError(f"{folder}: exported without --exit_rule learned, so it cannot exit by it")
 
@@ -114,14 +109,16 @@ class OnnxDeeBert:
         self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Layer i with the exit behind it, as `HighwayClassifier.step`; the last hidden states are None."""
-        feed = {"inputs": inputs, "attention_mask": attention_mask}
+        feed = {"hidden_in": inputs, "attention_mask": attention_mask}
         if i == 0:
-            feed["token_type_ids"] = torch.zeros_like(inputs) if token_type_ids is None else token_type_ids
+            types = torch.zeros_like(inputs) if token_type_ids is None else token_type_ids
+            feed = {"input_ids": inputs, "token_type_ids": types, "attention_mask": attention_mask}
         feed = {name: (x if x.is_floating_point() else x.long()).numpy() for name, x in feed.items()}
-        outputs = [torch.from_numpy(array) for array in self.sessions[i].run(None, feed)]
-        if i == len(self.sessions) - 1:
-            return None, outputs[0], None
-        return (*outputs, None)[:3]
+        found = self.session.run(None, self.unread | feed | {"layer": self.layers[i]})
+        hidden, logits, certainty = (*(torch.from_numpy(array) for array in found), None)[:3]
+        if i == len(self.layers) - 1:
+            return None, logits, None
+        return hidden, logits, certainty
 
     @torch.inference_mode()
     @one_torch_thread()
@@ -136,10 +133,10 @@ class OnnxDeeBert:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rule, threshold = config_rule(self.config), self.config.early_exit_entropy
-        limits = rule.limits(threshold if early_exit_entropy is None else early_exit_entropy, len(self.sessions))
+        limits = rule.limits(threshold if early_exit_entropy is None else early_exit_entropy, len(self.layers))
         exits = HighwayPass(rule, limits, full=output_all_exits, lengths=token_lengths(attention_mask))
         state = input_ids
-        for i in range(len(self.sessions)):
+        for i in range(len(self.layers)):
             state, logits, certainty = self.step(i, state, mask, token_type_ids)
             if not exits.asks(i):
                 continue

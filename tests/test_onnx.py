@@ -189,7 +189,7 @@ def test_the_command_and_predict(tmp_path, backbone, run, tiny_data, monkeypatch
     save_model(model, tiny_tokenizer(backbone), tmp_path / "model")
     arguments = ("--task_name", "SST-2", "--data_dir", tiny_data / "SST-2", "--max_seq_length", 32)
     printed = run("--model", tmp_path / "model", "--output", tmp_path / "onnx", *arguments)
-    assert "2 graphs:" in printed
+    assert "2 layers:" in printed
     assert "(+0.00 points)" in printed
     assert "same label at each exit: 100.0 100.0 %" in printed
     texts = tmp_path / "texts.txt"
@@ -212,13 +212,13 @@ def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, run):
     manifest = tmp_path / "onnx" / MANIFEST
     assert not [path for path in (tmp_path / "onnx").iterdir() if path.name.startswith(".")]
 
-    graph = tmp_path / "onnx/layer_2.onnx"
+    graph = tmp_path / "onnx/layers.onnx"
     whole = graph.read_bytes()
     graph.write_bytes(whole[:100])
-    with pytest.raises(InputError, match=r"layer_2.onnx: not a graph that ONNX Runtime can read"):
+    with pytest.raises(InputError, match=r"layers.onnx: not a graph that ONNX Runtime can read"):
         OnnxDeeBert(tmp_path / "onnx")
     graph.unlink()
-    with pytest.raises(InputError, match=r"layer_2.onnx: no such file; the export is incomplete"):
+    with pytest.raises(InputError, match=r"layers.onnx: no such file; the export is incomplete"):
         OnnxDeeBert(tmp_path / "onnx")
     graph.write_bytes(whole)
     facts = json.loads(manifest.read_text())
@@ -230,7 +230,7 @@ def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, run):
         with pytest.raises(InputError, match="damaged"):
             OnnxDeeBert(tmp_path / "onnx")
     manifest.write_text(json.dumps(facts | {"layers": 5}))
-    with pytest.raises(InputError, match=r"5 graphs, but a config.json of 2 layers"):
+    with pytest.raises(InputError, match=r"5 layers, but a config.json of 2 layers"):
         OnnxDeeBert(tmp_path / "onnx")
     manifest.unlink()
     with pytest.raises(InputError, match=f"no {MANIFEST} there, so no complete export"):
