@@ -1,12 +1,13 @@
 """Fine-tunes and evaluates DeeBERT on a GLUE task: training in stages, the score of every exit, threshold sweeps."""
 
 import shutil
-import signal
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from signal import SIGTERM
 
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 
 from deebert import calibration, errors, evaluation, results, selection
 from deebert.arguments import first_stage_settings, parse_args, train_settings
@@ -47,8 +48,9 @@ def train(run: Run) -> None:
     checkpoint = run.checkpoint()
     if run.accelerator.is_main_process:
         clear(run.output_dir, keep_checkpoints=checkpoint is not None)
+    run.accelerator.wait_for_everyone()
     run.record()
-    try:
+    with StopSignal() as stop:
         if checkpoint:
             run.say(f"going on from {checkpoint}")
             model, state = load_model(str(checkpoint), run.config), read_state(checkpoint)
@@ -61,8 +63,11 @@ def train(run: Run) -> None:
             run.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
         model.to(run.accelerator.device)
         monitor = Monitor(run, model)
+        monitor.check_room(first)
         for stage in range(first, len(STRATEGIES[run.args.train_strategy]) + 1):
-            train_stage(run, model, monitor, stage, state)
+            if stage > first and any(gather_object([stop()])):
+                raise Interrupted(f"stopped after stage {stage - 1}; {how_to_go_on(run)}", stop.number or SIGTERM)
+            train_stage(run, model, monitor, stage, state, stop)
             state = None
         monitor.close()
         if run.accelerator.is_main_process:
@@ -70,9 +75,9 @@ def train(run: Run) -> None:
             run.facts["finished"] = True
             run.write_facts()
             tidy(run.output_dir, keep_models=run.args.save_steps > 0)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {how_to_go_on(run)}", signal.SIGINT) from None
-    run.accelerator.wait_for_everyone()
+        run.accelerator.wait_for_everyone()
+        if stop():
+            raise Interrupted(f"stopped; the training in {run.output_dir} is finished", stop.number)
 
 
 def clear(output_dir: Path, keep_checkpoints: bool) -> None:
@@ -87,7 +92,7 @@ def how_to_go_on(run: Run) -> str:
     return f"the same command with --resume goes on from {newest}" if newest else "nothing has been saved yet"
 
 
-def train_stage(run: Run, model, monitor: Monitor, stage: int, state: dict | None) -> None:
+def train_stage(run: Run, model, monitor: Monitor, stage: int, state: dict | None, stop: StopSignal) -> None:
     """One stage, from its beginning or from a checkpoint's state. Raises Interrupted after Ctrl-C or SIGTERM."""
     args, process = run.args, run.accelerator.process_index
     if stage > 1 or process > 0:  # every stage has random numbers of its own, in every process
@@ -95,18 +100,20 @@ def train_stage(run: Run, model, monitor: Monitor, stage: int, state: dict | Non
     plan = STRATEGIES[args.train_strategy][stage - 1]
     trained = {"the backbone and its classifier": plan.backbone, "the off-ramps": plan.highways}
     run.say(f"stage {stage}: training {' and '.join(name for name, is_trained in trained.items() if is_trained)}")
-    with run.train_data(model, stage) as data, StopSignal() as stop:
+    started = time.perf_counter()
+    with run.train_data(model, stage) as data:
+        preparation = time.perf_counter() - started
         training = StageTraining(stage, model, data, train_settings(args, stage), run.accelerator)
         if state:
             training.load_state_dict(state["training"])
             set_random_state(state["random"][process])
-        monitor.begin(training)
+            monitor.resume(training)
         if not training.run(monitor.log, monitor.save, stop):
             raise Interrupted(
                 f"stopped in stage {stage} after step {training.updates} of {training.total}; {how_to_go_on(run)}",
-                stop.number or signal.SIGTERM,
+                stop.number or SIGTERM,
             )
-    monitor.end(training)
+    monitor.end(training, preparation)
     if stage == 1 and args.eval_after_first_stage:
         for split, features in run.eval_features.items():
             exits = evaluation.run_all_exits(model, features, run.collate, accelerator=run.accelerator)
@@ -137,7 +144,7 @@ def evaluate(run: Run, checkpoint: Path) -> None:
     if args.calibrate:
         config.exit_temperatures = None
     model = load_model(str(checkpoint), config).to(run.accelerator.device)
-    if not args.do_train:
+    if not args.do_train and not run.facts:  # the first of several
         run.record()
     name = args.model_name_or_path if checkpoint == run.output_dir else str(checkpoint)
     thresholds = [threshold for threshold in args.early_exit_entropy if threshold >= 0]

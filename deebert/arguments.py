@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from deebert.checkpoints import MODELS
 from deebert.exit_rules import EXIT_RULES
-from deebert.glue import TASKS, data_file
+from deebert.glue import TASKS, data_file, eval_splits, get_task
 from deebert.highway import POOLINGS
 from deebert.objectives import STRATEGIES
 from deebert.selection import Target
@@ -75,27 +75,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--gradient_accumulation_steps", type=positive, default=1, help="batches per update")
     add("--learning_rate", type=above_zero, default=5e-5, help="peak of the linear schedule")
     add("--highway_learning_rate", type=above_zero, help="of the off-ramps; default: learning_rate")
-    add("--weight_decay", type=float, default=0.0, help="none on biases and LayerNorm weights")
-    add("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon")
-    add("--max_grad_norm", type=float, default=1.0, help="gradient clipping; 0: none")
+    add("--weight_decay", type=not_negative, default=0.0, help="none on biases and LayerNorm weights")
+    add("--adam_epsilon", type=not_negative, default=1e-8, help="AdamW's epsilon")
+    add("--max_grad_norm", type=not_negative, default=1.0, help="gradient clipping; 0: none")
     add("--num_train_epochs", type=above_zero, default=3.0, help="of each stage")
     add("--highway_epochs", type=above_zero, help="of stage 2 of two_stage; default: num_train_epochs")
     add("--max_steps", type=int, default=-1, help="updates of each stage, in place of epochs")
-    add("--warmup_steps", type=int, default=0, help="linear warm-up")
-    add("--logging_steps", type=int, default=50, help="updates between scalars; 0: none")
-    add("--save_steps", type=int, default=50, help="updates between checkpoints, complete ones; 0: none")
+    add("--warmup_steps", type=whole, default=0, help="linear warm-up")
+    add("--logging_steps", type=whole, default=50, help="updates between scalars; 0: none")
+    add("--save_steps", type=whole, default=50, help="updates between checkpoints, complete ones; 0: none")
     add("--save_total_limit", type=positive, help="keep this many of the latest checkpoints; default: all")
     switch("--resume", "go on from the newest checkpoint in output_dir; begin where there is none")
     switch("--load_best_model_at_end", "of each stage: the weights of the best of --evaluate_during_training's scores")
     switch("--cache_features", "run the frozen backbone of stage 2 once, without dropout, not in every epoch")
-    add("--dataloader_num_workers", type=int, default=0, help="processes that make batches; 0: this one")
+    add("--dataloader_num_workers", type=whole, default=0, help="processes that make training batches; 0: this one")
     switch("--eval_all_checkpoints", "evaluate the checkpoints of save_steps, too")
     switch("--no_cuda", "use the CPU even where there is a GPU")
     switch("--overwrite_output_dir", "train into a folder that is not empty")
     switch("--overwrite_cache", "tokenize anew")
     switch("--fp16", "mixed precision on a GPU")
     switch("--bf16", "mixed precision with bfloat16")
-    add("--seed", type=int, default=42, help="of initialisation, dropout and the order of batches")
+    add("--seed", type=whole, default=42, help="of initialisation, dropout and the order of batches")
     return parser.parse_args(argv)
 
 
@@ -103,6 +103,13 @@ def positive(text: str) -> int:
     """An argparse type: a whole number above 0."""
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """An argparse type: a whole number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
     return int(text)
 
 
@@ -115,6 +122,11 @@ def above_zero(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
+
+
+def not_negative(text: str) -> float:
+    """An argparse type: a finite number from 0."""
+    return 0.0 if text in ("0", "0.0") else above_zero(text)
 
 
 def share(text: str) -> float:
@@ -140,8 +152,12 @@ def first_stage_settings(args: argparse.Namespace) -> dict:
     names += " gradient_accumulation_steps learning_rate weight_decay adam_epsilon max_grad_norm num_train_epochs"
     names += " max_steps warmup_steps fp16 bf16 seed config_name tokenizer_name load_best_model_at_end"
     names += " logging_steps" if args.load_best_model_at_end else ""
-    launch = {name: os.environ.get(name) for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")}
-    data = {"train.tsv": hashlib.sha256(data_file(args.data_dir, "train").read_bytes()).hexdigest()}
+    launch = {
+        "WORLD_SIZE": os.environ.get("WORLD_SIZE", "1"),
+        "ACCELERATE_MIXED_PRECISION": os.environ.get("ACCELERATE_MIXED_PRECISION"),
+    }
+    splits = ["train", *(eval_splits(get_task(args.task_name)) if args.load_best_model_at_end else [])]
+    data = {f"{x}.tsv": hashlib.sha256(data_file(args.data_dir, x).read_bytes()).hexdigest() for x in splits}
     return {name: getattr(args, name) for name in names.split()} | data | launch
 
 

@@ -85,7 +85,8 @@ def cached_reads(
         return torch.stack(reads, dim=1), output.logits
 
     final_logits = np.empty((len(features), config.num_labels), np.float32)
-    with _array((len(features), len(encoder.highway), config.hidden_size), folder) as reads:
+    shape = (len(features), len(encoder.highway), config.hidden_size)
+    with _array(shape, folder, accelerator.num_processes) as reads:
         batches = answers(ask, features, collate, BATCH_SIZE, model.device, accelerator, progress="caching features")
         for index, read, logits in batches:
             reads[index], final_logits[index] = read, logits
@@ -93,12 +94,12 @@ def cached_reads(
 
 
 @contextmanager
-def _array(shape: tuple[int, ...], folder: Path) -> Iterator[np.ndarray]:
-    """An array in memory, or a large one in a file that is gone afterwards."""
+def _array(shape: tuple[int, ...], folder: Path, processes: int) -> Iterator[np.ndarray]:
+    """An array in memory, or a large one in a file that is gone afterwards; each process has its own."""
     size = 4 * math.prod(shape)
     if size <= IN_MEMORY:
         yield np.empty(shape, np.float32)
         return
-    check_room(folder, size, "--cache_features")
+    check_room(folder, size * processes, "the features of --cache_features")
     with tempfile.TemporaryDirectory(prefix=".features-", dir=folder) as place:
         yield np.lib.format.open_memmap(Path(place, "reads.npy"), "w+", np.float32, shape)

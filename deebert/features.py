@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +247,12 @@ def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach a whole group of processes; workers end with the one that they work for."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def data_loader(
     features: Features, batches: Iterable[list[int]], collate: Collator, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
@@ -259,5 +266,6 @@ def data_loader(
         collate_fn=collate,
         generator=own_generator,
         num_workers=workers,
+        worker_init_fn=leave_signals_to_the_parent,
         pin_memory=pin_memory,
     )

@@ -61,8 +61,8 @@ def check_writable(folder: Path, flag: str) -> None:
         raise InputError(f"{flag} {folder}: nothing can be written there ({error.strerror})") from None
 
 
-def check_room(folder: Path, size: int, flag: str) -> None:
+def check_room(folder: Path, size: int, what: str) -> None:
     """Raises InputError where fewer bytes than this are free."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise InputError(f"{flag}: up to {size / 1e9:.1f} GB go to {folder}, where {free / 1e9:.1f} GB are free")
+        raise InputError(f"{folder}: {what} take up to {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")

@@ -138,6 +138,14 @@ def write_json(path: Path, facts: dict) -> None:
         file.write("\n")
 
 
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote. Raises InputError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); remove it") from None
+
+
 def percents(layer_scores: Sequence[dict[str, float]]) -> str:
     """The primary metric of each layer, in per cent."""
     return " ".join(f"{100 * next(iter(scores.values())):.2f}" for scores in layer_scores)

@@ -125,7 +125,7 @@ class StopSignal:
     def ask(self, number: int, frame) -> None:
         self.number = number
         self.__exit__()
-        print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nstopping at the next step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
 
     def __call__(self) -> bool:
         return self.number != 0

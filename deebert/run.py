@@ -1,6 +1,5 @@
 """What the steps of run_glue_deebert.py share: arguments, task, config, tokenizer and data, checked before the work."""
 
-import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -99,20 +98,19 @@ class Run:
             )
         if args.resume and not args.do_train:
             raise InputError("--resume is about --do_train")
-        unfinished = Path(args.first_stage or "").exists() and not self.first_stage_is_there()
-        if args.first_stage and unfinished and not args.resume:
+        self.check_output_dir()
+        if args.first_stage and Path(args.first_stage).exists() and not (self.first_stage_is_there() or self.resumes):
             raise InputError(f"--first_stage {args.first_stage}: no model after stage 1 there; give a new folder")
         if self.first_stage_is_there():
-            found = json.loads(self.first_stage_record.read_text())
+            found = results.read_json(self.first_stage_record)
             if other := differences(found, first_stage_settings(args)):
                 raise InputError(f"--first_stage {args.first_stage}: trained with another {other}")
-        self.check_output_dir()
 
     def check_output_dir(self) -> None:
         """Whether there is a training to go on with, and that nothing is overwritten that was not meant to be."""
         args, folder = self.args, self.output_dir
         record = folder / "run.json"
-        found = json.loads(record.read_text()) if record.is_file() else None
+        found = results.read_json(record) if record.is_file() else None
         other = differences(found.get("settings", {}), training_settings(args)) if found and args.do_train else None
         self.resumes = bool(args.resume and found and not other)
         self.found = found if self.resumes else None
@@ -138,7 +136,8 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether a training to be resumed has nothing left to do."""
-        return self.resumes and self.found["finished"]
+        whole = all((self.output_dir / name).is_file() for name in ("config.json", "model.safetensors"))
+        return self.resumes and self.found["finished"] and whole
 
     def checkpoint(self) -> Path | None:
         """What the training goes on from."""

@@ -118,11 +118,12 @@ class StageTraining:
 
         exits = model.config.num_hidden_layers
         self.updates, self.seconds, self.samples, self.peak_memory, self.loss_sum = 0, 0.0, 0, 0, 0.0
-        self.best: float | None = None  # dev score so far, where somebody asks for one
+        self.best: float | None = None  # dev score so far, where somebody asks for one, and when it was
+        self.best_update: int | None = None
         # since the last line of the log: the sums of the loss and of each exit's own, and how many there were of each
         self.sums, self.counts = np.zeros(1 + exits), np.zeros(1 + exits)
 
-    PROGRESS = ("updates", "seconds", "samples", "peak_memory", "loss_sum", "best")
+    PROGRESS = ("updates", "seconds", "samples", "peak_memory", "loss_sum", "best", "best_update")
 
     def state_dict(self) -> dict:
         return {
@@ -156,12 +157,18 @@ class StageTraining:
         """Makes the updates that are left; False where `stopped` ended that early, in any process.
 
         `log` gets loss, each exit's loss, learning_rate and grad_norm every logging_steps and at the end; `save` is
-        called every save_steps, at the end and when stopped, with save_steps 0 only when stopped. Raises InputError
-        where the loss is not finite.
+        called every save_steps, at the end and when stopped. Raises InputError where the loss is not finite.
         """
         reset_peak_memory(self.accelerator.device)
-        started, seconds_before = time.perf_counter(), self.seconds
-        bar = self.progress_bar()
+        with self.progress_bar() as bar:
+            self.make_updates(bar, log, save, stopped)
+        self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)  # the next stage wraps other parameters
+        self.accelerator.free_memory()
+        return self.updates == self.total
+
+    def make_updates(self, bar: tqdm, log, save, stopped) -> None:
+        """The loop of `run`."""
+        started = time.perf_counter()  # `seconds` leaves out what the callbacks take
         loader = self.data.load(share.rows for share in self.batches.shares(self.updates, self.total))
         losses = None
         for share, batch in zip(self.batches.shares(self.updates, self.total), loader, strict=True):
@@ -173,18 +180,15 @@ class StageTraining:
             norm = self.step()
             losses = None
             self.samples += len(share.update)
-            self.seconds = seconds_before + time.perf_counter() - started
+            self.seconds += time.perf_counter() - started
             self.peak_memory = max(self.peak_memory, peak_memory(self.accelerator.device))
             bar.update(len(share.update))
             self.report(log, bar, norm)
-            if stop or self.due(self.settings.save_steps):
+            if stop or self.updates == self.total or self.due(self.settings.save_steps):
                 save(self)
             if stop:
                 break
-        bar.close()
-        self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)  # the next stage wraps other parameters
-        self.accelerator.free_memory()
-        return self.updates == self.total
+            started = time.perf_counter()
 
     def backward(self, share: Share, batch: dict[str, Tensor]) -> Tensor:
         """Adds the gradients of a part of an update. Returns its contribution (1 + N,) to the update's losses."""

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from deebert import errors
+from deebert.arguments import positive, whole
 from deebert.cached_reads import cached_reads
 from deebert.checkpoints import (
     MODELS,
@@ -160,7 +161,7 @@ def worker(args: argparse.Namespace, system: str, stage: int, pipe) -> None:
                 torch.cuda.synchronize(device)
             pipe.send((samples, time.perf_counter() - started, peak_memory(device)))
         trainer.open.close()
-    except errors.InputError as error:
+    except Exception as error:
         pipe.send(error)
 
 
@@ -188,6 +189,7 @@ def speeds(args: argparse.Namespace) -> str:
             pipes[system], end = context.Pipe()
             processes.append(context.Process(target=worker, args=(args, system, stage, end), daemon=True))
             processes[-1].start()
+            end.close()  # so that a worker that is killed is noticed
             prepared = ask(pipes[system])  # one after the other
             if system == CACHED:
                 preparation, size, device = prepared
@@ -248,13 +250,13 @@ def parse_args() -> argparse.Namespace:
     add("--task_name", required=True)
     add("--data_dir", required=True)
     add("--max_seq_length", type=int, default=128)
-    add("--batch_size", type=int, default=8)
+    add("--batch_size", type=positive, default=8)
     add("--learning_rate", type=float, default=2e-5)
     add("--highway_learning_rate", type=float)
     add("--highway_pooling", choices=("first", "mean"), default="first")
-    add("--samples", type=int, default=10**9, help="train on the first so many; default: all")
-    add("--steps", type=int, default=30, help="updates per turn")
-    add("--repeats", type=int, default=5, help="turns; 0: leave the speeds out")
+    add("--samples", type=positive, default=10**9, help="train on the first so many; default: all")
+    add("--steps", type=positive, default=30, help="updates per turn")
+    add("--repeats", type=whole, default=5, help="turns; 0: leave the speeds out")
     add("--seeds", type=int, nargs="+", help="train to the end with each, and compare dev scores, too")
     add("--num_train_epochs", type=float, default=3.0, help="of each stage, with --seeds")
     add("--bf16", action="store_true")

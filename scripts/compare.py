@@ -65,7 +65,7 @@ class Comparison:
         return comparison.outcome(get_task(parse_args(self.argv(training, seed)).task_name), exits)
 
     def run_dir(self, training: list[str], seed: int) -> Path:
-        name = quote_plus(" ".join(training).removeprefix("--")) or "paper"
+        name = quote_plus(" ".join(training).removeprefix("--")) or "as_given"
         return self.folder / "runs" / name / f"seed{seed}"
 
     def argv(self, training: list[str], seed: int) -> list[str]:
@@ -85,14 +85,14 @@ class Comparison:
                 if not (first_stage / "first_stage.json").is_file():  # interrupted while it was written
                     shutil.rmtree(first_stage, ignore_errors=True)
                 argv += ["--first_stage", str(first_stage)]
-            print(f"\n{' '.join(training) or 'as in the paper'}, seed {seed}", flush=True)
+            print(f"\n{' '.join(training) or 'as given'}, seed {seed}", flush=True)
             started = time.perf_counter()
             run_glue_deebert.main(argv)
             results.write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})
             written = results.result_dir(args.plot_data_dir, args.model_name_or_path) / done.name
-            shutil.rmtree(run / "model")
             results.write_json(self.record, self.common)
             written.replace(done)
+            shutil.rmtree(run / "model")
         return AllExits.load(done)
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     settings = comparison.read_settings(args.settings) if args.settings else {"as given": []}
     runs = Comparison(args.comparison_dir, common)
     for name, flags in settings.items():  # to hear of a wrong flag before hours of work
-        print(f"{name}: {' '.join(flags) or 'as in the paper'}", flush=True)
+        print(f"{name}: {' '.join(flags) or 'no further flags'}", flush=True)
         runs.check(flags)
 
     outcomes = {}

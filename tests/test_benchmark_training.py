@@ -73,4 +73,4 @@ def test_several_seeds_give_one_table(tmp_path, tiny_data, tiny_checkpoints):
     *_, row = (line for line in done.stdout.splitlines() if line.startswith("| as given |"))
     assert row.count("±") == 6
     assert (tmp_path / "seeds/SST-2/comparison.png").is_file()
-    assert {path.name for path in (tmp_path / "seeds/SST-2/runs/paper").iterdir()} == {"seed3", "seed4"}
+    assert {path.name for path in (tmp_path / "seeds/SST-2/runs/as_given").iterdir()} == {"seed3", "seed4"}

@@ -300,3 +300,23 @@ def test_a_checkpoints_own_label_order_decides(drive, tmp_path, tiny_checkpoints
     labels = AllExits.load(tmp_path / "results/out/all_exits.npz").labels
     assert labels[:3].tolist() == [1, 2, 0]  # the file has contradiction, entailment, neutral
     assert CLASSES["bert"][1].from_pretrained(tmp_path / "out").config.id2label[0] == "neutral"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--seed", "-1"),
+        ("--dataloader_num_workers", "-1"),
+        ("--save_steps", "-5"),
+        ("--warmup_steps", "1.5"),
+        ("--weight_decay", "nan"),
+        ("--max_grad_norm", "-1"),
+        ("--save_total_limit", "0"),
+    ],
+)
+def test_numbers_that_mean_nothing(drive, tmp_path, capsys, flag, value):
+    with pytest.raises(SystemExit) as stop:
+        drive(f"{TRAIN} {flag} {value}")
+    assert stop.value.code == 2
+    assert f"argument {flag}: {value} is not a" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

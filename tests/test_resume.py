@@ -95,6 +95,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(argv, tmp_path,
             ):
                 times += 1
             run_glue_deebert.main(argv(out))
+            assert times > 0, (name, "the moment never came")
             assert same(weights(tmp_path / "out"), whole), (name, times)
             assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
             record = json.loads((tmp_path / "out/run.json").read_text())
@@ -111,7 +112,7 @@ def ends(argv: list[str]) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [4, 20])
+@pytest.mark.parametrize("step", [4, 15, 16, 20, 32])
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(argv, tmp_path, monkeypatch, capsys, number, step):
     run_glue_deebert.main(argv(f"{TRAIN} --output_dir whole"))
     steps, original = [], StageTraining.step
@@ -125,17 +126,47 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(argv, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(StageTraining, "step", counted)
         assert ends(argv(f"{TRAIN} --save_steps 0")) == 128 + number
-    stage, updates = divmod(step, 16)
     line = capsys.readouterr().err.strip().splitlines()[-1]
+    resuming = "the same command with --resume goes on from out/checkpoint-"
     # the step in which the signal came is the last but one: who stops is agreed on before it
-    folder = f"out/checkpoint-stage{stage + 1}-{updates + 1}"
-    assert line.startswith(
-        f"stopped in stage {stage + 1} after step {updates + 1} of 16; the same command with --resume"
+    assert line.endswith(
+        {
+            4: f"stopped in stage 1 after step 5 of 16; {resuming}stage1-5",
+            15: f"stopped after stage 1; {resuming}stage1-16",
+            16: f"stopped after stage 1; {resuming}stage1-16",
+            20: f"stopped in stage 2 after step 5 of 16; {resuming}stage2-5",
+            32: "stopped; the training in out is finished",
+        }[step]
     )
-    assert line.endswith(folder)
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
     assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_workers_leave_signals_to_the_training(argv, tmp_path):
+    """A scheduler's SIGTERM reaches the whole group of processes."""
+    run_glue_deebert.main(argv(f"{TRAIN} --output_dir whole"))
+
+    def child() -> None:
+        os.setpgid(0, 0)
+        steps, original = [], StageTraining.step
+
+        def counted(self):
+            steps.append(1)
+            if len(steps) == 4:
+                os.killpg(0, signal.SIGTERM)
+            return original(self)
+
+        StageTraining.step = counted
+        errors.run(lambda: run_glue_deebert.main(argv(f"{TRAIN} --dataloader_num_workers 1")))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert resume.newest_checkpoint(tmp_path / "out").name in ("checkpoint-stage1-4", "checkpoint-stage1-5")
+    run_glue_deebert.main(argv(f"{TRAIN} --resume"))
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
 
 
 def test_a_finished_training_is_not_repeated(argv, tmp_path, capsys):
@@ -148,10 +179,15 @@ def test_a_finished_training_is_not_repeated(argv, tmp_path, capsys):
     assert "the training in out is finished; nothing to resume" in printed
     assert "Result of out on dev" in printed
     assert same(before, weights(tmp_path / "out"))
+    (tmp_path / "out/model.safetensors").unlink()  # not so finished
+    run_glue_deebert.main(argv(f"{TRAIN} --max_steps 5 --resume"))
+    assert same(before, weights(tmp_path / "out"))
 
 
 def test_what_does_not_fit_is_refused(argv, tmp_path, monkeypatch, capsys):
     killed(argv(f"{TRAIN} --resume"), monkeypatch, StageTraining, "step", 8)
+    events = b"".join(path.read_bytes() for path in (tmp_path / "out/tensorboard").iterdir())
+    assert b"stage1/loss_layer4" in events  # what was logged before the checkpoint is not logged again
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("mine")
     before = snapshot_files(tmp_path)
@@ -166,6 +202,7 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, monkeypatch, capsys):
         ("--cache_features --highway_pooling attention --output_dir new", "attention learn what to read"),
         ("--output_dir other/file/new", "other/file/new: no folder can be made there"),
         ("--fp16 --bf16 --output_dir new", "--fp16 and --bf16: choose one"),
+        ("--resume --first_stage other --output_dir new", "--first_stage other: no model after stage 1 there"),
     ):
         assert ends(argv(f"{TRAIN} {flags}")) == 2, flags
         found = capsys.readouterr().err
@@ -177,10 +214,11 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, monkeypatch, capsys):
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_work(argv, tmp_path, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 300_000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1_000_000))
     assert ends(argv(TRAIN)) == 2
     assert (
-        "--save_steps 5, --save_total_limit: up to 0.0 GB go to out, where 0.0 GB are free" in capsys.readouterr().err
+        "out: checkpoints (--save_steps, --save_total_limit) take up to 0.0 GB, and 0.0 GB are free"
+        in capsys.readouterr().err
     )
     assert not list((tmp_path / "out").glob("checkpoint-*"))
     run_glue_deebert.main(argv(f"{TRAIN} --save_steps 0 --resume"))
