@@ -169,7 +169,10 @@ def ask(pipe, value=None):
     """Sends, unless there is nothing to, and waits for the answer. Raises what the worker raised."""
     if value is not None:
         pipe.send(value)
-    answer = pipe.recv()
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise errors.InputError("a process of the benchmark was killed; is there enough memory?") from None
     if isinstance(answer, Exception):
         raise answer
     return answer
