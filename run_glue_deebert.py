@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if run.args.do_eval:
         for checkpoint in checkpoints(run):
             evaluate(run, checkpoint)
+    run.accelerator.end_training()  # a process that leaves its group's threads behind ends in an abort
 
 
 def train(run: Run) -> None:

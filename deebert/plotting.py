@@ -21,7 +21,7 @@ from deebert.results import CURVE, EACH_LAYER, SWEEP, SweepRow, read_each_layer,
 
 # Okabe and Ito's colours, told apart by colour-blind readers; a marker and a line style each for print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colors, so that pairs repeat late
 LINES = ("-", "--", "-.", ":")
 STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False}
 
