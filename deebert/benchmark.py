@@ -122,13 +122,12 @@ def onnx_systems(folder: str, work: Path) -> list[System]:
 
 
 def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
-    """A full graph in ONNX Runtime, whose threads stop to spin when it is done, lest they slow down the next."""
+    """A full graph in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def forward(batch: dict) -> SequenceClassifierOutput:
