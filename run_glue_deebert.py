@@ -1,6 +1,5 @@
 """Fine-tunes and evaluates DeeBERT on a GLUE task: training in stages, the score of every exit, threshold sweeps."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,10 +21,10 @@ from deebert.resume import (
     StopSignal,
     newest_checkpoint,
     read_state,
+    remove_checkpoints,
     remove_leftovers,
     saved_steps,
     set_random_state,
-    tidy,
 )
 from deebert.run import Run
 from deebert.training import StageTraining
@@ -48,7 +47,9 @@ def train(run: Run) -> None:
     """The stages of the strategy, an evaluation after the first if asked for, and the saved model."""
     checkpoint = run.checkpoint()
     if run.accelerator.is_main_process:
-        clear(run.output_dir, keep_checkpoints=checkpoint is not None)
+        remove_leftovers(run.output_dir)
+        if checkpoint is None:  # those of a training that is now overwritten
+            remove_checkpoints(run.output_dir)
     run.accelerator.wait_for_everyone()
     run.record()
     with StopSignal() as stop:
@@ -75,17 +76,10 @@ def train(run: Run) -> None:
             save_model(model, run.tokenizer, run.output_dir)
             run.facts["finished"] = True
             run.write_facts()
-            tidy(run.output_dir, keep_models=run.args.save_steps > 0)
+            remove_checkpoints(run.output_dir, keep_models=run.args.save_steps > 0)
         run.accelerator.wait_for_everyone()
         if stop():
             raise Interrupted(f"stopped; the training in {run.output_dir} is finished", stop.number)
-
-
-def clear(output_dir: Path, keep_checkpoints: bool) -> None:
-    """Removes what a killed process left, and the checkpoints of a training that is now overwritten."""
-    remove_leftovers(output_dir)
-    for folder in [] if keep_checkpoints else [*saved_steps(output_dir), *output_dir.glob("best-stage*")]:
-        shutil.rmtree(folder)
 
 
 def how_to_go_on(run: Run) -> str:

@@ -24,10 +24,10 @@ def merge_layers(layers: Sequence[Path], path: Path) -> None:
     """
     models = [onnx.load(layer) for layer in layers]
     outputs = OUTPUTS[: len(models[0].graph.output)]
-    first, second = models[0].graph, models[1].graph
+    first, second = ({value.name: value for value in model.graph.input} for model in models[:2])
     branches = [branch(model.graph, i, outputs) for i, model in enumerate(models[:-1])]
     graph = branch(models[-1].graph, len(models) - 1, outputs)
-    kinds = {output.name: output for output in first.output}
+    kinds = {output.name: output for output in models[0].graph.output}
     for i, taken in reversed(list(enumerate(branches))):
         graph = either(i, taken, graph, [renamed(kinds[name], f"{name}_from_{i}") for name in outputs])
     for output, name in zip(graph.output, outputs, strict=True):
@@ -35,15 +35,13 @@ def merge_layers(layers: Sequence[Path], path: Path) -> None:
     final = [renamed(kinds[name], name) for name in outputs]
     del graph.output[:]
     graph.output.extend(final)
-    inputs = {value.name: value for value in [*first.input, *second.input]}  # "inputs" is the second's: hidden states
-    ids = next(value for value in first.input if value.name == "inputs")
     graph.input.extend(
         [
             helper.make_tensor_value_info(LAYER, TensorProto.INT64, []),
-            free(ids, IDS),
-            free(inputs["token_type_ids"], "token_type_ids"),
-            free(inputs["inputs"], HIDDEN),
-            free(inputs["attention_mask"], "attention_mask"),
+            free(first["inputs"], IDS),
+            free(first["token_type_ids"], "token_type_ids"),
+            free(second["inputs"], HIDDEN),
+            free(first["attention_mask"], "attention_mask"),
         ]
     )
     opsets = {(opset.domain, opset.version) for model in models for opset in model.opset_import}

@@ -68,8 +68,8 @@ def keep_newest(output_dir: Path, limit: int | None) -> None:
         shutil.rmtree(folder)
 
 
-def tidy(output_dir: Path, keep_models: bool) -> None:
-    """Once the training is finished: the checkpoints become plain models, a third of the size, or go."""
+def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
+    """Once nothing goes on from them. keep_models: they become plain models, a third of the size."""
     for folder in saved_steps(output_dir):
         if keep_models:
             (folder / STATE).unlink(missing_ok=True)

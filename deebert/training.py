@@ -224,7 +224,7 @@ class StageTraining:
         self.counts += [1, *(weight > 0 for weight in self.weights())]
         return stop > 0
 
-    def step(self) -> float | None:
+    def step(self) -> Tensor | None:
         """Clips and applies the gradients. Returns their norm, None where they are not clipped."""
         norm = None
         if self.settings.max_grad_norm > 0:
