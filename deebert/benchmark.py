@@ -131,7 +131,7 @@ def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def forward(batch: dict) -> SequenceClassifierOutput:
-        feed = {"inputs" if name == "input_ids" else name: tensor.numpy() for name, tensor in batch.items()}
+        feed = {name: tensor.numpy() for name, tensor in batch.items()}
         return SequenceClassifierOutput(logits=torch.from_numpy(session.run(None, feed)[0]))
 
     return forward

@@ -1,8 +1,8 @@
 """Writes a trained model as an ONNX graph: `python -m deebert.export --model DIR --output DIR [--int8]`.
 
-One file of all layers, each with the exit behind it, the first with the embeddings too, for batches of any size and
-length; a run of it is the run of one layer. They compute logits and, where there is such a head, its certainty; who
-leaves is decided between the layers, so that rule and threshold can be changed at run time. onnx_runtime.py runs them.
+One file of all layers with the exits behind them, for batches of any size and length. A run of it ends where a sample
+may leave: for a single text that is all; of a batch, onnx_runtime.py answers who leaves and goes on with the others.
+The threshold is an input. Another exit rule than the model's is possible, too, and has the graph stop at each layer.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +27,47 @@ from deebert.exit_rules import NO_EXIT
 from deebert.features import collator, load_features
 from deebert.files import make_folder
 from deebert.glue import eval_splits, get_task, label_order
+from deebert.highway import config_rule
 from deebert.onnx_runtime import FORMAT, GRAPH, MANIFEST, OnnxDeeBert
 
 MISSING = "exporting needs more packages: pip install 'deebert[onnx]', or pip install onnx onnxruntime onnxscript"
 
 
+class MasksGraph(nn.Module):
+    """What layers and off-ramps read of the attention mask, see `HighwayClassifier.masks`."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x for x in self.model.masks(attention_mask) if x is not None)
+
+
 class LayerGraph(nn.Module):
-    """What is exported: one layer of a model, see `HighwayClassifier.step`."""
+    """One layer, see `HighwayClassifier.layer`."""
 
     def __init__(self, model, i: int):
         super().__init__()
         self.model, self.i = model, i
 
-    def forward(self, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None):
-        hidden, logits, certainty = self.model.step(self.i, inputs, attention_mask, token_type_ids)
-        last = self.i == self.model.config.num_hidden_layers - 1
-        return tuple(x for x in (None if last else hidden, logits, certainty) if x is not None)
+    def forward(self, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return self.model.layer(self.i, inputs, mask, token_type_ids)
+
+
+class ExitGraph(nn.Module):
+    """The exit behind a layer, see `HighwayClassifier.exit_answer`, and the uncertainty (b,) by the model's rule."""
+
+    def __init__(self, model, i: int):
+        super().__init__()
+        self.model, self.i, self.rule = model, i, config_rule(model.config)
+
+    def forward(self, hidden: Tensor, token_weights: Tensor | None = None) -> tuple[Tensor, ...]:
+        logits, certainty = self.model.exit_answer(self.i, hidden, token_weights)
+        if certainty is None and self.model.base_model.encoder.learn_to_exit is not None:
+            certainty = torch.ones_like(logits[:, 0])  # the last layer's: all exits give the same outputs
+        uncertainty, _ = self.rule.measure(logits, certainty, None)
+        return logits, uncertainty, *([] if certainty is None else [certainty])
 
 
 class FullGraph(nn.Module):
@@ -52,26 +77,39 @@ class FullGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor):
-        return self.model(inputs, attention_mask, token_type_ids, early_exit_entropy=NO_EXIT).logits
-
-
-def export_layer(model, i: int, path: Path, int8: bool = False) -> None:
-    """Writes the graph of layer i of a model that `exportable` returned."""
-    last, head = i == model.config.num_hidden_layers - 1, model.base_model.encoder.learn_to_exit is not None
-    outputs = ["logits"] if last else ["hidden", "logits", "certainty"][: 2 + head]
-    hidden = None if i == 0 else torch.randn(2, 7, model.config.hidden_size)
-    save_graph(LayerGraph(model, i), hidden, outputs, path, int8)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        return self.model(input_ids, attention_mask, token_type_ids, early_exit_entropy=NO_EXIT).logits
 
 
 def export_full(model, path: Path, int8: bool = False) -> None:
     """Writes the graph of the full model, without off-ramps, of a model that `exportable` returned."""
-    save_graph(FullGraph(model), None, ["logits"], path, int8)
+    ids = torch.ones(2, 7, dtype=torch.long)
+    inputs = {"input_ids": ids + 4, "attention_mask": ids, "token_type_ids": ids - 1}
+    save_graph(FullGraph(model), inputs, ["logits"], path, int8)
+
+
+def export_parts(model, folder: Path, int8: bool = False) -> None:
+    """Writes the graphs of which onnx_merge.py makes one, of a model that `exportable` returned."""
+    ids = torch.ones(2, 7, dtype=torch.long)
+    mask, token_weights = model.masks(ids)
+    hidden = torch.randn(2, 7, model.config.hidden_size)
+    weights = {} if token_weights is None else {"token_weights": token_weights}
+    answers = ["logits", "uncertainty", "certainty"][: 2 if model.base_model.encoder.learn_to_exit is None else 3]
+    save_graph(MasksGraph(model), {"attention_mask": ids}, ["mask", *weights], folder / "masks.onnx", int8)
+    last = model.config.num_hidden_layers - 1
+    for i in range(last + 1):
+        inputs = (
+            {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1} if i == 0 else {"inputs": hidden, "mask": mask}
+        )
+        save_graph(LayerGraph(model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx", int8)
+        reads = {"hidden": hidden} | (weights if i < last else {})
+        save_graph(ExitGraph(model, i), reads, answers, folder / f"exit_{i}.onnx", int8)
 
 
 def exportable(model):
     """A copy of the model on the CPU, with eager attention: plain matrix products. Raises InputError."""
     try:
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  what torch.onnx.export is made with
     except ImportError:
@@ -81,26 +119,26 @@ def exportable(model):
     return model
 
 
-def save_graph(module: nn.Module, hidden: Tensor | None, outputs: list[str], path: Path, int8: bool) -> None:
-    """Writes one graph that takes hidden states, or token ids where `hidden` is None, of any batch size and length."""
+def save_graph(
+    module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path, int8: bool = False
+) -> None:
+    """Writes the graph of a module for these inputs, of any batch size and length."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    mask = torch.ones(2, 7, dtype=torch.long)
-    arguments = (mask + 4, mask, torch.zeros_like(mask)) if hidden is None else (hidden, mask)
-    names = ["inputs", "attention_mask", "token_type_ids"][: len(arguments)]
-    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    any_size = torch.export.Dim.DYNAMIC
+    shapes = {name: {0: any_size, 3 if name == "mask" else 1: any_size} for name in inputs}  # a mask is (b, 1, 1, T)
     logging.disable(logging.WARNING)  # both libraries have advice on every graph
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module.eval(),
-                arguments,
+                kwargs=inputs,
                 dynamo=True,
                 verbose=False,
-                input_names=names,
+                input_names=list(inputs),
                 output_names=outputs,
-                dynamic_shapes=dict.fromkeys(names, any_size),
+                dynamic_shapes=shapes,
             )
         program.save(path)
         if int8:
@@ -120,14 +158,11 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
     make_folder(folder)
     partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
     try:
-        from deebert.onnx_merge import merge_layers  # needs the package onnx, which `exportable` asked for
+        from deebert.onnx_merge import merge  # needs the package onnx, which `exportable` asked for
 
-        layers = [partial / f"layer_{i}.onnx" for i in range(model.config.num_hidden_layers)]
-        for i, layer in enumerate(layers):
-            export_layer(model, i, layer, int8)
-        merge_layers(layers, partial / GRAPH)
-        for layer in layers:
-            layer.unlink()
+        with TemporaryDirectory(dir=partial) as parts:
+            export_parts(model, Path(parts), int8)
+            merge(Path(parts), model.config, partial / GRAPH)
         model.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         facts = {
@@ -135,6 +170,7 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
             "deebert": deebert.__version__,
             "precision": "int8" if int8 else "fp32",
             "layers": model.config.num_hidden_layers,
+            "exit_rule": model.config.exit_rule,
         }
         (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
         # the manifest last: where it is, the graph is whole

@@ -182,8 +182,13 @@ class HighwayPass:
             return True
         return self.full or self.limits[layer] > 0
 
-    def leave(self, layer: int, logits: Tensor, certainty: Tensor | None = None) -> Tensor | None:
-        """Takes the off-ramp's logits (b, C) and certainty (b,). Returns the rows that stay, None where all do."""
+    def leave(
+        self, layer: int, logits: Tensor, certainty: Tensor | None = None, uncertainty: Tensor | None = None
+    ) -> Tensor | None:
+        """Takes an off-ramp's logits (b, C), certainty (b,) and, where it is known, the rule's uncertainty (b,).
+
+        Returns the rows that stay, None where all do.
+        """
         if self.full:
             self.answers.append((layer, logits, None))
             if certainty is not None:
@@ -192,7 +197,8 @@ class HighwayPass:
         if self.limits[layer] == math.inf:  # takes everybody, NaN too
             count = len(logits)
         else:
-            uncertainty, self.memory = self.rule.measure(logits, certainty, self.memory)
+            if uncertainty is None:
+                uncertainty, self.memory = self.rule.measure(logits, certainty, self.memory)
             leaves = (uncertainty < self.limits[layer]).cpu()  # the one device synchronisation of a layer
             count = int(leaves.count_nonzero())
         if count == 0:
@@ -223,10 +229,16 @@ class HighwayPass:
         return hidden_states[stay, :length], mask
 
     def exit(
-        self, layer: int, logits: Tensor, certainty: Tensor | None, hidden_states: Tensor, mask: Tensor | None
+        self,
+        layer: int,
+        logits: Tensor,
+        certainty: Tensor | None,
+        hidden_states: Tensor,
+        mask: Tensor | None,
+        uncertainty: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states and mask of those that go on behind this layer; no rows where all have left."""
-        stay = self.leave(layer, logits, certainty)
+        """Hidden states and mask of those that go on behind this layer; no rows where all have left. See `leave`."""
+        stay = self.leave(layer, logits, certainty, uncertainty)
         if stay is None:
             return hidden_states, mask
         if len(stay) == 0:

@@ -196,15 +196,27 @@ class HighwayClassifier(HighwayInit):
         Returns hidden states (b, T, H), logits (b, C), and the learning-to-exit head's certainty (b,) or None.
         Needs an attention backend that takes additive masks: eager or sdpa.
         """
+        mask, token_weights = self.masks(attention_mask)
+        hidden = self.layer(i, inputs, mask, token_type_ids)
+        return hidden, *(self.exit_answer(i, hidden, token_weights) if answer else (None, None))
+
+    def masks(self, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(b, T) -> what layers add to their scores (b, 1, 1, T), and the weights of the off-ramps' pooling (b, T)."""
+        padding = (attention_mask == 0).to(self.dtype)[:, None, None]
+        return padding * torch.finfo(self.dtype).min, self._token_weights(attention_mask)
+
+    def layer(self, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Layer i, from 0, the first with the embeddings; see `step` and `masks`."""
         base = self.base_model
         hidden = base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
-        mask = (attention_mask == 0).to(hidden.dtype)[:, None, None] * torch.finfo(hidden.dtype).min  # (b, 1, 1, T)
-        hidden = base.encoder.layer[i](hidden, mask)
-        if not answer:
-            return hidden, None, None
+        return base.encoder.layer[i](hidden, mask)
+
+    def exit_answer(self, i: int, hidden: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Behind layer i, the last too: logits (b, C), and the learning-to-exit head's certainty (b,) or None."""
+        base = self.base_model
         if i == self.config.num_hidden_layers - 1:
-            return hidden, self._final_answer(base.pooler(hidden)), None
-        return hidden, *base.encoder.exit_answer(i, hidden, self._token_weights(attention_mask))
+            return self._final_answer(base.pooler(hidden)), None
+        return base.encoder.exit_answer(i, hidden, token_weights)
 
     def _final_answer(self, pooled: Tensor) -> Tensor:
         """(b, H) -> logits (b, C), calibrated."""

@@ -1,103 +1,177 @@
-"""Several ONNX graphs, of layers, as one: each run of it is the run of one of them, picked by an input.
+"""The ONNX graphs of a model's parts as one, which runs layer after layer until a sample may leave.
 
-One session then serves all layers, and its threads are awake from one layer to the next; sessions of their own wake
-theirs at every layer, which was a quarter of the time of a small model.
+A Loop runs one layer a turn and ends where an uncertainty is below its limit, so that a single text costs one run of
+the graph. It may begin at any layer: there, what is left of a batch goes on. One session serves all layers, and its
+threads are awake from one to the next; a session for each layer wakes them anew, a quarter of a small model's time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import GraphProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 
-LAYER, IDS, HIDDEN = "layer", "input_ids", "hidden_in"  # inputs; attention_mask and token_type_ids beside them
-SHARED = {"attention_mask": "attention_mask", "token_type_ids": "token_type_ids"}
-OUTPUTS = ("hidden", "logits", "certainty")
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+SHARED = {name: name for name in ("attention_mask", "token_type_ids", "mask", "token_weights")}
 
 
-def merge_layers(layers: Sequence[Path], path: Path) -> None:
-    """Writes one graph of the graphs of all layers, as export.export_layer makes them.
+@dataclass(frozen=True)
+class Parts:
+    """The graphs of a model's parts; N layers, b samples, T tokens, H hidden, C labels.
 
-    Inputs: the layer (), from 0, input_ids and token_type_ids (b, T) of the first layer, hidden_in (b, T, H) of others
-    (what a layer does not read may be empty), attention_mask (b, T). Outputs: hidden (b, T, H), logits (b, C) and,
-    where the layers have it, certainty (b,); hidden and certainty mean nothing behind the last layer.
+    masks: attention_mask (b, T) -> mask (b, 1, 1, T) and, where off-ramps read it, token_weights (b, T).
+    layers: (N,) inputs, token ids (b, T) of the first, hidden states (b, T, H) of others, mask, and token_type_ids
+        (b, T) of the first -> hidden (b, T, H).
+    exits: (N,) hidden and, where they read it, token_weights -> logits (b, C), uncertainty (b,) by the model's exit
+        rule and, where there is a learning-to-exit head, its certainty (b,).
     """
-    models = [onnx.load(layer) for layer in layers]
-    outputs = OUTPUTS[: len(models[0].graph.output)]
-    first, second = ({value.name: value for value in model.graph.input} for model in models[:2])
-    branches = [branch(model.graph, i, outputs) for i, model in enumerate(models[:-1])]
-    graph = branch(models[-1].graph, len(models) - 1, outputs)
-    kinds = {output.name: output for output in models[0].graph.output}
-    for i, taken in reversed(list(enumerate(branches))):
-        graph = either(i, taken, graph, [renamed(kinds[name], f"{name}_from_{i}") for name in outputs])
-    for output, name in zip(graph.output, outputs, strict=True):
-        graph.node.add().CopyFrom(helper.make_node("Identity", [output.name], [name]))
-    final = [renamed(kinds[name], name) for name in outputs]
-    del graph.output[:]
-    graph.output.extend(final)
-    graph.input.extend(
-        [
-            helper.make_tensor_value_info(LAYER, TensorProto.INT64, []),
-            free(first["inputs"], IDS),
-            free(first["token_type_ids"], "token_type_ids"),
-            free(second["inputs"], HIDDEN),
-            free(first["attention_mask"], "attention_mask"),
-        ]
+
+    masks: ModelProto
+    layers: Sequence[ModelProto]
+    exits: Sequence[ModelProto]
+
+    @classmethod
+    def load(cls, folder: Path, layers: int) -> "Parts":
+        """As export.export_parts writes them."""
+        return cls(
+            onnx.load(folder / "masks.onnx"),
+            [onnx.load(folder / f"layer_{i}.onnx") for i in range(layers)],
+            [onnx.load(folder / f"exit_{i}.onnx") for i in range(layers)],
+        )
+
+    def __iter__(self) -> Iterator[ModelProto]:
+        return iter([self.masks, *self.layers, *self.exits])
+
+    @property
+    def answers(self) -> list[str]:
+        """What an exit tells the caller."""
+        return [output.name for output in self.exits[0].graph.output]
+
+
+def merge(folder: Path, config, path: Path) -> None:
+    """Writes one graph of all parts in a folder, of a model of that config.
+
+    Inputs: layer (), from 0, where to begin; limits (N,), below which the run ends behind a layer, the last infinite
+    (an exit whose limit is not above 0 is not run); input_ids and token_type_ids (b, T), which the first layer reads,
+    hidden_in (b, T, H), which others do (what is not read may be empty); attention_mask (b, T).
+    Outputs: exit_layer (), from 1, where the run ended; hidden (b, T, H), logits (b, C), uncertainty (b,) and, where
+    there is such a head, certainty (b,) there.
+    """
+    parts = Parts.load(folder, config.num_hidden_layers)
+    nodes, tensors = placed(parts.masks, "masks")
+    tensors += [scalar("yes", BOOL, True), scalar("zero", FLOAT, 0), scalar("one", INT64, 1)]
+    for name in parts.answers:
+        tensors.append(make_tensor(f"no_{name}", FLOAT, [0, config.num_labels] if name == "logits" else [0], []))
+    before = ["layer", "hidden_in", *(f"no_{name}" for name in parts.answers)]
+    after = ["exit_layer", "hidden", *parts.answers]
+    nodes.append(make_node("Loop", ["", "yes", *before], after, body=turn(parts)))
+    inputs = [
+        make_tensor_value_info("layer", INT64, []),
+        make_tensor_value_info("limits", FLOAT, [len(parts.layers)]),
+        make_tensor_value_info("hidden_in", FLOAT, ["hidden_in_b", "hidden_in_t", config.hidden_size]),
+    ]
+    for name in ("input_ids", "token_type_ids", "attention_mask"):  # sizes of their own: some may be empty
+        inputs.append(make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]))
+    outputs = [value(name, INT64 if name == "exit_layer" else FLOAT) for name in after]
+    opsets = sorted({(opset.domain, opset.version) for part in parts for opset in part.opset_import})
+    model = make_model(
+        make_graph(nodes, "deebert", inputs, outputs, initializer=tensors),
+        opset_imports=[make_opsetid(*opset) for opset in opsets],
+        ir_version=max(part.ir_version for part in parts),
     )
-    opsets = {(opset.domain, opset.version) for model in models for opset in model.opset_import}
-    merged = helper.make_model(graph, opset_imports=[helper.make_opsetid(*opset) for opset in sorted(opsets)])
-    merged.ir_version = max(model.ir_version for model in models)
-    onnx.save(merged, path)
+    onnx.save(model, path)
 
 
-def branch(graph: GraphProto, i: int, outputs: Sequence[str]) -> GraphProto:
-    """Layer i as a branch of an If: no inputs of its own, names that no other branch has, all of the outputs."""
-    names = SHARED | {"inputs": IDS if i == 0 else HIDDEN, "": ""}
+def turn(parts: Parts) -> GraphProto:
+    """The Loop's body: runs layer `at` on `state`, counts, and says whether to go on."""
+    run = one_of(parts, 0, len(parts.layers))
+    go, *found = run.output
+    inputs = [make_tensor_value_info(name, kind, []) for name, kind in (("turn", INT64), ("on", BOOL), ("at", INT64))]
+    inputs += [value(name) for name in ("state", *(f"{name}_before" for name in parts.answers))]
+    nodes = [*run.node, make_node("Add", ["at", "one"], ["next"])]
+    return make_graph(nodes, "turn", inputs, [go, value("next", INT64), *found], initializer=run.initializer)
+
+
+def one_of(parts: Parts, first: int, end: int) -> GraphProto:
+    """Runs the layer `at`, one of those from `first` up to `end`, in halves: few branches to pass."""
+    if end - first == 1:
+        return layer_and_exit(parts, first)
+    middle, label = (first + end) // 2, f"layers_{first}_to_{end}"
+    compare = make_node("Less", ["at", f"{label}/middle"], [f"{label}/earlier"])
+    then, other = one_of(parts, first, middle), one_of(parts, middle, end)
+    found = results(label, ["go", "hidden", *parts.answers])
+    choose = branch(f"{label}/earlier", then, other, found)
+    return make_graph([compare, choose], label, [], found, initializer=[scalar(f"{label}/middle", INT64, middle)])
+
+
+def layer_and_exit(parts: Parts, i: int) -> GraphProto:
+    """Runs layer i and, where its limit is above 0, the exit behind it."""
+    label = f"layer_{i}"
+    found = results(label, ["go", "hidden", *parts.answers])
+    nodes, tensors = placed(
+        parts.layers[i], label, {"inputs": "input_ids" if i == 0 else "state", "hidden": f"{label}/hidden"}
+    )
+    nodes += [
+        make_node("Gather", ["limits", f"{label}/number"], [f"{label}/limit"]),
+        make_node("Greater", [f"{label}/limit", "zero"], [f"{label}/asked"]),
+        branch(f"{label}/asked", ask(parts, i), pass_by(parts, i), [found[0], *found[2:]]),
+    ]
+    return make_graph(nodes, label, [], found, initializer=[*tensors, scalar(f"{label}/number", INT64, i)])
+
+
+def ask(parts: Parts, i: int) -> GraphProto:
+    """Runs the exit behind layer i."""
+    label = f"exit_{i}"
+    names = {name: f"{label}/{name}" for name in parts.answers}
+    nodes, tensors = placed(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})
+    nodes += [
+        make_node("ReduceMin", [f"{label}/uncertainty"], [f"{label}/lowest"], keepdims=0),
+        # not "Less": an uncertainty that is NaN ends the run, too
+        make_node("GreaterOrEqual", [f"{label}/lowest", f"layer_{i}/limit"], [f"{label}/go"]),
+    ]
+    return make_graph(nodes, label, [], results(label, ["go", *parts.answers]), initializer=tensors)
+
+
+def pass_by(parts: Parts, i: int) -> GraphProto:
+    """Goes on behind layer i without an answer."""
+    label = f"no_exit_{i}"
+    nodes = [make_node("Identity", ["yes"], [f"{label}/go"])]
+    nodes += [make_node("Identity", [f"no_{name}"], [f"{label}/{name}"]) for name in parts.answers]
+    return make_graph(nodes, label, [], results(label, ["go", *parts.answers]))
+
+
+def branch(condition: str, then: GraphProto, other: GraphProto, found: Sequence[ValueInfoProto]) -> NodeProto:
+    return make_node("If", [condition], [x.name for x in found], then_branch=then, else_branch=other)
+
+
+def placed(
+    model: ModelProto, prefix: str, names: Mapping[str, str] | None = None
+) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Nodes and weights of a part, under `names`, the names that all parts share, and a prefix for all others."""
+    names = SHARED | {"": ""} | (names or {})  # "": an input that is left out
 
     def own(name: str) -> str:
-        return names.get(name, f"layer{i}/{name}")
+        return names.get(name, f"{prefix}/{name}")
 
-    for tensor in graph.initializer:
+    for tensor in model.graph.initializer:
         tensor.name = own(tensor.name)
-    for node in graph.node:
+    for node in model.graph.node:
         node.name = own(node.name)
         node.input[:] = [own(name) for name in node.input]
         node.output[:] = [own(name) for name in node.output]
-    given = {output.name: renamed(output, own(output.name)) for output in graph.output}
-    nodes, tensors = list(graph.node), list(graph.initializer)
-    results = []
-    for name in outputs:
-        if name in given:
-            results.append(given[name])
-            continue
-        # the last layer: whatever has the right type
-        stand_in = HIDDEN if name == "hidden" else own("no_certainty")
-        if name == "certainty":
-            tensors.append(helper.make_tensor(stand_in, TensorProto.FLOAT, [1], [0.0]))
-        nodes.append(helper.make_node("Identity", [stand_in], [own(name)]))
-        results.append(helper.make_tensor_value_info(own(name), TensorProto.FLOAT, None))
-    return helper.make_graph(nodes, f"layer{i}", [], results, initializer=tensors)
+    return list(model.graph.node), list(model.graph.initializer)
 
 
-def either(i: int, taken: GraphProto, other: GraphProto, results: list[ValueInfoProto]) -> GraphProto:
-    """The graph that runs `taken` where the input says layer i, else `other`."""
-    number, is_it = f"number_{i}", f"is_{i}"
-    nodes = [
-        helper.make_node("Equal", [LAYER, number], [is_it]),
-        helper.make_node("If", [is_it], [value.name for value in results], then_branch=taken, else_branch=other),
-    ]
-    return helper.make_graph(
-        nodes, f"from{i}", [], results, initializer=[helper.make_tensor(number, TensorProto.INT64, [], [i])]
-    )
+def results(label: str, names: Sequence[str]) -> list[ValueInfoProto]:
+    return [value(f"{label}/{name}", BOOL if name == "go" else FLOAT) for name in names]
 
 
-def renamed(value: ValueInfoProto, name: str) -> ValueInfoProto:
-    """The same type without a shape, which differs from branch to branch."""
-    return helper.make_tensor_value_info(name, value.type.tensor_type.elem_type, None)
+def value(name: str, kind: int = FLOAT) -> ValueInfoProto:
+    """Without a shape: it differs from branch to branch."""
+    return make_tensor_value_info(name, kind, None)
 
 
-def free(value: ValueInfoProto, name: str) -> ValueInfoProto:
-    """The same type and rank, with sizes of its own where they are not fixed: unread inputs may be empty."""
-    dims = value.type.tensor_type.shape.dim
-    shape = [dim.dim_value if dim.HasField("dim_value") else f"{name}_{k}" for k, dim in enumerate(dims)]
-    return helper.make_tensor_value_info(name, value.type.tensor_type.elem_type, shape)
+def scalar(name: str, kind: int, number: float) -> TensorProto:
+    return make_tensor(name, kind, [], [number])

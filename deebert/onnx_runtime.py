@@ -1,6 +1,7 @@
 """Early exit in ONNX Runtime: loads what `python -m deebert.export` wrote, and answers as the PyTorch model does."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from deebert.exit_rules import NO_EXIT, entropy, make_rule
 from deebert.highway import HighwayPass, config_rule
 from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
 
-FORMAT = 2  # raise it when what the graphs take or give changes
+FORMAT = 3  # raise it when what the graphs take or give changes
 MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
 
 
@@ -61,6 +62,7 @@ class OnnxDeeBert:
         try:
             facts = json.loads((folder / MANIFEST).read_text())
             version, form, self.precision, layers = (facts[x] for x in ("deebert", "format", "precision", "layers"))
+            self.rule = facts["exit_rule"]  # the graph's own
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{folder / MANIFEST}: damaged; run python -m deebert.export anew") from None
         if form != FORMAT:
@@ -82,7 +84,6 @@ class OnnxDeeBert:
         except Exception as error:  # onnxruntime's own classes have no common base
             raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
         self.has_certainty = "certainty" in [output.name for output in self.session.get_outputs()]
-        self.layers = [np.array(i) for i in range(layers)]
         no_tokens, no_states = np.empty((0, 0), np.int64), np.empty((0, 0, self.config.hidden_size), np.float32)
         self.unread = {"input_ids": no_tokens, "token_type_ids": no_tokens, "hidden_in": no_states}
         if config_rule(self.config).learned and not self.has_certainty:
@@ -107,18 +108,35 @@ class OnnxDeeBert:
 
     def step(
         self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Layer i with the exit behind it, as `HighwayClassifier.step`; the last hidden states are None."""
-        feed = {"hidden_in": inputs, "attention_mask": attention_mask}
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Layer i with the exit behind it, as `HighwayClassifier.step`."""
+        everywhere = [math.inf] * (self.config.num_hidden_layers - 1)
+        _, hidden, logits, _, certainty = self.run(i, everywhere, inputs, attention_mask, token_type_ids)
+        return hidden, logits, certainty
+
+    def run(
+        self,
+        i: int,
+        limits: Sequence[float],
+        inputs: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> tuple[int, Tensor, Tensor, Tensor, Tensor | None]:
+        """Layer i, from 0, and those behind it, up to the first where an uncertainty is below its limit, of N-1.
+
+        Inputs as for `HighwayClassifier.step`. Returns the layer where it ended, from 0, and its hidden states
+        (b, T, H), logits (b, C), uncertainty (b,) by the graph's rule, and the learning-to-exit head's certainty (b,),
+        None without one.
+        """
+        feed = {"hidden_in": inputs}
         if i == 0:
             types = torch.zeros_like(inputs) if token_type_ids is None else token_type_ids
-            feed = {"input_ids": inputs, "token_type_ids": types, "attention_mask": attention_mask}
-        feed = {name: (x if x.is_floating_point() else x.long()).numpy() for name, x in feed.items()}
-        found = self.session.run(None, self.unread | feed | {"layer": self.layers[i]})
-        hidden, logits, certainty = (*(torch.from_numpy(array) for array in found), None)[:3]
-        if i == len(self.layers) - 1:
-            return None, logits, None
-        return hidden, logits, certainty
+            feed = {"input_ids": inputs.long(), "token_type_ids": types.long()}
+        feed = {name: x.numpy() for name, x in (feed | {"attention_mask": attention_mask.long()}).items()}
+        stops = {"layer": np.array(i), "limits": np.array([*limits, math.inf], np.float32)}
+        layer, *found = self.session.run(None, self.unread | feed | stops)
+        hidden, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
+        return int(layer) - 1, hidden, logits, uncertainty, certainty
 
     @torch.inference_mode()
     @one_torch_thread()
@@ -133,17 +151,19 @@ class OnnxDeeBert:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rule, threshold = config_rule(self.config), self.config.early_exit_entropy
-        limits = rule.limits(threshold if early_exit_entropy is None else early_exit_entropy, len(self.layers))
+        threshold = threshold if early_exit_entropy is None else early_exit_entropy
+        limits = rule.limits(threshold, self.config.num_hidden_layers)
         exits = HighwayPass(rule, limits, full=output_all_exits, lengths=token_lengths(attention_mask))
-        state = input_ids
-        for i in range(len(self.layers)):
-            state, logits, certainty = self.step(i, state, mask, token_type_ids)
-            if not exits.asks(i):
-                continue
-            state, mask = exits.exit(i, logits, certainty, state, mask)
-            if len(state) == 0:
-                logits = logits[:0]
-                break
+        measured = rule.name == self.rule and not rule.remembers and not output_all_exits
+        stops = limits  # another rule's uncertainties are measured here: behind each layer that it asks
+        if not measured:
+            stops = [math.inf if exits.asks(i) else NO_EXIT for i in range(len(limits))]
+        state, layer = input_ids, -1
+        while layer < len(limits) and len(state):
+            layer, state, logits, uncertainty, certainty = self.run(layer + 1, stops, state, mask, token_type_ids)
+            if layer < len(limits):
+                state, mask = exits.exit(layer, logits, certainty, state, mask, uncertainty if measured else None)
+        logits = logits[: len(state)]  # of those who went through all layers
         all_logits = all_certainties = None
         if output_all_exits:
             logits, exit_layer, all_logits, all_certainties = exits.collect_all(logits)

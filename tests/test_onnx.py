@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from conftest import BACKBONES, random_batch, tiny_data, tiny_model, tiny_tokenizer  # noqa: F401
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from deebert import errors, export
 from deebert.checkpoints import save_model
 from deebert.errors import InputError
-from deebert.exit_rules import first_below, make_rule
+from deebert.exit_rules import EXIT_RULES, entropy, first_below, make_rule
 from deebert.features import collator
 from deebert.onnx_runtime import MANIFEST, OnnxDeeBert
 from deebert.refill import classify_refilled
@@ -81,6 +82,74 @@ def test_the_graphs_answer_as_pytorch_does(models, backbone, lengths, padding, q
     assert theirs.exit_layer.tolist() == ours.exit_layer.tolist()
     torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(theirs.entropy, ours.entropy, atol=1e-4, rtol=0)
+
+
+@settings(max_examples=60)
+@given(
+    backbone=st.sampled_from(BACKBONES),
+    name=st.sampled_from(list(EXIT_RULES)),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    shares=st.lists(st.sampled_from([-1, 0.3, 0.6, 0.9, 1.2]), min_size=2, max_size=2),
+    seed=st.integers(0, 1000),
+)
+def test_every_rule_whatever_the_graph_was_made_with(models, backbone, name, lengths, shares, seed):
+    model, exported = models[backbone]
+    rule = make_rule(name, model.config.num_labels)
+    if rule.learned and not exported.has_certainty:
+        with pytest.raises(ValueError, match="no learning-to-exit head"):
+            exported.set_exit_rule(name)
+        return
+    thresholds = [max(1.0, round(3 * x)) if rule.remembers else rule.largest * x for x in shares]
+    batch = with_token_types(model.config, random_batch(model.config, lengths, seed), seed)
+    own = model.config.exit_rule
+    try:
+        for one in (model, exported):
+            one.set_exit_rule(name, thresholds)
+        with torch.no_grad():
+            expected, found = model(**batch), exported(**batch)
+            full = model(**batch, output_all_exits=True)
+    finally:
+        for one in (model, exported):
+            one.set_exit_rule(own)
+    uncertainties = rule.uncertainties(full.all_logits, full.all_certainties)
+    if rule.slack(full.all_logits, uncertainties, rule.limits(thresholds, LAYERS)).min() > 2e-6:
+        assert found.exit_layer.tolist() == expected.exit_layer.tolist()
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("name", list(EXIT_RULES))
+def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, name, labels):
+    model = tiny_model("bert", num_labels=labels, exit_rule=name, num_hidden_layers=2)
+    if name == "learned":
+        torch.nn.init.normal_(model.bert.encoder.learn_to_exit.weight)
+    hidden = torch.randn(5, 4, model.config.hidden_size)
+    path, answers = tmp_path / "exit.onnx", ["logits", "uncertainty", "certainty"]
+    export.save_graph(export.ExitGraph(model, 0), {"hidden": hidden}, answers[: 3 if name == "learned" else 2], path)
+    found = onnxruntime.InferenceSession(path).run(["uncertainty"], {"hidden": hidden.numpy()})[0]
+    with torch.no_grad():
+        expected, _ = make_rule(name, labels).measure(*model.exit_answer(0, hidden, None), None)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_single_text_is_one_run_of_the_graph(models):
+    """Also without this package: the graph's own outputs are logits and exit layer."""
+    model, exported = models["roberta"]
+    batches = [random_batch(model.config, [6], seed) for seed in range(20)]
+    with torch.no_grad():
+        logits = torch.cat([model(**batch, output_all_exits=True).all_logits for batch in batches])
+    limits = entropy(logits).median(dim=0).values[:-1] + 3e-6
+    exit_layers = first_below(entropy(logits)[:, :-1], limits.tolist())
+    assert len(set(exit_layers.tolist())) == LAYERS
+    nothing = np.empty((0, 0, model.config.hidden_size), np.float32)
+    fixed = {"layer": np.array(0), "limits": np.array([*limits, math.inf], np.float32), "hidden_in": nothing}
+    for batch, exit_layer, expected in zip(batches, exit_layers, logits, strict=True):
+        ids, mask = (batch[name].numpy() for name in ("input_ids", "attention_mask"))
+        feed = fixed | {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        layer, found, uncertainty = exported.session.run(["exit_layer", "logits", "uncertainty"], feed)
+        assert layer == exit_layer
+        np.testing.assert_allclose(found[0], expected[layer - 1], atol=1e-4)
+        np.testing.assert_allclose(uncertainty, entropy(expected[layer - 1]), atol=1e-4)
 
 
 @settings(max_examples=40)
