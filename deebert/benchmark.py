@@ -40,7 +40,7 @@ from deebert.export import dev_features, export, export_full, exportable
 from deebert.features import Features, collator
 from deebert.files import make_folder, replacing
 from deebert.glue import get_task, predictions, scores
-from deebert.onnx_runtime import OnnxDeeBert
+from deebert.onnx_runtime import OnnxDeeBert, open_session
 
 CPU = torch.device("cpu")
 GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
@@ -110,10 +110,10 @@ def early_exit(runner, threshold: float, name: str) -> System:
     return System(name, threshold, lambda batch: runner(**batch, early_exit_entropy=threshold))
 
 
-def onnx_systems(folder: str, work: Path) -> list[System]:
+def onnx_systems(model, work: Path) -> list[System]:
     """The full model in ONNX Runtime."""
     systems = []
-    plain = exportable(load_model(folder, load_config(folder)))
+    plain = exportable(model)
     for precision in ("fp32", "int8"):
         path = work / f"full_{precision}.onnx"
         export_full(plain, path, int8=precision == "int8")
@@ -123,12 +123,7 @@ def onnx_systems(folder: str, work: Path) -> list[System]:
 
 def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
     """A full graph in ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_session(path)
 
     def forward(batch: dict) -> SequenceClassifierOutput:
         feed = {name: tensor.numpy() for name, tensor in batch.items()}
@@ -142,7 +137,7 @@ def early_systems(folder: str, model, work: Path, thresholds: Sequence[float]) -
     runners = {"DeeBERT, PyTorch": model}
     tokenizer = load_tokenizer(folder)
     for precision in ("fp32", "int8"):
-        export(load_model(folder, load_config(folder)), tokenizer, work / precision, int8=precision == "int8")
+        export(model, tokenizer, work / precision, int8=precision == "int8")
         runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision)
     return [early_exit(runner, threshold, name) for name, runner in runners.items() for threshold in thresholds]
 
@@ -296,7 +291,7 @@ def main() -> None:
         else:
             print("exporting the full model and its layers, in fp32 and int8", flush=True)
             systems = pytorch_systems(args.model, model, not args.no_compile)
-            systems += onnx_systems(args.model, Path(work))
+            systems += onnx_systems(model, Path(work))
             systems += early_systems(args.model, model, Path(work), thresholds)
         rows = measure(systems, features, task, config, sizes, args.repeats, device)
     about = (

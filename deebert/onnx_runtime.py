@@ -39,6 +39,21 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def open_session(path: Path, threads: int | None = None):
+    """A graph, ready to run on the CPU. threads: None: as many as PyTorch has. Raises InputError."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError("ONNX Runtime is missing: pip install 'deebert[onnx]', or pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes have no common base
+        raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
+
+
 class OnnxDeeBert:
     """An exported model, called like `DeeBertForSequenceClassification` in evaluation: tensors in, the same output.
 
@@ -50,19 +65,12 @@ class OnnxDeeBert:
     device = torch.device("cpu")
 
     def __init__(self, folder: str | Path, threads: int | None = None):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise InputError(
-                "ONNX Runtime is missing: pip install 'deebert[onnx]', or pip install onnxruntime"
-            ) from None
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run python -m deebert.export")
         try:
             facts = json.loads((folder / MANIFEST).read_text())
             version, form, self.precision, layers = (facts[x] for x in ("deebert", "format", "precision", "layers"))
-            self.rule = facts["exit_rule"]  # the graph's own
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{folder / MANIFEST}: damaged; run python -m deebert.export anew") from None
         if form != FORMAT:
@@ -70,19 +78,14 @@ class OnnxDeeBert:
                 f"{folder}: exported by version {version} (format {form}, this one reads {FORMAT}); "
                 "run python -m deebert.export anew"
             )
+        self.rule = facts.get("exit_rule")  # by which the graph measures
         self.config = load_config(str(folder))
         if layers != self.config.num_hidden_layers:
             raise InputError(f"{folder}: {layers} layers, but a config.json of {self.config.num_hidden_layers} layers")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or torch.get_num_threads()
         path = folder / GRAPH
         if not path.is_file():
             raise InputError(f"{path}: no such file; the export is incomplete, run python -m deebert.export anew")
-        try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own classes have no common base
-            raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
+        self.session = open_session(path, threads)
         self.has_certainty = "certainty" in [output.name for output in self.session.get_outputs()]
         no_tokens, no_states = np.empty((0, 0), np.int64), np.empty((0, 0, self.config.hidden_size), np.float32)
         self.unread = {"input_ids": no_tokens, "token_type_ids": no_tokens, "hidden_in": no_states}

@@ -4,6 +4,7 @@ Works on whatever has `config` and `step` (see `HighwayClassifier.step`): PyTorc
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from deebert.exit_rules import below, entropy
 from deebert.highway import config_rule
 from deebert.modeling_highway import HighwayClassifierOutput
+from deebert.onnx_runtime import OnnxDeeBert, one_torch_thread
 
 
 @dataclass
@@ -103,17 +105,18 @@ def classify_refilled(
         return not flushing and len(group) + sum(map(len, waiting[layer])) < batch_size / 2 and layer > 0
 
     flushing, seen = False, 0
-    for batch in batches:
-        ids = batch["input_ids"]
-        rows = torch.arange(seen, seen + len(ids), device=ids.device)
-        seen += len(ids)
-        run(Group(ids, batch["attention_mask"], rows, token_type_ids=batch.get("token_type_ids")), 0)
-    flushing = True
-    for layer in range(layers):
-        if waiting[layer]:
-            group = merge(waiting[layer])
-            waiting[layer].clear()
-            run(group, layer)
+    with one_torch_thread() if isinstance(model, OnnxDeeBert) else nullcontext():
+        for batch in batches:
+            ids = batch["input_ids"]
+            rows = torch.arange(seen, seen + len(ids), device=ids.device)
+            seen += len(ids)
+            run(Group(ids, batch["attention_mask"], rows, token_type_ids=batch.get("token_type_ids")), 0)
+        flushing = True
+        for layer in range(layers):
+            if waiting[layer]:
+                group = merge(waiting[layer])
+                waiting[layer].clear()
+                run(group, layer)
     if not answers:
         raise ValueError("there is nothing to classify")
     order = torch.cat([rows for rows, _, _ in answers]).argsort()
