@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from deebert.checkpoints import MODELS
+from deebert.errors import ArgumentParser
 from deebert.exit_rules import EXIT_RULES
 from deebert.glue import TASKS, data_file, eval_splits, get_task
 from deebert.highway import POOLINGS
@@ -19,7 +20,7 @@ DESCRIPTION = "Fine-tunes and evaluates DeeBERT on a GLUE task."
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """argv: the process's own arguments where it is not given."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add, switch = parser.add_argument, lambda name, help: parser.add_argument(name, action="store_true", help=help)
     add("--data_dir", required=True, help="folder with the task's TSV files")
     add("--model_type", required=True, choices=MODELS)

@@ -33,10 +33,10 @@ from deebert.checkpoints import (
     quiet_transformers,
 )
 from deebert.cuda_graphs import GraphedDeeBert
-from deebert.errors import InputError
-from deebert.evaluation import Timing, timed_passes
+from deebert.errors import ArgumentParser, InputError
+from deebert.evaluation import Timing, dev_features, timed_passes
 from deebert.exit_rules import NO_EXIT
-from deebert.export import dev_features, export, export_full, exportable
+from deebert.export import export, export_full, exportable
 from deebert.features import Features, collator
 from deebert.files import make_folder, replacing
 from deebert.glue import get_task, predictions, scores
@@ -245,7 +245,7 @@ def plot(rows: list[Row], metric: str) -> Figure:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m deebert.benchmark",
         description=__doc__.split("\n\n")[1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -277,7 +277,8 @@ def main() -> None:
         check_threshold(threshold, config)
     if config.num_labels == 1:
         raise InputError(f"{args.model}: a regression model has no labels to compare")
-    features = dev_features(args, config, load_tokenizer(args.model)).first(args.samples)
+    tokenizer = load_tokenizer(args.model)
+    features = dev_features(task, args.data_dir, config, tokenizer, args.max_seq_length).first(args.samples)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch sees no GPU here")
     device = torch.device(args.device)

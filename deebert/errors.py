@@ -1,7 +1,9 @@
 """What the user can mend is raised as InputError: one line that names the file, line or flag, and what to do."""
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -14,6 +16,13 @@ class Interrupted(Exception):  # noqa: N818  not an error
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number  # the shell's convention
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A command line whose errors are InputErrors: one line, without the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists the flags)")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -17,17 +17,19 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import ModelOutput
 
+from deebert.checkpoints import max_tokens
 from deebert.errors import InputError
 from deebert.exit_rules import NO_EXIT, ExitRule, entropy, first_below, make_rule
-from deebert.features import Collator, Features, data_loader, eval_batches
+from deebert.features import Collator, Features, data_loader, eval_batches, load_features
 from deebert.files import replacing
-from deebert.glue import Task, scores
+from deebert.glue import Task, eval_splits, label_order, scores
 from deebert.inference import answers
 from deebert.results import SweepRow
 
 UNTIMED_BATCH_SIZE = 32  # of the all-exits pass, whose answers do not depend on it
-CHUNK_BATCHES = 8  # timed batches per turn: short, so that a machine's drift hits every threshold alike
-WARM_UP_BATCHES = 3
+CHUNK_BATCHES = 16  # timed batches per turn: short, so that a machine's drift hits every threshold alike
+WARM_UP_BATCHES = 3  # before the first turn
+TURN_WARM_UP_BATCHES = 2  # before each: caches hold, and threads still spin for, what ran before
 TIE = 1e-4  # how far a decision may be from the other (in nats, for the entropy) for rounding to turn it
 
 
@@ -93,6 +95,12 @@ class AllExits:
         """(S, N-1) what the rule measures behind each off-ramp."""
         certainties = None if self.certainties is None else torch.from_numpy(self.certainties)
         return self.exit_rule.uncertainties(torch.from_numpy(self.logits), certainties).numpy()
+
+
+def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int) -> Features:
+    """A task's (first) dev set as a model of this config reads it. Raises InputError."""
+    split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
+    return load_features(task, data_dir, split, labels, tokenizer, min(max_seq_length, max_tokens(config)))
 
 
 def run_all_exits(
@@ -209,7 +217,8 @@ def timed_passes(
     """Times ways to answer a batch, side by side; yields, after each repeat, what all repeats so far gave.
 
     Only the forward is inside the clock. The ways take turns on a few batches at a time, in random order, so that
-    whatever else the machine does, and what a way leaves behind for the next, hits them alike.
+    whatever else the machine does hits them alike. A turn begins with batches that are not counted: a way that answers
+    alone, as in use, finds its weights in the caches, and no threads of another way.
     """
     loader = data_loader(features, eval_batches(features.lengths, batch_size), collate)
 
@@ -232,6 +241,8 @@ def timed_passes(
         done, batches = 0, iter(loader)
         while chunk := inputs(list(islice(batches, CHUNK_BATCHES))):
             for i in order.permutation(len(forwards)):
+                for _, batch in chunk[:TURN_WARM_UP_BATCHES]:
+                    forwards[i](batch)
                 for at, (index, batch) in enumerate(chunk, done):
                     _synchronize(device)
                     start = time.perf_counter()

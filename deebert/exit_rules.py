@@ -65,6 +65,13 @@ class ExitRule:
         """The largest uncertainty there is."""
         return 1.0
 
+    def check_head(self, there: bool) -> None:
+        """Raises ValueError where the rule needs a learning-to-exit head and the model has none."""
+        if self.learned and not there:
+            raise ValueError(
+                f"the exit rule {self.name} needs a model trained with it: there is no learning-to-exit head"
+            )
+
     def measure(self, logits: Tensor, certainty: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The uncertainty (b,) behind one off-ramp, and what the rule remembers (b, ...) until the next.
 
@@ -215,8 +222,7 @@ class Learned(ExitRule):
     learned = True
 
     def measure(self, logits, certainty, memory):
-        if certainty is None:
-            raise ValueError("the exit rule learned needs a model trained with it: there is no learning-to-exit head")
+        self.check_head(certainty is not None)
         return 1 - certainty, None
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 import deebert
 from deebert import errors
 from deebert.arguments import positive
-from deebert.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
-from deebert.errors import InputError
-from deebert.evaluation import run_all_exits, sweep
+from deebert.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.errors import ArgumentParser, InputError
+from deebert.evaluation import dev_features, run_all_exits, sweep
 from deebert.exit_rules import NO_EXIT
-from deebert.features import collator, load_features
+from deebert.features import collator
 from deebert.files import make_folder
-from deebert.glue import eval_splits, get_task, label_order
+from deebert.glue import get_task
 from deebert.highway import config_rule
 from deebert.onnx_runtime import FORMAT, GRAPH, MANIFEST, OnnxDeeBert
 
@@ -182,7 +182,7 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m deebert.export",
         description=__doc__.split("\n\n")[1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -205,7 +205,9 @@ def main() -> None:
     quiet_transformers()
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
     model = load_model(args.model, config)
-    features = dev_features(args, config, tokenizer) if args.task_name else None
+    features = None
+    if args.task_name:
+        features = dev_features(get_task(args.task_name), args.data_dir, config, tokenizer, args.max_seq_length)
     export(model, tokenizer, args.output, args.int8)
     print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
     if features is None:
@@ -222,12 +224,6 @@ def main() -> None:
     )
     if config.num_labels > 1:
         print(f"same label at each exit: {' '.join(f'{100 * share:.1f}' for share in agree)} % of the samples")
-
-
-def dev_features(args, config, tokenizer):
-    task = get_task(args.task_name)
-    split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
-    return load_features(task, args.data_dir, split, labels, tokenizer, min(args.max_seq_length, max_tokens(config)))
 
 
 if __name__ == "__main__":

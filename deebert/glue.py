@@ -3,7 +3,6 @@
 `python -m deebert.glue --download MRPC --data_dir DIR` fetches a task from the Hugging Face hub and writes those files.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from deebert import errors
-from deebert.errors import InputError
+from deebert.errors import ArgumentParser, InputError
 from deebert.files import replacing
 
 
@@ -255,7 +254,7 @@ def _write_split(task: Task, rows, path: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deebert.glue", description=__doc__.split("\n\n")[1])
+    parser = ArgumentParser(prog="python -m deebert.glue", description=__doc__.split("\n\n")[1])
     parser.add_argument("--download", required=True, metavar="TASK", help=f"one of {', '.join(TASKS)}")
     parser.add_argument("--data_dir", required=True, help="the files go to DATA_DIR/TASK")
     args = parser.parse_args()

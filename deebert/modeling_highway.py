@@ -87,8 +87,7 @@ class HighwayClassifier(HighwayInit):
         """
         rule = make_rule(name, self.config.num_labels, self.config.patience_tolerance)
         rule.limits(threshold, self.config.num_hidden_layers)
-        if rule.learned and self.base_model.encoder.learn_to_exit is None:
-            raise ValueError(f"the exit rule {name} needs a model trained with it: there is no learning-to-exit head")
+        rule.check_head(self.base_model.encoder.learn_to_exit is not None)
         self.config.exit_rule = name
         self.set_early_exit_entropy(threshold)
 

@@ -5,6 +5,7 @@ the graph. It may begin at any layer: there, what is left of a batch goes on. On
 threads are awake from one to the next; a session for each layer wakes them anew, a quarter of a small model's time.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
+
+from deebert.highway import config_rule
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 SHARED = {name: name for name in ("attention_mask", "token_type_ids", "mask", "token_weights")}
@@ -53,9 +56,10 @@ class Parts:
 def merge(folder: Path, config, path: Path) -> None:
     """Writes one graph of all parts in a folder, of a model of that config.
 
-    Inputs: layer (), from 0, where to begin; limits (N,), below which the run ends behind a layer, the last infinite
-    (an exit whose limit is not above 0 is not run); input_ids and token_type_ids (b, T), which the first layer reads,
-    hidden_in (b, T, H), which others do (what is not read may be empty); attention_mask (b, T).
+    Inputs: input_ids and token_type_ids (b, T), which the first layer reads, attention_mask (b, T). They will do for
+    the whole model at its own threshold. Otherwise: layer (), from 0, where to begin; hidden_in (b, T, H), which all
+    layers but the first read (the ids may be empty then); limits (N,), below which the run ends behind a layer, the
+    last infinite (an exit whose limit is not above 0 is not run).
     Outputs: exit_layer (), from 1, where the run ended; hidden (b, T, H), logits (b, C), uncertainty (b,) and, where
     there is such a head, certainty (b,) there.
     """
@@ -67,14 +71,20 @@ def merge(folder: Path, config, path: Path) -> None:
     before = ["layer", "hidden_in", *(f"no_{name}" for name in parts.answers)]
     after = ["exit_layer", "hidden", *parts.answers]
     nodes.append(make_node("Loop", ["", "yes", *before], after, body=turn(parts)))
-    inputs = [
-        make_tensor_value_info("layer", INT64, []),
-        make_tensor_value_info("limits", FLOAT, [len(parts.layers)]),
-        make_tensor_value_info("hidden_in", FLOAT, ["hidden_in_b", "hidden_in_t", config.hidden_size]),
-    ]
-    for name in ("input_ids", "token_type_ids", "attention_mask"):  # sizes of their own: some may be empty
+    inputs = []
+    for name in ("input_ids", "token_type_ids", "attention_mask"):  # sizes of their own: what is not read may be empty
         inputs.append(make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]))
-    outputs = [value(name, INT64 if name == "exit_layer" else FLOAT) for name in after]
+    limits = [*config_rule(config).limits(config.early_exit_entropy, config.num_hidden_layers), math.inf]
+    for name, kind, shape, default in (
+        ("layer", INT64, [], [0]),
+        ("hidden_in", FLOAT, ["hidden_in_b", "hidden_in_t", config.hidden_size], []),
+        ("limits", FLOAT, [len(limits)], limits),
+    ):
+        inputs.append(make_tensor_value_info(name, kind, shape))
+        tensors.append(make_tensor(name, kind, [size if isinstance(size, int) else 0 for size in shape], default))
+    shapes = {"hidden": ["b", "t", config.hidden_size], "logits": ["b", config.num_labels]}
+    outputs = [make_tensor_value_info("exit_layer", INT64, [])]
+    outputs += [make_tensor_value_info(name, FLOAT, shapes.get(name, ["b"])) for name in after[1:]]
     opsets = sorted({(opset.domain, opset.version) for part in parts for opset in part.opset_import})
     model = make_model(
         make_graph(nodes, "deebert", inputs, outputs, initializer=tensors),

@@ -18,6 +18,7 @@ from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
 
 FORMAT = 3  # raise it when what the graphs take or give changes
 MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
+NO_IDS = np.empty((0, 0), np.int64)  # behind the first layer nobody reads them
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -87,8 +88,6 @@ class OnnxDeeBert:
             raise InputError(f"{path}: no such file; the export is incomplete, run python -m deebert.export anew")
         self.session = open_session(path, threads)
         self.has_certainty = "certainty" in [output.name for output in self.session.get_outputs()]
-        no_tokens, no_states = np.empty((0, 0), np.int64), np.empty((0, 0, self.config.hidden_size), np.float32)
-        self.unread = {"input_ids": no_tokens, "token_type_ids": no_tokens, "hidden_in": no_states}
         if config_rule(self.config).learned and not self.has_certainty:
             raise InputError(f"{folder}: exported without --exit_rule learned, so it cannot exit by it")
 
@@ -105,8 +104,7 @@ class OnnxDeeBert:
         """Sets rule and threshold for this object; nothing is stored. Raises ValueError."""
         rule = make_rule(name, self.config.num_labels, self.config.patience_tolerance)
         rule.limits(threshold, self.config.num_hidden_layers)
-        if rule.learned and not self.has_certainty:
-            raise ValueError(f"the exit rule {name} needs a model trained with it: there is no learning-to-exit head")
+        rule.check_head(self.has_certainty)
         self.config.exit_rule, self.config.early_exit_entropy = name, threshold
 
     def step(
@@ -131,13 +129,13 @@ class OnnxDeeBert:
         (b, T, H), logits (b, C), uncertainty (b,) by the graph's rule, and the learning-to-exit head's certainty (b,),
         None without one.
         """
-        feed = {"hidden_in": inputs}
+        feed = {"attention_mask": attention_mask.long().numpy(), "limits": np.array([*limits, math.inf], np.float32)}
         if i == 0:
             types = torch.zeros_like(inputs) if token_type_ids is None else token_type_ids
-            feed = {"input_ids": inputs.long(), "token_type_ids": types.long()}
-        feed = {name: x.numpy() for name, x in (feed | {"attention_mask": attention_mask.long()}).items()}
-        stops = {"layer": np.array(i), "limits": np.array([*limits, math.inf], np.float32)}
-        layer, *found = self.session.run(None, self.unread | feed | stops)
+            feed |= {"input_ids": inputs.long().numpy(), "token_type_ids": types.long().numpy()}
+        else:
+            feed |= {"layer": np.array(i), "hidden_in": inputs.numpy(), "input_ids": NO_IDS, "token_type_ids": NO_IDS}
+        layer, *found = self.session.run(None, feed)
         hidden, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
         return int(layer) - 1, hidden, logits, uncertainty, certainty
 

@@ -3,7 +3,6 @@
 `python -m deebert.plotting RESULT_DIR ... --output_dir DIR` draws what the folders have files for, all in one.
 """
 
-import argparse
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deebert import errors
-from deebert.errors import InputError
+from deebert.errors import ArgumentParser, InputError
 from deebert.files import replacing
 from deebert.results import CURVE, EACH_LAYER, SWEEP, SweepRow, read_each_layer, read_sweep, threshold_name
 
@@ -228,7 +227,7 @@ def draw(series: Sequence[Series], output_dir: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deebert.plotting", description="Draws figures from result files.")
+    parser = ArgumentParser(prog="python -m deebert.plotting", description="Draws figures from result files.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RESULT_DIR")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()

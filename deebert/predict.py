@@ -18,9 +18,10 @@ import torch
 
 from deebert import errors
 from deebert.arguments import positive
-from deebert.checkpoints import check_threshold, load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
-from deebert.errors import InputError
-from deebert.onnx_runtime import OnnxDeeBert, is_exported, one_torch_thread
+from deebert.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
+from deebert.errors import ArgumentParser, InputError
+from deebert.exit_rules import EXIT_RULES
+from deebert.onnx_runtime import OnnxDeeBert, is_exported
 from deebert.refill import classify_refilled
 
 
@@ -36,9 +37,21 @@ class Prediction:
 class Predictor:
     """A saved or exported model with its tokenizer. Raises InputError for what is no trained DeeBERT."""
 
-    def __init__(self, folder: str, early_exit_entropy: float | None = None, max_seq_length: int = 128):
+    def __init__(
+        self,
+        folder: str,
+        early_exit_entropy: float | None = None,
+        max_seq_length: int = 128,
+        exit_rule: str | None = None,
+    ):
         quiet_transformers()
         config = load_config(folder)
+        if exit_rule is not None:
+            if early_exit_entropy is None:
+                raise InputError(
+                    f"--exit_rule {exit_rule}: give --early_exit_entropy, too; each rule has its own units"
+                )
+            config.exit_rule = exit_rule
         self.max_seq_length = min(max_seq_length, max_tokens(config))
         self.tokenizer = load_tokenizer(folder)
         if is_exported(folder):
@@ -46,8 +59,10 @@ class Predictor:
         else:
             self.model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
         if early_exit_entropy is not None:
-            check_threshold(early_exit_entropy, config)
-            self.model.set_early_exit_entropy(early_exit_entropy)
+            try:
+                self.model.set_exit_rule(config.exit_rule, early_exit_entropy)
+            except ValueError as error:
+                raise InputError(f"--early_exit_entropy {early_exit_entropy}: {error}") from None
 
     def __call__(self, texts: list[tuple[str, ...]]) -> list[Prediction]:
         """Classifies one batch of texts or pairs, all of the same kind."""
@@ -59,8 +74,7 @@ class Predictor:
         order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         batches = (self._inputs([texts[i] for i in chunk]).to(self.model.device) for chunk in chunks)
-        with one_torch_thread() if isinstance(self.model, OnnxDeeBert) else nullcontext():
-            found = self._predictions(classify_refilled(self.model, batches, batch_size))
+        found = self._predictions(classify_refilled(self.model, batches, batch_size))
         return [prediction for _, prediction in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 
     def _inputs(self, texts: list[tuple[str, ...]]):
@@ -102,7 +116,7 @@ def jsonl(prediction: Prediction) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m deebert.predict",
         description=__doc__.split("\n\n")[1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -115,7 +129,8 @@ def parse_args() -> argparse.Namespace:
         type=float,
         help="threshold in the exit rule's units; default: the model's own",
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="1 answers each line before it reads the next")
+    parser.add_argument("--exit_rule", choices=EXIT_RULES, help="what is held against it; default: the model's own")
+    parser.add_argument("--batch_size", type=positive, default=32, help="1 answers each line before it reads the next")
     parser.add_argument("--refill", action="store_true", help="read all, and keep batches full as samples leave")
     parser.add_argument("--max_seq_length", type=positive, default=128, help="longer texts are cut")
     parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv")
@@ -124,11 +139,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size {args.batch_size}: give 1 or more")
     if args.file != "-" and (not Path(args.file).exists() or Path(args.file).is_dir()):
         raise InputError(f"--file {args.file}: no such file")
-    predict = Predictor(args.model, args.early_exit_entropy, args.max_seq_length)
+    predict = Predictor(args.model, args.early_exit_entropy, args.max_seq_length, args.exit_rule)
     show = {"tsv": tsv, "jsonl": jsonl}[args.format]
     if args.file == "-":
         sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")

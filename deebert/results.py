@@ -3,7 +3,6 @@
 `python -m deebert.results RESULT_DIR ...` prints the sweep of each folder as a table.
 """
 
-import argparse
 import csv
 import json
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from deebert import errors
-from deebert.errors import InputError
+from deebert.errors import ArgumentParser, InputError
 from deebert.files import replacing
 
 EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"
@@ -184,7 +183,7 @@ def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deebert.results", description="Prints sweeps as tables.")
+    parser = ArgumentParser(prog="python -m deebert.results", description="Prints sweeps as tables.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RESULT_DIR")
     for folder in parser.parse_args().folders:
         rows = read_sweep(folder)

@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import run_glue_deebert
 from deebert import comparison, errors, plotting, results
 from deebert.arguments import first_stage_settings, parse_args
-from deebert.errors import InputError
+from deebert.errors import ArgumentParser, InputError
 from deebert.evaluation import AllExits
 from deebert.exit_rules import EXIT_RULES
 from deebert.files import replacing
 from deebert.glue import get_task
 
-AFTER_TRAINING = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # flags that do not change the training
+AFTER_TRAINING = ArgumentParser(add_help=False, allow_abbrev=False)  # flags that do not change the training
 AFTER_TRAINING.add_argument("--exit_rule", choices=EXIT_RULES, default="entropy")
 AFTER_TRAINING.add_argument("--patience_tolerance", type=float, default=0.5)
 AFTER_TRAINING.add_argument("--calibrate", action="store_true")
@@ -97,7 +97,7 @@ class Comparison:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--settings", type=Path, help="file of lines 'name: flags'; default: one setting, no flags")
@@ -114,8 +114,7 @@ def main() -> None:
     for name, flags in settings.items():
         outcomes[name] = [runs.outcome(flags, seed) for seed in args.seeds]
         written = write(args.comparison_dir, outcomes, args.seeds)  # after each, should a later one fail
-        print(f"\n{comparison.table(outcomes)}\n", flush=True)
-    print(*written, sep="\n")
+    print(f"\n{comparison.table(outcomes)}\n", *written, sep="\n")
 
 
 def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: list[int]) -> list[Path]:

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from deebert import errors
 from deebert.arguments import positive
 from deebert.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
-from deebert.evaluation import AllExits, layer_scores, run_all_exits, sweep, timed_passes
-from deebert.features import Collator, Features, collator, data_loader, eval_batches, load_features
-from deebert.glue import Task, eval_splits, get_task, label_order, scores
+from deebert.evaluation import AllExits, dev_features, layer_scores, run_all_exits, sweep, timed_passes
+from deebert.features import Collator, Features, collator, data_loader, eval_batches
+from deebert.glue import Task, get_task, scores
 
 THRESHOLDS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -64,7 +64,7 @@ def slow_way(model, task: Task, features: Features, collate: Collator, exits: Al
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a trained DeeBERT (BERT)")
     parser.add_argument("--task_name", required=True)
     parser.add_argument("--data_dir", required=True)
@@ -75,8 +75,7 @@ def main() -> None:
     quiet_transformers()
     config, task = load_config(args.model, "bert"), get_task(args.task_name)
     model = load_model(args.model, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    split, labels = next(iter(eval_splits(task))), label_order(task, "bert", config.id2label)
-    features = load_features(task, args.data_dir, split, labels, load_tokenizer(args.model), args.max_seq_length)
+    features = dev_features(task, args.data_dir, config, load_tokenizer(args.model), args.max_seq_length)
     collate = collator(config, args.max_seq_length if args.pad_to_max_length else None)
 
     print(f"{task.name}, {len(features)} samples, batch size 1, on {model.device}")

@@ -14,9 +14,11 @@ from deebert.checkpoints import save_model
 def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
     model = tiny_model("roberta", highway_pooling="mean", num_hidden_layers=2)
     save_model(model, tiny_tokenizer("roberta"), tmp_path / "model")
-    argv = f"benchmark --model {tmp_path}/model --task_name SST-2 --data_dir {tiny_data}/SST-2 --no_compile"
+    argv = f"benchmark --model {tmp_path}/model --task_name SST-2 --data_dir {tiny_data}/SST-2"
     argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 --exit_threshold 0.693"
     monkeypatch.setattr("sys.argv", argv.split())
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled.append(model) or model)  # it takes a minute
     errors.run(benchmark.main)
     printed = capsys.readouterr().out
     assert "12 samples" in printed
@@ -24,7 +26,7 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
     assert (tmp_path / "out/benchmark.png").read_bytes()[:4] == b"\x89PNG"
     rows = list(csv.DictReader((tmp_path / "out/benchmark.csv").open()))
     early = [f"DeeBERT, {runtime}" for runtime in ("PyTorch", "ONNX Runtime fp32", "ONNX Runtime int8")]
-    full = ["PyTorch, full", "ONNX Runtime fp32, full", "ONNX Runtime int8, full"]
+    full = ["PyTorch, full", "torch.compile, full", "ONNX Runtime fp32, full", "ONNX Runtime int8, full"]
     assert [row["system"] for row in rows] == [*full, *(name for name in early for _ in range(2))]
     for row in rows:
         assert float(row["p50"]) <= float(row["p90"]) <= float(row["p99"])
@@ -32,8 +34,9 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
         if "int8" not in row["system"]:
             assert float(row["agreement"]) == 1
         assert float(row["layers_run"]) == 1 or row["threshold"] == "0.693"
-    assert float(rows[4]["layers_run"]) == float(rows[6]["layers_run"]) < 1
-    assert float(rows[4]["floor"]) < float(rows[3]["floor"])
+    assert len(compiled) == 1
+    assert float(rows[5]["layers_run"]) == float(rows[7]["layers_run"]) < 1
+    assert float(rows[5]["floor"]) < float(rows[4]["floor"])
 
 
 def test_the_floor_counts_the_products_of_a_layer():

@@ -61,6 +61,17 @@ def test_threshold_and_json(folder, monkeypatch, capsys):
     assert all(answer["label"] in ("bad", "good") and 0.5 <= answer["probability"] <= 1 for answer in answers)
 
 
+def test_another_exit_rule(folder, monkeypatch, capsys):
+    model = predict.Predictor(str(folder)).model
+    model.set_exit_rule("patience", 2)
+    inputs = load_tokenizer(str(folder))(TEXTS, return_tensors="pt", padding=True)
+    expected = model(**inputs.to(model.device)).exit_layer.tolist()
+    arguments = ("--model", folder, "--exit_rule", "patience", "--early_exit_entropy", 2)
+    lines = run(monkeypatch, capsys, TEXTS, *arguments)
+    assert [int(line.split("\t")[2]) for line in lines] == expected
+    assert 1 not in expected
+
+
 def test_pairs_and_empty_lines(folder, monkeypatch, capsys):
     assert len(run(monkeypatch, capsys, ["a film\tvery good", "bad\tdull"], "--model", folder)) == 2
     assert len(run(monkeypatch, capsys, ["a film", "", "dull"], "--model", folder)) == 3
@@ -114,13 +125,17 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         ([], ["--file", "nowhere"], "--file nowhere: no such file"),
         ([], ["--model", "nowhere"], "nowhere: no model folder"),
         ([], ["--early_exit_entropy", "nan"], "--early_exit_entropy nan"),
-        ([], ["--batch_size", "0"], "--batch_size 0"),
+        ([], ["--batch_size", "0"], "argument --batch_size: 0 is not a whole number above 0 (--help lists the flags)"),
+        ([], ["--exit_rule", "margin"], "--exit_rule margin: give --early_exit_entropy, too"),
+        ([], ["--exit_rule", "learned", "--early_exit_entropy", "0.1"], "trained without --exit_rule learned"),
+        ([], ["--exit_rule", "patience", "--early_exit_entropy", "1.5"], "--early_exit_entropy 1.5: patience counts"),
     ],
 )
 def test_bad_input_gets_one_clear_line(folder, monkeypatch, capsys, lines, arguments, message):
     with pytest.raises(SystemExit):
         run(monkeypatch, capsys, lines, "--model", folder, *arguments)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
     assert message in line
 
 
