@@ -139,7 +139,6 @@ class OnnxDeeBert:
         hidden, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
         return int(layer) - 1, hidden, logits, uncertainty, certainty
 
-    @torch.inference_mode()
     @one_torch_thread()
     def __call__(
         self,
@@ -154,8 +153,14 @@ class OnnxDeeBert:
         rule, threshold = config_rule(self.config), self.config.early_exit_entropy
         threshold = threshold if early_exit_entropy is None else early_exit_entropy
         limits = rule.limits(threshold, self.config.num_hidden_layers)
-        exits = HighwayPass(rule, limits, full=output_all_exits, lengths=token_lengths(attention_mask))
         measured = rule.name == self.rule and not rule.remembers and not output_all_exits
+        if measured and len(input_ids) == 1:  # leaves where the run ends
+            layer, _, logits, uncertainty, _ = self.run(0, limits, input_ids, mask, token_type_ids)
+            if not math.isnan(uncertainty.item()):
+                exit_layer = torch.from_numpy(np.array([layer + 1]))
+                nats = uncertainty if rule.name == "entropy" else entropy(logits)
+                return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)
+        exits = HighwayPass(rule, limits, full=output_all_exits, lengths=token_lengths(attention_mask))
         stops = limits  # another rule's uncertainties are measured here: behind each layer that it asks
         if not measured:
             stops = [math.inf if exits.asks(i) else NO_EXIT for i in range(len(limits))]
