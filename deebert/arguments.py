@@ -20,7 +20,11 @@ DESCRIPTION = "Fine-tunes and evaluates DeeBERT on a GLUE task."
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """argv: the process's own arguments where it is not given."""
-    parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(
+        prog="run_glue_deebert.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add, switch = parser.add_argument, lambda name, help: parser.add_argument(name, action="store_true", help=help)
     add("--data_dir", required=True, help="folder with the task's TSV files")
     add("--model_type", required=True, choices=MODELS)

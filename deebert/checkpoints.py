@@ -20,6 +20,8 @@ MODELS = {
     "roberta": (DeeRobertaConfig, DeeRobertaForSequenceClassification),
 }
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+
 
 def quiet_transformers() -> None:
     """Commands say themselves what they load and save; transformers' own reports and progress bars are switched off."""
@@ -92,7 +94,9 @@ def load_tokenizer(
     name_or_path: str, do_lower_case: bool = False, cache_dir: str | None = None
 ) -> PreTrainedTokenizerBase:
     """The checkpoint's fast tokenizer. do_lower_case forces what an uncased checkpoint does by itself."""
-    options = {"do_lower_case": True} if do_lower_case else {}
+    options, folder = {"do_lower_case": True} if do_lower_case else {}, Path(name_or_path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
+        raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would make one up
     try:
         return AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, **options)
     except (OSError, ValueError) as error:

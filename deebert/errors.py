@@ -22,7 +22,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """A command line whose errors are InputErrors: one line, without the list of all flags."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the flags)")
+        raise InputError(f"{message} ({self.prog} --help lists the flags)")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -34,14 +34,15 @@ MISSING = "exporting needs more packages: pip install 'deebert[onnx]', or pip in
 
 
 class MasksGraph(nn.Module):
-    """What layers and off-ramps read of the attention mask, see `HighwayClassifier.masks`."""
+    """What layers and off-ramps read of the attention mask, see `HighwayClassifier.layer_mask` and `token_weights`."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x for x in self.model.masks(attention_mask) if x is not None)
+        weights = self.model.token_weights(attention_mask)
+        return self.model.layer_mask(attention_mask), *([] if weights is None else [weights])
 
 
 class LayerGraph(nn.Module):
@@ -91,7 +92,7 @@ def export_full(model, path: Path, int8: bool = False) -> None:
 def export_parts(model, folder: Path, int8: bool = False) -> None:
     """Writes the graphs of which onnx_merge.py makes one, of a model that `exportable` returned."""
     ids = torch.ones(2, 7, dtype=torch.long)
-    mask, token_weights = model.masks(ids)
+    mask, token_weights = model.layer_mask(ids), model.token_weights(ids)
     hidden = torch.randn(2, 7, model.config.hidden_size)
     weights = {} if token_weights is None else {"token_weights": token_weights}
     answers = ["logits", "uncertainty", "certainty"][: 2 if model.base_model.encoder.learn_to_exit is None else 3]
@@ -210,6 +211,8 @@ def main() -> None:
         features = dev_features(get_task(args.task_name), args.data_dir, config, tokenizer, args.max_seq_length)
     export(model, tokenizer, args.output, args.int8)
     print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
+    if config_rule(config).remembers:
+        print(f"by itself the graph never exits early: the rule {config.exit_rule} needs onnx_runtime.OnnxDeeBert")
     if features is None:
         print("their score was not measured: give --task_name and --data_dir to do so")
         return

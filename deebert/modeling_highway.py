@@ -136,7 +136,7 @@ class HighwayClassifier(HighwayInit):
             exits = HighwayPass(
                 rule=rule,
                 limits=limits,
-                token_weights=self._token_weights(attention_mask),
+                token_weights=self.token_weights(attention_mask),
                 lengths=token_lengths(attention_mask),
                 full=keep_all or self._wants_every_layer(kwargs),
                 grad=torch.is_grad_enabled(),
@@ -195,17 +195,18 @@ class HighwayClassifier(HighwayInit):
         Returns hidden states (b, T, H), logits (b, C), and the learning-to-exit head's certainty (b,) or None.
         Needs an attention backend that takes additive masks: eager or sdpa.
         """
-        mask, token_weights = self.masks(attention_mask)
-        hidden = self.layer(i, inputs, mask, token_type_ids)
-        return hidden, *(self.exit_answer(i, hidden, token_weights) if answer else (None, None))
+        hidden = self.layer(i, inputs, self.layer_mask(attention_mask), token_type_ids)
+        if not answer:
+            return hidden, None, None
+        weights = self.token_weights(attention_mask) if i < self.config.num_hidden_layers - 1 else None
+        return hidden, *self.exit_answer(i, hidden, weights)
 
-    def masks(self, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(b, T) -> what layers add to their scores (b, 1, 1, T), and the weights of the off-ramps' pooling (b, T)."""
-        padding = (attention_mask == 0).to(self.dtype)[:, None, None]
-        return padding * torch.finfo(self.dtype).min, self._token_weights(attention_mask)
+    def layer_mask(self, attention_mask: Tensor) -> Tensor:
+        """(b, T) -> what layers add to their attention scores (b, 1, 1, T)."""
+        return (attention_mask == 0).to(self.dtype)[:, None, None] * torch.finfo(self.dtype).min
 
     def layer(self, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Layer i, from 0, the first with the embeddings; see `step` and `masks`."""
+        """Layer i, from 0, the first with the embeddings; see `step` and `layer_mask`."""
         base = self.base_model
         hidden = base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
         return base.encoder.layer[i](hidden, mask)
@@ -245,7 +246,8 @@ class HighwayClassifier(HighwayInit):
             for name in ("output_hidden_states", "output_attentions")
         )
 
-    def _token_weights(self, attention_mask: Tensor | None) -> Tensor | None:
+    def token_weights(self, attention_mask: Tensor | None) -> Tensor | None:
+        """(b, T) -> the weights of the off-ramps' pooling (b, T), None where they read the first token."""
         if attention_mask is None or self.config.highway_pooling == "first":
             return None
         if attention_mask.dim() != 2:

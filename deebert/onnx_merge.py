@@ -5,7 +5,6 @@ the graph. It may begin at any layer: there, what is left of a batch goes on. On
 threads are awake from one to the next; a session for each layer wakes them anew, a quarter of a small model's time.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ class Parts:
     layers: (N,) inputs, token ids (b, T) of the first, hidden states (b, T, H) of others, mask, and token_type_ids
         (b, T) of the first -> hidden (b, T, H).
     exits: (N,) hidden and, where they read it, token_weights -> logits (b, C), uncertainty (b,) by the model's exit
-        rule and, where there is a learning-to-exit head, its certainty (b,).
+        rule and, where there is a learning-to-exit head, its certainty (b,). A rule that remembers measures anew.
     """
 
     masks: ModelProto
@@ -57,15 +56,15 @@ def merge(folder: Path, config, path: Path) -> None:
     """Writes one graph of all parts in a folder, of a model of that config.
 
     Inputs: input_ids and token_type_ids (b, T), which the first layer reads, attention_mask (b, T). They will do for
-    the whole model at its own threshold. Otherwise: layer (), from 0, where to begin; hidden_in (b, T, H), which all
-    layers but the first read (the ids may be empty then); limits (N,), below which the run ends behind a layer, the
-    last infinite (an exit whose limit is not above 0 is not run).
+    the whole model at its own threshold, unless its rule remembers. Otherwise: layer (), from 0, where to begin;
+    hidden_in (b, T, H), which all layers but the first read (the ids may be empty then); limits (N-1,), below which the
+    run ends behind a layer; an off-ramp whose limit is not above 0 is not run.
     Outputs: exit_layer (), from 1, where the run ended; hidden (b, T, H), logits (b, C), uncertainty (b,) and, where
     there is such a head, certainty (b,) there.
     """
     parts = Parts.load(folder, config.num_hidden_layers)
     nodes, tensors = placed(parts.masks, "masks")
-    tensors += [scalar("yes", BOOL, True), scalar("zero", FLOAT, 0), scalar("one", INT64, 1)]
+    tensors += [scalar("yes", BOOL, True), scalar("no", BOOL, False), scalar("zero", FLOAT, 0), scalar("one", INT64, 1)]
     for name in parts.answers:
         tensors.append(make_tensor(f"no_{name}", FLOAT, [0, config.num_labels] if name == "logits" else [0], []))
     before = ["layer", "hidden_in", *(f"no_{name}" for name in parts.answers)]
@@ -74,7 +73,7 @@ def merge(folder: Path, config, path: Path) -> None:
     inputs = []
     for name in ("input_ids", "token_type_ids", "attention_mask"):  # sizes of their own: what is not read may be empty
         inputs.append(make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]))
-    limits = [*config_rule(config).limits(config.early_exit_entropy, config.num_hidden_layers), math.inf]
+    limits = config_rule(config).limits(config.early_exit_entropy, config.num_hidden_layers)
     for name, kind, shape, default in (
         ("layer", INT64, [], [0]),
         ("hidden_in", FLOAT, ["hidden_in_b", "hidden_in_t", config.hidden_size], []),
@@ -117,18 +116,20 @@ def one_of(parts: Parts, first: int, end: int) -> GraphProto:
 
 
 def layer_and_exit(parts: Parts, i: int) -> GraphProto:
-    """Runs layer i and, where its limit is above 0, the exit behind it."""
+    """Runs layer i and, where its limit is above 0, the exit behind it; the last layer's always, which ends the run."""
     label = f"layer_{i}"
     found = results(label, ["go", "hidden", *parts.answers])
     nodes, tensors = placed(
         parts.layers[i], label, {"inputs": "input_ids" if i == 0 else "state", "hidden": f"{label}/hidden"}
     )
-    nodes += [
-        make_node("Gather", ["limits", f"{label}/number"], [f"{label}/limit"]),
-        make_node("Greater", [f"{label}/limit", "zero"], [f"{label}/asked"]),
-        branch(f"{label}/asked", ask(parts, i), pass_by(parts, i), [found[0], *found[2:]]),
-    ]
-    return make_graph(nodes, label, [], found, initializer=[*tensors, scalar(f"{label}/number", INT64, i)])
+    asked = "yes"
+    if i < len(parts.layers) - 1:
+        asked = f"{label}/asked"
+        tensors.append(scalar(f"{label}/number", INT64, i))
+        nodes.append(make_node("Gather", ["limits", f"{label}/number"], [f"{label}/limit"]))
+        nodes.append(make_node("Greater", [f"{label}/limit", "zero"], [asked]))
+    nodes.append(branch(asked, ask(parts, i), pass_by(parts, i), [found[0], *found[2:]]))
+    return make_graph(nodes, label, [], found, initializer=tensors)
 
 
 def ask(parts: Parts, i: int) -> GraphProto:
@@ -136,11 +137,15 @@ def ask(parts: Parts, i: int) -> GraphProto:
     label = f"exit_{i}"
     names = {name: f"{label}/{name}" for name in parts.answers}
     nodes, tensors = placed(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})
-    nodes += [
-        make_node("ReduceMin", [f"{label}/uncertainty"], [f"{label}/lowest"], keepdims=0),
-        # not "Less": an uncertainty that is NaN ends the run, too
-        make_node("GreaterOrEqual", [f"{label}/lowest", f"layer_{i}/limit"], [f"{label}/go"]),
-    ]
+    if i == len(parts.layers) - 1:
+        nodes.append(make_node("Identity", ["no"], [f"{label}/go"]))
+    else:
+        nodes += [  # an uncertainty that is NaN ends the run, too: it compares false, and no minimum is taken of it
+            make_node("GreaterOrEqual", [f"{label}/uncertainty", f"layer_{i}/limit"], [f"{label}/stay"]),
+            make_node("Cast", [f"{label}/stay"], [f"{label}/numbers"], to=INT64),
+            make_node("ReduceMin", [f"{label}/numbers"], [f"{label}/lowest"], keepdims=0),
+            make_node("Cast", [f"{label}/lowest"], [f"{label}/go"], to=BOOL),
+        ]
     return make_graph(nodes, label, [], results(label, ["go", *parts.answers]), initializer=tensors)
 
 

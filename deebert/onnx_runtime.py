@@ -129,7 +129,8 @@ class OnnxDeeBert:
         (b, T, H), logits (b, C), uncertainty (b,) by the graph's rule, and the learning-to-exit head's certainty (b,),
         None without one.
         """
-        feed = {"attention_mask": attention_mask.long().numpy(), "limits": np.array([*limits, math.inf], np.float32)}
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+            feed = {"attention_mask": attention_mask.long().numpy(), "limits": np.array(limits, np.float32)}
         if i == 0:
             types = torch.zeros_like(inputs) if token_type_ids is None else token_type_ids
             feed |= {"input_ids": inputs.long().numpy(), "token_type_ids": types.long().numpy()}
@@ -149,6 +150,8 @@ class OnnxDeeBert:
         early_exit_entropy: float | Sequence[float] | None = None,
     ) -> HighwayClassifierOutput:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
+        if len(input_ids) == 0:
+            raise ValueError("there is nothing to classify")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rule, threshold = config_rule(self.config), self.config.early_exit_entropy
         threshold = threshold if early_exit_entropy is None else early_exit_entropy

@@ -62,7 +62,8 @@ class Predictor:
             try:
                 self.model.set_exit_rule(config.exit_rule, early_exit_entropy)
             except ValueError as error:
-                raise InputError(f"--early_exit_entropy {early_exit_entropy}: {error}") from None
+                rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
+                raise InputError(f"{rule}--early_exit_entropy {early_exit_entropy}: {error}") from None
 
     def __call__(self, texts: list[tuple[str, ...]]) -> list[Prediction]:
         """Classifies one batch of texts or pairs, all of the same kind."""
@@ -127,7 +128,7 @@ def parse_args() -> argparse.Namespace:
         "--early_exit_entropy",
         "--exit_threshold",
         type=float,
-        help="threshold in the exit rule's units; default: the model's own",
+        help="threshold in the exit rule's units; up to 0 nothing leaves early; default: the model's own",
     )
     parser.add_argument("--exit_rule", choices=EXIT_RULES, help="what is held against it; default: the model's own")
     parser.add_argument("--batch_size", type=positive, default=32, help="1 answers each line before it reads the next")

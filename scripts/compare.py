@@ -46,7 +46,7 @@ class Comparison:
             raise InputError("--exit_rule, --patience_tolerance, --calibrate: in a setting's line; seeds: in SEEDS")
 
     def check(self, flags: list[str]) -> None:
-        """Raises InputError, or ends the process with argparse's line, for what can be known to be wrong by now."""
+        """Raises InputError for what can be known to be wrong by now."""
         after, training = AFTER_TRAINING.parse_known_args(flags)
         task = get_task(parse_args(self.argv(training, 0)).task_name)
         if after.calibrate and task.num_labels == 1:
@@ -114,6 +114,7 @@ def main() -> None:
     for name, flags in settings.items():
         outcomes[name] = [runs.outcome(flags, seed) for seed in args.seeds]
         written = write(args.comparison_dir, outcomes, args.seeds)  # after each, should a later one fail
+        print(f"\n{comparison.table({name: outcomes[name]})}\n", flush=True)
     print(f"\n{comparison.table(outcomes)}\n", *written, sep="\n")
 
 

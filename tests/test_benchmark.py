@@ -1,6 +1,7 @@
 """The benchmark: every system answers alike, and the table says what was measured."""
 
 import csv
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,8 +18,7 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
     argv = f"benchmark --model {tmp_path}/model --task_name SST-2 --data_dir {tiny_data}/SST-2"
     argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 --exit_threshold 0.693"
     monkeypatch.setattr("sys.argv", argv.split())
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled.append(model) or model)  # it takes a minute
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # its own takes a minute
     errors.run(benchmark.main)
     printed = capsys.readouterr().out
     assert "12 samples" in printed
@@ -34,7 +34,6 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
         if "int8" not in row["system"]:
             assert float(row["agreement"]) == 1
         assert float(row["layers_run"]) == 1 or row["threshold"] == "0.693"
-    assert len(compiled) == 1
     assert float(rows[5]["layers_run"]) == float(rows[7]["layers_run"]) < 1
     assert float(rows[5]["floor"]) < float(rows[4]["floor"])
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import onnxruntime
@@ -24,6 +25,7 @@ CONFIGS = {  # between them: both backbones, every pooling, a head, temperatures
     "roberta": {"highway_pooling": "attention", "exit_temperatures": [0.5, 2.0, 3.0]},
 }
 LAYERS = 3
+NAN_TOKEN = 4  # no random batch has it
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,7 @@ def models(tmp_path_factory):
         for name, parameter in model.named_parameters():
             if "query" in name or "learn_to_exit" in name:
                 torch.nn.init.normal_(parameter)
+        model.get_input_embeddings().weight.data[NAN_TOKEN] = math.nan
         folder = tmp_path_factory.mktemp(backbone)
         export.export(model, tiny_tokenizer(backbone), folder)
         pairs[backbone] = model, OnnxDeeBert(folder)
@@ -145,11 +148,74 @@ def test_a_single_text_is_one_run_of_the_graph(models):
         ids, mask = (batch[name].numpy() for name in ("input_ids", "attention_mask"))
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         assert exported.session.run(["exit_layer"], feed)[0] == LAYERS  # its own threshold: never
-        feed["limits"] = np.array([*limits, math.inf], np.float32)
+        feed["limits"] = limits.numpy()
         layer, found, uncertainty = exported.session.run(["exit_layer", "logits", "uncertainty"], feed)
         assert layer == exit_layer
         np.testing.assert_allclose(found[0], expected[layer - 1], atol=1e-4)
         np.testing.assert_allclose(uncertainty, entropy(expected[layer - 1]), atol=1e-4)
+        with counted_runs(exported) as runs:
+            exported(**batch, early_exit_entropy=limits.tolist())
+        assert runs == [0]
+
+
+@contextmanager
+def counted_runs(exported):
+    """At which layers runs of the graph begin."""
+    original, begun = exported.run, []
+    exported.run = lambda i, *arguments: begun.append(i) or original(i, *arguments)
+    try:
+        yield begun
+    finally:
+        del exported.run
+
+
+def test_a_batch_needs_a_run_more_where_samples_leave(models):
+    model, exported = models["roberta"]
+    batch = random_batch(model.config, [6] * 8)
+    with torch.no_grad():
+        entropies = entropy(model(**batch, output_all_exits=True).all_logits[:, :-1])
+    for thresholds, expected in (
+        ([1e-6, 1e-6], [0]),
+        ([-1, float(entropies[:, 1].median()) + 3e-6], [0, 2]),
+        ([float(entropies[:, 0].median()) + 3e-6, 1e-6], [0, 1]),
+        ([math.inf, -1], [0]),
+    ):
+        with counted_runs(exported) as runs:
+            exported(**batch, early_exit_entropy=thresholds)
+        assert runs == expected, thresholds
+
+
+@settings(max_examples=60)
+@given(
+    backbone=st.sampled_from(BACKBONES),
+    broken=st.lists(st.booleans(), min_size=1, max_size=33),
+    quantile=st.sampled_from([0.2, 0.7, None]),
+    seed=st.integers(0, 1000),
+)
+def test_a_sample_that_is_not_a_number_harms_no_other(models, backbone, broken, quantile, seed):
+    model, exported = models[backbone]
+    batch = random_batch(model.config, [3] * len(broken), seed)
+    batch["input_ids"][torch.tensor(broken), 1] = NAN_TOKEN
+    with torch.no_grad():
+        full = model(**batch, output_all_exits=True)
+    rule = make_rule(model.config.exit_rule, model.config.num_labels)
+    uncertainties = rule.uncertainties(full.all_logits, full.all_certainties)
+    assert uncertainties.isnan().any(dim=1).tolist() == broken
+    thresholds = [math.inf, -1.0]  # takes everybody
+    if quantile and not all(broken):
+        thresholds = (uncertainties.nanquantile(quantile, dim=0) + 3e-6).tolist()
+    if (uncertainties - torch.tensor(thresholds)).abs().nan_to_num(1).min() < 2e-6:
+        return
+    with torch.no_grad():
+        expected = model(**batch, early_exit_entropy=thresholds)
+    found = exported(**batch, early_exit_entropy=thresholds)
+    assert found.exit_layer.tolist() == expected.exit_layer.tolist()
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_no_samples(models):
+    with pytest.raises(ValueError, match="nothing to classify"):
+        models["bert"][1](torch.zeros(0, 5, dtype=torch.long))
 
 
 @settings(max_examples=40)

@@ -125,7 +125,11 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         ([], ["--file", "nowhere"], "--file nowhere: no such file"),
         ([], ["--model", "nowhere"], "nowhere: no model folder"),
         ([], ["--early_exit_entropy", "nan"], "--early_exit_entropy nan"),
-        ([], ["--batch_size", "0"], "argument --batch_size: 0 is not a whole number above 0 (--help lists the flags)"),
+        (
+            [],
+            ["--batch_size", "0"],
+            "argument --batch_size: 0 is not a whole number above 0 (python -m deebert.predict --help",
+        ),
         ([], ["--exit_rule", "margin"], "--exit_rule margin: give --early_exit_entropy, too"),
         ([], ["--exit_rule", "learned", "--early_exit_entropy", "0.1"], "trained without --exit_rule learned"),
         ([], ["--exit_rule", "patience", "--early_exit_entropy", "1.5"], "--early_exit_entropy 1.5: patience counts"),
@@ -137,6 +141,13 @@ def test_bad_input_gets_one_clear_line(folder, monkeypatch, capsys, lines, argum
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_folder_without_a_tokenizer(folder, monkeypatch, capsys):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, TEXTS, "--model", folder)
+    assert "tokenizer.json is missing" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_text(folder, monkeypatch, tmp_path):
