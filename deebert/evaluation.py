@@ -29,7 +29,7 @@ from deebert.results import SweepRow
 UNTIMED_BATCH_SIZE = 32  # of the all-exits pass, whose answers do not depend on it
 CHUNK_BATCHES = 16  # timed batches per turn: short, so that a machine's drift hits every threshold alike
 WARM_UP_BATCHES = 3  # before the first turn
-TURN_WARM_UP_BATCHES = 2  # before each: caches hold, and threads still spin for, what ran before
+TURN_WARM_UP_SECONDS = 0.1  # before each: ONNX Runtime's and OpenMP's idle threads spin for tens of milliseconds
 TIE = 1e-4  # how far a decision may be from the other (in nats, for the entropy) for rounding to turn it
 
 
@@ -218,7 +218,7 @@ def timed_passes(
 
     Only the forward is inside the clock. The ways take turns on a few batches at a time, in random order, so that
     whatever else the machine does hits them alike. A turn begins with batches that are not counted: a way that answers
-    alone, as in use, finds its weights in the caches, and no threads of another way.
+    alone, as in use, shares the cores with no idle threads of another, and finds its weights in the caches.
     """
     loader = data_loader(features, eval_batches(features.lengths, batch_size), collate)
 
@@ -241,8 +241,11 @@ def timed_passes(
         done, batches = 0, iter(loader)
         while chunk := inputs(list(islice(batches, CHUNK_BATCHES))):
             for i in order.permutation(len(forwards)):
-                for _, batch in chunk[:TURN_WARM_UP_BATCHES]:
+                begun = time.perf_counter()
+                for _, batch in chunk:
                     forwards[i](batch)
+                    if time.perf_counter() - begun > TURN_WARM_UP_SECONDS:
+                        break
                 for at, (index, batch) in enumerate(chunk, done):
                     _synchronize(device)
                     start = time.perf_counter()
