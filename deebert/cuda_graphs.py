@@ -192,7 +192,8 @@ class GraphedDeeBert:
         inputs, last = state.ids if i == 0 else state.hidden, i == self.config.num_hidden_layers - 1
         types = state.types if i == 0 else None
         hidden, logits, certainty = self.model.step(i, inputs, state.mask, types, answer=consulted or last)
-        state.hidden.copy_(hidden)
+        if not last:
+            state.hidden.copy_(hidden)
         uncertainty = None
         if consulted:
             uncertainty, memory = rule.measure(logits, certainty, state.memory if i > 0 else None)

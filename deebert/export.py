@@ -153,14 +153,16 @@ def save_graph(
 def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
     """Writes the graph, config, tokenizer and, last, the manifest. int8: weights of matrix products as 8-bit integers.
 
-    Raises InputError where packages are missing.
+    Raises InputError where packages are missing, or the model has too many layers.
     """
     model = exportable(model)
+    from deebert.onnx_merge import MOST_LAYERS, merge  # needs the package onnx, which `exportable` asked for
+
+    if model.config.num_hidden_layers > MOST_LAYERS:
+        raise InputError(f"the model has {model.config.num_hidden_layers} layers; a graph holds up to {MOST_LAYERS}")
     make_folder(folder)
     partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
     try:
-        from deebert.onnx_merge import merge  # needs the package onnx, which `exportable` asked for
-
         with TemporaryDirectory(dir=partial) as parts:
             export_parts(model, Path(parts), int8)
             merge(Path(parts), model.config, partial / GRAPH)

@@ -168,6 +168,7 @@ class HighwayPass:
     token_weights: Tensor | None = None  # (b, T) for the off-ramps' pooling; None: no padding
     full: bool = False
     grad: bool = False  # whether the off-ramps are to be trained
+    whole: bool = True  # whether anybody reads more than the first token behind the last layer
     lengths: Tensor | None = None  # (b,) on the CPU: position of the last token + 1, so that no layer waits for it
     rows: Tensor | None = None  # (b,) positions in the original batch; None: nobody has left
     memory: Tensor | None = None  # (b, ...) of the rule
@@ -292,6 +293,27 @@ class HighwayEncoder:
             logits = logits / self.config.exit_temperatures[i]
         return logits, None if self.learn_to_exit is None else self.learn_to_exit(read)
 
+    def last_layer(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        """The last layer in evaluation, of the first token alone: (b, T, H) -> (b, 1, H). No other is classified.
+
+        mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None. Saves ten twelfths of its products.
+        """
+        layer = self.layer[-1]
+        attention, first = layer.attention.self, hidden_states[:, :1]
+
+        def heads(states: Tensor) -> Tensor:
+            return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+
+        read = nn.functional.scaled_dot_product_attention(
+            heads(attention.query(first)),
+            heads(attention.key(hidden_states)),
+            heads(attention.value(hidden_states)),
+            attn_mask=None if mask is None else mask[:, :, :1],
+            scale=attention.scaling,
+        )
+        attended = layer.attention.output(read.transpose(1, 2).flatten(2), first)
+        return layer.output(layer.intermediate(attended), attended)
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -301,7 +323,8 @@ class HighwayEncoder:
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """The layer loop. `last_hidden_state` (b, T, H) holds the samples that no off-ramp took.
+        """The layer loop. `last_hidden_state` holds the samples that no off-ramp took: (b, T, H), (b, 1, H) of a pass
+        that is not whole.
 
         Without a `highway_pass` it is the backbone's own loop. position_ids serve packed sequences in HF's layers. A
         classifier has none, and they would not fit a batch that shrinks: they end in the embeddings.
@@ -311,6 +334,9 @@ class HighwayEncoder:
                 hidden_states, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache, **kwargs
             )
         for i, layer in enumerate(self.layer):
+            if i == len(self.highway) and not highway_pass.whole:
+                hidden_states = self.last_layer(hidden_states, attention_mask)
+                break
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
             if not highway_pass.asks(i):
                 continue

@@ -140,6 +140,7 @@ class HighwayClassifier(HighwayInit):
                 lengths=token_lengths(attention_mask),
                 full=keep_all or self._wants_every_layer(kwargs),
                 grad=torch.is_grad_enabled(),
+                whole=self.training or self._wants_every_token(kwargs),
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not train_highway):
             outputs = self.base_model(
@@ -192,8 +193,9 @@ class HighwayClassifier(HighwayInit):
             attention_mask: (b, T). token_type_ids: (b, T), of the first layer only.
             answer: whether the exit is asked; otherwise its logits are None.
 
-        Returns hidden states (b, T, H), logits (b, C), and the learning-to-exit head's certainty (b,) or None.
-        Needs an attention backend that takes additive masks: eager or sdpa.
+        Returns hidden states (b, T, H), of the last layer (b, 1, H), logits (b, C), and the learning-to-exit head's
+        certainty (b,) or None. Of a model in evaluation, with an attention backend that takes additive masks: eager or
+        sdpa.
         """
         hidden = self.layer(i, inputs, self.layer_mask(attention_mask), token_type_ids)
         if not answer:
@@ -206,9 +208,11 @@ class HighwayClassifier(HighwayInit):
         return (attention_mask == 0).to(self.dtype)[:, None, None] * torch.finfo(self.dtype).min
 
     def layer(self, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Layer i, from 0, the first with the embeddings; see `step` and `layer_mask`."""
+        """Layer i, from 0, the first with the embeddings, the last of the first token; see `step` and `layer_mask`."""
         base = self.base_model
         hidden = base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
+        if i == self.config.num_hidden_layers - 1:
+            return base.encoder.last_layer(hidden, mask)
         return base.encoder.layer[i](hidden, mask)
 
     def exit_answer(self, i: int, hidden: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -245,6 +249,10 @@ class HighwayClassifier(HighwayInit):
             kwargs.get(name, getattr(self.config, name, False))
             for name in ("output_hidden_states", "output_attentions")
         )
+
+    def _wants_every_token(self, kwargs: dict) -> bool:
+        """Whether the last layer must be the backbone's own, whose other tokens' states no classifier reads."""
+        return self._wants_every_layer(kwargs) or self.config._attn_implementation not in ("eager", "sdpa")
 
     def token_weights(self, attention_mask: Tensor | None) -> Tensor | None:
         """(b, T) -> the weights of the off-ramps' pooling (b, T), None where they read the first token."""

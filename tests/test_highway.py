@@ -127,7 +127,7 @@ def test_those_that_leave_are_not_computed_any_further(monkeypatch):
     batch = random_batch(model.config, [4, 20, 6, 9])
     sizes = []
     hooks = [
-        layer.register_forward_hook(lambda _, args, out: sizes.append(tuple(args[0].shape[:2])))
+        layer.output.register_forward_hook(lambda _, args, out: sizes.append(tuple(args[0].shape[:2])))
         for layer in model.bert.encoder.layer
     ]
     with torch.no_grad():
@@ -142,8 +142,31 @@ def test_those_that_leave_are_not_computed_any_further(monkeypatch):
     stays = (first > long_leaves + 1e-5).nonzero().squeeze(1)
     longest = batch["attention_mask"][stays].sum(1).max().item()
     assert 0 < len(stays) < 4
-    assert sizes == [(4, 20)] + [(len(stays), longest)] * 3
+    assert sizes == [(4, 20)] + [(len(stays), longest)] * 2 + [(len(stays), 1)]  # the last: of the first token alone
     assert output.exit_layer[1] == 1
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_last_layer_of_the_first_token_is_hugging_faces(backbone, attention):
+    model = tiny_model(backbone, attn_implementation=attention)
+    encoder = model.base_model.encoder
+    hidden = torch.randn(3, 11, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    kept = torch.arange(11) < torch.tensor([11, 4, 7])[:, None]
+    added = model.layer_mask(kept.long())
+    masks = [None, added, added.expand(3, 1, 11, 11)]
+    if attention == "sdpa":
+        masks.append(kept[:, None, None].expand(3, 1, 11, 11))
+    with torch.no_grad():
+        for mask in masks:
+            torch.testing.assert_close(encoder.last_layer(hidden, mask), encoder.layer[-1](hidden, mask)[:, :1])
+
+
+def test_in_training_mode_the_last_layer_keeps_all_tokens():
+    model = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    sizes = []
+    model.bert.encoder.layer[-1].register_forward_hook(lambda _, args, out: sizes.append(out.shape[1]))
+    model(**random_batch(model.config, [5, 12]), output_all_exits=True)
+    assert sizes == [12]
 
 
 def test_nothing_runs_behind_the_last_exit_of_a_batch():
@@ -227,7 +250,7 @@ def test_without_exits_bert_is_hugging_faces(tmp_path):
     with torch.no_grad():
         ours = model(**batch, output_hidden_states=True, output_attentions=True)
         theirs = stock(**batch, output_hidden_states=True, output_attentions=True)
-        assert torch.equal(model(**batch, output_all_exits=True).logits, theirs.logits)
+        torch.testing.assert_close(model(**batch, output_all_exits=True).logits, theirs.logits)
     assert torch.equal(ours.logits, theirs.logits)
     assert torch.equal(ours.loss, theirs.loss)
     assert all(map(torch.equal, ours.hidden_states, theirs.hidden_states))

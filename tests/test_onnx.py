@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,7 +18,8 @@ from deebert.checkpoints import save_model
 from deebert.errors import InputError
 from deebert.exit_rules import EXIT_RULES, entropy, first_below, make_rule
 from deebert.features import collator
-from deebert.onnx_runtime import MANIFEST, OnnxDeeBert
+from deebert.onnx_merge import MOST_LAYERS, merge
+from deebert.onnx_runtime import MANIFEST, OnnxDeeBert, open_session
 from deebert.refill import classify_refilled
 
 CONFIGS = {  # between them: both backbones, every pooling, a head, temperatures, one label and three
@@ -213,6 +215,27 @@ def test_a_sample_that_is_not_a_number_harms_no_other(models, backbone, broken, 
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0, equal_nan=True)
 
 
+def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path):
+    model = tiny_model("bert", num_hidden_layers=3)
+    export.export_parts(export.exportable(model), tmp_path)
+    for name in ("layer", "exit"):
+        last = (tmp_path / f"{name}_2.onnx").rename(tmp_path / f"{name}_{MOST_LAYERS - 1}.onnx")
+        for i in range(2, MOST_LAYERS - 1):
+            shutil.copy(tmp_path / f"{name}_1.onnx", tmp_path / f"{name}_{i}.onnx")
+        assert last.is_file()
+    model.config.num_hidden_layers = MOST_LAYERS
+    merge(tmp_path, model.config, tmp_path / "all.onnx")
+    ids = np.ones((1, 4), np.int64)
+    feed = {"input_ids": ids, "token_type_ids": 0 * ids, "attention_mask": ids}
+    for limit, layer in ((-1, MOST_LAYERS), (9, 1)):
+        limits = np.full(MOST_LAYERS - 1, limit, np.float32)
+        assert open_session(tmp_path / "all.onnx").run(["exit_layer"], feed | {"limits": limits})[0] == layer
+    model.config.num_hidden_layers += 1
+    with pytest.raises(InputError, match=f"{MOST_LAYERS + 1} layers; a graph holds up to {MOST_LAYERS}"):
+        export.export(model, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_samples(models):
     with pytest.raises(ValueError, match="nothing to classify"):
         models["bert"][1](torch.zeros(0, 5, dtype=torch.long))
@@ -271,7 +294,7 @@ def test_deep_layers_run_on_full_batches():
     threshold = [float(uncertainties.quantile(0.75)), -1]  # two of eight stay
     sizes: dict[int, list[int]] = {i: [] for i in range(LAYERS)}
     for i, layer in enumerate(model.bert.encoder.layer):
-        layer.register_forward_hook(lambda _, inputs, output, i=i: sizes[i].append(len(inputs[0])))
+        layer.output.register_forward_hook(lambda _, inputs, output, i=i: sizes[i].append(len(inputs[0])))
     classify_refilled(model, batches, 8, early_exit_entropy=threshold)
     assert sizes[0] == [8] * 8
     assert sum(sizes[1]) == int((uncertainties >= threshold[0]).sum())
