@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,14 @@ from torch import Tensor
 
 from deebert.checkpoints import load_config
 from deebert.errors import InputError
-from deebert.exit_rules import NO_EXIT, entropy, make_rule
+from deebert.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
 from deebert.highway import HighwayPass, config_rule
 from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
 
 FORMAT = 3  # raise it when what the graphs take or give changes
 MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
 NO_IDS = np.empty((0, 0), np.int64)  # behind the first layer nobody reads them
+ANSWER = ["exit_layer", "logits", "uncertainty"]
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -55,10 +58,28 @@ def open_session(path: Path, threads: int | None = None):
         raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
 
 
+@lru_cache
+def rule_and_limits(
+    name: str, num_labels: int, tolerance: float, threshold: float | tuple[float, ...], num_layers: int
+) -> tuple[ExitRule, list[float], np.ndarray]:
+    """A rule and its limits (N-1,), as a list and as the graph takes them. Raises ValueError.
+
+    Remembered, as a single text is answered so soon that the making of them counts.
+    """
+    rule = make_rule(name, num_labels, tolerance)
+    limits = rule.limits(threshold, num_layers)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        return rule, limits, np.array(limits, np.float32)
+
+
+def whole_numbers(tensor: Tensor) -> np.ndarray:
+    return tensor.numpy().astype(np.int64, copy=False)
+
+
 class OnnxDeeBert:
     """An exported model, called like `DeeBertForSequenceClassification` in evaluation: tensors in, the same output.
 
-    While it answers, PyTorch has one thread in the whole process: servers should use processes rather than threads.
+    While it answers a batch, PyTorch has one thread in the whole process: servers should use processes, not threads.
     `config` holds threshold and exit rule. threads: of ONNX Runtime, None: as many as PyTorch would take.
     Raises InputError where the folder is incomplete or of another version.
     """
@@ -111,36 +132,32 @@ class OnnxDeeBert:
         self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Layer i with the exit behind it, as `HighwayClassifier.step`."""
-        everywhere = [math.inf] * (self.config.num_hidden_layers - 1)
-        _, hidden, logits, _, certainty = self.run(i, everywhere, inputs, attention_mask, token_type_ids)
-        return hidden, logits, certainty
+        everywhere = np.full(self.config.num_hidden_layers - 1, np.inf, np.float32)
+        _, hidden, logits, _, *certainty = self.run(i, everywhere, inputs, attention_mask, token_type_ids)
+        certainty = torch.from_numpy(certainty[0]) if certainty else None
+        return torch.from_numpy(hidden), torch.from_numpy(logits), certainty
 
     def run(
         self,
         i: int,
-        limits: Sequence[float],
+        limits: np.ndarray,
         inputs: Tensor,
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
-    ) -> tuple[int, Tensor, Tensor, Tensor, Tensor | None]:
-        """Layer i, from 0, and those behind it, up to the first where an uncertainty is below its limit, of N-1.
+        outputs: list[str] | None = None,
+    ) -> list[np.ndarray]:
+        """Layer i, from 0, and those behind it, up to the first where an uncertainty is below its limit, of (N-1,).
 
-        Inputs as for `HighwayClassifier.step`. Returns the layer where it ended, from 0, and its hidden states
-        (b, T, H), logits (b, C), uncertainty (b,) by the graph's rule, and the learning-to-exit head's certainty (b,),
-        None without one.
+        Inputs as for `HighwayClassifier.step`. Returns these outputs of the graph, or all (see `onnx_merge.merge`).
         """
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
-            feed = {"attention_mask": attention_mask.long().numpy(), "limits": np.array(limits, np.float32)}
+        feed = {"attention_mask": whole_numbers(attention_mask), "limits": limits}
         if i == 0:
-            types = torch.zeros_like(inputs) if token_type_ids is None else token_type_ids
-            feed |= {"input_ids": inputs.long().numpy(), "token_type_ids": types.long().numpy()}
+            ids = feed["input_ids"] = whole_numbers(inputs)
+            feed["token_type_ids"] = np.zeros_like(ids) if token_type_ids is None else whole_numbers(token_type_ids)
         else:
             feed |= {"layer": np.array(i), "hidden_in": inputs.numpy(), "input_ids": NO_IDS, "token_type_ids": NO_IDS}
-        layer, *found = self.session.run(None, feed)
-        hidden, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
-        return int(layer) - 1, hidden, logits, uncertainty, certainty
+        return self.session.run(outputs, feed)
 
-    @one_torch_thread()
     def __call__(
         self,
         input_ids: Tensor,
@@ -152,26 +169,33 @@ class OnnxDeeBert:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         if len(input_ids) == 0:
             raise ValueError("there is nothing to classify")
+        config, threshold = self.config, early_exit_entropy
+        threshold = config.early_exit_entropy if threshold is None else threshold
+        threshold = threshold if isinstance(threshold, Real) else tuple(threshold)
+        rule, limits, stops = rule_and_limits(
+            config.exit_rule, config.num_labels, config.patience_tolerance, threshold, config.num_hidden_layers
+        )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        rule, threshold = config_rule(self.config), self.config.early_exit_entropy
-        threshold = threshold if early_exit_entropy is None else early_exit_entropy
-        limits = rule.limits(threshold, self.config.num_hidden_layers)
         measured = rule.name == self.rule and not rule.remembers and not output_all_exits
         if measured and len(input_ids) == 1:  # leaves where the run ends
-            layer, _, logits, uncertainty, _ = self.run(0, limits, input_ids, mask, token_type_ids)
-            if not math.isnan(uncertainty.item()):
-                exit_layer = torch.from_numpy(np.array([layer + 1]))
+            layer, logits, uncertainty = self.run(0, stops, input_ids, mask, token_type_ids, ANSWER)
+            if not math.isnan(uncertainty[0]):
+                logits, uncertainty = torch.from_numpy(logits), torch.from_numpy(uncertainty)
                 nats = uncertainty if rule.name == "entropy" else entropy(logits)
+                exit_layer = torch.from_numpy(layer.reshape(1))
                 return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)
         exits = HighwayPass(rule, limits, full=output_all_exits, lengths=token_lengths(attention_mask))
-        stops = limits  # another rule's uncertainties are measured here: behind each layer that it asks
-        if not measured:
-            stops = [math.inf if exits.asks(i) else NO_EXIT for i in range(len(limits))]
-        state, layer = input_ids, -1
-        while layer < len(limits) and len(state):
-            layer, state, logits, uncertainty, certainty = self.run(layer + 1, stops, state, mask, token_type_ids)
-            if layer < len(limits):
-                state, mask = exits.exit(layer, logits, certainty, state, mask, uncertainty if measured else None)
+        if not measured:  # another rule's uncertainties are measured here: behind each layer that it asks
+            stops = np.array([math.inf if exits.asks(i) else NO_EXIT for i in range(len(limits))], np.float32)
+        state, layer = input_ids, 0
+        with one_torch_thread():
+            while layer <= len(limits) and len(state):
+                layer, *found = self.run(layer, stops, state, mask, token_type_ids)
+                state, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
+                layer = int(layer)  # from 1, so that it is also the next one from 0
+                if layer <= len(limits):
+                    known = uncertainty if measured else None
+                    state, mask = exits.exit(layer - 1, logits, certainty, state, mask, known)
         logits = logits[: len(state)]  # of those who went through all layers
         all_logits = all_certainties = None
         if output_all_exits:
