@@ -229,7 +229,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def plot(rows: list[Row], metric: str) -> Figure:
-    """Score against time per sample, a panel for each batch size, a curve for each system."""
+    """Score against time per sample, a panel for each batch size, a curve for each system, with its thresholds."""
     sizes = list(rows[0].per_sample)
     figure = Figure(figsize=(4.2 * len(sizes) + 2.6, 4), layout="constrained")
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
@@ -238,6 +238,10 @@ def plot(rows: list[Row], metric: str) -> Figure:
             mine = [row for row in rows if row.system == name]
             look = plotting.looks(i) | {"markersize": 5, "linewidth": 1}
             axes.plot([row.per_sample[size] for row in mine], [100 * row.score for row in mine], **look, label=name)
+            early = [row for row in mine if (row.threshold or NO_EXIT) > 0]
+            across, up = [row.per_sample[size] for row in early], [100 * row.score for row in early]
+            plotting.name_thresholds(axes, early, across, up)
+        axes.margins(x=0.08, y=0.08)  # room for the thresholds
         axes.set(xlabel=f"ms per sample, batch size {size}", xlim=(0, None))
     panels[0].set_ylabel(f"score ({metric}, %)")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -42,6 +42,8 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
 
     model_type: what it has to be; None: whatever the checkpoint says. Raises InputError.
     """
+    if is_path(name_or_path) and not Path(name_or_path).exists():
+        raise InputError(f"{name_or_path}: no such folder")  # the hub's client would ask for it, and try again
     try:
         facts, _ = PreTrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
     except OSError as error:
@@ -70,6 +72,11 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
             f"{config.num_hidden_layers} exits"
         )
     return config
+
+
+def is_path(name_or_path: str) -> bool:
+    """Whether it can only be a folder: the hub's names are `model` and `owner/model`."""
+    return Path(name_or_path).is_absolute() or name_or_path.startswith(".") or len(Path(name_or_path).parts) > 2
 
 
 def check_threshold(value: float, config) -> None:

@@ -100,14 +100,16 @@ class OnnxDeeBert:
                 f"{folder}: exported by version {version} (format {form}, this one reads {FORMAT}); "
                 "run python -m deebert.export anew"
             )
+        for name in ("config.json", GRAPH):
+            if not (folder / name).is_file():
+                raise InputError(
+                    f"{folder / name}: no such file; the export is incomplete, run python -m deebert.export anew"
+                )
         self.rule = facts.get("exit_rule")  # by which the graph measures
         self.config = load_config(str(folder))
         if layers != self.config.num_hidden_layers:
             raise InputError(f"{folder}: {layers} layers, but a config.json of {self.config.num_hidden_layers} layers")
-        path = folder / GRAPH
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; the export is incomplete, run python -m deebert.export anew")
-        self.session = open_session(path, threads)
+        self.session = open_session(folder / GRAPH, threads)
         self.has_certainty = "certainty" in [output.name for output in self.session.get_outputs()]
         if config_rule(self.config).learned and not self.has_certainty:
             raise InputError(f"{folder}: exported without --exit_rule learned, so it cannot exit by it")

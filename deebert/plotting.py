@@ -97,8 +97,8 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
             axes.axhline(full, color=COLORS[i % len(COLORS)], linewidth=0.8, alpha=0.6)
     if len(series) == 1:
         sweep, timed = series[0].sweep, series[0].timed
-        name_thresholds(by_layers, sweep, [r.layers_saved for r in sweep], [r.score for r in sweep])
-        name_thresholds(by_time, timed, [r.time_saved for r in timed], [r.score for r in timed])
+        name_thresholds(by_layers, sweep, percent(r.layers_saved for r in sweep), percent(r.score for r in sweep))
+        name_thresholds(by_time, timed, percent(r.time_saved for r in timed), percent(r.score for r in timed))
     by_layers.set(xlabel="layers saved (%, counted)", ylabel=score_label(series))
     by_time.set(xlabel="time saved (%, measured)")
     note = "horizontal line: full model" + (f"; numbers: {threshold_name(series[0].sweep)}" if len(series) == 1 else "")
@@ -109,13 +109,13 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
     return figure
 
 
-def name_thresholds(axes, rows: Sequence[SweepRow], across: Sequence[float], up: Sequence[float]) -> None:
-    """Writes thresholds beside their points, but none where it would cover another's."""
+def name_thresholds(axes, rows: Sequence, across: Sequence[float], up: Sequence[float]) -> None:
+    """Writes the rows' thresholds beside their points, but none where it would cover another's."""
     room = 0.06 * (max(across, default=0) - min(across, default=0))
     named: list[float] = []
     for row, x, y in zip(rows, across, up, strict=True):
         if all(abs(x - other) > room for other in named):
-            axes.annotate(f"{row.threshold:g}", (100 * x, 100 * y), (4, 5), textcoords="offset points", fontsize=8)
+            axes.annotate(f"{row.threshold:g}", (x, y), (4, 5), textcoords="offset points", fontsize=8)
             named.append(x)
 
 

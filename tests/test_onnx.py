@@ -379,6 +379,11 @@ def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, run):
     with pytest.raises(InputError, match=r"layers.onnx: no such file; the export is incomplete"):
         OnnxDeeBert(tmp_path / "onnx")
     graph.write_bytes(whole)
+    config = tmp_path / "onnx/config.json"
+    config.rename(tmp_path / "config.json")
+    with pytest.raises(InputError, match=r"config.json: no such file; the export is incomplete"):
+        OnnxDeeBert(tmp_path / "onnx")
+    (tmp_path / "config.json").rename(config)
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(facts | {"format": 0, "deebert": "0.0.1"}))
     with pytest.raises(InputError, match=r"exported by version 0.0.1 \(format 0"):
