@@ -10,7 +10,6 @@ import copy
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -83,7 +82,10 @@ def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
     if model.config.model_type == "bert":
         stock = BertForSequenceClassification.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
     else:  # the head is not that of Hugging Face's class
-        stock = partial(model, early_exit_entropy=NO_EXIT)
+
+        def stock(**batch) -> SequenceClassifierOutput:
+            return SequenceClassifierOutput(logits=model.final_answer(model.base_model(**batch).pooler_output))
+
     systems = [System("PyTorch, full", None, lambda batch: stock(**batch))]
     if compiled:
         fast = torch.compile(stock, dynamic=True)
@@ -152,10 +154,20 @@ def gemm_rate(config, tokens: float, device: torch.device) -> float:
     return 2 * states.numel() * weights.shape[1] / timer.blocked_autorange(min_run_time=GEMM_SECONDS).median
 
 
-def layer_operations(config, tokens: np.ndarray) -> np.ndarray:
-    """Floating-point operations of one layer's matrix products on sequences of `tokens` (S,) tokens."""
+def layer_operations(config, tokens: np.ndarray, asking: np.ndarray | int) -> np.ndarray:
+    """Floating-point operations of one layer's matrix products on sequences of `tokens` (S,) tokens.
+
+    asking: how many of them the layer is computed for; all are looked at.
+    """
     wide, inner = config.hidden_size, config.intermediate_size
-    return 2 * tokens * (4 * wide**2 + 2 * wide * inner) + 4 * tokens**2 * wide
+    return 4 * tokens * wide**2 + 4 * asking * (wide**2 + wide * inner + tokens * wide)
+
+
+def operations(config, tokens: np.ndarray, exit_layers: np.ndarray, last: np.ndarray | int) -> np.ndarray:
+    """Those (S,) of the layers up to the exits' (S,), from 1; `last` tokens of the last layer ask."""
+    final = exit_layers == config.num_hidden_layers
+    whole, short = layer_operations(config, tokens, tokens), layer_operations(config, tokens, last)
+    return np.where(final, exit_layers - 1, exit_layers) * whole + final * short
 
 
 def measure(
@@ -190,6 +202,7 @@ def measure(
 def latency(system: System, timing: Timing, features: Features, task, config, rate: float) -> Row:
     """The row of one system, from its passes at batch size 1."""
     layers = np.where(timing.exit_layers > 0, timing.exit_layers, config.num_hidden_layers)
+    last = features.lengths if system.threshold is None else 1  # early exit computes only what is classified
     p50, p90, p99 = np.percentile(1e3 * np.median(timing.batch_seconds, axis=0), [50, 90, 99])
     return Row(
         system=system.name,
@@ -199,7 +212,7 @@ def latency(system: System, timing: Timing, features: Features, task, config, ra
         p50=p50,
         p90=p90,
         p99=p99,
-        floor=1e3 * float((layers * layer_operations(config, features.lengths)).mean()) / rate,
+        floor=1e3 * float(operations(config, features.lengths, layers, last).mean()) / rate,
     )
 
 

@@ -43,6 +43,11 @@ def first_below(uncertainties: Tensor, limits: Sequence[float]) -> Tensor:
     return leaves.int().argmax(dim=1) + 1  # argmax gives the first of equals
 
 
+def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
+    """A threshold, or one per layer, of any kind of numbers, as Python's own."""
+    return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
+
+
 @dataclass(frozen=True)
 class ExitRule:
     """A rule for models of `num_labels`. A new one subclasses this, measures, and takes a line in EXIT_RULES."""
@@ -86,7 +91,7 @@ class ExitRule:
         for i in range(all_logits.shape[1] - 1):
             column, memory = self.measure(all_logits[:, i], None if certainties is None else certainties[:, i], memory)
             columns.append(column)
-        return torch.stack(columns, dim=1)
+        return torch.stack(columns, dim=1) if columns else all_logits.new_empty(len(all_logits), 0)
 
     def limit(self, threshold: float) -> float:
         """The uncertainty below which samples leave at this threshold. Raises ValueError."""
@@ -94,8 +99,8 @@ class ExitRule:
 
     def limits(self, threshold: float | Sequence[float], num_layers: int) -> list[float]:
         """A limit for each of the N-1 off-ramps, from one threshold or one per layer. Raises ValueError."""
-        single = isinstance(threshold, Real)
-        per_layer = [float(threshold)] * (num_layers - 1) if single else [float(v) for v in threshold]
+        threshold = plain_threshold(threshold)
+        per_layer = [threshold] * (num_layers - 1) if isinstance(threshold, float) else threshold
         if len(per_layer) not in (num_layers - 1, num_layers):
             raise ValueError(
                 f"early_exit_entropy has {len(per_layer)} values; a model of {num_layers} layers takes one number, "

@@ -72,14 +72,14 @@ class ExitGraph(nn.Module):
 
 
 class FullGraph(nn.Module):
-    """The full model without off-ramps as one graph: what early exit is measured against."""
+    """Hugging Face's model without off-ramps as one graph: what early exit is measured against."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        return self.model(input_ids, attention_mask, token_type_ids, early_exit_entropy=NO_EXIT).logits
+        return self.model.final_answer(self.model.base_model(input_ids, attention_mask, token_type_ids).pooler_output)
 
 
 def export_full(model, path: Path, int8: bool = False) -> None:
@@ -108,7 +108,7 @@ def export_parts(model, folder: Path, int8: bool = False) -> None:
 
 
 def exportable(model):
-    """A copy of the model on the CPU, with eager attention: plain matrix products. Raises InputError."""
+    """A copy of the model on the CPU, with eager attention, which exports as plain products. Raises InputError."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

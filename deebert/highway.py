@@ -8,14 +8,13 @@ model's own pooler and classifier. exit_rules.py says when a sample leaves.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from deebert.exit_rules import NO_EXIT, ExitRule, first_below, make_rule
+from deebert.exit_rules import NO_EXIT, ExitRule, first_below, make_rule, plain_threshold
 
 
 @dataclass(kw_only=True)
@@ -279,7 +278,7 @@ class HighwayEncoder:
     def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
         """Sets the threshold(s), in the config shared by the whole model. Raises ValueError (see `ExitRule.limits`)."""
         config_rule(self.config).limits(value, self.config.num_hidden_layers)
-        self.config.early_exit_entropy = float(value) if isinstance(value, Real) else [float(v) for v in value]
+        self.config.early_exit_entropy = plain_threshold(value)
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's, their initialisation in the original."""
@@ -296,7 +295,8 @@ class HighwayEncoder:
     def last_layer(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
         """The last layer in evaluation, of the first token alone: (b, T, H) -> (b, 1, H). No other is classified.
 
-        mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None. Saves ten twelfths of its products.
+        mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None. Saves about ten twelfths of the
+        layer's products. Forward hooks of the layer as a whole, and of its attention, are not called.
         """
         layer = self.layer[-1]
         attention, first = layer.attention.self, hidden_states[:, :1]

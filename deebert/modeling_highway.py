@@ -131,8 +131,9 @@ class HighwayClassifier(HighwayInit):
         """
         keep_all = output_all_exits or train_highway
         rule, limits = config_rule(self.config), self._limits(early_exit_entropy, output_layer)
-        exits = None  # stage 1, and a model that never exits, run the backbone's own loop
-        if keep_all or any(t > 0 for t in limits):
+        whole = self.training or self._wants_every_token(kwargs)
+        exits = None  # stage 1, for one, runs the backbone's own loop
+        if keep_all or not whole or any(t > 0 for t in limits):
             exits = HighwayPass(
                 rule=rule,
                 limits=limits,
@@ -140,7 +141,7 @@ class HighwayClassifier(HighwayInit):
                 lengths=token_lengths(attention_mask),
                 full=keep_all or self._wants_every_layer(kwargs),
                 grad=torch.is_grad_enabled(),
-                whole=self.training or self._wants_every_token(kwargs),
+                whole=whole,
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not train_highway):
             outputs = self.base_model(
@@ -153,7 +154,7 @@ class HighwayClassifier(HighwayInit):
                 return_dict=True,
                 **kwargs,
             )
-            logits = self._final_answer(outputs.pooler_output)  # (b, C), b = 0 when all have left
+            logits = self.final_answer(outputs.pooler_output)  # (b, C), b = 0 when all have left
 
         all_logits = all_certainties = None
         if exits is None:
@@ -219,10 +220,10 @@ class HighwayClassifier(HighwayInit):
         """Behind layer i, the last too: logits (b, C), and the learning-to-exit head's certainty (b,) or None."""
         base = self.base_model
         if i == self.config.num_hidden_layers - 1:
-            return self._final_answer(base.pooler(hidden)), None
+            return self.final_answer(base.pooler(hidden)), None
         return base.encoder.exit_answer(i, hidden, token_weights)
 
-    def _final_answer(self, pooled: Tensor) -> Tensor:
+    def final_answer(self, pooled: Tensor) -> Tensor:
         """(b, H) -> logits (b, C), calibrated."""
         logits = self.classifier(self.dropout(pooled))
         return logits if self.config.exit_temperatures is None else logits / self.config.exit_temperatures[-1]
@@ -251,8 +252,10 @@ class HighwayClassifier(HighwayInit):
         )
 
     def _wants_every_token(self, kwargs: dict) -> bool:
-        """Whether the last layer must be the backbone's own, whose other tokens' states no classifier reads."""
-        return self._wants_every_layer(kwargs) or self.config._attn_implementation not in ("eager", "sdpa")
+        """Whether the last layer must be the backbone's own: for states that no classifier reads, or by other means."""
+        asked = any(value is not None and value is not False for value in kwargs.values())
+        masks_itself = self.config.is_decoder or self.config._attn_implementation not in ("eager", "sdpa")
+        return asked or masks_itself or self._wants_every_layer(kwargs)
 
     def token_weights(self, attention_mask: Tensor | None) -> Tensor | None:
         """(b, T) -> the weights of the off-ramps' pooling (b, T), None where they read the first token."""

@@ -27,7 +27,7 @@ class Parts:
 
     masks: attention_mask (b, T) -> mask (b, 1, 1, T) and, where off-ramps read it, token_weights (b, T).
     layers: (N,) inputs, token ids (b, T) of the first, hidden states (b, T, H) of others, mask, and token_type_ids
-        (b, T) of the first -> hidden (b, T, H).
+        (b, T) of the first -> hidden (b, T, H), of the last (b, 1, H).
     exits: (N,) hidden and, where they read it, token_weights -> logits (b, C), uncertainty (b,) by the model's exit
         rule and, where there is a learning-to-exit head, its certainty (b,). A rule that remembers measures anew.
     """

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from deebert.checkpoints import load_config
 from deebert.errors import InputError
-from deebert.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
+from deebert.exit_rules import NO_EXIT, ExitRule, entropy, make_rule, plain_threshold
 from deebert.highway import HighwayPass, config_rule
 from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
 
-FORMAT = 3  # raise it when what the graphs take or give changes
+FORMAT = 3  # raise it when this file can no longer run the graphs of before
 MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
 NO_IDS = np.empty((0, 0), np.int64)  # behind the first layer nobody reads them
 ANSWER = ["exit_layer", "logits", "uncertainty"]
@@ -73,7 +72,7 @@ def rule_and_limits(
 
 
 def whole_numbers(tensor: Tensor) -> np.ndarray:
-    return tensor.numpy().astype(np.int64, copy=False)
+    return (tensor if tensor.dtype == torch.int64 else tensor.long()).numpy()
 
 
 class OnnxDeeBert:
@@ -121,14 +120,15 @@ class OnnxDeeBert:
     def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
         """Sets the threshold. Raises ValueError (see `ExitRule.limits`)."""
         config_rule(self.config).limits(value, self.config.num_hidden_layers)
-        self.config.early_exit_entropy = value
+        self.config.early_exit_entropy = plain_threshold(value)
 
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
         """Sets rule and threshold for this object; nothing is stored. Raises ValueError."""
         rule = make_rule(name, self.config.num_labels, self.config.patience_tolerance)
         rule.limits(threshold, self.config.num_hidden_layers)
         rule.check_head(self.has_certainty)
-        self.config.exit_rule, self.config.early_exit_entropy = name, threshold
+        self.config.exit_rule = name
+        self.set_early_exit_entropy(threshold)
 
     def step(
         self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -171,9 +171,9 @@ class OnnxDeeBert:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         if len(input_ids) == 0:
             raise ValueError("there is nothing to classify")
-        config, threshold = self.config, early_exit_entropy
-        threshold = config.early_exit_entropy if threshold is None else threshold
-        threshold = threshold if isinstance(threshold, Real) else tuple(threshold)
+        config = self.config
+        threshold = plain_threshold(config.early_exit_entropy if early_exit_entropy is None else early_exit_entropy)
+        threshold = threshold if isinstance(threshold, float) else tuple(threshold)
         rule, limits, stops = rule_and_limits(
             config.exit_rule, config.num_labels, config.patience_tolerance, threshold, config.num_hidden_layers
         )
@@ -186,21 +186,38 @@ class OnnxDeeBert:
                 nats = uncertainty if rule.name == "entropy" else entropy(logits)
                 exit_layer = torch.from_numpy(layer.reshape(1))
                 return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)
-        exits = HighwayPass(rule, limits, full=output_all_exits, lengths=token_lengths(attention_mask))
-        if not measured:  # another rule's uncertainties are measured here: behind each layer that it asks
+        exits = HighwayPass(rule, limits, full=output_all_exits)
+        return self.answer_batch(exits, stops if measured else None, input_ids, mask, token_type_ids)
+
+    @one_torch_thread()
+    def answer_batch(
+        self,
+        exits: HighwayPass,
+        stops: np.ndarray | None,
+        input_ids: Tensor,
+        mask: Tensor,
+        token_type_ids: Tensor | None,
+    ) -> HighwayClassifierOutput:
+        """Answers a batch (B, T): the graph runs until some may leave, and goes on with the others.
+
+        stops: the limits (N-1,) where the graph measures by the pass's rule; None: the rule is asked here, behind each
+            layer where it wants to be.
+        """
+        limits, measured = exits.limits, stops is not None
+        exits.lengths = token_lengths(mask)
+        if not measured:
             stops = np.array([math.inf if exits.asks(i) else NO_EXIT for i in range(len(limits))], np.float32)
         state, layer = input_ids, 0
-        with one_torch_thread():
-            while layer <= len(limits) and len(state):
-                layer, *found = self.run(layer, stops, state, mask, token_type_ids)
-                state, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
-                layer = int(layer)  # from 1, so that it is also the next one from 0
-                if layer <= len(limits):
-                    known = uncertainty if measured else None
-                    state, mask = exits.exit(layer - 1, logits, certainty, state, mask, known)
+        while layer <= len(limits) and len(state):
+            layer, *found = self.run(layer, stops, state, mask, token_type_ids)
+            state, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
+            layer = int(layer)  # from 1, so that it is also the next one from 0
+            if layer <= len(limits):
+                known = uncertainty if measured else None
+                state, mask = exits.exit(layer - 1, logits, certainty, state, mask, known)
         logits = logits[: len(state)]  # of those who went through all layers
         all_logits = all_certainties = None
-        if output_all_exits:
+        if exits.full:
             logits, exit_layer, all_logits, all_certainties = exits.collect_all(logits)
         else:
             logits, exit_layer = exits.collect(logits)

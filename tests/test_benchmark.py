@@ -38,11 +38,23 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
     assert float(rows[5]["floor"]) < float(rows[4]["floor"])
 
 
-def test_the_floor_counts_the_products_of_a_layer():
-    """Against a count made by PyTorch of one layer's matrix products."""
+def test_the_floor_counts_the_products_of_the_layers_that_ran():
+    """Against PyTorch's own count of their matrix products."""
     model = tiny_model("bert", attn_implementation="eager")
-    tokens = 9
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.base_model.encoder.layer[0](torch.randn(1, tokens, 32), None)
-    counted = counter.get_total_flops()
-    assert benchmark.layer_operations(model.config, np.array([tokens])).item() == pytest.approx(counted, rel=1e-6)
+    encoder, hidden, (tokens,) = model.base_model.encoder, torch.randn(1, 9, 32), np.array([[9]])
+
+    def counted(run) -> int:
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
+            run()
+        return counter.get_total_flops()
+
+    one, last = counted(lambda: encoder.layer[0](hidden, None)), counted(lambda: encoder.last_layer(hidden, None))
+    assert last < one / 2
+    depth = model.config.num_hidden_layers
+    for exit_layer, asking, expected in (
+        (2, 1, 2 * one),
+        (depth, tokens, depth * one),
+        (depth, 1, (depth - 1) * one + last),
+    ):
+        found = benchmark.operations(model.config, tokens, np.array([exit_layer]), asking)
+        assert found.item() == pytest.approx(expected, rel=1e-6)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
-from transformers import BertForSequenceClassification, RobertaModel
+from transformers import AttentionInterface, AttentionMaskInterface, BertForSequenceClassification, RobertaModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from deebert.exit_rules import first_below, make_rule
 from deebert.highway import weigh_tokens
@@ -153,12 +155,30 @@ def test_the_last_layer_of_the_first_token_is_hugging_faces(backbone, attention)
     hidden = torch.randn(3, 11, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     kept = torch.arange(11) < torch.tensor([11, 4, 7])[:, None]
     added = model.layer_mask(kept.long())
-    masks = [None, added, added.expand(3, 1, 11, 11)]
+    causal = torch.ones(11, 11).tril() == 0
+    masks = [None, added, added.masked_fill(causal, added.min())]
     if attention == "sdpa":
         masks.append(kept[:, None, None].expand(3, 1, 11, 11))
     with torch.no_grad():
         for mask in masks:
             torch.testing.assert_close(encoder.last_layer(hidden, mask), encoder.layer[-1](hidden, mask)[:, :1])
+
+
+@pytest.mark.parametrize("reason", ["attention", "decoder"])
+def test_the_last_layer_is_the_backbones_own_where_it_attends_otherwise(reason):
+    def doubled(module, query, *arguments, **options):
+        return sdpa_attention_forward(module, 2 * query, *arguments, **options)
+
+    options = {"is_decoder": True}
+    if reason == "attention":
+        AttentionInterface.register("doubled", doubled)
+        AttentionMaskInterface.register("doubled", sdpa_mask)
+        options = {"attn_implementation": "doubled"}
+    model = tiny_model("bert", **options)
+    ids = random_batch(model.config, [7, 7])["input_ids"]
+    with torch.no_grad():
+        expected = model.final_answer(model.bert(ids).pooler_output)
+        torch.testing.assert_close(model(ids, early_exit_entropy=1e-9).logits, expected)
 
 
 def test_in_training_mode_the_last_layer_keeps_all_tokens():
@@ -265,7 +285,8 @@ def test_without_exits_roberta_is_hugging_faces_with_berts_head(tmp_path):
     batch = random_batch(model.config, [5, 12, 9], padding=3)
     with torch.no_grad():
         pooled = stock(**batch).pooler_output
-        assert torch.equal(model(**batch).logits, model.classifier(pooled))
+        torch.testing.assert_close(model(**batch).logits, model.classifier(pooled))
+        assert torch.equal(model(**batch, output_hidden_states=True).logits, model.classifier(pooled))
 
 
 def test_hidden_states_are_those_of_whole_batches(backbone):

@@ -192,7 +192,9 @@ def test_stock_transformers_reads_our_bert_as_the_full_model(tmp_path):
     model.save_pretrained(tmp_path)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     batch = random_batch(model.config, [4, 9])
-    assert torch.equal(stock(**batch).logits, model(**batch).logits)
+    expected = stock(**batch).logits
+    assert torch.equal(expected, model(**batch, output_hidden_states=True).logits)
+    torch.testing.assert_close(expected, model(**batch).logits)  # whose last layer runs for the first token alone
 
 
 def test_an_untrained_checkpoint_is_no_model_to_evaluate(tiny_checkpoints):

@@ -219,17 +219,20 @@ def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path):
     model = tiny_model("bert", num_hidden_layers=3)
     export.export_parts(export.exportable(model), tmp_path)
     for name in ("layer", "exit"):
-        last = (tmp_path / f"{name}_2.onnx").rename(tmp_path / f"{name}_{MOST_LAYERS - 1}.onnx")
+        (tmp_path / f"{name}_2.onnx").rename(tmp_path / f"{name}_{MOST_LAYERS - 1}.onnx")
         for i in range(2, MOST_LAYERS - 1):
             shutil.copy(tmp_path / f"{name}_1.onnx", tmp_path / f"{name}_{i}.onnx")
-        assert last.is_file()
     model.config.num_hidden_layers = MOST_LAYERS
     merge(tmp_path, model.config, tmp_path / "all.onnx")
     ids = np.ones((1, 4), np.int64)
     feed = {"input_ids": ids, "token_type_ids": 0 * ids, "attention_mask": ids}
-    for limit, layer in ((-1, MOST_LAYERS), (9, 1)):
-        limits = np.full(MOST_LAYERS - 1, limit, np.float32)
-        assert open_session(tmp_path / "all.onnx").run(["exit_layer"], feed | {"limits": limits})[0] == layer
+    session = open_session(tmp_path / "all.onnx")
+    for begin, end in ((0, 1), (0, 20), (0, MOST_LAYERS), (15, 20), (MOST_LAYERS - 1, MOST_LAYERS)):
+        limits = np.full(MOST_LAYERS - 1, -1, np.float32)
+        limits[end - 1 : end] = 9
+        hidden = np.ones((1, 4, model.config.hidden_size), np.float32)
+        given = feed | {"limits": limits, "layer": np.array(begin), "hidden_in": hidden}
+        assert session.run(["exit_layer"], given)[0] == end
     model.config.num_hidden_layers += 1
     with pytest.raises(InputError, match=f"{MOST_LAYERS + 1} layers; a graph holds up to {MOST_LAYERS}"):
         export.export(model, None, tmp_path / "out")
