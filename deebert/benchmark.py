@@ -255,6 +255,7 @@ def plot(rows: list[Row], metric: str) -> Figure:
             across, up = [row.per_sample[size] for row in early], [100 * row.score for row in early]
             plotting.name_thresholds(axes, early, across, up)
         axes.margins(x=0.08, y=0.08)  # room for the thresholds
+        axes.set_title("numbers: threshold", fontsize=9, loc="left")
         axes.set(xlabel=f"ms per sample, batch size {size}", xlim=(0, None))
     panels[0].set_ylabel(f"score ({metric}, %)")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))

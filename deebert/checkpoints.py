@@ -75,8 +75,9 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
 
 
 def is_path(name_or_path: str) -> bool:
-    """Whether it can only be a folder: the hub's names are `model` and `owner/model`."""
-    return Path(name_or_path).is_absolute() or name_or_path.startswith(".") or len(Path(name_or_path).parts) > 2
+    """Whether a folder is meant: the hub's names are `model` and `owner/model`, and few owners are folders here."""
+    parts = Path(name_or_path).parts
+    return str(name_or_path).startswith((".", "/")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
 
 
 def check_threshold(value: float, config) -> None:

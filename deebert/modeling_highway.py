@@ -131,9 +131,9 @@ class HighwayClassifier(HighwayInit):
         """
         keep_all = output_all_exits or train_highway
         rule, limits = config_rule(self.config), self._limits(early_exit_entropy, output_layer)
-        whole = self.training or self._wants_every_token(kwargs)
+        whole = self._wants_every_token(kwargs)
         exits = None  # stage 1, for one, runs the backbone's own loop
-        if keep_all or not whole or any(t > 0 for t in limits):
+        if keep_all or any(t > 0 for t in limits):
             exits = HighwayPass(
                 rule=rule,
                 limits=limits,
@@ -143,6 +143,8 @@ class HighwayClassifier(HighwayInit):
                 grad=torch.is_grad_enabled(),
                 whole=whole,
             )
+        elif not whole:
+            exits = HighwayPass(rule, limits, whole=False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not train_highway):
             outputs = self.base_model(
                 input_ids,
@@ -254,8 +256,9 @@ class HighwayClassifier(HighwayInit):
     def _wants_every_token(self, kwargs: dict) -> bool:
         """Whether the last layer must be the backbone's own: for states that no classifier reads, or by other means."""
         asked = any(value is not None and value is not False for value in kwargs.values())
+        trained = self.base_model.encoder.layer[-1].training  # and with dropout
         masks_itself = self.config.is_decoder or self.config._attn_implementation not in ("eager", "sdpa")
-        return asked or masks_itself or self._wants_every_layer(kwargs)
+        return asked or trained or masks_itself or self._wants_every_layer(kwargs)
 
     def token_weights(self, attention_mask: Tensor | None) -> Tensor | None:
         """(b, T) -> the weights of the off-ramps' pooling (b, T), None where they read the first token."""

@@ -87,6 +87,8 @@ class OnnxDeeBert:
 
     def __init__(self, folder: str | Path, threads: int | None = None):
         folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
         if not (folder / MANIFEST).is_file():
             raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run python -m deebert.export")
         try:

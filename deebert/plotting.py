@@ -172,8 +172,7 @@ def plot_savings(series: Sequence[Series]) -> Figure:
         axes.errorbar(expected, measured, yerr=spread, **looks(i) | {"linestyle": ""}, capsize=2, label=s.label)
     if len(series) == 1:
         axes.set_title(f"numbers: {threshold_name(series[0].timed)}", fontsize=9, loc="left")
-        timed = series[0].timed
-        name_thresholds(axes, timed, [r.layers_saved for r in timed], [r.time_saved for r in timed])
+        name_thresholds(axes, series[0].timed, expected, measured)
     axes.set(xlabel="expected: layers saved (%)", ylabel="measured: time saved (%)")
     axes.margins(0.08)
     axes.legend(loc="upper left")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from deebert import benchmark, errors
 from deebert.checkpoints import save_model
@@ -46,7 +47,7 @@ def test_the_floor_counts_the_products_of_the_layers_that_ran():
 
     def counted(run) -> int:
         plain = sdpa_kernel(SDPBackend.MATH)  # whose products are counted
-        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
             run()
         return counter.get_total_flops()
 

@@ -164,6 +164,15 @@ def test_the_last_layer_of_the_first_token_is_hugging_faces(backbone, attention)
             torch.testing.assert_close(encoder.last_layer(hidden, mask), encoder.layer[-1](hidden, mask)[:, :1])
 
 
+def test_a_model_that_never_exits_takes_the_masks_that_its_backbone_takes():
+    model = tiny_model("bert", highway_pooling="mean")
+    batch = random_batch(model.config, [7, 4])
+    added = model.layer_mask(batch["attention_mask"]).expand(2, 1, 7, 7)
+    with torch.no_grad():
+        found = model(batch["input_ids"], attention_mask=added, early_exit_entropy=-1)
+        torch.testing.assert_close(found.logits, model(**batch, early_exit_entropy=-1).logits)
+
+
 @pytest.mark.parametrize("reason", ["attention", "decoder"])
 def test_the_last_layer_is_the_backbones_own_where_it_attends_otherwise(reason):
     def doubled(module, query, *arguments, **options):

@@ -403,6 +403,8 @@ def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, run):
         OnnxDeeBert(tmp_path / "onnx")
     with pytest.raises(InputError, match=f"no {MANIFEST}"):
         OnnxDeeBert(tmp_path / "model")
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        OnnxDeeBert(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         ([], ["--file", "nowhere"], "--file nowhere: no such file"),
         ([], ["--model", "nowhere"], "nowhere: no model folder"),
         ([], ["--model", "./nowhere"], "./nowhere: no such folder"),
+        ([], ["--model", "tests/nowhere"], "tests/nowhere: no such folder"),
         ([], ["--model", "runs/bert/nowhere"], "runs/bert/nowhere: no such folder"),
         ([], ["--early_exit_entropy", "nan"], "--early_exit_entropy nan"),
         (

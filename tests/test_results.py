@@ -134,6 +134,13 @@ def test_the_figures_show_the_numbers(tmp_path):
     assert layers.lines[0].get_ydata().tolist() == [50, 70, 87.5]
     (exits,) = plotting.plot_exits([series]).axes
     assert [bar.get_height() for bar in exits.patches] == [0, 25, 0, 50, 100, 25]
+    (savings,) = plotting.plot_savings([series]).axes
+    for axes, expected in (
+        (by_layers, [(0, 87.5), (100 / 3, 75)]),
+        (by_time, [(5, 87.5), (29, 75)]),
+        (savings, [(0, 5), (100 / 3, 29)]),
+    ):
+        np.testing.assert_allclose([text.xy for text in axes.texts], expected)
     for figure in (plotting.plot_tradeoff, plotting.plot_layers, plotting.plot_exits, plotting.plot_savings):
         for axes in figure([series]).axes:
             assert "%" in axes.get_xlabel() + axes.get_ylabel()
