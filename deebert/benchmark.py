@@ -35,7 +35,7 @@ from deebert.cuda_graphs import GraphedDeeBert
 from deebert.errors import ArgumentParser, InputError
 from deebert.evaluation import Timing, dev_features, timed_passes
 from deebert.exit_rules import NO_EXIT
-from deebert.export import export, export_full, exportable
+from deebert.export import FullGraph, export, export_full, exportable
 from deebert.features import Features, collator
 from deebert.files import make_folder, replacing
 from deebert.glue import get_task, predictions, scores
@@ -82,9 +82,10 @@ def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
     if model.config.model_type == "bert":
         stock = BertForSequenceClassification.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
     else:  # the head is not that of Hugging Face's class
+        full = FullGraph(model)
 
         def stock(**batch) -> SequenceClassifierOutput:
-            return SequenceClassifierOutput(logits=model.final_answer(model.base_model(**batch).pooler_output))
+            return SequenceClassifierOutput(logits=full(**batch))
 
     systems = [System("PyTorch, full", None, lambda batch: stock(**batch))]
     if compiled:

@@ -78,7 +78,7 @@ class FullGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         return self.model.final_answer(self.model.base_model(input_ids, attention_mask, token_type_ids).pooler_output)
 
 

@@ -46,6 +46,20 @@ def config_rule(config) -> ExitRule:
     return make_rule(config.exit_rule, config.num_labels, config.patience_tolerance)
 
 
+def set_threshold(config, value: float | Sequence[float]) -> None:
+    """Stores a threshold, or one per layer, in a config. Raises ValueError (see `ExitRule.limits`)."""
+    config_rule(config).limits(value, config.num_hidden_layers)
+    config.early_exit_entropy = plain_threshold(value)
+
+
+def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bool) -> None:
+    """Stores rule and threshold in a config of a model with or without a learning-to-exit head. Raises ValueError."""
+    rule = make_rule(name, config.num_labels, config.patience_tolerance)
+    rule.limits(threshold, config.num_hidden_layers)
+    rule.check_head(has_head)
+    config.exit_rule, config.early_exit_entropy = name, plain_threshold(threshold)
+
+
 class Pooling(nn.Module):
     """(B, T, H) and the result of weigh_tokens -> (B, H): what an off-ramp reads. Made of the config."""
 
@@ -277,8 +291,7 @@ class HighwayEncoder:
 
     def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
         """Sets the threshold(s), in the config shared by the whole model. Raises ValueError (see `ExitRule.limits`)."""
-        config_rule(self.config).limits(value, self.config.num_hidden_layers)
-        self.config.early_exit_entropy = plain_threshold(value)
+        set_threshold(self.config, value)
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's, their initialisation in the original."""

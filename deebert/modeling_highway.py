@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from deebert.exit_rules import NO_EXIT, entropy, make_rule
-from deebert.highway import HighwayConfig, HighwayPass, classifier_dropout, config_rule, weigh_tokens
+from deebert.exit_rules import NO_EXIT, entropy
+from deebert.highway import HighwayConfig, HighwayPass, classifier_dropout, config_rule, set_rule, weigh_tokens
 
 
 @dataclass
@@ -85,11 +85,7 @@ class HighwayClassifier(HighwayInit):
 
         A model saved with another rule than learned is loaded without the learning-to-exit head.
         """
-        rule = make_rule(name, self.config.num_labels, self.config.patience_tolerance)
-        rule.limits(threshold, self.config.num_hidden_layers)
-        rule.check_head(self.base_model.encoder.learn_to_exit is not None)
-        self.config.exit_rule = name
-        self.set_early_exit_entropy(threshold)
+        set_rule(self.config, name, threshold, self.base_model.encoder.learn_to_exit is not None)
 
     def set_trained(self, *, backbone: bool, highways: bool) -> None:
         """Chooses what is trained: the backbone with its classifier, and the off-ramps with all that exits need."""

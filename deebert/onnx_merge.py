@@ -49,6 +49,11 @@ class Parts:
         return iter([self.masks, *self.layers, *self.exits])
 
     @property
+    def last(self) -> int:
+        """The last layer, from 0."""
+        return len(self.layers) - 1
+
+    @property
     def answers(self) -> list[str]:
         """What an exit tells the caller."""
         return [output.name for output in self.exits[0].graph.output]
@@ -67,7 +72,7 @@ def merge(folder: Path, config, path: Path) -> None:
     """
     parts = Parts.load(folder, config.num_hidden_layers)
     nodes, tensors = placed(parts.masks, "masks")
-    tensors += [scalar("yes", BOOL, True), scalar("no", BOOL, False), scalar("zero", FLOAT, 0)]
+    tensors += [scalar("yes", BOOL, True), scalar("zero", FLOAT, 0)]
     for name in parts.answers:
         tensors.append(make_tensor(f"no_{name}", FLOAT, [0, config.num_labels] if name == "logits" else [0], []))
     run = level(parts, 0)
@@ -101,61 +106,62 @@ def merge(folder: Path, config, path: Path) -> None:
 def level(parts: Parts, i: int) -> GraphProto:
     """Runs layer i, unless the run begins behind it, and those behind it, until the run ends."""
     label, layer = f"level_{i}", layer_and_exit(parts, i)
-    if i == len(parts.layers) - 1:
+    if i == parts.last:
         end = ended(parts, i, layer.output)
         tensors = [*layer.initializer, *end.initializer]
         return make_graph([*layer.node, *end.node], label, [], end.output, initializer=tensors)
-    behind = results(label, ["go", "hidden", *parts.answers])
+    go, *behind = results(label, ["go", "hidden", *parts.answers])
     found = results(f"{label}/found", ["exit_layer", "hidden", *parts.answers])
     nodes = [
         make_node("LessOrEqual", ["layer", f"{label}/number"], [f"{label}/here"]),
-        branch(f"{label}/here", layer, no_answer(parts, f"before_{i}", {"hidden": "hidden_in"}), behind),
-        branch(behind[0].name, level(parts, i + 1), ended(parts, i, behind), found),
+        branch(f"{label}/here", layer, no_answer(parts, f"before_{i}", {"hidden": "hidden_in"}), [go, *behind]),
+        branch(go.name, level(parts, i + 1), ended(parts, i, behind), found),
     ]
     return make_graph(nodes, label, [], found, initializer=[scalar(f"{label}/number", INT64, i)])
 
 
 def ended(parts: Parts, i: int, behind: Sequence[ValueInfoProto]) -> GraphProto:
-    """The run ends with what is behind layer i."""
+    """The run ends with what is behind layer i: hidden states and answers."""
     found = results(f"end_{i}", ["exit_layer", "hidden", *parts.answers])
-    reads = [f"end_{i}/number", *(x.name for x in behind[1:])]
+    reads = [f"end_{i}/number", *(x.name for x in behind)]
     nodes = [make_node("Identity", [x], [y.name]) for x, y in zip(reads, found, strict=True)]
     return make_graph(nodes, f"end_{i}", [], found, initializer=[scalar(f"end_{i}/number", INT64, i + 1)])
 
 
 def layer_and_exit(parts: Parts, i: int) -> GraphProto:
-    """Runs layer i and, where its limit is above 0, the exit behind it; the last layer's always, which ends the run."""
-    label = f"layer_{i}"
-    found = results(label, ["go", "hidden", *parts.answers])
+    """Runs layer i and, where its limit is above 0, the exit behind it; the last layer's always."""
+    label, exit_ = f"layer_{i}", ask(parts, i)
     nodes, tensors = placed(
         parts.layers[i],
         label,
         {"inputs": "input_ids" if i == 0 else f"level_{i - 1}/hidden", "hidden": f"{label}/hidden"},
     )
-    asked = "yes"
-    if i < len(parts.layers) - 1:
-        asked = f"{label}/asked"
-        tensors.append(scalar(f"{label}/number", INT64, i))
-        nodes.append(make_node("Gather", ["limits", f"{label}/number"], [f"{label}/limit"]))
-        nodes.append(make_node("Greater", [f"{label}/limit", "zero"], [asked]))
-    nodes.append(branch(asked, ask(parts, i), no_answer(parts, f"no_exit_{i}"), [found[0], *found[2:]]))
-    return make_graph(nodes, label, [], found, initializer=tensors)
+    if i == parts.last:
+        found = [value(f"{label}/hidden"), *exit_.output]
+        return make_graph([*nodes, *exit_.node], label, [], found, initializer=[*tensors, *exit_.initializer])
+    go, hidden, *answers = results(label, ["go", "hidden", *parts.answers])
+    nodes += [
+        make_node("Gather", ["limits", f"{label}/number"], [f"{label}/limit"]),
+        make_node("Greater", [f"{label}/limit", "zero"], [f"{label}/asked"]),
+        branch(f"{label}/asked", exit_, no_answer(parts, f"no_exit_{i}"), [go, *answers]),
+    ]
+    tensors.append(scalar(f"{label}/number", INT64, i))
+    return make_graph(nodes, label, [], [go, hidden, *answers], initializer=tensors)
 
 
 def ask(parts: Parts, i: int) -> GraphProto:
-    """Runs the exit behind layer i."""
+    """Runs the exit behind layer i and, but for the last, says whether to go on."""
     label = f"exit_{i}"
     names = {name: f"{label}/{name}" for name in parts.answers}
     nodes, tensors = placed(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})
-    if i == len(parts.layers) - 1:
-        nodes.append(make_node("Identity", ["no"], [f"{label}/go"]))
-    else:
-        nodes += [  # an uncertainty that is NaN ends the run, too: it compares false, and no minimum is taken of it
-            make_node("GreaterOrEqual", [f"{label}/uncertainty", f"layer_{i}/limit"], [f"{label}/stay"]),
-            make_node("Cast", [f"{label}/stay"], [f"{label}/numbers"], to=INT64),
-            make_node("ReduceMin", [f"{label}/numbers"], [f"{label}/lowest"], keepdims=0),
-            make_node("Cast", [f"{label}/lowest"], [f"{label}/go"], to=BOOL),
-        ]
+    if i == parts.last:
+        return make_graph(nodes, label, [], results(label, parts.answers), initializer=tensors)
+    nodes += [  # an uncertainty that is NaN ends the run, too: it compares false, and no minimum is taken of it
+        make_node("GreaterOrEqual", [f"{label}/uncertainty", f"layer_{i}/limit"], [f"{label}/stay"]),
+        make_node("Cast", [f"{label}/stay"], [f"{label}/numbers"], to=INT64),
+        make_node("ReduceMin", [f"{label}/numbers"], [f"{label}/lowest"], keepdims=0),
+        make_node("Cast", [f"{label}/lowest"], [f"{label}/go"], to=BOOL),
+    ]
     return make_graph(nodes, label, [], results(label, ["go", *parts.answers]), initializer=tensors)
 
 

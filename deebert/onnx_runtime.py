@@ -14,7 +14,7 @@ from torch import Tensor
 from deebert.checkpoints import load_config
 from deebert.errors import InputError
 from deebert.exit_rules import NO_EXIT, ExitRule, entropy, make_rule, plain_threshold
-from deebert.highway import HighwayPass, config_rule
+from deebert.highway import HighwayPass, config_rule, set_rule, set_threshold
 from deebert.modeling_highway import HighwayClassifierOutput, token_lengths
 
 FORMAT = 3  # raise it when this file can no longer run the graphs of before
@@ -121,16 +121,11 @@ class OnnxDeeBert:
 
     def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
         """Sets the threshold. Raises ValueError (see `ExitRule.limits`)."""
-        config_rule(self.config).limits(value, self.config.num_hidden_layers)
-        self.config.early_exit_entropy = plain_threshold(value)
+        set_threshold(self.config, value)
 
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
         """Sets rule and threshold for this object; nothing is stored. Raises ValueError."""
-        rule = make_rule(name, self.config.num_labels, self.config.patience_tolerance)
-        rule.limits(threshold, self.config.num_hidden_layers)
-        rule.check_head(self.has_certainty)
-        self.config.exit_rule = name
-        self.set_early_exit_entropy(threshold)
+        set_rule(self.config, name, threshold, self.has_certainty)
 
     def step(
         self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
