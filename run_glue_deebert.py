@@ -8,16 +8,14 @@ from signal import SIGTERM
 
 from accelerate.utils import gather_object, set_seed
 
-from deebert import calibration, errors, evaluation, results, selection
-from deebert.arguments import first_stage_settings, parse_args, train_settings
-from deebert.checkpoints import load_model, load_pretrained, save_model
-from deebert.errors import Interrupted
-from deebert.exit_rules import NO_EXIT
-from deebert.files import replacing
-from deebert.glue import eval_splits
-from deebert.monitor import Monitor
-from deebert.objectives import STRATEGIES
-from deebert.resume import (
+from deebert.data.tasks import eval_splits
+from deebert.evaluation import all_exits, calibration, results, threshold_selection
+from deebert.experiment.arguments import first_stage_settings, parse_args, train_settings
+from deebert.experiment.experiment import Run
+from deebert.experiment.monitor import Monitor
+from deebert.modeling.checkpoints import load_model, load_pretrained, save_model
+from deebert.modeling.exit_rules import NO_EXIT
+from deebert.training.checkpointing import (
     StopSignal,
     newest_checkpoint,
     read_state,
@@ -26,8 +24,11 @@ from deebert.resume import (
     saved_steps,
     set_random_state,
 )
-from deebert.run import Run
-from deebert.training import StageTraining
+from deebert.training.stage import StageTraining
+from deebert.training.strategies import STRATEGIES
+from deebert.utils import cli
+from deebert.utils.cli import Interrupted
+from deebert.utils.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,8 +112,8 @@ def train_stage(run: Run, model, monitor: Monitor, stage: int, state: dict | Non
     monitor.end(training, preparation)
     if stage == 1 and args.eval_after_first_stage:
         for split, features in run.eval_features.items():
-            exits = evaluation.run_all_exits(model, features, run.collate, accelerator=run.accelerator)
-            run.say(f"After the first stage, {split}: {show(evaluation.layer_scores(run.task, exits)[-1])}")
+            exits = all_exits.run_all_exits(model, features, run.collate, accelerator=run.accelerator)
+            run.say(f"After the first stage, {split}: {show(all_exits.layer_scores(run.task, exits)[-1])}")
     if stage == 1 and args.first_stage and run.accelerator.is_main_process:
         save_model(model, run.tokenizer, Path(args.first_stage))
         results.write_json(run.first_stage_record, first_stage_settings(args))
@@ -144,7 +145,7 @@ def evaluate(run: Run, checkpoint: Path) -> None:
     name = args.model_name_or_path if checkpoint == run.output_dir else str(checkpoint)
     thresholds = [threshold for threshold in args.early_exit_entropy if threshold >= 0]
     exits_of = {
-        split: evaluation.run_all_exits(model, features, run.collate, accelerator=run.accelerator)
+        split: all_exits.run_all_exits(model, features, run.collate, accelerator=run.accelerator)
         for split, features in run.eval_features.items()
     }
     if not run.accelerator.is_main_process:  # the others have done their share; times are taken by one process
@@ -153,7 +154,7 @@ def evaluate(run: Run, checkpoint: Path) -> None:
         folder, exits = results.result_dir(args.plot_data_dir, name, suffix), exits_of[split]
         if args.calibrate and not suffix:
             exits = calibrate(run, model, exits, checkpoint)
-        each_layer = evaluation.layer_scores(task, exits)
+        each_layer = all_exits.layer_scores(task, exits)
         scores = dict(each_layer[-1])
         run.say(f"Result of {checkpoint} on {split}: {show(scores)}")
         if args.eval_each_highway:
@@ -165,7 +166,7 @@ def evaluate(run: Run, checkpoint: Path) -> None:
         if args.eval_highway and not thresholds:
             run.say("--eval_highway: nothing to time, give --early_exit_entropy 0 or more")
         if thresholds:
-            rows = evaluation.sweep(task, exits, thresholds)
+            rows = all_exits.sweep(task, exits, thresholds)
             if args.eval_highway:
                 rows = measure(run, model, split, exits, rows, folder)
             run.say(results.sweep_table(rows))
@@ -175,7 +176,7 @@ def evaluate(run: Run, checkpoint: Path) -> None:
         results.write_eval_results(checkpoint.with_name(checkpoint.name + suffix), scores)
 
 
-def calibrate(run: Run, model, exits: evaluation.AllExits, checkpoint: Path) -> evaluation.AllExits:
+def calibrate(run: Run, model, exits: all_exits.AllExits, checkpoint: Path) -> all_exits.AllExits:
     """Fits the exits' temperatures to half of the samples, and stores them in the saved model's config."""
     fit, held_out = exits.halves(run.args.seed)
     model.config.exit_temperatures = calibration.fit_temperatures(fit)
@@ -192,10 +193,10 @@ def write_config(model, folder: Path) -> None:
         file.write(model.config.to_json_string(use_diff=False))
 
 
-def choose_threshold(run: Run, model, exits: evaluation.AllExits, folder: Path) -> None:
+def choose_threshold(run: Run, model, exits: all_exits.AllExits, folder: Path) -> None:
     """Chooses the threshold asked for, reports it, and stores it in the saved model's config."""
-    choice = selection.choose(run.task, exits, run.target, run.args.seed)
-    run.say(selection.report(choice, run.target))
+    choice = threshold_selection.choose(run.task, exits, run.target, run.args.seed)
+    run.say(threshold_selection.report(choice, run.target))
     results.write_json(folder / "threshold.json", {"target": asdict(run.target), **asdict(choice)})
     model.config.early_exit_entropy = choice.threshold
     write_config(model, run.output_dir)
@@ -205,8 +206,8 @@ def choose_threshold(run: Run, model, exits: evaluation.AllExits, folder: Path) 
 def measure(run: Run, model, split: str, exits, rows: list, folder: Path) -> list:
     """Fills in the rows' times. All thresholds take turns, so that the files hold all of them after each repeat."""
     args, task = run.args, run.task
-    results.write_sweep(folder, evaluation.sweep(task, exits, evaluation.dense_thresholds(exits)), results.CURVE)
-    for rows in evaluation.timed_sweep(  # noqa: B020  the rows become the timed rows
+    results.write_sweep(folder, all_exits.sweep(task, exits, all_exits.dense_thresholds(exits)), results.CURVE)
+    for rows in all_exits.timed_sweep(  # noqa: B020  the rows become the timed rows
         rows, exits, model, run.eval_features[split], run.collate, args.per_gpu_eval_batch_size, args.timing_repeats
     ):
         results.write_sweep(folder, rows)
@@ -225,4 +226,4 @@ def show(scores: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

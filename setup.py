@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
@@ -12,7 +12,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["deebert"],
+    packages=find_packages(include=["deebert", "deebert.*"]),
     py_modules=["run_glue_deebert"],
     python_requires=">=3.10",
     install_requires=[

@@ -28,10 +28,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from deebert import errors
-from deebert.arguments import positive, whole
-from deebert.cached_reads import cached_reads
-from deebert.checkpoints import (
+from deebert.data.features import Features, collator, load_features
+from deebert.data.tasks import eval_splits, get_task, label_order
+from deebert.evaluation.all_exits import layer_scores, run_all_exits
+from deebert.experiment.arguments import positive, whole
+from deebert.modeling.checkpoints import (
     MODELS,
     any_shape_attention,
     load_config,
@@ -40,12 +41,11 @@ from deebert.checkpoints import (
     quiet_transformers,
     set_labels,
 )
-from deebert.evaluation import layer_scores, run_all_exits
-from deebert.features import Features, collator, load_features
-from deebert.glue import eval_splits, get_task, label_order
-from deebert.memory import peak_memory, reset_peak_memory
-from deebert.objectives import exit_losses
-from deebert.training import StageTraining, TokenData, TrainSettings
+from deebert.training.cached_features import cached_reads
+from deebert.training.stage import StageTraining, TokenData, TrainSettings
+from deebert.training.strategies import exit_losses
+from deebert.utils import cli
+from deebert.utils.memory import peak_memory, reset_peak_memory
 
 SYSTEMS = ("plain loop", "here", "here, cached")
 CACHED = SYSTEMS[2]
@@ -172,7 +172,7 @@ def ask(pipe, value=None):
     try:
         answer = pipe.recv()
     except EOFError:
-        raise errors.InputError("a process of the benchmark was killed; is there enough memory?") from None
+        raise cli.InputError("a process of the benchmark was killed; is there enough memory?") from None
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -246,7 +246,7 @@ def spread(values: list[float]) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model_type", choices=MODELS, required=True)
     add("--model_name_or_path", required=True)
@@ -278,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

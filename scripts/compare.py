@@ -17,13 +17,14 @@ from urllib.parse import quote_plus
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import run_glue_deebert
-from deebert import comparison, errors, plotting, results
-from deebert.arguments import first_stage_settings, parse_args
-from deebert.errors import ArgumentParser, InputError
-from deebert.evaluation import AllExits
-from deebert.exit_rules import EXIT_RULES
-from deebert.files import replacing
-from deebert.glue import get_task
+from deebert.data.tasks import get_task
+from deebert.evaluation import comparison, plotting, results
+from deebert.evaluation.all_exits import AllExits
+from deebert.experiment.arguments import first_stage_settings, parse_args
+from deebert.modeling.exit_rules import EXIT_RULES
+from deebert.utils import cli
+from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.files import replacing
 
 AFTER_TRAINING = ArgumentParser(add_help=False, allow_abbrev=False)  # flags that do not change the training
 AFTER_TRAINING.add_argument("--exit_rule", choices=EXIT_RULES, default="entropy")
@@ -129,4 +130,4 @@ def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: li
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

@@ -18,12 +18,12 @@ from transformers import BertForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from deebert import errors
-from deebert.arguments import positive
-from deebert.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
-from deebert.evaluation import AllExits, dev_features, layer_scores, run_all_exits, sweep, timed_passes
-from deebert.features import Collator, Features, collator, data_loader, eval_batches
-from deebert.glue import Task, get_task, scores
+from deebert.data.features import Collator, Features, collator, data_loader, eval_batches
+from deebert.data.tasks import Task, get_task, scores
+from deebert.evaluation.all_exits import AllExits, dev_features, layer_scores, run_all_exits, sweep, timed_passes
+from deebert.experiment.arguments import positive
+from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.utils import cli
 
 THRESHOLDS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -64,7 +64,7 @@ def slow_way(model, task: Task, features: Features, collate: Collator, exits: Al
 
 
 def main() -> None:
-    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a trained DeeBERT (BERT)")
     parser.add_argument("--task_name", required=True)
     parser.add_argument("--data_dir", required=True)
@@ -89,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

@@ -19,10 +19,10 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from deebert.features import collator  # noqa: E402
-from deebert.modeling_highway_bert import DeeBertConfig, DeeBertForSequenceClassification  # noqa: E402
-from deebert.modeling_highway_roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification  # noqa: E402
-from deebert.training import StageTraining, TokenData  # noqa: E402
+from deebert.data.features import collator  # noqa: E402
+from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification  # noqa: E402
+from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification  # noqa: E402
+from deebert.training.stage import StageTraining, TokenData  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models are faster so, above all beside other work
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)  # the machines are shared and noisy

@@ -10,8 +10,9 @@ from conftest import tiny_model, tiny_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from deebert import benchmark, errors
-from deebert.checkpoints import save_model
+from deebert.commands import benchmark
+from deebert.modeling.checkpoints import save_model
+from deebert.utils import cli
 
 
 def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
@@ -21,7 +22,7 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
     argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 --exit_threshold 0.693"
     monkeypatch.setattr("sys.argv", argv.split())
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # its own takes a minute
-    errors.run(benchmark.main)
+    cli.run(benchmark.main)
     printed = capsys.readouterr().out
     assert "12 samples" in printed
     assert (tmp_path / "out/benchmark.md").read_text().strip() in printed

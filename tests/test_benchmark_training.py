@@ -13,8 +13,8 @@ import torch
 from conftest import tiny_model, tiny_tokenizer
 from test_scripts import script
 
-from deebert import errors
-from deebert.checkpoints import save_model
+from deebert.modeling.checkpoints import save_model
+from deebert.utils import cli
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_the_tables(argv, monkeypatch, capsys):
     monkeypatch.setattr(benchmark_training.multiprocessing, "get_context", lambda method: threads)
     monkeypatch.setattr(sys, "stderr", sys.stderr)  # the workers silence theirs
     argv("--samples 20 --steps 2 --repeats 2 --batch_size 4 --seeds 1 2 --num_train_epochs 1")
-    errors.run(benchmark_training.main)
+    cli.run(benchmark_training.main)
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line[0] for line in lines[2:8]] == ["| 1", "| 1", "| 2", "| 2", "| 2", "| 2"]
     assert [line[3][:3] for line in lines[2:8] if line[1] == "plain loop"] == ["1.0", "1.0"]

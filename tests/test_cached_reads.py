@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from conftest import tiny_model, tiny_tokenizer
 
-from deebert import cached_reads
-from deebert.features import collator, tokenize
-from deebert.glue import TASKS, read_examples
-from deebert.training import StageTraining, TokenData, TrainSettings
+from deebert.data.features import collator, tokenize
+from deebert.data.tasks import TASKS, read_examples
+from deebert.training import cached_features
+from deebert.training.stage import StageTraining, TokenData, TrainSettings
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SETTINGS = TrainSettings(batch_size=5, accumulation=2, epochs=3, learning_rate=1e-2, adam_epsilon=1e-2)
@@ -22,7 +22,7 @@ def trained(model, features, cached: bool, tmp_path) -> dict[str, torch.Tensor]:
     accelerator, collate = Accelerator(cpu=True), collator(model.config)
     source = contextlib.nullcontext(TokenData(features, collate))
     if cached:
-        source = cached_reads.cached_reads(model, features, collate, accelerator, tmp_path)
+        source = cached_features.cached_reads(model, features, collate, accelerator, tmp_path)
     torch.manual_seed(0)
     with source as data:
         StageTraining(2, model, data, SETTINGS, accelerator).run()
@@ -49,9 +49,9 @@ def test_a_cache_changes_nothing_but_the_backbones_dropout(backbone, pooling, ru
 def test_large_reads_lie_in_a_file_until_the_end(tiny_data, tmp_path, monkeypatch):
     features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train"), tiny_tokenizer("bert"), 32)
     in_memory = trained(tiny_model("bert"), features, True, tmp_path)
-    monkeypatch.setattr(cached_reads, "IN_MEMORY", 0)
+    monkeypatch.setattr(cached_features, "IN_MEMORY", 0)
     model = tiny_model("bert")
-    with cached_reads.cached_reads(model, features, collator(model.config), Accelerator(cpu=True), tmp_path) as data:
+    with cached_features.cached_reads(model, features, collator(model.config), Accelerator(cpu=True), tmp_path) as data:
         assert isinstance(data.reads, np.memmap)
         assert [path.name for path in tmp_path.glob(".features-*/*")] == ["reads.npy"]
     in_file = trained(model, features, True, tmp_path)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from deebert.calibration import LIMITS, calibrated, fit_temperatures, negative_log_likelihood, report
-from deebert.errors import InputError
-from deebert.evaluation import AllExits
+from deebert.evaluation.all_exits import AllExits
+from deebert.evaluation.calibration import LIMITS, calibrated, fit_temperatures, negative_log_likelihood, report
+from deebert.utils.cli import InputError
 
 
 def over_confident(n: int, factors=(3.0, 0.4, 1.0)) -> AllExits:

@@ -13,12 +13,13 @@ from test_scripts import script
 from test_selection import simulated
 
 import run_glue_deebert
-from deebert import comparison, errors
-from deebert.arguments import parse_args
-from deebert.calibration import fit_temperatures
-from deebert.comparison import DROPS, GRID, cross_calibrated, outcome, read_settings, table
-from deebert.evaluation import AllExits
-from deebert.glue import TASKS
+from deebert.data.tasks import TASKS
+from deebert.evaluation import comparison
+from deebert.evaluation.all_exits import AllExits
+from deebert.evaluation.calibration import fit_temperatures
+from deebert.evaluation.comparison import DROPS, GRID, cross_calibrated, outcome, read_settings, table
+from deebert.experiment.arguments import parse_args
+from deebert.utils import cli
 
 SST2 = TASKS["SST-2"]
 
@@ -85,7 +86,7 @@ def test_the_table_has_means_and_deviations():
 )
 def test_settings_that_are_none(tmp_path, text, message):
     (tmp_path / "settings.txt").write_text(text)
-    with pytest.raises(errors.InputError, match=message):
+    with pytest.raises(cli.InputError, match=message):
         read_settings(tmp_path / "settings.txt")
 
 
@@ -161,10 +162,10 @@ def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypa
     compare_all()
     assert len(trained) == 6
     assert (folder / "comparison.md").read_text() == before
-    with pytest.raises(errors.InputError, match="runs with other settings"):
+    with pytest.raises(cli.InputError, match="runs with other settings"):
         compare_all("--warmup_steps", "3")
     for flags in (["--exit_rule", "margin"], ["--seed", "3"]):
-        with pytest.raises(errors.InputError, match=r"in a setting's line|runs with other settings"):
+        with pytest.raises(cli.InputError, match=r"in a setting's line|runs with other settings"):
             compare_all(*flags)
 
 

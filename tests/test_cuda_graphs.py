@@ -6,9 +6,9 @@ from conftest import BACKBONES, random_batch, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deebert import cuda_graphs
-from deebert.cuda_graphs import GraphedDeeBert
-from deebert.exit_rules import EXIT_RULES, entropy, make_rule
+from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
+from deebert.runtime import cuda_graphs
+from deebert.runtime.cuda_graphs import GraphedDeeBert
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MODELS = {}

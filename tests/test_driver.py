@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
 
 import run_glue_deebert
-from deebert import errors, results
-from deebert.calibration import fit_temperatures
-from deebert.checkpoints import load_tokenizer, save_model, set_labels
-from deebert.evaluation import AllExits
+from deebert.evaluation import results
+from deebert.evaluation.all_exits import AllExits
+from deebert.evaluation.calibration import fit_temperatures
+from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
+from deebert.utils import cli
 
 TRAIN = "--do_train --do_eval --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --save_steps 0 --no_cuda"
 
@@ -34,7 +35,7 @@ def drive(monkeypatch, tmp_path, tiny_data, tiny_checkpoints):
             "--plot_data_dir=results",
         ]
         monkeypatch.setattr("sys.argv", argv + flags.split())
-        errors.run(run_glue_deebert.main)
+        cli.run(run_glue_deebert.main)
 
     return run
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deebert import evaluation
-from deebert.errors import InputError
-from deebert.evaluation import AllExits, dense_thresholds, layer_scores, run_all_exits, sweep, timed_sweep
-from deebert.features import Features, collator
-from deebert.glue import TASKS, scores
+from deebert.data.features import Features, collator
+from deebert.data.tasks import TASKS, scores
+from deebert.evaluation import all_exits
+from deebert.evaluation.all_exits import AllExits, dense_thresholds, layer_scores, run_all_exits, sweep, timed_sweep
+from deebert.utils.cli import InputError
 
 LENGTHS = [5, 12, 7, 3, 20, 9, 14, 6, 11, 4]
 SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(2, 4))  # S, N, C
@@ -99,13 +99,13 @@ def test_ties_are_counted():
         threshold = float(entropies[4, 0]) + gap
         seen = exits.exit_layers(threshold)
         assert (seen[4] == 1) == (gap > 0)
-        assert evaluation._other_exits(exits, threshold, seen) == 0
+        assert all_exits._other_exits(exits, threshold, seen) == 0
         seen[4] = seen_at
-        if abs(gap) < evaluation.TIE:
-            assert evaluation._other_exits(exits, threshold, seen) == 1
+        if abs(gap) < all_exits.TIE:
+            assert all_exits._other_exits(exits, threshold, seen) == 1
         else:
             with pytest.raises(RuntimeError, match="sample 5 left at layer 2"):
-                evaluation._other_exits(exits, threshold, seen)
+                all_exits._other_exits(exits, threshold, seen)
 
 
 @given(

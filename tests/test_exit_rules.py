@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import entropy as scipy_entropy
 
-from deebert.evaluation import AllExits, dense_thresholds, timed_sweep
-from deebert.exit_rules import EXIT_RULES, make_rule
-from deebert.features import Features, collator
-from deebert.glue import TASKS
-from deebert.results import SweepRow
-from deebert.selection import Target, choose
+from deebert.data.features import Features, collator
+from deebert.data.tasks import TASKS
+from deebert.evaluation.all_exits import AllExits, dense_thresholds, timed_sweep
+from deebert.evaluation.results import SweepRow
+from deebert.evaluation.threshold_selection import Target, choose
+from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 
 LAYERS, TOLERANCE = 4, 0.3
 CASES = [(rule, labels) for rule in EXIT_RULES for labels in (1, 2, 3) if make_rule(rule, labels).usable]

@@ -9,10 +9,10 @@ from conftest import tiny_config, tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deebert import features
-from deebert.evaluation import run_all_exits
-from deebert.features import TrainBatches, collator, eval_batches, fingerprint, load_features, tokenize
-from deebert.glue import TASKS, Example, read_examples
+from deebert.data import features
+from deebert.data.features import TrainBatches, collator, eval_batches, fingerprint, load_features, tokenize
+from deebert.data.tasks import TASKS, Example, read_examples
+from deebert.evaluation.all_exits import run_all_exits
 
 SST2 = TASKS["SST-2"]
 

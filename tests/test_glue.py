@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from deebert import glue
-from deebert.errors import InputError
-from deebert.glue import TASKS, Example, get_task, label_order, read_examples, scores
+from deebert.data import tasks
+from deebert.data.tasks import TASKS, Example, get_task, label_order, read_examples, scores
+from deebert.utils.cli import InputError
 
 
 def write(folder, split: str, text: str):
@@ -162,7 +162,7 @@ def test_download_writes_files_that_read_back(tmp_path, monkeypatch, capsys, tas
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     monkeypatch.setattr(sys, "argv", ["glue", "--download", task.lower(), "--data_dir", str(tmp_path)])
-    glue.main()
+    tasks.main()
     printed = capsys.readouterr().out.split()
     assert printed == [str(tmp_path / task / f"{split}.tsv") for split, _ in TASKS[task].splits]
     for split, _ in TASKS[task].splits:
@@ -173,12 +173,12 @@ def test_download_writes_files_that_read_back(tmp_path, monkeypatch, capsys, tas
 def test_download_without_the_package_or_the_hub(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="pip install datasets"):
-        glue.download(TASKS["RTE"], tmp_path)
+        tasks.download(TASKS["RTE"], tmp_path)
 
     def load_dataset(*_):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(InputError, match="the hub did not answer"):
-        glue.download(TASKS["RTE"], tmp_path)
+        tasks.download(TASKS["RTE"], tmp_path)
     assert not list(tmp_path.iterdir())

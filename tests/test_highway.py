@@ -15,9 +15,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, BertForSequ
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from deebert.exit_rules import first_below, make_rule
-from deebert.highway import weigh_tokens
-from deebert.modeling_highway_bert import entropy
+from deebert.modeling.bert import entropy
+from deebert.modeling.early_exit import weigh_tokens
+from deebert.modeling.exit_rules import first_below, make_rule
 
 MODELS = {backbone: tiny_model(backbone) for backbone in BACKBONES}
 

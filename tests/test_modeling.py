@@ -10,10 +10,17 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, BertConfig, pipeline
 
-from deebert.checkpoints import load_config, load_model, load_pretrained, load_tokenizer, save_model, set_labels
-from deebert.errors import InputError
-from deebert.highway import HighwayConfig
-from deebert.modeling_highway_bert import DeeBertForSequenceClassification
+from deebert.modeling.bert import DeeBertForSequenceClassification
+from deebert.modeling.checkpoints import (
+    load_config,
+    load_model,
+    load_pretrained,
+    load_tokenizer,
+    save_model,
+    set_labels,
+)
+from deebert.modeling.early_exit import HighwayConfig
+from deebert.utils.cli import InputError
 
 
 def test_parameter_names_are_the_originals(backbone):

@@ -9,14 +9,14 @@ import torch
 from conftest import BACKBONES, random_batch, tiny_model, tiny_tokenizer, train
 from torch.nn import functional
 
-from deebert.evaluation import run_all_exits
-from deebert.exit_rules import EXIT_RULES, make_rule
-from deebert.features import TrainBatches, collator, tokenize
-from deebert.glue import TASKS, read_examples
-from deebert.highway import POOLINGS
-from deebert.modeling_highway import HighwayClassifierOutput
-from deebert.objectives import STRATEGIES, training_loss
-from deebert.training import TrainSettings
+from deebert.data.features import TrainBatches, collator, tokenize
+from deebert.data.tasks import TASKS, read_examples
+from deebert.evaluation.all_exits import run_all_exits
+from deebert.modeling.classifier import HighwayClassifierOutput
+from deebert.modeling.early_exit import POOLINGS
+from deebert.modeling.exit_rules import EXIT_RULES, make_rule
+from deebert.training.stage import TrainSettings
+from deebert.training.strategies import STRATEGIES, training_loss
 
 LAYERS = 4
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

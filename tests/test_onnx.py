@@ -13,14 +13,15 @@ from conftest import BACKBONES, random_batch, tiny_data, tiny_model, tiny_tokeni
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deebert import errors, export
-from deebert.checkpoints import save_model
-from deebert.errors import InputError
-from deebert.exit_rules import EXIT_RULES, entropy, first_below, make_rule
-from deebert.features import collator
-from deebert.onnx_merge import MOST_LAYERS, merge
-from deebert.onnx_runtime import MANIFEST, OnnxDeeBert, open_session
-from deebert.refill import classify_refilled
+from deebert.data.features import collator
+from deebert.modeling.checkpoints import save_model
+from deebert.modeling.exit_rules import EXIT_RULES, entropy, first_below, make_rule
+from deebert.runtime import onnx_export
+from deebert.runtime.continuous_batching import classify_refilled
+from deebert.runtime.onnx_graph import MOST_LAYERS, merge
+from deebert.runtime.onnx_runtime import MANIFEST, OnnxDeeBert, open_session
+from deebert.utils import cli
+from deebert.utils.cli import InputError
 
 CONFIGS = {  # between them: both backbones, every pooling, a head, temperatures, one label and three
     "bert": {"highway_pooling": "mean", "exit_rule": "learned", "num_labels": 3},
@@ -41,7 +42,7 @@ def models(tmp_path_factory):
                 torch.nn.init.normal_(parameter)
         model.get_input_embeddings().weight.data[NAN_TOKEN] = math.nan
         folder = tmp_path_factory.mktemp(backbone)
-        export.export(model, tiny_tokenizer(backbone), folder)
+        onnx_export.export(model, tiny_tokenizer(backbone), folder)
         pairs[backbone] = model, OnnxDeeBert(folder)
     return pairs
 
@@ -130,7 +131,9 @@ def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, name, labels):
         torch.nn.init.normal_(model.bert.encoder.learn_to_exit.weight)
     hidden = torch.randn(5, 4, model.config.hidden_size)
     path, answers = tmp_path / "exit.onnx", ["logits", "uncertainty", "certainty"]
-    export.save_graph(export.ExitGraph(model, 0), {"hidden": hidden}, answers[: 3 if name == "learned" else 2], path)
+    onnx_export.save_graph(
+        onnx_export.ExitGraph(model, 0), {"hidden": hidden}, answers[: 3 if name == "learned" else 2], path
+    )
     found = onnxruntime.InferenceSession(path).run(["uncertainty"], {"hidden": hidden.numpy()})[0]
     with torch.no_grad():
         expected, _ = make_rule(name, labels).measure(*model.exit_answer(0, hidden, None), None)
@@ -217,7 +220,7 @@ def test_a_sample_that_is_not_a_number_harms_no_other(models, backbone, broken, 
 
 def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path):
     model = tiny_model("bert", num_hidden_layers=3)
-    export.export_parts(export.exportable(model), tmp_path)
+    onnx_export.export_parts(onnx_export.exportable(model), tmp_path)
     for name in ("layer", "exit"):
         (tmp_path / f"{name}_2.onnx").rename(tmp_path / f"{name}_{MOST_LAYERS - 1}.onnx")
         for i in range(2, MOST_LAYERS - 1):
@@ -235,7 +238,7 @@ def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path):
         assert session.run(["exit_layer"], given)[0] == end
     model.config.num_hidden_layers += 1
     with pytest.raises(InputError, match=f"{MOST_LAYERS + 1} layers; a graph holds up to {MOST_LAYERS}"):
-        export.export(model, None, tmp_path / "out")
+        onnx_export.export(model, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -320,8 +323,8 @@ def test_threshold_rule_and_training_mode(models):
 def test_int8_is_smaller_and_near(tmp_path):
     model = tiny_model("bert", highway_pooling="mean", initializer_range=0.05, num_hidden_layers=2)
     tokenizer = tiny_tokenizer("bert")
-    export.export(model, tokenizer, tmp_path / "fp32")
-    export.export(model, tokenizer, tmp_path / "int8", int8=True)
+    onnx_export.export(model, tokenizer, tmp_path / "fp32")
+    onnx_export.export(model, tokenizer, tmp_path / "int8", int8=True)
     full, small = OnnxDeeBert(tmp_path / "fp32"), OnnxDeeBert(tmp_path / "int8")
     assert (full.precision, small.precision) == ("fp32", "int8")
     batch = random_batch(model.config, [4, 9, 12])
@@ -337,14 +340,14 @@ def run(monkeypatch, capsys):
 
     def run(*arguments) -> str:
         monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
-        errors.run(export.main)
+        cli.run(onnx_export.main)
         return capsys.readouterr().out
 
     return run
 
 
 def test_the_command_and_predict(tmp_path, backbone, run, tiny_data, monkeypatch, capsys):  # noqa: F811
-    from deebert import predict
+    from deebert.commands import predict
 
     model = tiny_model(backbone, highway_pooling="mean", num_hidden_layers=2)
     save_model(model, tiny_tokenizer(backbone), tmp_path / "model")
@@ -359,7 +362,7 @@ def test_the_command_and_predict(tmp_path, backbone, run, tiny_data, monkeypatch
     for folder, more in (("model", []), ("onnx", []), ("model", ["--refill"]), ("onnx", ["--refill"])):
         argv = ["predict", "--model", str(tmp_path / folder), "--file", str(texts), "--batch_size", "2"]
         monkeypatch.setattr("sys.argv", [*argv, "--early_exit_entropy", "0.55", *more])
-        errors.run(predict.main)
+        cli.run(predict.main)
         outputs.append([line.split("\t") for line in capsys.readouterr().out.splitlines()])
     assert len(outputs[0]) == 5
     for other in outputs[1:]:
@@ -425,8 +428,8 @@ def test_bad_arguments_write_nothing(tmp_path, run, arguments, message, monkeypa
 
 
 def test_all_exits_of_a_dev_set_come_from_the_graphs_too(models):
-    from deebert.evaluation import run_all_exits
-    from deebert.features import Features
+    from deebert.data.features import Features
+    from deebert.evaluation.all_exits import run_all_exits
 
     model, exported = models["bert"]
     lengths = [3, 9, 5, 12, 7]

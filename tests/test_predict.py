@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import ROOT, sentences, tiny_model
 
-from deebert import errors, predict
-from deebert.checkpoints import load_tokenizer, save_model, set_labels
-from deebert.errors import InputError
-from deebert.exit_rules import entropy
+from deebert.commands import predict
+from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
+from deebert.modeling.exit_rules import entropy
+from deebert.utils import cli
+from deebert.utils.cli import InputError
 
 TEXTS = [text for text, _ in sentences(11, seed=3)]
 
@@ -32,7 +33,7 @@ def folder(backbone, tmp_path, tiny_checkpoints):
 def run(monkeypatch, capsys, lines: list[str], *arguments: str) -> list[str]:
     monkeypatch.setattr("sys.argv", ["predict", *map(str, arguments)])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("".join(f"{line}\n" for line in lines).encode())))
-    errors.run(predict.main)
+    cli.run(predict.main)
     return capsys.readouterr().out.splitlines()
 
 
@@ -100,7 +101,7 @@ def test_it_streams(folder, monkeypatch):
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder):
     command = (
-        f"yes 'a good film' | head -500 | {sys.executable} -m deebert.predict --model {folder} --batch_size 1 | head -1"
+        f"yes good | head -500 | {sys.executable} -m deebert.commands.predict --model {folder} --batch_size 1 | head -n1"
     )
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -131,7 +132,7 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         (
             [],
             ["--batch_size", "0"],
-            "argument --batch_size: 0 is not a whole number above 0 (python -m deebert.predict --help",
+            "argument --batch_size: 0 is not a whole number above 0 (python -m deebert.commands.predict --help",
         ),
         ([], ["--exit_rule", "margin"], "--exit_rule margin: give --early_exit_entropy, too"),
         ([], ["--exit_rule", "learned", "--early_exit_entropy", "0.1"], "trained without --exit_rule learned"),

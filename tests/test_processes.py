@@ -12,7 +12,7 @@ from conftest import ROOT, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 import run_glue_deebert
-from deebert.evaluation import AllExits
+from deebert.evaluation.all_exits import AllExits
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from deebert import plotting, results
-from deebert.errors import InputError
-from deebert.results import SweepRow, read_each_layer, read_sweep, result_dir, sweep_table
+from deebert.evaluation import plotting, results
+from deebert.evaluation.results import SweepRow, read_each_layer, read_sweep, result_dir, sweep_table
+from deebert.utils.cli import InputError
 
 ROWS = [
     SweepRow(0.0, 0.875, 0.0, 1.0, (0, 0, 8), 2.0, 2.1, 0.05, 0.01, 0),

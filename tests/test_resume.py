@@ -15,13 +15,15 @@ from conftest import CLASSES, snapshot_files, tiny_tokenizer
 from safetensors.torch import load_file
 
 import run_glue_deebert
-from deebert import checkpoints, errors, files, resume
-from deebert.evaluation import layer_scores, run_all_exits
-from deebert.features import collator, load_features
-from deebert.glue import TASKS
-from deebert.monitor import Monitor
-from deebert.resume import saved_steps
-from deebert.training import StageTraining
+from deebert.data.features import collator, load_features
+from deebert.data.tasks import TASKS
+from deebert.evaluation.all_exits import layer_scores, run_all_exits
+from deebert.experiment.monitor import Monitor
+from deebert.modeling import checkpoints
+from deebert.training import checkpointing
+from deebert.training.checkpointing import saved_steps
+from deebert.training.stage import StageTraining
+from deebert.utils import cli, files
 
 TRAIN = (
     "--do_train --do_eval --eval_each_highway --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 2 --no_cuda "
@@ -62,7 +64,7 @@ def killed(argv: list[str], monkeypatch, target, name: str, count: int) -> bool:
             return original(*args, **kwargs)
 
         setattr(target, name, counted)
-        errors.run(lambda: run_glue_deebert.main(argv))
+        cli.run(lambda: run_glue_deebert.main(argv))
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
@@ -85,7 +87,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(argv, tmp_path,
     run_glue_deebert.main(argv(f"{flags} --output_dir whole"))
     whole = weights(tmp_path / "whole")
     generator = torch.Generator().manual_seed(len(flags))
-    moments = [(StageTraining, "step", 32), (checkpoints.shutil, "rmtree", 12), (resume.torch, "save", 8)]
+    moments = [(StageTraining, "step", 32), (checkpoints.shutil, "rmtree", 12), (checkpointing.torch, "save", 8)]
     for target, name, most in moments:
         for _ in range(KILLS):
             out = f"{flags} --output_dir out --resume"
@@ -107,7 +109,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(argv, tmp_path,
 def ends(argv: list[str]) -> int:
     """The exit code of the driver."""
     with pytest.raises(SystemExit) as error:
-        errors.run(lambda: run_glue_deebert.main(argv))
+        cli.run(lambda: run_glue_deebert.main(argv))
     return error.value.code
 
 
@@ -158,13 +160,13 @@ def test_workers_leave_signals_to_the_training(argv, tmp_path):
             return original(self)
 
         StageTraining.step = counted
-        errors.run(lambda: run_glue_deebert.main(argv(f"{TRAIN} --dataloader_num_workers 1")))
+        cli.run(lambda: run_glue_deebert.main(argv(f"{TRAIN} --dataloader_num_workers 1")))
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join(120)
     assert process.exitcode == 128 + signal.SIGTERM
-    assert resume.newest_checkpoint(tmp_path / "out").name in ("checkpoint-stage1-4", "checkpoint-stage1-5")
+    assert checkpointing.newest_checkpoint(tmp_path / "out").name in ("checkpoint-stage1-4", "checkpoint-stage1-5")
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
     assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
 
@@ -235,7 +237,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(argv, tmp_path, monk
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(resume.torch, "save", full)
+        patch.setattr(checkpointing.torch, "save", full)
         assert ends(argv(TRAIN)) == 2
     assert "out/checkpoint-stage1-15: the checkpoint cannot be written ([Errno 28] No space" in capsys.readouterr().err
     assert [folder.name for folder in saved_steps(tmp_path / "out")] == ["checkpoint-stage1-5", "checkpoint-stage1-10"]

@@ -8,12 +8,20 @@ import pytest
 from conftest import CLASSES, tiny_model
 
 import run_glue_deebert
-from deebert import selection
-from deebert.checkpoints import load_tokenizer, save_model
-from deebert.errors import InputError
-from deebert.evaluation import AllExits, dense_thresholds
-from deebert.glue import TASKS
-from deebert.selection import Target, choose, controlled_threshold, fit_per_layer, fit_single, harmed, measure
+from deebert.data.tasks import TASKS
+from deebert.evaluation import threshold_selection
+from deebert.evaluation.all_exits import AllExits, dense_thresholds
+from deebert.evaluation.threshold_selection import (
+    Target,
+    choose,
+    controlled_threshold,
+    fit_per_layer,
+    fit_single,
+    harmed,
+    measure,
+)
+from deebert.modeling.checkpoints import load_tokenizer, save_model
+from deebert.utils.cli import InputError
 
 SST2 = TASKS["SST-2"]
 
@@ -29,7 +37,7 @@ def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExit
 
 
 def test_the_halves_are_disjoint_and_seeded(monkeypatch):
-    monkeypatch.setattr(selection, "PER_LAYER_CANDIDATES", 3)  # for speed
+    monkeypatch.setattr(threshold_selection, "PER_LAYER_CANDIDATES", 3)  # for speed
     exits = simulated(101, 0)
     parts = []
     take = AllExits.take
@@ -79,7 +87,7 @@ def test_report_says_whether_the_target_holds():
     exits = simulated(600, 4)
     for target in (Target(drop=0.02), Target(saving=0.5), Target(risk=0.05)):
         choice = choose(SST2, exits, target)
-        text = selection.report(choice, target)
+        text = threshold_selection.report(choice, target)
         if target.drop is not None:
             assert choice.holds == (choice.reported_on.score_change >= -0.02)
         if target.saving is not None:

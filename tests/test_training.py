@@ -9,11 +9,11 @@ import torch
 from conftest import tiny_model, tiny_tokenizer, train
 from torch.nn import functional
 
-from deebert.errors import InputError
-from deebert.evaluation import layer_scores, run_all_exits
-from deebert.features import TrainBatches, collator, tokenize
-from deebert.glue import TASKS, read_examples
-from deebert.training import TrainSettings
+from deebert.data.features import TrainBatches, collator, tokenize
+from deebert.data.tasks import TASKS, read_examples
+from deebert.evaluation.all_exits import layer_scores, run_all_exits
+from deebert.training.stage import TrainSettings
+from deebert.utils.cli import InputError
 
 QUIET = {"logging_steps": 0, "save_steps": 0}
 

@@ -1,0 +1,269 @@
+"""The GLUE tasks, and one of our own: what their TSV files look like, how to read them, and their metrics.
+
+`deebert download MRPC --data_dir DIR` fetches a task from the Hugging Face hub and writes those files.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from deebert.utils import cli
+from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.files import replacing
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line of a TSV file. label: an index into the task's labels, a float for regression, None where unlabelled."""
+
+    text_a: str
+    text_b: str | None
+    label: int | float | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A GLUE task, its columns as the GLUE download names them, and its metrics, the primary one first."""
+
+    name: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    labels: tuple[str, ...]  # () for regression
+    metrics: tuple[str, ...] = ("acc",)
+    headerless: tuple[str, ...] = ()  # the columns of train and dev files that have no header line (CoLA)
+    short_rows: bool = False  # the download is known to have some: they are skipped and counted (QQP)
+    splits: tuple[tuple[str, str], ...] = (("train", "train"), ("dev", "validation"), ("test", "test"))  # file, hub
+    hub_columns: tuple[str, ...] = ()  # where the hub names the text columns differently
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels) or 1
+
+    @property
+    def primary_metric(self) -> str:
+        return self.metrics[0]
+
+
+BINARY = ("0", "1")
+ENTAILMENT = ("entailment", "not_entailment")
+PAIR = ("sentence1", "sentence2")
+MNLI_SPLITS = (
+    ("train", "train"),
+    ("dev_matched", "validation_matched"),
+    ("dev_mismatched", "validation_mismatched"),
+    ("test_matched", "test_matched"),
+    ("test_mismatched", "test_mismatched"),
+)
+TASKS = {
+    task.name: task
+    for task in (
+        Task("CoLA", ("sentence",), "label", BINARY, ("mcc",), headerless=("source", "label", "note", "sentence")),
+        Task("SST-2", ("sentence",), "label", BINARY),
+        Task(
+            "MRPC", ("#1 String", "#2 String"), "Quality", BINARY, ("f1", "acc"), hub_columns=("sentence1", "sentence2")
+        ),
+        Task("STS-B", PAIR, "score", (), ("spearmanr", "pearson")),
+        Task("QQP", ("question1", "question2"), "is_duplicate", BINARY, ("f1", "acc"), short_rows=True),
+        Task(
+            "MNLI",
+            PAIR,
+            "gold_label",
+            ("contradiction", "entailment", "neutral"),
+            splits=MNLI_SPLITS,
+            hub_columns=("premise", "hypothesis"),
+        ),
+        Task("QNLI", ("question", "sentence"), "label", ENTAILMENT),
+        Task("RTE", PAIR, "label", ENTAILMENT),
+        Task("WNLI", PAIR, "label", BINARY),
+        Task("Ratings", ("sentence",), "score", (), ("spearmanr", "pearson")),  # not GLUE: a number for each sentence
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name in any spelling of case ('mrpc'); MNLI-mm is MNLI, which is scored on both dev sets."""
+    by_lower_case = {key.lower(): task for key, task in TASKS.items()} | {"mnli-mm": TASKS["MNLI"]}
+    if name.lower() not in by_lower_case:
+        raise InputError(f"--task_name {name}: no such GLUE task; choose one of {', '.join(TASKS)}")
+    return by_lower_case[name.lower()]
+
+
+def label_order(task: Task, model_type: str, id2label: dict[int, str] | None = None) -> tuple[str, ...]:
+    """The task's labels in the order of a model's outputs.
+
+    A checkpoint that names the task's labels decides. Otherwise RoBERTa's MNLI order, inherited from fairseq, has
+    entailment and neutral exchanged; the original's RoBERTa checkpoints have it too.
+    """
+    named = tuple(id2label[i] for i in sorted(id2label)) if id2label else ()
+    if task.labels and sorted(named) == sorted(task.labels):
+        return named
+    if task.name == "MNLI" and model_type == "roberta":
+        return ("contradiction", "neutral", "entailment")
+    return task.labels
+
+
+def eval_splits(task: Task) -> dict[str, str]:
+    """The dev files to score and the suffix that keeps their results apart: {"dev": ""}, for MNLI two."""
+    return {"dev_matched": "", "dev_mismatched": "-MM"} if task.name == "MNLI" else {"dev": ""}
+
+
+def data_file(data_dir: str | Path, split: str) -> Path:
+    """The path of a split's TSV file. Raises InputError where it is missing."""
+    path = Path(data_dir) / f"{split}.tsv"
+    if not Path(data_dir).is_dir():
+        raise InputError(f"--data_dir {data_dir}: no such directory; it should hold the task's TSV files")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; --data_dir should hold the task's TSV files as GLUE lays them out")
+    return path
+
+
+def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[str, ...] | None = None) -> list[Example]:
+    """Reads one split. labels: their order, the task's own by default.
+
+    The files are tab separated without quoting: a quote character is text. Raises InputError with file and line.
+    """
+    path = data_file(data_dir, split)
+    labels = task.labels if labels is None else labels
+    rows = _rows(path)
+    if task.headerless and not split.startswith("test"):
+        header = list(task.headerless)
+    else:
+        _, header = next(rows, (0, []))
+    missing = [column for column in task.text_columns if column not in header]
+    labelled = task.label_column in header
+    if not labelled and not split.startswith("test"):
+        missing.append(task.label_column)
+    if missing:
+        raise InputError(
+            f"{path}, line 1: no column {', '.join(map(repr, missing))}; found {', '.join(header) or 'none'}"
+        )
+    text_at = [header.index(column) for column in task.text_columns]
+    label_at = header.index(task.label_column) if labelled else -1
+
+    examples, skipped = [], 0
+    for line, fields in rows:
+        if len(fields) <= max(*text_at, label_at):
+            if not task.short_rows:
+                raise InputError(f"{path}, line {line}: {len(fields)} columns where {len(header)} are expected")
+            skipped += 1
+            continue
+        label = _label(fields[label_at], labels, path, line) if labelled else None
+        texts = [fields[i] for i in text_at]
+        examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
+    if skipped:
+        print(f"{path}: skipped {skipped} short rows")
+    if not examples:
+        raise InputError(f"{path}: no examples in it")
+    return examples
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each line that is not blank. utf-8-sig drops the BOM that MRPC's files begin with."""
+    try:
+        # newline="\n": a text may contain other characters that Python takes for the end of a line
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n").split("\t")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _label(text: str, labels: tuple[str, ...], path: Path, line: int) -> int | float:
+    if labels:
+        if text not in labels:
+            raise InputError(f"{path}, line {line}: unknown label {text!r}; the task has {', '.join(labels)}")
+        return labels.index(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise InputError(f"{path}, line {line}: {text!r} is not a number")
+    return value
+
+
+def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A correlation that is 0 where it is not defined: fewer than two samples, or predictions all alike."""
+
+    def metric(labels: np.ndarray, predictions: np.ndarray) -> float:
+        if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+            return 0.0
+        return function(labels, predictions).statistic
+
+    return metric
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "acc": accuracy_score,
+    "f1": lambda labels, predictions: f1_score(labels, predictions, average="binary", zero_division=0),
+    "mcc": matthews_corrcoef,
+    "pearson": _correlation(pearsonr),
+    "spearmanr": _correlation(spearmanr),
+}
+
+
+def predictions(logits: np.ndarray) -> np.ndarray:
+    """(..., C) logits -> (...) label indices, or values where there is one label."""
+    return logits[..., 0] if logits.shape[-1] == 1 else logits.argmax(axis=-1)
+
+
+def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's metrics, primary first, of logits (B, C) against labels (B,)."""
+    answers = predictions(logits)
+    return {name: float(METRICS[name](labels, answers)) for name in task.metrics}
+
+
+def download(task: Task, data_dir: str | Path) -> list[Path]:
+    """Fetches a task from the hub (`nyu-mll/glue`) and writes its TSV files; returns their paths."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError("--download needs the package datasets: pip install datasets") from None
+    try:
+        dataset = load_dataset("nyu-mll/glue", task.name.lower().replace("-", ""))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--download {task.name}: the hub did not answer: {error}") from None
+    return [_write_split(task, dataset[hub], Path(data_dir) / f"{split}.tsv") for split, hub in task.splits]
+
+
+def _write_split(task: Task, rows, path: Path) -> Path:
+    """Writes one split of a hub dataset as GLUE lays it out, to a temporary name first."""
+    test = path.name.startswith("test")  # the hub fills the label of test rows with -1
+    names = rows.features["label"].names if task.labels and task.labels != BINARY else None
+    columns = dict(zip(task.text_columns, task.hub_columns or task.text_columns, strict=True))
+    header = (*task.text_columns,) if test else (task.headerless or (*task.text_columns, task.label_column))
+
+    def field(row: dict, column: str) -> str:
+        if column in columns:
+            return " ".join(str(row[columns[column]]).split())  # a tab or line break would end the field
+        if column == task.label_column:
+            return names[row["label"]] if names else str(row["label"])
+        return ""
+
+    with replacing(path) as file:
+        if test or not task.headerless:
+            file.write("\t".join(header) + "\n")
+        for row in rows:
+            file.write("\t".join(field(row, column) for column in header) + "\n")
+    return path
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="deebert download", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--download", required=True, metavar="TASK", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--data_dir", required=True, help="the files go to DATA_DIR/TASK")
+    args = parser.parse_args()
+    task = get_task(args.download)
+    if task.name == "Ratings":
+        raise InputError("--download Ratings: not a GLUE task; scripts/sample_data.py makes an example of it")
+    for path in download(task, Path(args.data_dir) / task.name):
+        print(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,313 @@
+"""One pass that stores every exit's answer, what follows from it without the model, and timed early-exit passes.
+
+Shapes: S samples of a data set, N layers, C labels.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+from transformers.utils import ModelOutput
+
+from deebert.data.batching import answers
+from deebert.data.features import Collator, Features, data_loader, eval_batches, load_features
+from deebert.data.tasks import Task, eval_splits, label_order, scores
+from deebert.evaluation.results import SweepRow
+from deebert.modeling.checkpoints import max_tokens
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, first_below, make_rule
+from deebert.utils.cli import InputError
+from deebert.utils.files import replacing
+
+UNTIMED_BATCH_SIZE = 32  # of the all-exits pass, whose answers do not depend on it
+CHUNK_BATCHES = 16  # timed batches per turn: short, so that a machine's drift hits every threshold alike
+WARM_UP_BATCHES = 3  # before the first turn
+TURN_WARM_UP_SECONDS = 0.1  # before each: ONNX Runtime's and OpenMP's idle threads spin for tens of milliseconds
+TIE = 1e-4  # how far a decision may be from the other (in nats, for the entropy) for rounding to turn it
+
+
+@dataclass(frozen=True)
+class AllExits:
+    """The answers of every exit for every sample, and the rule by which samples leave.
+
+    logits: (S, N, C) float32. labels: (S,), None for unlabelled data.
+    certainties: (S, N-1) of the learning-to-exit head, None where the model has none.
+    rule, tolerance: see `exit_rules.make_rule`.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray | None
+    certainties: np.ndarray | None = None
+    rule: str = "entropy"
+    tolerance: float = 0.5
+
+    def save(self, path: Path) -> None:
+        """Writes an npz file without pickles."""
+        with replacing(path, "wb") as file:
+            values = {field.name: getattr(self, field.name) for field in fields(self)}
+            np.savez(file, **{name: value for name, value in values.items() if value is not None})
+
+    @classmethod
+    def load(cls, path: Path) -> "AllExits":
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
+            return cls(**{"labels": None, **found})
+
+    @property
+    def num_layers(self) -> int:
+        return self.logits.shape[1]
+
+    @property
+    def exit_rule(self) -> ExitRule:
+        return make_rule(self.rule, self.logits.shape[2], self.tolerance)
+
+    def take(self, rows: np.ndarray) -> "AllExits":
+        """These samples only."""
+        arrays = {name: getattr(self, name) for name in ("logits", "labels", "certainties")}
+        return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
+
+    def halves(self, seed: int) -> tuple["AllExits", "AllExits"]:
+        """Two disjoint random halves: one to fit on, one to report on."""
+        order = np.random.default_rng(seed).permutation(len(self.logits))
+        return self.take(order[: len(order) // 2]), self.take(order[len(order) // 2 :])
+
+    def limits(self, threshold: float | Sequence[float]) -> list[float]:
+        """(N-1,) see `ExitRule.limits`. Raises ValueError."""
+        return self.exit_rule.limits(threshold, self.num_layers)
+
+    def exit_layers(self, threshold: float | Sequence[float]) -> np.ndarray:
+        """(S,) the 1-based layer at which each sample leaves. Raises ValueError (see `ExitRule.limits`)."""
+        return first_below(torch.from_numpy(self.uncertainties), self.limits(threshold)).numpy()
+
+    def answers(self, exit_layers: np.ndarray) -> np.ndarray:
+        """(S, C) the logits with which samples leave at these layers."""
+        return self.logits[np.arange(len(self.logits)), exit_layers - 1]
+
+    @cached_property
+    def uncertainties(self) -> np.ndarray:
+        """(S, N-1) what the rule measures behind each off-ramp."""
+        certainties = None if self.certainties is None else torch.from_numpy(self.certainties)
+        return self.exit_rule.uncertainties(torch.from_numpy(self.logits), certainties).numpy()
+
+
+def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int) -> Features:
+    """A task's (first) dev set as a model of this config reads it. Raises InputError."""
+    split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
+    return load_features(task, data_dir, split, labels, tokenizer, min(max_seq_length, max_tokens(config)))
+
+
+def run_all_exits(
+    model,
+    features: Features,
+    collate: Collator,
+    batch_size: int = UNTIMED_BATCH_SIZE,
+    progress: bool = True,
+    accelerator: Accelerator | None = None,
+) -> AllExits:
+    """One full pass over the features, shared by the accelerator's processes; all of them get the result.
+
+    Raises InputError where an exit's answer has no entropy: NaN, +inf, all -inf.
+    """
+    model.eval()
+    num_layers, num_labels = model.config.num_hidden_layers, model.config.num_labels
+    logits = np.empty((len(features), num_layers, num_labels), np.float32)
+    certainties = None
+
+    def ask(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        output = model(**batch, output_all_exits=True, early_exit_entropy=NO_EXIT)
+        return output.all_logits, *([] if output.all_certainties is None else [output.all_certainties])
+
+    name = "all exits" if progress else None
+    for index, *found in answers(ask, features, collate, batch_size, model.device, accelerator, name):
+        logits[index] = found[0]
+        if len(found) > 1:
+            certainties = np.empty((len(features), num_layers - 1), np.float32) if certainties is None else certainties
+            certainties[index] = found[1]
+    exits = AllExits(
+        logits,
+        features.labels,
+        certainties,
+        model.config.exit_rule,
+        model.config.patience_tolerance,
+    )
+    bad = np.argwhere(entropy(torch.from_numpy(logits)).isnan().numpy())
+    if len(bad):
+        sample, layer = bad[0]
+        raise InputError(
+            f"the model answers {logits[sample, layer].tolist()} at exit {layer + 1} for sample {sample + 1} "
+            f"({len(np.unique(bad[:, 0]))} of {len(features)} samples have such an answer); its weights are not usable"
+        )
+    return exits
+
+
+def layer_scores(task: Task, exits: AllExits) -> list[dict[str, float]]:
+    """The metrics of each exit, layer 1..N; the N-th is the final classifier's."""
+    return [scores(task, exits.logits[:, layer], exits.labels) for layer in range(exits.num_layers)]
+
+
+def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[SweepRow]:
+    """Score, exits and layer cost of each threshold, without running the model."""
+    full_score = scores(task, exits.logits[:, -1], exits.labels)[task.primary_metric]
+    rows = []
+    for threshold in thresholds:
+        exit_layers = exits.exit_layers(threshold)
+        score = scores(task, exits.answers(exit_layers), exits.labels)[task.primary_metric]
+        rows.append(
+            SweepRow(
+                threshold=threshold,
+                score=score,
+                score_change=score - full_score,
+                layers_run=float(exit_layers.mean() / exits.num_layers),
+                exits=tuple(np.bincount(exit_layers, minlength=exits.num_layers + 1)[1:].tolist()),
+                rule=exits.rule,
+            )
+        )
+    return rows
+
+
+def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
+    """From 0, where nobody leaves, up, safest first: the rule's grid, and quantiles of the uncertainties."""
+    rule = exits.exit_rule
+    if not rule.usable:
+        return [0.0]
+    thresholds = [0.0, *rule.grid(points, exits.num_layers)]
+    if not rule.remembers:  # the grid of a rule that counts holds all there is
+        thresholds += np.quantile(exits.uncertainties, np.linspace(0, 1, points)).tolist()
+    return sorted({float(f"{value:.6g}") for value in thresholds if value >= 0}, key=rule.limit)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one way to answer took and gave.
+
+    batch_seconds: (repeats, batches) of the forward passes. exit_layers: (S,), 0 where there are none. logits: (S, C).
+    """
+
+    batch_seconds: np.ndarray
+    exit_layers: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(repeats,) of the whole data set."""
+        return self.batch_seconds.sum(axis=1)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@torch.inference_mode()
+def timed_passes(
+    forwards: Sequence[Callable[[dict[str, Tensor]], ModelOutput]],
+    features: Features,
+    collate: Collator,
+    device: torch.device,
+    batch_size: int,
+    repeats: int = 1,
+) -> Iterator[list[Timing]]:
+    """Times ways to answer a batch, side by side; yields, after each repeat, what all repeats so far gave.
+
+    Only the forward is inside the clock. The ways take turns on a few batches at a time, in random order, so that
+    whatever else the machine does hits them alike. A turn begins with batches that are not counted: a way that answers
+    alone, as in use, shares the cores with no idle threads of another, and finds its weights in the caches.
+    """
+    loader = data_loader(features, eval_batches(features.lengths, batch_size), collate)
+
+    def inputs(batches) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
+        """Samples' indices, and what the model reads, on its device."""
+        kept = [{k: v.to(device) for k, v in batch.items() if k not in ("labels", "index")} for batch in batches]
+        return list(zip([batch["index"].numpy() for batch in batches], kept, strict=True))
+
+    for _, batch in inputs(list(islice(loader, WARM_UP_BATCHES))):
+        for forward in forwards:
+            forward(batch)
+
+    seconds = np.empty((len(forwards), 0, len(loader)))  # (ways, repeats, batches)
+    exit_layers = np.zeros((len(forwards), len(features)), np.int64)
+    logits: list[np.ndarray | None] = [None for _ in forwards]
+    order = np.random.default_rng(0)
+    bar = tqdm(total=repeats * len(forwards) * len(features), desc="timed passes", unit="sample", leave=False)
+    for _ in range(repeats):
+        seconds = np.concatenate([seconds, np.zeros((len(forwards), 1, len(loader)))], axis=1)
+        done, batches = 0, iter(loader)
+        while chunk := inputs(list(islice(batches, CHUNK_BATCHES))):
+            for i in order.permutation(len(forwards)):
+                begun = time.perf_counter()
+                for _, batch in chunk:
+                    forwards[i](batch)
+                    if time.perf_counter() - begun > TURN_WARM_UP_SECONDS:
+                        break
+                for at, (index, batch) in enumerate(chunk, done):
+                    _synchronize(device)
+                    start = time.perf_counter()
+                    output = forwards[i](batch)
+                    _synchronize(device)
+                    seconds[i, -1, at] = time.perf_counter() - start
+                    if "exit_layer" in output:
+                        exit_layers[i, index] = output.exit_layer.cpu()
+                    if logits[i] is None:
+                        logits[i] = np.empty((len(features), output.logits.shape[1]), np.float32)
+                    logits[i][index] = output.logits.float().cpu()
+                    bar.update(len(index))
+            done += len(chunk)
+        yield [Timing(*found) for found in zip(seconds, exit_layers, logits, strict=True)]
+    bar.close()
+
+
+def timed_sweep(
+    rows: Sequence[SweepRow],
+    exits: AllExits,
+    model,
+    features: Features,
+    collate: Collator,
+    batch_size: int,
+    repeats: int = 1,
+) -> Iterator[list[SweepRow]]:
+    """The rows of a sweep with times filled in, once after each repeat.
+
+    The full model without off-ramps runs in the same turns. Raises RuntimeError where a sample leaves at another layer
+    than `exits` says and its uncertainty there is not within TIE of the limit.
+    """
+    model.eval()
+    thresholds = [NO_EXIT, *(row.threshold for row in rows)]
+    forwards = [lambda batch, x=threshold: model(**batch, early_exit_entropy=x) for threshold in thresholds]
+    for full, *timings in timed_passes(forwards, features, collate, model.device, batch_size, repeats):
+        timed = []
+        for row, timing in zip(rows, timings, strict=True):
+            saved = 1 - timing.seconds / full.seconds
+            timed.append(
+                replace(
+                    row,
+                    seconds=float(np.median(timing.seconds)),
+                    full_seconds=float(np.median(full.seconds)),
+                    time_saved=float(np.median(saved)),
+                    time_saved_spread=float(np.ptp(saved)),
+                    other_exits=_other_exits(exits, row.threshold, timing.exit_layers),
+                )
+            )
+        yield timed
+
+
+def _other_exits(exits: AllExits, threshold: float, seen: np.ndarray) -> int:
+    """How many samples were seen to leave elsewhere than predicted, all of them within TIE of doing so."""
+    predicted = exits.exit_layers(threshold)
+    (moved,) = np.nonzero(predicted != seen)
+    decided_at = np.minimum(predicted, seen)[moved] - 1  # the exit on which prediction and timed pass disagree
+    logits, uncertainties = torch.from_numpy(exits.logits), torch.from_numpy(exits.uncertainties)
+    gap = exits.exit_rule.slack(logits, uncertainties, exits.limits(threshold)).numpy()[moved, decided_at]
+    if len(moved) and gap.max() > TIE:
+        worst = moved[gap.argmax()]
+        raise RuntimeError(
+            f"at threshold {threshold} sample {worst + 1} left at layer {seen[worst]}, but the all-exits pass predicts "
+            f"{predicted[worst]}; its {exits.rule} is {gap.max():.2g} off the threshold, no rounding error"
+        )
+    return len(moved)

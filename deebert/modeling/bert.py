@@ -1,0 +1,41 @@
+"""DeeBERT: HF's BERT with off-ramps. Parameter names are the original's, so its checkpoints load as they are."""
+
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
+from transformers.models.bert.modeling_bert import BertEncoder
+
+from deebert.modeling.classifier import HighwayClassifier, HighwayModel, add_highway_fields
+from deebert.modeling.early_exit import HighwayConfig, HighwayEncoder
+from deebert.modeling.exit_rules import entropy
+
+__all__ = ["DeeBertConfig", "DeeBertEncoder", "DeeBertForSequenceClassification", "DeeBertModel", "entropy"]
+
+
+class DeeBertConfig(HighwayConfig, BertConfig):
+    """BertConfig with the fields of early exit (see HighwayConfig)."""
+
+
+class DeeBertEncoder(HighwayEncoder, BertEncoder):
+    """BERT's layers with an off-ramp behind each but the last."""
+
+
+class DeeBertModel(HighwayModel, BertModel):
+    """BERT with off-ramps in its encoder; on its own it answers as BertModel does."""
+
+    config_class = DeeBertConfig
+    encoder_class = DeeBertEncoder
+
+
+class DeeBertForSequenceClassification(HighwayClassifier, BertForSequenceClassification):
+    """BERT for classification that answers at the first off-ramp that is sure enough."""
+
+    config_class = DeeBertConfig
+
+    def __init__(self, config):
+        add_highway_fields(config)
+        super(BertForSequenceClassification, self).__init__(config)  # its own __init__ builds a BERT without off-ramps
+        self.bert = DeeBertModel(config)
+        self.init_head(config)
+        self.post_init()
+
+
+AutoModelForSequenceClassification.register(DeeBertConfig, DeeBertForSequenceClassification)  # known to pipelines

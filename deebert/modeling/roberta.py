@@ -1,0 +1,46 @@
+"""DeeBERT on HF's RoBERTa. As in the original: BERT's pooler and one linear classifier, not HF's own head."""
+
+from transformers import (
+    AutoModelForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
+from transformers.models.roberta.modeling_roberta import RobertaEncoder
+
+from deebert.modeling.classifier import HighwayClassifier, HighwayModel, add_highway_fields
+from deebert.modeling.early_exit import HighwayConfig, HighwayEncoder
+from deebert.modeling.exit_rules import entropy
+
+__all__ = ["DeeRobertaConfig", "DeeRobertaEncoder", "DeeRobertaForSequenceClassification", "DeeRobertaModel", "entropy"]
+
+
+class DeeRobertaConfig(HighwayConfig, RobertaConfig):
+    """RobertaConfig with the fields of early exit (see HighwayConfig)."""
+
+
+class DeeRobertaEncoder(HighwayEncoder, RobertaEncoder):
+    """RoBERTa's layers with an off-ramp behind each but the last."""
+
+
+class DeeRobertaModel(HighwayModel, RobertaModel):
+    """RoBERTa with off-ramps in its encoder; on its own it answers as RobertaModel does."""
+
+    config_class = DeeRobertaConfig
+    encoder_class = DeeRobertaEncoder
+
+
+class DeeRobertaForSequenceClassification(HighwayClassifier, RobertaForSequenceClassification):
+    """RoBERTa for classification that answers at the first off-ramp that is sure enough."""
+
+    config_class = DeeRobertaConfig
+
+    def __init__(self, config):
+        add_highway_fields(config)
+        super(RobertaForSequenceClassification, self).__init__(config)  # its own builds a RoBERTa without off-ramps
+        self.roberta = DeeRobertaModel(config)
+        self.init_head(config)
+        self.post_init()
+
+
+AutoModelForSequenceClassification.register(DeeRobertaConfig, DeeRobertaForSequenceClassification)  # for pipelines
