@@ -13,10 +13,10 @@ from deebert.evaluation import all_exits, calibration, results, threshold_select
 from deebert.experiment.arguments import first_stage_settings, parse_args, train_settings
 from deebert.experiment.experiment import Run
 from deebert.experiment.monitor import Monitor
+from deebert.experiment.stop_signal import StopSignal
 from deebert.modeling.checkpoints import load_model, load_pretrained, save_model
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.checkpointing import (
-    StopSignal,
     newest_checkpoint,
     read_state,
     remove_checkpoints,

@@ -26,6 +26,7 @@ setup(
         "tensorboardX>=2.6",
         "matplotlib>=3.8",
     ],
+    entry_points={"console_scripts": ["deebert = deebert.__main__:run"]},
     extras_require={
         "datasets": ["datasets>=3"],
         "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],

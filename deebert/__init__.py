@@ -1,3 +1,25 @@
-"""DeeBERT: dynamic early exiting for BERT and RoBERTa (Xin et al., ACL 2020)."""
+"""Early exit for BERT and RoBERTa (DeeBERT, Xin et al., ACL 2020)."""
 
-__version__ = "0.5.0"
+from importlib import import_module
+
+__version__ = "0.6.0"
+
+# Public names and where they are. Imported when they are first used: `import deebert` alone needs no torch.
+_HOME = {
+    "DeeBertForSequenceClassification": "deebert.modeling.bert",
+    "DeeRobertaForSequenceClassification": "deebert.modeling.roberta",
+    "OnnxDeeBert": "deebert.runtime.onnx_runtime",
+    "GraphedDeeBert": "deebert.runtime.cuda_graphs",
+    "Predictor": "deebert.commands.predict",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

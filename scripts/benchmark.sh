@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Early exit against the full model in PyTorch, compiled, and in ONNX Runtime: latency and throughput on a dev set.
-# Settings: as for train_deebert.sh; further arguments go to python -m deebert.commands.benchmark. All on the CPU, or with --device cuda.
+# Settings: as for train_deebert.sh; further arguments go to python -m deebert benchmark. All on the CPU, or with --device cuda.
 set -euo pipefail
 
 PATH_TO_DATA=${PATH_TO_DATA:-./glue_data}
@@ -16,5 +16,5 @@ need_model
 need_requirements
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
-"$PYTHON" -m deebert.commands.benchmark --model "$OUTPUT_DIR" --task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET" \
+"$PYTHON" -m deebert benchmark --model "$OUTPUT_DIR" --task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET" \
     --output_dir "$RESULTS_DIR/$OUTPUT_DIR/benchmark" "$@"

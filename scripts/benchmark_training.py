@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from deebert.data.features import Features, collator, load_features
+from deebert.data.batching import collator
+from deebert.data.features import Features, load_features
 from deebert.data.tasks import eval_splits, get_task, label_order
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
-from deebert.experiment.arguments import positive, whole
 from deebert.modeling.checkpoints import (
     MODELS,
     any_shape_attention,
@@ -45,6 +45,7 @@ from deebert.training.cached_features import cached_reads
 from deebert.training.stage import StageTraining, TokenData, TrainSettings
 from deebert.training.strategies import exit_losses
 from deebert.utils import cli
+from deebert.utils.cli import positive, whole
 from deebert.utils.memory import peak_memory, reset_peak_memory
 
 SYSTEMS = ("plain loop", "here", "here, cached")

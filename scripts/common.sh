@@ -42,7 +42,7 @@ need_data() {
         *) fail "DATASET=$DATASET is none of CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI, Ratings" ;;
     esac
     [ -d "$PATH_TO_DATA/$DATASET" ] || fail "no data in $PATH_TO_DATA/$DATASET: set PATH_TO_DATA to the folder that" \
-        "holds $DATASET, or fetch it (with the package datasets): PYTHONPATH=$ROOT $PYTHON -m deebert.data.tasks --download $DATASET" \
+        "holds $DATASET, or fetch it (with the package datasets): PYTHONPATH=$ROOT $PYTHON -m deebert download $DATASET" \
         "--data_dir $PATH_TO_DATA"
 }
 

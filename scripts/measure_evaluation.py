@@ -18,12 +18,15 @@ from transformers import BertForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from deebert.data.features import Collator, Features, collator, data_loader, eval_batches
-from deebert.data.tasks import Task, get_task, scores
-from deebert.evaluation.all_exits import AllExits, dev_features, layer_scores, run_all_exits, sweep, timed_passes
-from deebert.experiment.arguments import positive
+from deebert.data.batching import Collator, collator, data_loader, eval_batches
+from deebert.data.features import Features
+from deebert.data.tasks import Task, get_task
+from deebert.evaluation.all_exits import AllExits, dev_features, layer_scores, run_all_exits, sweep
+from deebert.evaluation.metrics import scores
+from deebert.evaluation.timing import timed_passes
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
 from deebert.utils import cli
+from deebert.utils.cli import positive
 
 THRESHOLDS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 

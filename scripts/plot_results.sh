@@ -11,12 +11,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 if [ $# -gt 0 ]; then
-    exec "$PYTHON" -m deebert.evaluation.plotting --output_dir "$FIGURES_DIR" "$@"
+    exec "$PYTHON" -m deebert plot --output_dir "$FIGURES_DIR" "$@"
 fi
 [ -d "$RESULTS_DIR" ] || fail "no results in $RESULTS_DIR: run scripts/eval_deebert.sh and scripts/entropy_eval.sh, or set RESULTS_DIR"
 found=0
 while IFS= read -r folder; do
     found=1
-    "$PYTHON" -m deebert.evaluation.plotting --output_dir "$folder" "$folder"
+    "$PYTHON" -m deebert plot --output_dir "$folder" "$folder"
 done < <(find "$RESULTS_DIR/" \( -name entropy_sweep.csv -o -name each_layer.csv \) -exec dirname {} \; | sort -u)
 [ $found = 1 ] || fail "no results under $RESULTS_DIR: run scripts/eval_deebert.sh and scripts/entropy_eval.sh"

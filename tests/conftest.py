@@ -19,7 +19,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from deebert.data.features import collator  # noqa: E402
+from deebert.data.batching import collator  # noqa: E402
 from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification  # noqa: E402
 from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification  # noqa: E402
 from deebert.training.stage import StageTraining, TokenData  # noqa: E402

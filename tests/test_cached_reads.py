@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from conftest import tiny_model, tiny_tokenizer
 
-from deebert.data.features import collator, tokenize
+from deebert.data.batching import collator
+from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.training import cached_features
 from deebert.training.stage import StageTraining, TokenData, TrainSettings

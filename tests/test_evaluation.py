@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deebert.data.features import Features, collator
-from deebert.data.tasks import TASKS, scores
+from deebert.data.batching import collator
+from deebert.data.features import Features
+from deebert.data.tasks import TASKS
 from deebert.evaluation import all_exits
-from deebert.evaluation.all_exits import AllExits, dense_thresholds, layer_scores, run_all_exits, sweep, timed_sweep
+from deebert.evaluation.all_exits import AllExits, dense_thresholds, layer_scores, run_all_exits, sweep
+from deebert.evaluation.metrics import scores
+from deebert.evaluation.timing import timed_sweep
 from deebert.utils.cli import InputError
 
 LENGTHS = [5, 12, 7, 3, 20, 9, 14, 6, 11, 4]

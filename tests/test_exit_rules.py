@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import entropy as scipy_entropy
 
-from deebert.data.features import Features, collator
+from deebert.data.batching import collator
+from deebert.data.features import Features
 from deebert.data.tasks import TASKS
-from deebert.evaluation.all_exits import AllExits, dense_thresholds, timed_sweep
+from deebert.evaluation.all_exits import AllExits, dense_thresholds
 from deebert.evaluation.results import SweepRow
 from deebert.evaluation.threshold_selection import Target, choose
+from deebert.evaluation.timing import timed_sweep
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 
 LAYERS, TOLERANCE = 4, 0.3

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deebert.data import features
-from deebert.data.features import TrainBatches, collator, eval_batches, fingerprint, load_features, tokenize
+from deebert.data.batching import TrainBatches, collator, eval_batches
+from deebert.data.features import fingerprint, load_features, tokenize
 from deebert.data.tasks import TASKS, Example, read_examples
 from deebert.evaluation.all_exits import run_all_exits
 

@@ -9,7 +9,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from deebert.data import tasks
-from deebert.data.tasks import TASKS, Example, get_task, label_order, read_examples, scores
+from deebert.data.tasks import TASKS, Example, get_task, label_order, read_examples
+from deebert.evaluation.metrics import scores
 from deebert.utils.cli import InputError
 
 

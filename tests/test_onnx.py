@@ -13,7 +13,7 @@ from conftest import BACKBONES, random_batch, tiny_data, tiny_model, tiny_tokeni
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deebert.data.features import collator
+from deebert.data.batching import collator
 from deebert.modeling.checkpoints import save_model
 from deebert.modeling.exit_rules import EXIT_RULES, entropy, first_below, make_rule
 from deebert.runtime import onnx_export

@@ -100,9 +100,8 @@ def test_it_streams(folder, monkeypatch):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder):
-    command = (
-        f"yes good | head -500 | {sys.executable} -m deebert.commands.predict --model {folder} --batch_size 1 | head -n1"
-    )
+    predict = f"{sys.executable} -m deebert predict --model {folder} --batch_size 1"
+    command = f"yes 'a good film' | head -500 | {predict} | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1

@@ -15,7 +15,8 @@ from conftest import CLASSES, snapshot_files, tiny_tokenizer
 from safetensors.torch import load_file
 
 import run_glue_deebert
-from deebert.data.features import collator, load_features
+from deebert.data.batching import collator
+from deebert.data.features import load_features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.experiment.monitor import Monitor

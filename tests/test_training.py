@@ -9,7 +9,8 @@ import torch
 from conftest import tiny_model, tiny_tokenizer, train
 from torch.nn import functional
 
-from deebert.data.features import TrainBatches, collator, tokenize
+from deebert.data.batching import TrainBatches, collator
+from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.training.stage import TrainSettings

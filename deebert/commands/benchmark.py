@@ -21,11 +21,13 @@ from torch.utils.benchmark import Timer
 from transformers import BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from deebert.data.features import Features, collator
-from deebert.data.tasks import get_task, predictions, scores
+from deebert.data.batching import collator
+from deebert.data.features import Features
+from deebert.data.tasks import get_task
 from deebert.evaluation import plotting
-from deebert.evaluation.all_exits import Timing, dev_features, timed_passes
-from deebert.experiment.arguments import positive
+from deebert.evaluation.all_exits import dev_features
+from deebert.evaluation.metrics import predictions, scores
+from deebert.evaluation.timing import Timing, timed_passes
 from deebert.modeling.checkpoints import (
     any_shape_attention,
     check_threshold,
@@ -38,8 +40,7 @@ from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.onnx_export import FullGraph, export, export_full, exportable
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
-from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.cli import ArgumentParser, InputError, positive
 from deebert.utils.files import make_folder, replacing
 
 CPU = torch.device("cpu")
@@ -327,7 +328,3 @@ def main() -> None:
     print(args.output_dir / "benchmark.md", args.output_dir / "benchmark.csv", sep="\n")
     with mpl.rc_context(plotting.STYLE):
         print(*plotting.save(plot(rows, task.primary_metric), args.output_dir / "benchmark"), sep="\n")
-
-
-if __name__ == "__main__":
-    cli.run(main)

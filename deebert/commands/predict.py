@@ -16,13 +16,11 @@ from pathlib import Path
 
 import torch
 
-from deebert.experiment.arguments import positive
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.continuous_batching import classify_refilled
 from deebert.runtime.onnx_runtime import OnnxDeeBert, is_exported
-from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.cli import ArgumentParser, InputError, positive
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,3 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
         except UnicodeDecodeError as error:
             raise InputError(f"--file {args.file}: not UTF-8 text ({error.reason})") from None
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -3,16 +3,13 @@
 `deebert download MRPC --data_dir DIR` fetches a task from the Hugging Face hub and writes those files.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
 
@@ -187,37 +184,6 @@ def _label(text: str, labels: tuple[str, ...], path: Path, line: int) -> int | f
     return value
 
 
-def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
-    """A correlation that is 0 where it is not defined: fewer than two samples, or predictions all alike."""
-
-    def metric(labels: np.ndarray, predictions: np.ndarray) -> float:
-        if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-            return 0.0
-        return function(labels, predictions).statistic
-
-    return metric
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "acc": accuracy_score,
-    "f1": lambda labels, predictions: f1_score(labels, predictions, average="binary", zero_division=0),
-    "mcc": matthews_corrcoef,
-    "pearson": _correlation(pearsonr),
-    "spearmanr": _correlation(spearmanr),
-}
-
-
-def predictions(logits: np.ndarray) -> np.ndarray:
-    """(..., C) logits -> (...) label indices, or values where there is one label."""
-    return logits[..., 0] if logits.shape[-1] == 1 else logits.argmax(axis=-1)
-
-
-def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics, primary first, of logits (B, C) against labels (B,)."""
-    answers = predictions(logits)
-    return {name: float(METRICS[name](labels, answers)) for name in task.metrics}
-
-
 def download(task: Task, data_dir: str | Path) -> list[Path]:
     """Fetches a task from the hub (`nyu-mll/glue`) and writes its TSV files; returns their paths."""
     try:
@@ -251,19 +217,3 @@ def _write_split(task: Task, rows, path: Path) -> Path:
         for row in rows:
             file.write("\t".join(field(row, column) for column in header) + "\n")
     return path
-
-
-def main() -> None:
-    parser = ArgumentParser(prog="deebert download", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--download", required=True, metavar="TASK", help=f"one of {', '.join(TASKS)}")
-    parser.add_argument("--data_dir", required=True, help="the files go to DATA_DIR/TASK")
-    args = parser.parse_args()
-    task = get_task(args.download)
-    if task.name == "Ratings":
-        raise InputError("--download Ratings: not a GLUE task; scripts/sample_data.py makes an example of it")
-    for path in download(task, Path(args.data_dir) / task.name):
-        print(path)
-
-
-if __name__ == "__main__":
-    cli.run(main)

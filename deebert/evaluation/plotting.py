@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deebert.evaluation.results import CURVE, EACH_LAYER, SWEEP, SweepRow, read_each_layer, read_sweep, threshold_name
-from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
 # Okabe and Ito's colours, told apart by colour-blind readers; a marker and a line style each for print in grey.
@@ -223,16 +222,3 @@ def draw(series: Sequence[Series], output_dir: Path) -> list[Path]:
                 continue
             written += save(plot(usable), output_dir / name)
     return written
-
-
-def main() -> None:
-    parser = ArgumentParser(prog="deebert plot", description="Draws figures from result files.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RESULT_DIR")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    args = parser.parse_args()
-    for path in draw(read_series(args.folders), args.output_dir):
-        print(path)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -11,8 +11,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
 EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"
@@ -180,15 +179,3 @@ def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
     time = "" if best.time_saved is None else f" and {100 * best.time_saved:.1f} % of the time"
     saved = f"On this dev set threshold {best.threshold:g} saves {100 * best.layers_saved:.1f} % of the layers{time}"
     return f"{saved}; the score changes by {100 * best.score_change:+.2f} points."
-
-
-def main() -> None:
-    parser = ArgumentParser(prog="deebert results", description="Prints sweeps as tables.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RESULT_DIR")
-    for folder in parser.parse_args().folders:
-        rows = read_sweep(folder)
-        print(f"{folder}\n\n{sweep_table(rows)}\n\n{summary(rows)}\n")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-from deebert.data.tasks import Task, predictions, scores
+from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, dense_thresholds
+from deebert.evaluation.metrics import predictions, scores
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.cli import InputError
 

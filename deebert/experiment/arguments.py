@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from deebert.modeling.early_exit import POOLINGS
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.training.stage import TrainSettings
 from deebert.training.strategies import STRATEGIES
-from deebert.utils.cli import ArgumentParser
+from deebert.utils.cli import ArgumentParser, above_zero, not_negative, positive, share, whole
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on a GLUE task."
 
@@ -102,47 +101,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     switch("--bf16", "mixed precision with bfloat16")
     add("--seed", type=whole, default=42, help="of initialisation, dropout and the order of batches")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """An argparse type: a whole number above 0."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
-
-
-def whole(text: str) -> int:
-    """An argparse type: a whole number from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
-    return int(text)
-
-
-def above_zero(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """An argparse type: a finite number from 0."""
-    return 0.0 if text in ("0", "0.0") else above_zero(text)
-
-
-def share(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
 
 
 def target(args: argparse.Namespace) -> Target | None:

@@ -19,7 +19,8 @@ from accelerate.utils import (
 )
 
 import deebert
-from deebert.data.features import Features, collator, load_features
+from deebert.data.batching import collator
+from deebert.data.features import Features, load_features
 from deebert.data.tasks import data_file, eval_splits, get_task, label_order
 from deebert.evaluation import results
 from deebert.experiment.arguments import first_stage_settings, target, training_settings

@@ -5,7 +5,6 @@ may leave: for a single text that is all; of a batch, onnx_runtime.py answers wh
 The threshold is an input. Another exit rule than the model's is possible, too, and has the graph stop at each layer.
 """
 
-import argparse
 import copy
 import json
 import logging
@@ -18,16 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import deebert
-from deebert.data.features import collator
-from deebert.data.tasks import get_task
-from deebert.evaluation.all_exits import dev_features, run_all_exits, sweep
-from deebert.experiment.arguments import positive
-from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
 from deebert.modeling.early_exit import config_rule
-from deebert.modeling.exit_rules import NO_EXIT
-from deebert.runtime.onnx_runtime import FORMAT, GRAPH, MANIFEST, OnnxDeeBert
-from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, InputError
+from deebert.runtime.onnx_runtime import FORMAT, GRAPH, MANIFEST
+from deebert.utils.cli import InputError
 from deebert.utils.files import make_folder
 
 MISSING = "exporting needs more packages: pip install 'deebert[onnx]', or pip install onnx onnxruntime onnxscript"
@@ -182,54 +174,3 @@ def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(partial)
-
-
-def main() -> None:
-    parser = ArgumentParser(
-        prog="deebert export",
-        description=__doc__.split("\n\n")[1],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--model", required=True, help="folder of a trained model")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the graphs")
-    parser.add_argument(
-        "--int8", action="store_true", help="8-bit weights of matrix products: faster, and a little off"
-    )
-    parser.add_argument("--task_name", help="with --data_dir: score model and graphs on the task's dev set")
-    parser.add_argument("--data_dir", help="folder with the task's TSV files")
-    parser.add_argument("--max_seq_length", type=positive, default=128, help="of the dev set")
-    args = parser.parse_args()
-    if (args.task_name is None) != (args.data_dir is None):
-        raise InputError("give --task_name and --data_dir together, or neither")
-    if args.output.resolve() == Path(args.model).resolve():
-        raise InputError(f"--output {args.output}: give another folder than --model")
-    if (args.output / "model.safetensors").exists():
-        raise InputError(f"--output {args.output}: there is a PyTorch model in it; give another folder")
-    quiet_transformers()
-    config, tokenizer = load_config(args.model), load_tokenizer(args.model)
-    model = load_model(args.model, config)
-    features = None
-    if args.task_name:
-        features = dev_features(get_task(args.task_name), args.data_dir, config, tokenizer, args.max_seq_length)
-    export(model, tokenizer, args.output, args.int8)
-    print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
-    if config_rule(config).remembers:
-        print(f"by itself the graph never exits early: the rule {config.exit_rule} needs onnx_runtime.OnnxDeeBert")
-    if features is None:
-        print("their score was not measured: give --task_name and --data_dir to do so")
-        return
-    task, metric = get_task(args.task_name), get_task(args.task_name).primary_metric
-    torch_exits = run_all_exits(model, features, collator(config))
-    onnx_exits = run_all_exits(OnnxDeeBert(args.output), features, collator(config))
-    agree = (torch_exits.logits.argmax(-1) == onnx_exits.logits.argmax(-1)).mean(axis=0)
-    (before,), (after,) = (sweep(task, exits, [NO_EXIT]) for exits in (torch_exits, onnx_exits))
-    print(
-        f"{metric} of the full model on {len(features)} dev samples: {100 * before.score:.2f} in PyTorch, "
-        f"{100 * after.score:.2f} as exported ({100 * (after.score - before.score):+.2f} points)"
-    )
-    if config.num_labels > 1:
-        print(f"same label at each exit: {' '.join(f'{100 * share:.1f}' for share in agree)} % of the samples")
-
-
-if __name__ == "__main__":
-    cli.run(main)

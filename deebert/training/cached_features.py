@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deebert.data.batching import answers
-from deebert.data.features import Collator, Features
+from deebert.data.batching import Collator, answers
+from deebert.data.features import Features
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.early_exit import weigh_tokens
 from deebert.modeling.exit_rules import NO_EXIT

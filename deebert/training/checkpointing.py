@@ -3,9 +3,6 @@
 import random
 import re
 import shutil
-import signal
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -102,30 +99,3 @@ def set_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-class StopSignal:
-    """While entered, a first Ctrl-C or SIGTERM only asks to stop (`self()` is True); a second one ends the process."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self):
-        self.number = 0
-        self.before = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
-            self.before = {number: signal.signal(number, self.ask) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def ask(self, number: int, frame) -> None:
-        self.number = number
-        self.__exit__()
-        print("\nstopping at the next step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
-
-    def __call__(self) -> bool:
-        return self.number != 0

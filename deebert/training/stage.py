@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from deebert.data.features import Collator, Features, Share, TrainBatches, data_loader
+from deebert.data.batching import Collator, Share, TrainBatches, data_loader
+from deebert.data.features import Features
 from deebert.training.strategies import STRATEGIES, training_loss
 from deebert.utils.cli import InputError
 from deebert.utils.memory import peak_memory, reset_peak_memory

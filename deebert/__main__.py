@@ -1,0 +1,47 @@
+"""The command `deebert`, also as `python -m deebert`."""
+
+import argparse
+import sys
+from importlib import import_module
+
+from deebert.utils import cli
+
+COMMANDS = {
+    "predict": "classify texts with a trained or an exported model",
+    "export": "write a trained model as an ONNX graph",
+    "benchmark": "compare early exit with the full model: latency and throughput",
+    "plot": "draw figures from result files",
+    "results": "print threshold sweeps as tables",
+    "download": "fetch a GLUE task from the Hugging Face hub",
+}
+
+
+def main() -> None:
+    parser = cli.ArgumentParser(
+        prog="deebert",
+        description="Early exit for BERT and RoBERTa. `deebert COMMAND --help` lists a command's flags.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()),
+        usage="deebert COMMAND ...",
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="the command's own flags")
+    args = parser.parse_args()
+    sys.argv = [f"deebert {args.command}", *args.flags]
+    import_module(f"deebert.commands.{args.command}").main()  # imported late: not every command needs torch
+
+
+def run() -> None:
+    """The console command."""
+    cli.run(main)
+
+
+def renamed(command: str) -> None:
+    """Runs a command under the name it had in 0.5, with a note on stderr."""
+    print(f"note: this is now `deebert {command}`; the old name goes with the next version", file=sys.stderr)
+    sys.argv[1:1] = [command]
+    run()
+
+
+if __name__ == "__main__":
+    run()

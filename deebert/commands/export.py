@@ -1,0 +1,61 @@
+"""`deebert export`: writes a trained model as an ONNX graph."""
+
+import argparse
+from pathlib import Path
+
+from deebert.data.batching import collator
+from deebert.data.tasks import get_task
+from deebert.evaluation.all_exits import dev_features, run_all_exits, sweep
+from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.modeling.early_exit import config_rule
+from deebert.modeling.exit_rules import NO_EXIT
+from deebert.runtime.onnx_export import export
+from deebert.runtime.onnx_runtime import GRAPH, OnnxDeeBert
+from deebert.utils.cli import ArgumentParser, InputError, positive
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        prog="deebert export",
+        description="Writes a trained model as one ONNX graph of all layers and off-ramps.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the graphs")
+    parser.add_argument(
+        "--int8", action="store_true", help="8-bit weights of matrix products: faster, and a little off"
+    )
+    parser.add_argument("--task_name", help="with --data_dir: score model and graphs on the task's dev set")
+    parser.add_argument("--data_dir", help="folder with the task's TSV files")
+    parser.add_argument("--max_seq_length", type=positive, default=128, help="of the dev set")
+    args = parser.parse_args()
+    if (args.task_name is None) != (args.data_dir is None):
+        raise InputError("give --task_name and --data_dir together, or neither")
+    if args.output.resolve() == Path(args.model).resolve():
+        raise InputError(f"--output {args.output}: give another folder than --model")
+    if (args.output / "model.safetensors").exists():
+        raise InputError(f"--output {args.output}: there is a PyTorch model in it; give another folder")
+    quiet_transformers()
+    config, tokenizer = load_config(args.model), load_tokenizer(args.model)
+    model = load_model(args.model, config)
+    features = None
+    if args.task_name:
+        features = dev_features(get_task(args.task_name), args.data_dir, config, tokenizer, args.max_seq_length)
+    export(model, tokenizer, args.output, args.int8)
+    print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
+    if config_rule(config).remembers:
+        print(f"by itself the graph never exits early: the rule {config.exit_rule} needs onnx_runtime.OnnxDeeBert")
+    if features is None:
+        print("their score was not measured: give --task_name and --data_dir to do so")
+        return
+    task, metric = get_task(args.task_name), get_task(args.task_name).primary_metric
+    torch_exits = run_all_exits(model, features, collator(config))
+    onnx_exits = run_all_exits(OnnxDeeBert(args.output), features, collator(config))
+    agree = (torch_exits.logits.argmax(-1) == onnx_exits.logits.argmax(-1)).mean(axis=0)
+    (before,), (after,) = (sweep(task, exits, [NO_EXIT]) for exits in (torch_exits, onnx_exits))
+    print(
+        f"{metric} of the full model on {len(features)} dev samples: {100 * before.score:.2f} in PyTorch, "
+        f"{100 * after.score:.2f} as exported ({100 * (after.score - before.score):+.2f} points)"
+    )
+    if config.num_labels > 1:
+        print(f"same label at each exit: {' '.join(f'{100 * share:.1f}' for share in agree)} % of the samples")

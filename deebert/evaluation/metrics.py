@@ -1,0 +1,40 @@
+"""The metrics of the tasks, computed by scikit-learn and scipy."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from deebert.data.tasks import Task
+
+
+def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A correlation that is 0 where it is not defined: fewer than two samples, or predictions all alike."""
+
+    def metric(labels: np.ndarray, predictions: np.ndarray) -> float:
+        if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+            return 0.0
+        return function(labels, predictions).statistic
+
+    return metric
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "acc": accuracy_score,
+    "f1": lambda labels, predictions: f1_score(labels, predictions, average="binary", zero_division=0),
+    "mcc": matthews_corrcoef,
+    "pearson": _correlation(pearsonr),
+    "spearmanr": _correlation(spearmanr),
+}
+
+
+def predictions(logits: np.ndarray) -> np.ndarray:
+    """(..., C) logits -> (...) label indices, or values where there is one label."""
+    return logits[..., 0] if logits.shape[-1] == 1 else logits.argmax(axis=-1)
+
+
+def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's metrics, primary first, of logits (B, C) against labels (B,)."""
+    answers = predictions(logits)
+    return {name: float(METRICS[name](labels, answers)) for name in task.metrics}
