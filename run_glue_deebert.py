@@ -9,7 +9,7 @@ from signal import SIGTERM
 from accelerate.utils import gather_object, set_seed
 
 from deebert.data.tasks import eval_splits
-from deebert.evaluation import all_exits, calibration, results, threshold_selection
+from deebert.evaluation import all_exits, calibration, results, threshold_selection, timing
 from deebert.experiment.arguments import first_stage_settings, parse_args, train_settings
 from deebert.experiment.experiment import Run
 from deebert.experiment.monitor import Monitor
@@ -143,7 +143,7 @@ def evaluate(run: Run, checkpoint: Path) -> None:
     if not args.do_train and not run.facts:  # the first of several
         run.record()
     name = args.model_name_or_path if checkpoint == run.output_dir else str(checkpoint)
-    thresholds = [threshold for threshold in args.early_exit_entropy if threshold >= 0]
+    thresholds = [threshold for threshold in args.exit_threshold if threshold >= 0]
     exits_of = {
         split: all_exits.run_all_exits(model, features, run.collate, accelerator=run.accelerator)
         for split, features in run.eval_features.items()
@@ -164,7 +164,7 @@ def evaluate(run: Run, checkpoint: Path) -> None:
         if run.target and checkpoint == run.output_dir and not suffix:
             choose_threshold(run, model, exits, folder)
         if args.eval_highway and not thresholds:
-            run.say("--eval_highway: nothing to time, give --early_exit_entropy 0 or more")
+            run.say("--eval_highway: nothing to time, give --exit_threshold 0 or more")
         if thresholds:
             rows = all_exits.sweep(task, exits, thresholds)
             if args.eval_highway:
@@ -180,7 +180,7 @@ def calibrate(run: Run, model, exits: all_exits.AllExits, checkpoint: Path) -> a
     """Fits the exits' temperatures to half of the samples, and stores them in the saved model's config."""
     fit, held_out = exits.halves(run.args.seed)
     model.config.exit_temperatures = calibration.fit_temperatures(fit)
-    model.config.early_exit_entropy = NO_EXIT  # one chosen before means nothing now
+    model.config.exit_threshold = NO_EXIT  # one chosen before means nothing now
     run.say(f"temperatures of the exits: {' '.join(f'{t:.3f}' for t in model.config.exit_temperatures)}")
     run.say(calibration.report(held_out, calibration.calibrated(held_out, model.config.exit_temperatures)))
     write_config(model, checkpoint)
@@ -198,7 +198,7 @@ def choose_threshold(run: Run, model, exits: all_exits.AllExits, folder: Path) -
     choice = threshold_selection.choose(run.task, exits, run.target, run.args.seed)
     run.say(threshold_selection.report(choice, run.target))
     results.write_json(folder / "threshold.json", {"target": asdict(run.target), **asdict(choice)})
-    model.config.early_exit_entropy = choice.threshold
+    model.config.exit_threshold = choice.threshold
     write_config(model, run.output_dir)
     run.say(f"stored in {run.output_dir / 'config.json'}: from_pretrained gives a model that exits at it")
 
@@ -207,7 +207,7 @@ def measure(run: Run, model, split: str, exits, rows: list, folder: Path) -> lis
     """Fills in the rows' times. All thresholds take turns, so that the files hold all of them after each repeat."""
     args, task = run.args, run.task
     results.write_sweep(folder, all_exits.sweep(task, exits, all_exits.dense_thresholds(exits)), results.CURVE)
-    for rows in all_exits.timed_sweep(  # noqa: B020  the rows become the timed rows
+    for rows in timing.timed_sweep(  # noqa: B020  the rows become the timed rows
         rows, exits, model, run.eval_features[split], run.collate, args.per_gpu_eval_batch_size, args.timing_repeats
     ):
         results.write_sweep(folder, rows)

@@ -41,7 +41,7 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
     set_labels,
 )
-from deebert.training.cached_features import cached_reads
+from deebert.training.cached_features import cached_features
 from deebert.training.stage import StageTraining, TokenData, TrainSettings
 from deebert.training.strategies import exit_losses
 from deebert.utils import cli
@@ -82,7 +82,7 @@ class Trainer:
         if self.system == CACHED and stage == 2:
             folder = Path(self.open.enter_context(tempfile.TemporaryDirectory()))
             self.data = self.open.enter_context(
-                cached_reads(self.model, self.train_features, self.data.collate, self.accelerator, folder)
+                cached_features(self.model, self.train_features, self.data.collate, self.accelerator, folder)
             )
 
     def train(self, stage: int, **settings) -> int:

@@ -33,7 +33,7 @@ THRESHOLDS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 def overhead(model, folder: str, features: Features, collate: Collator, repeats: int) -> None:
     stock = BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval().to(model.device)
-    forwards = (lambda batch: stock(**batch), lambda batch: model(**batch, early_exit_entropy=-1))
+    forwards = (lambda batch: stock(**batch), lambda batch: model(**batch, exit_threshold=-1))
     *_, (theirs, ours) = timed_passes(forwards, features, collate, model.device, 1, repeats)
     ratios = 100 * (ours.seconds / theirs.seconds - 1)
     print(
@@ -60,7 +60,7 @@ def slow_way(model, task: Task, features: Features, collate: Collator, exits: Al
         logits, _ = one_by_one(model, features, collate, output_layer=layer)
         assert scores(task, logits, features.labels) == expected, layer
     for row in sweep(task, exits, THRESHOLDS):
-        logits, layers = one_by_one(model, features, collate, early_exit_entropy=row.threshold)
+        logits, layers = one_by_one(model, features, collate, exit_threshold=row.threshold)
         assert tuple(np.bincount(layers, minlength=exits.num_layers + 1)[1:].tolist()) == row.exits, row
         assert scores(task, logits, features.labels)[task.primary_metric] == row.score, row
     return exits.num_layers + len(THRESHOLDS)

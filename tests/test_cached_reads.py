@@ -23,7 +23,7 @@ def trained(model, features, cached: bool, tmp_path) -> dict[str, torch.Tensor]:
     accelerator, collate = Accelerator(cpu=True), collator(model.config)
     source = contextlib.nullcontext(TokenData(features, collate))
     if cached:
-        source = cached_features.cached_reads(model, features, collate, accelerator, tmp_path)
+        source = cached_features.cached_features(model, features, collate, accelerator, tmp_path)
     torch.manual_seed(0)
     with source as data:
         StageTraining(2, model, data, SETTINGS, accelerator).run()
@@ -52,7 +52,9 @@ def test_large_reads_lie_in_a_file_until_the_end(tiny_data, tmp_path, monkeypatc
     in_memory = trained(tiny_model("bert"), features, True, tmp_path)
     monkeypatch.setattr(cached_features, "IN_MEMORY", 0)
     model = tiny_model("bert")
-    with cached_features.cached_reads(model, features, collator(model.config), Accelerator(cpu=True), tmp_path) as data:
+    with cached_features.cached_features(
+        model, features, collator(model.config), Accelerator(cpu=True), tmp_path
+    ) as data:
         assert isinstance(data.reads, np.memmap)
         assert [path.name for path in tmp_path.glob(".features-*/*")] == ["reads.npy"]
     in_file = trained(model, features, True, tmp_path)

@@ -43,20 +43,20 @@ def alike(found, expected) -> None:
 )
 def test_it_answers_as_the_model_does(backbone, labels, pooling, speculate, name, lengths, shares, padding):
     rule = make_rule(name, labels, 0.5)
-    if not rule.usable:
+    if not rule.supported:
         return
     model, runtime = pair(backbone, labels, pooling, speculate)
-    threshold = [rule.everybody() * share for share in shares]
-    if rule.remembers:
+    threshold = [rule.exit_all_threshold() * share for share in shares]
+    if rule.stateful:
         threshold = [round(3 * share) for share in shares]
     model.set_exit_rule(name)
     batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, lengths, sum(lengths), padding).items()}
     if backbone == "bert":
         batch["token_type_ids"] = (batch["input_ids"] % 2) * batch["attention_mask"]
     with torch.inference_mode():
-        expected = model(**batch, early_exit_entropy=threshold)
-    alike(runtime(**batch, early_exit_entropy=threshold), expected)
-    model.config.early_exit_entropy = threshold
+        expected = model(**batch, exit_threshold=threshold)
+    alike(runtime(**batch, exit_threshold=threshold), expected)
+    model.config.exit_threshold = threshold
     alike(runtime(**{name: tensor.cpu() for name, tensor in batch.items()}), expected)
 
 
@@ -71,7 +71,7 @@ def test_layers_behind_the_exit_run_once_at_most(monkeypatch):
         batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, [7]).items()}
         for layer, threshold in ((1, [9.0, -1, -1]), (2, [-1, 9.0, -1]), (4, -1)):
             ran.clear()
-            assert runtime(**batch, early_exit_entropy=threshold).exit_layer.tolist() == [layer]
+            assert runtime(**batch, exit_threshold=threshold).exit_layer.tolist() == [layer]
             assert len(ran) == min(layer + speculate, 4)
         monkeypatch.undo()
 
@@ -83,15 +83,15 @@ def test_shapes_shrink_with_the_batch():
     with torch.inference_mode():
         uncertain = entropy(model(**batch, output_all_exits=True).all_logits[:, 0])
     threshold = [float(uncertain.sort().values[6:8].mean()), -1, -1]  # seven of nine leave at layer 1
-    alike(runtime(**batch, early_exit_entropy=threshold), model(**batch, early_exit_entropy=threshold))
+    alike(runtime(**batch, exit_threshold=threshold), model(**batch, exit_threshold=threshold))
     assert {rows for rows, _ in runtime.states} == {16, 2}
     assert max(runtime.states) == (16, 64)
 
 
 def test_thresholds_that_do_not_fit_are_refused():
     runtime = GraphedDeeBert(tiny_model("bert").to(DEVICE))
-    with pytest.raises(ValueError, match="early_exit_entropy has 2 values"):
-        runtime(torch.ones(1, 4, dtype=torch.long, device=DEVICE), early_exit_entropy=[0.1, 0.2])
+    with pytest.raises(ValueError, match="exit_threshold has 2 values"):
+        runtime(torch.ones(1, 4, dtype=torch.long, device=DEVICE), exit_threshold=[0.1, 0.2])
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")

@@ -57,7 +57,7 @@ def test_training_and_evaluation_write_what_is_promised(drive, tmp_path, backbon
     assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "0", "1": "1"}
 
     drive(
-        "--do_eval --eval_each_highway --eval_highway --early_exit_entropy 0 0.3 0.7 --per_gpu_eval_batch_size 1 "
+        "--do_eval --eval_each_highway --eval_highway --exit_threshold 0 0.3 0.7 --per_gpu_eval_batch_size 1 "
         "--model_name_or_path ./out --timing_repeats 2 --max_seq_length 32",
         backbone=backbone,
     )
@@ -109,7 +109,7 @@ def test_regression_end_to_end(drive, tmp_path):
 def test_regression_exits_early(drive, tmp_path, rule, threshold):
     drive(f"{TRAIN} --exit_rule {rule} --highway_pooling attention --distill --patience_tolerance 0.2", task="STS-B")
     drive(
-        f"--do_eval --eval_each_highway --eval_highway --early_exit_entropy 0 {threshold} --model_name_or_path out "
+        f"--do_eval --eval_each_highway --eval_highway --exit_threshold 0 {threshold} --model_name_or_path out "
         "--max_seq_length 32 --per_gpu_eval_batch_size 4 --target_drop 0.2",
         task="STS-B",
     )
@@ -123,9 +123,7 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
     assert float(found[f"spearmanr_at_{rule}_{float(threshold)}"]) == rows[1].score
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["exit_rule"], config["distill"], config["highway_pooling"]) == (rule, 0.5, "attention")
-    assert (
-        config["early_exit_entropy"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
-    )
+    assert config["exit_threshold"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
 
 
 def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):
@@ -144,21 +142,19 @@ def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):
         drive(f"{eval_flags} --risk 0.3")
     assert "--risk: exit_temperatures were fitted to the samples" in capsys.readouterr().err
     drive(f"{eval_flags} --calibrate --seed 3")  # not on top of each other
-    assert json.loads((tmp_path / "out/config.json").read_text())["early_exit_entropy"] == -1.0
+    assert json.loads((tmp_path / "out/config.json").read_text())["exit_threshold"] == -1.0
     assert json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"] == pytest.approx(temperatures)
 
 
 def test_another_rule_without_training_anew(drive, tmp_path):
-    drive(f"{TRAIN} --early_exit_entropy 0.2")
+    drive(f"{TRAIN} --exit_threshold 0.2")
     drive("--do_eval --exit_rule margin --target_saving 0.3 --model_name_or_path out --max_seq_length 32")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["exit_rule"] == "margin"
-    assert (
-        config["early_exit_entropy"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
-    )
+    assert config["exit_threshold"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
     drive(f"--model_name_or_path out {TRAIN} --output_dir again")
     config = json.loads((tmp_path / "again/config.json").read_text())
-    assert (config["exit_rule"], config["early_exit_entropy"]) == ("margin", -1.0)
+    assert (config["exit_rule"], config["exit_threshold"]) == ("margin", -1.0)
 
 
 def test_a_shared_first_stage_changes_nothing(drive, tmp_path, capsys):
@@ -235,7 +231,7 @@ def test_flags_reach_the_config(drive, tmp_path):
         ),
         ("--do_train --model_name_or_path nowhere/model", "nowhere/model: no model folder"),
         ("--do_train --model_type roberta", "use --model_type bert"),
-        ("--do_train --early_exit_entropy nan", "--early_exit_entropy nan"),
+        ("--do_train --exit_threshold nan", "--exit_threshold nan"),
         ("--do_train --fp16 --no_cuda", "--fp16 needs a GPU"),
         ("--do_eval", "--output_dir out: no trained model there"),
         ("--do_eval --output_dir untrained", "untrained: not a trained DeeBERT"),
@@ -249,7 +245,7 @@ def test_flags_reach_the_config(drive, tmp_path):
         ("--do_train --do_eval --task_name STS-B --calibrate", "scales probabilities, and a regression model has none"),
         ("--do_train --train_strategy joint --first_stage x", "--first_stage x: there is one in --do_train with"),
         ("--do_eval --output_dir trained --exit_rule learned", "trained without --exit_rule learned"),
-        ("--do_train --exit_rule patience --early_exit_entropy 1.5", "--early_exit_entropy 1.5: patience counts"),
+        ("--do_train --exit_rule patience --exit_threshold 1.5", "--exit_threshold 1.5: patience counts"),
     ],
 )
 def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoints, capsys, flags, message):
@@ -288,7 +284,7 @@ def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoi
 
 def test_regression_refuses_entropy_exits(drive, capsys):
     with pytest.raises(SystemExit):
-        drive(f"{TRAIN} --early_exit_entropy 0.1", task="STS-B")
+        drive(f"{TRAIN} --exit_threshold 0.1", task="STS-B")
     assert "needs at least two labels" in capsys.readouterr().err
 
 

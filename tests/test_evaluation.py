@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from deebert.data.batching import collator
 from deebert.data.features import Features
 from deebert.data.tasks import TASKS
-from deebert.evaluation import all_exits
+from deebert.evaluation import timing
 from deebert.evaluation.all_exits import AllExits, dense_thresholds, layer_scores, run_all_exits, sweep
 from deebert.evaluation.metrics import scores
 from deebert.evaluation.timing import timed_sweep
@@ -56,7 +56,7 @@ def test_one_pass_is_the_slow_way(backbone, pooling):
         assert found == scores(task, logits.numpy(), features.labels)
     for row in sweep(task, exits, thresholds):
         with torch.no_grad():
-            outputs = [model(**one, early_exit_entropy=row.threshold) for one in samples(model, features)]
+            outputs = [model(**one, exit_threshold=row.threshold) for one in samples(model, features)]
         logits, layers = torch.cat([o.logits for o in outputs]), torch.cat([o.exit_layer for o in outputs])
         assert row.exits == tuple(int((layers == i).sum()) for i in range(1, 5))
         assert row.layers_run == pytest.approx(layers.float().mean().item() / 4)
@@ -102,13 +102,13 @@ def test_ties_are_counted():
         threshold = float(entropies[4, 0]) + gap
         seen = exits.exit_layers(threshold)
         assert (seen[4] == 1) == (gap > 0)
-        assert all_exits._other_exits(exits, threshold, seen) == 0
+        assert timing._other_exits(exits, threshold, seen) == 0
         seen[4] = seen_at
-        if abs(gap) < all_exits.TIE:
-            assert all_exits._other_exits(exits, threshold, seen) == 1
+        if abs(gap) < timing.TIE:
+            assert timing._other_exits(exits, threshold, seen) == 1
         else:
             with pytest.raises(RuntimeError, match="sample 5 left at layer 2"):
-                all_exits._other_exits(exits, threshold, seen)
+                timing._other_exits(exits, threshold, seen)
 
 
 @given(

@@ -22,7 +22,7 @@ from deebert.evaluation.timing import timed_sweep
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 
 LAYERS, TOLERANCE = 4, 0.3
-CASES = [(rule, labels) for rule in EXIT_RULES for labels in (1, 2, 3) if make_rule(rule, labels).usable]
+CASES = [(rule, labels) for rule in EXIT_RULES for labels in (1, 2, 3) if make_rule(rule, labels).supported]
 MODELS = {
     (backbone, rule, labels): tiny_model(
         backbone, exit_rule=rule, num_labels=labels, patience_tolerance=TOLERANCE, highway_pooling="mean"
@@ -84,8 +84,8 @@ def test_batches_leave_where_brute_force_says(backbone, case, lengths, quantile,
         at = np.quantile(exits.uncertainties, quantile, axis=0 if per_layer else None) + 3e-6
         threshold = at.tolist() if per_layer else float(at)
     thresholds = threshold if per_layer else [threshold] * (LAYERS - 1)
-    slack = make_rule(name, labels, TOLERANCE).slack(
-        full.all_logits, torch.from_numpy(exits.uncertainties), exits.limits(threshold)
+    slack = make_rule(name, labels, TOLERANCE).decision_margin(
+        full.all_logits, torch.from_numpy(exits.uncertainties), exits.cutoffs(threshold)
     )
     if slack.min() < 2e-6:
         return  # rounding would decide
@@ -96,9 +96,9 @@ def test_batches_leave_where_brute_force_says(backbone, case, lengths, quantile,
     ]
     assert exits.exit_layers(threshold).tolist() == expected
     with torch.no_grad():
-        together = model(**batch, early_exit_entropy=threshold)
+        together = model(**batch, exit_threshold=threshold)
         alone = [
-            model(**{key: tensor[i : i + 1, :n] for key, tensor in batch.items()}, early_exit_entropy=threshold)
+            model(**{key: tensor[i : i + 1, :n] for key, tensor in batch.items()}, exit_threshold=threshold)
             for i, n in enumerate(lengths)
         ]
     assert together.exit_layer.tolist() == expected
@@ -118,7 +118,7 @@ def test_candidate_thresholds_go_from_nobody_to_everybody(name, labels):
     cost = [exits.exit_layers(threshold).mean() for threshold in thresholds]
     assert cost == sorted(cost, reverse=True)
     assert (cost[0], cost[-1]) == (LAYERS, 1)
-    assert exits.exit_layers(exits.exit_rule.everybody()).tolist() == [1] * 50
+    assert exits.exit_layers(exits.exit_rule.exit_all_threshold()).tolist() == [1] * 50
     assert exits.exit_layers(0).tolist() == exits.exit_layers(-1).tolist() == [LAYERS] * 50
 
 
@@ -173,9 +173,9 @@ def test_rounding_excuses_a_patient_exit_only_where_an_answer_was_close():
     rule = make_rule("patience", 2)
     uncertainties = rule.uncertainties(logits)
     assert uncertainties.tolist() == [[1.0, 0.5, 1.0]]
-    assert (rule.slack(logits, uncertainties, [0.0] * 3) < 1e-5).tolist() == [[False, True, True]]
+    assert (rule.decision_margin(logits, uncertainties, [0.0] * 3) < 1e-5).tolist() == [[False, True, True]]
     values = torch.tensor([[[0.0], [0.4], [0.9000001], [3.0]]])
-    slack = make_rule("patience", 1, 0.5).slack(values, uncertainties, [0.0] * 3)
+    slack = make_rule("patience", 1, 0.5).decision_margin(values, uncertainties, [0.0] * 3)
     torch.testing.assert_close(slack, torch.tensor([[math.inf, 0.1, 0.0]]), atol=1e-6, rtol=0)
 
 
@@ -201,7 +201,7 @@ def test_rules_of_equal_meaning_agree():
 )
 def test_what_makes_no_sense_is_refused(name, labels, threshold, message):
     with pytest.raises(ValueError, match=message):
-        make_rule(name, labels).limits(threshold, LAYERS)
+        make_rule(name, labels).cutoffs(threshold, LAYERS)
 
 
 def test_the_rule_of_a_model_can_be_changed_and_is_saved(tmp_path, backbone):
@@ -211,10 +211,10 @@ def test_the_rule_of_a_model_can_be_changed_and_is_saved(tmp_path, backbone):
     assert model(**batch).exit_layer.tolist() == [1, 1]
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
-    assert (again.config.exit_rule, again.config.early_exit_entropy) == ("confidence", 0.999)
+    assert (again.config.exit_rule, again.config.exit_threshold) == ("confidence", 0.999)
     model.set_exit_rule("patience", 2)
     assert set(model(**batch).exit_layer.tolist()) <= {2, 3, 4}
     for name, threshold, message in (("learned", 0.1, "trained with it"), ("patience", 0.5, "counts")):
         with pytest.raises(ValueError, match=message):
             model.set_exit_rule(name, threshold)
-    assert (model.config.exit_rule, model.config.early_exit_entropy) == ("patience", 2.0)
+    assert (model.config.exit_rule, model.config.exit_threshold) == ("patience", 2.0)

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from deebert.commands import download
 from deebert.data import tasks
 from deebert.data.tasks import TASKS, Example, get_task, label_order, read_examples
 from deebert.evaluation.metrics import scores
@@ -163,7 +164,7 @@ def test_download_writes_files_that_read_back(tmp_path, monkeypatch, capsys, tas
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     monkeypatch.setattr(sys, "argv", ["glue", "--download", task.lower(), "--data_dir", str(tmp_path)])
-    tasks.main()
+    download.main()
     printed = capsys.readouterr().out.split()
     assert printed == [str(tmp_path / task / f"{split}.tsv") for split, _ in TASKS[task].splits]
     for split, _ in TASKS[task].splits:

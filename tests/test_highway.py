@@ -16,8 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deebert.modeling.bert import entropy
-from deebert.modeling.early_exit import weigh_tokens
-from deebert.modeling.exit_rules import first_below, make_rule
+from deebert.modeling.early_exit import pooling_weights_of
+from deebert.modeling.exit_rules import first_exit_layer, make_rule
 
 MODELS = {backbone: tiny_model(backbone) for backbone in BACKBONES}
 
@@ -50,7 +50,7 @@ def test_entropy_of_extreme_logits(logits, expected):
 
 def test_sure_samples_exit_and_nan_never():
     logits = torch.tensor([[1e4, -1e4], [math.nan, 1.0], [0.0, 0.0]])
-    uncertainty, _ = make_rule("entropy", 2).measure(logits, None, None)
+    uncertainty, _ = make_rule("entropy", 2).uncertainty(logits, None, None)
     assert (uncertainty < 0.5).tolist() == [True, False, False]
     assert entropy(logits[1]).isnan()
 
@@ -79,11 +79,11 @@ def test_batch_is_one_at_a_time_is_brute_force(backbone, lengths, padding, quant
         threshold = edges if per_layer else edges[0]
         if (entropies - torch.tensor(edges)).abs().min() < 2e-6:
             return
-        together = model(**batch, early_exit_entropy=threshold)
+        together = model(**batch, exit_threshold=threshold)
         unpacked = [{name: tensor[i : i + 1] for name, tensor in batch.items()} for i in range(len(lengths))]
         if not padding:
             unpacked = [{name: t[:, :n] for name, t in one.items()} for one, n in zip(unpacked, lengths, strict=True)]
-        alone = [model(**one, early_exit_entropy=threshold) for one in unpacked]
+        alone = [model(**one, exit_threshold=threshold) for one in unpacked]
 
     exits = brute_force(full.all_logits, edges)
     assert together.exit_layer.tolist() == exits
@@ -105,9 +105,9 @@ def test_padding_and_attention_backend_change_nothing(backbone, attention, pooli
         thresholds = entropy(wide.all_logits[:, :-1]).median(dim=0).values + 1e-5
         narrow = random_batch(model.config, lengths, padding=20)
         narrow = {name: tensor[:, : max(lengths)] for name, tensor in narrow.items()}
-        early = model(**narrow, early_exit_entropy=thresholds.tolist())
+        early = model(**narrow, exit_threshold=thresholds.tolist())
     assert len(set(early.exit_layer.tolist())) > 1
-    assert early.exit_layer.tolist() == first_below(entropy(wide.all_logits[:, :-1]), thresholds.tolist()).tolist()
+    assert early.exit_layer.tolist() == first_exit_layer(entropy(wide.all_logits[:, :-1]), thresholds.tolist()).tolist()
     expected = wide.all_logits[torch.arange(len(lengths)), early.exit_layer - 1]
     torch.testing.assert_close(early.logits, expected, atol=1e-5, rtol=1e-4)
 
@@ -118,7 +118,7 @@ def test_mean_pooling_reads_the_tokens_and_not_the_padding():
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     highway = model.bert.encoder.highway[0]
     expected = torch.stack([states[0, :3].mean(0), states[1].mean(0)])
-    logits, read = highway(states, weigh_tokens(mask, torch.float32))
+    logits, read = highway(states, pooling_weights_of(mask, torch.float32))
     torch.testing.assert_close(read, expected)
     torch.testing.assert_close(logits, highway.classifier(torch.tanh(highway.pooler.dense(expected))))
     torch.testing.assert_close(highway(states[1:])[1], expected[1:])
@@ -138,7 +138,7 @@ def test_those_that_leave_are_not_computed_any_further(monkeypatch):
         # the longest sample leaves at layer 1, with those that are surer
         long_leaves = first[1].item()
         sizes.clear()
-        output = model(**batch, early_exit_entropy=[long_leaves + 1e-5, -1, -1])
+        output = model(**batch, exit_threshold=[long_leaves + 1e-5, -1, -1])
     for hook in hooks:
         hook.remove()
     stays = (first > long_leaves + 1e-5).nonzero().squeeze(1)
@@ -169,8 +169,8 @@ def test_a_model_that_never_exits_takes_the_masks_that_its_backbone_takes():
     batch = random_batch(model.config, [7, 4])
     added = model.layer_mask(batch["attention_mask"]).expand(2, 1, 7, 7)
     with torch.no_grad():
-        found = model(batch["input_ids"], attention_mask=added, early_exit_entropy=-1)
-        torch.testing.assert_close(found.logits, model(**batch, early_exit_entropy=-1).logits)
+        found = model(batch["input_ids"], attention_mask=added, exit_threshold=-1)
+        torch.testing.assert_close(found.logits, model(**batch, exit_threshold=-1).logits)
 
 
 @pytest.mark.parametrize("reason", ["attention", "decoder"])
@@ -187,7 +187,7 @@ def test_the_last_layer_is_the_backbones_own_where_it_attends_otherwise(reason):
     ids = random_batch(model.config, [7, 7])["input_ids"]
     with torch.no_grad():
         expected = model.final_answer(model.bert(ids).pooler_output)
-        torch.testing.assert_close(model(ids, early_exit_entropy=1e-9).logits, expected)
+        torch.testing.assert_close(model(ids, exit_threshold=1e-9).logits, expected)
 
 
 def test_in_training_mode_the_last_layer_keeps_all_tokens():
@@ -207,7 +207,7 @@ def test_nothing_runs_behind_the_last_exit_of_a_batch():
     ]
     batch = random_batch(model.config, [4, 7])
     with torch.no_grad():
-        assert model(**batch, early_exit_entropy=10.0).exit_layer.tolist() == [1, 1]
+        assert model(**batch, exit_threshold=10.0).exit_layer.tolist() == [1, 1]
         assert ran == [0]
         ran.clear()
         middle = model(**batch, output_layer=2)
@@ -232,7 +232,7 @@ def test_output_layer_is_that_exits_answer_even_where_it_is_nan():
 def test_thresholds_up_to_zero_never_exit(backbone, threshold):
     model = MODELS[backbone]
     torch.manual_seed(0)
-    output = model(**random_batch(model.config, [5, 9]), early_exit_entropy=threshold)
+    output = model(**random_batch(model.config, [5, 9]), exit_threshold=threshold)
     assert output.exit_layer.tolist() == [4, 4]
 
 
@@ -240,12 +240,12 @@ def test_threshold_of_config_call_and_layer():
     model = tiny_model("bert")
     batch = random_batch(model.config, [5, 9])
     for value in (5.0, 5, [-1.0, 5.0, 5.0], (-1, 5, 5), np.float32(5)):
-        model.set_early_exit_entropy(value)
+        model.set_exit_threshold(value)
         first = 1 if isinstance(value, float | int | np.floating) else 2
         assert model(**batch).exit_layer.tolist() == [first] * 2
-        assert model(**batch, early_exit_entropy=-1).exit_layer.tolist() == [4, 4]
-    model.bert.encoder.set_early_exit_entropy(7)  # the original's way
-    assert model.config.early_exit_entropy == 7.0
+        assert model(**batch, exit_threshold=-1).exit_layer.tolist() == [4, 4]
+    model.bert.encoder.set_exit_threshold(7)  # the original's way
+    assert model.config.exit_threshold == 7.0
     model.train()
     assert model(**batch).exit_layer.tolist() == [4, 4]  # no exits while training
 
@@ -256,11 +256,11 @@ def test_threshold_of_config_call_and_layer():
 )
 def test_thresholds_that_make_no_sense_are_refused(value, labels, message):
     with pytest.raises(ValueError, match=message):
-        make_rule("entropy", labels).limits(value, 4)
+        make_rule("entropy", labels).cutoffs(value, 4)
     model = tiny_model("bert", num_labels=labels)
     with pytest.raises(ValueError, match=message):
-        model.set_early_exit_entropy(value)
-    assert model.config.early_exit_entropy == -1
+        model.set_exit_threshold(value)
+    assert model.config.exit_threshold == -1
 
 
 def test_output_layer_out_of_range_is_refused():
@@ -302,8 +302,8 @@ def test_hidden_states_are_those_of_whole_batches(backbone):
     model = MODELS[backbone]
     batch = random_batch(model.config, [5, 12, 9])
     with torch.no_grad():
-        plain = model(**batch, early_exit_entropy=0.5)
-        full = model(**batch, early_exit_entropy=0.5, output_hidden_states=True)
+        plain = model(**batch, exit_threshold=0.5)
+        full = model(**batch, exit_threshold=0.5, output_hidden_states=True)
     assert [tuple(states.shape) for states in full.hidden_states] == [(3, 12, 32)] * 5
     assert full.exit_layer.tolist() == plain.exit_layer.tolist()
     torch.testing.assert_close(full.logits, plain.logits)
@@ -324,4 +324,4 @@ def test_mean_pooling_needs_the_padding_mask():
     batch = random_batch(model.config, [4, 4])
     batch["attention_mask"] = torch.ones(2, 1, 4, 4, dtype=torch.bool)
     with pytest.raises(ValueError, match="attention_mask"):
-        model(**batch, early_exit_entropy=0.3)
+        model(**batch, exit_threshold=0.3)

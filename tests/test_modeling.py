@@ -54,7 +54,7 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
     loaded, info = CLASSES[backbone][1].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"))
     assert {name: getattr(loaded.config, name) for name in ours} == {
-        "early_exit_entropy": -1.0,
+        "exit_threshold": -1.0,
         "exit_rule": "entropy",
         "patience_tolerance": 0.5,
         "exit_temperatures": None,
@@ -95,10 +95,10 @@ def test_trained_off_ramps_are_not_started_anew(tmp_path):
 
 def test_saving_keeps_thresholds_pooling_and_answers(backbone, tmp_path):
     model = tiny_model(backbone, highway_pooling="mean", num_labels=3)
-    model.set_early_exit_entropy([0.2, 0.9, 1.05])
+    model.set_exit_threshold([0.2, 0.9, 1.05])
     model.save_pretrained(tmp_path)
     loaded = CLASSES[backbone][1].from_pretrained(tmp_path).eval()
-    assert loaded.config.early_exit_entropy == [0.2, 0.9, 1.05]
+    assert loaded.config.exit_threshold == [0.2, 0.9, 1.05]
     assert loaded.config.highway_pooling == "mean"
     batch = random_batch(model.config, [4, 9, 20, 3, 3, 8])
     before, after = model(**batch), loaded(**batch)
@@ -108,15 +108,15 @@ def test_saving_keeps_thresholds_pooling_and_answers(backbone, tmp_path):
 
 def test_config_fields_can_be_given_to_from_pretrained(tmp_path):
     tiny_model("bert").save_pretrained(tmp_path)
-    model = DeeBertForSequenceClassification.from_pretrained(tmp_path, highway_pooling="mean", early_exit_entropy=0.4)
-    assert (model.config.highway_pooling, model.config.early_exit_entropy) == ("mean", 0.4)
+    model = DeeBertForSequenceClassification.from_pretrained(tmp_path, highway_pooling="mean", exit_threshold=0.4)
+    assert (model.config.highway_pooling, model.config.exit_threshold) == ("mean", 0.4)
 
 
 def test_a_plain_config_gets_the_papers_defaults():
     model = DeeBertForSequenceClassification(
         BertConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=20)
     )
-    assert (model.config.highway_pooling, model.config.early_exit_entropy) == ("first", -1.0)
+    assert (model.config.highway_pooling, model.config.exit_threshold) == ("first", -1.0)
 
 
 def test_unknown_pooling_is_refused():
@@ -184,7 +184,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(backbone):
 def test_pipeline_exits_early(backbone, tiny_checkpoints, caplog):
     model = tiny_model(backbone)
     set_labels(model.config, ("dull", "lovely"))
-    model.set_early_exit_entropy(10.0)
+    model.set_exit_threshold(10.0)
     ran = []
     model.base_model.encoder.layer[1].register_forward_hook(lambda *_: ran.append(1))
     classify = pipeline("text-classification", model=model, tokenizer=load_tokenizer(str(tiny_checkpoints[backbone])))
@@ -237,7 +237,7 @@ def test_saving_leaves_no_temporary_files_and_replaces_whole_files(tmp_path, tin
             "1 exit_temperatures for 12 exits",
         ),
         (
-            {"config.json": '{"model_type": "bert", "exit_rule": "patience", "early_exit_entropy": 0.4}'},
+            {"config.json": '{"model_type": "bert", "exit_rule": "patience", "exit_threshold": 0.4}'},
             "bert",
             "config.json: patience counts",
         ),

@@ -133,7 +133,7 @@ def test_the_learned_rule_learns_what_is_right(tiny_data):
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_combination_trains_saves_loads_and_exits_alike(backbone, pooling, strategy, tiny_data, tmp_path):
-    combinations = [(rule, labels) for rule, labels in product(EXIT_RULES, (1, 2)) if make_rule(rule, labels).usable]
+    combinations = [(rule, labels) for rule, labels in product(EXIT_RULES, (1, 2)) if make_rule(rule, labels).supported]
     for i, (rule, labels) in enumerate(combinations):
         temperatures = [0.5, 2.0, 1.0, 3.0] if i % 2 else None
         model = tiny_model(
@@ -161,9 +161,9 @@ def test_every_combination_trains_saves_loads_and_exits_alike(backbone, pooling,
         if model.base_model.encoder.learn_to_exit is not None:
             torch.nn.init.normal_(model.base_model.encoder.learn_to_exit.weight)  # it begins with all alike
         with torch.no_grad():
-            full = model(**batch, output_all_exits=True, early_exit_entropy=-1)
+            full = model(**batch, output_all_exits=True, exit_threshold=-1)
         uncertainties = make_rule(rule, labels, 2.0).uncertainties(full.all_logits, full.all_certainties)
-        model.set_early_exit_entropy(2.0 if rule == "patience" else uncertainties[:, 0].median().item() + 1e-4)
+        model.set_exit_threshold(2.0 if rule == "patience" else uncertainties[:, 0].median().item() + 1e-4)
         model.save_pretrained(tmp_path)
         again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]

@@ -13,9 +13,10 @@ from conftest import BACKBONES, random_batch, tiny_data, tiny_model, tiny_tokeni
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deebert.commands import export
 from deebert.data.batching import collator
 from deebert.modeling.checkpoints import save_model
-from deebert.modeling.exit_rules import EXIT_RULES, entropy, first_below, make_rule
+from deebert.modeling.exit_rules import EXIT_RULES, entropy, first_exit_layer, make_rule
 from deebert.runtime import onnx_export
 from deebert.runtime.continuous_batching import classify_refilled
 from deebert.runtime.onnx_graph import MOST_LAYERS, merge
@@ -83,8 +84,8 @@ def test_the_graphs_answer_as_pytorch_does(models, backbone, lengths, padding, q
     if gap < 2e-6:
         return
     with torch.no_grad():
-        ours = model(**batch, early_exit_entropy=thresholds)
-    theirs = exported(**batch, early_exit_entropy=thresholds)
+        ours = model(**batch, exit_threshold=thresholds)
+    theirs = exported(**batch, exit_threshold=thresholds)
     assert theirs.exit_layer.tolist() == ours.exit_layer.tolist()
     torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(theirs.entropy, ours.entropy, atol=1e-4, rtol=0)
@@ -105,7 +106,7 @@ def test_every_rule_whatever_the_graph_was_made_with(models, backbone, name, len
         with pytest.raises(ValueError, match="no learning-to-exit head"):
             exported.set_exit_rule(name)
         return
-    thresholds = [max(1.0, round(3 * x)) if rule.remembers else rule.largest * x for x in shares]
+    thresholds = [max(1.0, round(3 * x)) if rule.stateful else rule.max_uncertainty * x for x in shares]
     batch = with_token_types(model.config, random_batch(model.config, lengths, seed), seed)
     own = model.config.exit_rule
     try:
@@ -118,7 +119,7 @@ def test_every_rule_whatever_the_graph_was_made_with(models, backbone, name, len
         for one in (model, exported):
             one.set_exit_rule(own)
     uncertainties = rule.uncertainties(full.all_logits, full.all_certainties)
-    if rule.slack(full.all_logits, uncertainties, rule.limits(thresholds, LAYERS)).min() > 2e-6:
+    if rule.decision_margin(full.all_logits, uncertainties, rule.cutoffs(thresholds, LAYERS)).min() > 2e-6:
         assert found.exit_layer.tolist() == expected.exit_layer.tolist()
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
 
@@ -146,20 +147,20 @@ def test_a_single_text_is_one_run_of_the_graph(models):
     batches = [random_batch(model.config, [6], seed) for seed in range(20)]
     with torch.no_grad():
         logits = torch.cat([model(**batch, output_all_exits=True).all_logits for batch in batches])
-    limits = entropy(logits).median(dim=0).values[:-1] + 3e-6
-    exit_layers = first_below(entropy(logits)[:, :-1], limits.tolist())
+    cutoffs = entropy(logits).median(dim=0).values[:-1] + 3e-6
+    exit_layers = first_exit_layer(entropy(logits)[:, :-1], cutoffs.tolist())
     assert len(set(exit_layers.tolist())) == LAYERS
     for batch, exit_layer, expected in zip(batches, exit_layers, logits, strict=True):
         ids, mask = (batch[name].numpy() for name in ("input_ids", "attention_mask"))
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         assert exported.session.run(["exit_layer"], feed)[0] == LAYERS  # its own threshold: never
-        feed["limits"] = limits.numpy()
+        feed["limits"] = cutoffs.numpy()
         layer, found, uncertainty = exported.session.run(["exit_layer", "logits", "uncertainty"], feed)
         assert layer == exit_layer
         np.testing.assert_allclose(found[0], expected[layer - 1], atol=1e-4)
         np.testing.assert_allclose(uncertainty, entropy(expected[layer - 1]), atol=1e-4)
         with counted_runs(exported) as runs:
-            exported(**batch, early_exit_entropy=limits.tolist())
+            exported(**batch, exit_threshold=cutoffs.tolist())
         assert runs == [0]
 
 
@@ -186,7 +187,7 @@ def test_a_batch_needs_a_run_more_where_samples_leave(models):
         ([math.inf, -1], [0]),
     ):
         with counted_runs(exported) as runs:
-            exported(**batch, early_exit_entropy=thresholds)
+            exported(**batch, exit_threshold=thresholds)
         assert runs == expected, thresholds
 
 
@@ -212,8 +213,8 @@ def test_a_sample_that_is_not_a_number_harms_no_other(models, backbone, broken, 
     if (uncertainties - torch.tensor(thresholds)).abs().nan_to_num(1).min() < 2e-6:
         return
     with torch.no_grad():
-        expected = model(**batch, early_exit_entropy=thresholds)
-    found = exported(**batch, early_exit_entropy=thresholds)
+        expected = model(**batch, exit_threshold=thresholds)
+    found = exported(**batch, exit_threshold=thresholds)
     assert found.exit_layer.tolist() == expected.exit_layer.tolist()
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0, equal_nan=True)
 
@@ -231,10 +232,10 @@ def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path):
     feed = {"input_ids": ids, "token_type_ids": 0 * ids, "attention_mask": ids}
     session = open_session(tmp_path / "all.onnx")
     for begin, end in ((0, 1), (0, 20), (0, MOST_LAYERS), (15, 20), (MOST_LAYERS - 1, MOST_LAYERS)):
-        limits = np.full(MOST_LAYERS - 1, -1, np.float32)
-        limits[end - 1 : end] = 9
+        cutoffs = np.full(MOST_LAYERS - 1, -1, np.float32)
+        cutoffs[end - 1 : end] = 9
         hidden = np.ones((1, 4, model.config.hidden_size), np.float32)
-        given = feed | {"limits": limits, "layer": np.array(begin), "hidden_in": hidden}
+        given = feed | {"limits": cutoffs, "layer": np.array(begin), "hidden_in": hidden}
         assert session.run(["exit_layer"], given)[0] == end
     model.config.num_hidden_layers += 1
     with pytest.raises(InputError, match=f"{MOST_LAYERS + 1} layers; a graph holds up to {MOST_LAYERS}"):
@@ -268,26 +269,26 @@ def test_refilled_batches_are_one_at_a_time(models, backbone, runtime, sizes, qu
         for one in (model, models[backbone][1]):
             one.config.exit_rule = own_rule if rule == "own" else rule
         with torch.no_grad():
-            fulls = [model(**batch, output_all_exits=True, early_exit_entropy=-1) for batch in batches]
+            fulls = [model(**batch, output_all_exits=True, exit_threshold=-1) for batch in batches]
             logits = torch.cat([full.all_logits for full in fulls])
             certainties = None if fulls[0].all_certainties is None else torch.cat([f.all_certainties for f in fulls])
         measure = make_rule(model.config.exit_rule, model.config.num_labels)
         uncertainties = measure.uncertainties(logits, certainties)
         thresholds = 2.0 if rule == "patience" else (torch.quantile(uncertainties, quantile, dim=0) + 3e-6).tolist()
-        limits = measure.limits(thresholds, LAYERS)
-        if measure.slack(logits, uncertainties, limits).min() < 2e-6:
+        cutoffs = measure.cutoffs(thresholds, LAYERS)
+        if measure.decision_margin(logits, uncertainties, cutoffs).min() < 2e-6:
             return
-        found = classify_refilled(runner, batches, 6, early_exit_entropy=thresholds)
+        found = classify_refilled(runner, batches, 6, exit_threshold=thresholds)
         for batch, lengths in zip(batches, sizes, strict=True):
             for i, length in enumerate(lengths):
                 with torch.no_grad():
                     one = {name: tensor[i : i + 1, :length] for name, tensor in batch.items()}
-                    alone.append(model(**one, early_exit_entropy=thresholds))
+                    alone.append(model(**one, exit_threshold=thresholds))
     finally:
         for one in (model, models[backbone][1]):
             one.config.exit_rule = own_rule
     assert found.exit_layer.tolist() == [one.exit_layer.item() for one in alone]
-    assert found.exit_layer.tolist() == first_below(uncertainties, limits).tolist()
+    assert found.exit_layer.tolist() == first_exit_layer(uncertainties, cutoffs).tolist()
     torch.testing.assert_close(found.logits, torch.cat([one.logits for one in alone]), atol=1e-4, rtol=1e-4)
 
 
@@ -301,7 +302,7 @@ def test_deep_layers_run_on_full_batches():
     sizes: dict[int, list[int]] = {i: [] for i in range(LAYERS)}
     for i, layer in enumerate(model.bert.encoder.layer):
         layer.output.register_forward_hook(lambda _, inputs, output, i=i: sizes[i].append(len(inputs[0])))
-    classify_refilled(model, batches, 8, early_exit_entropy=threshold)
+    classify_refilled(model, batches, 8, exit_threshold=threshold)
     assert sizes[0] == [8] * 8
     assert sum(sizes[1]) == int((uncertainties >= threshold[0]).sum())
     assert all(size >= 4 for size in sizes[1][:-1])
@@ -311,12 +312,12 @@ def test_deep_layers_run_on_full_batches():
 def test_threshold_rule_and_training_mode(models):
     model, exported = models["roberta"]
     batch = random_batch(model.config, [4, 9])
-    exported.set_early_exit_entropy(10.0)
+    exported.set_exit_threshold(10.0)
     assert exported.eval()(**batch).exit_layer.tolist() == [1, 1]
-    assert exported(**batch, early_exit_entropy=-1).exit_layer.tolist() == [LAYERS] * 2
+    assert exported(**batch, exit_threshold=-1).exit_layer.tolist() == [LAYERS] * 2
     with pytest.raises(ValueError, match="NaN"):
-        exported.set_early_exit_entropy(math.nan)
-    exported.set_early_exit_entropy(-1)
+        exported.set_exit_threshold(math.nan)
+    exported.set_exit_threshold(-1)
     assert exported(input_ids=batch["input_ids"][:, :4]).logits.shape == (2, 2)
 
 
@@ -340,7 +341,7 @@ def run(monkeypatch, capsys):
 
     def run(*arguments) -> str:
         monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
-        cli.run(onnx_export.main)
+        cli.run(export.main)
         return capsys.readouterr().out
 
     return run
@@ -361,7 +362,7 @@ def test_the_command_and_predict(tmp_path, backbone, run, tiny_data, monkeypatch
     outputs = []
     for folder, more in (("model", []), ("onnx", []), ("model", ["--refill"]), ("onnx", ["--refill"])):
         argv = ["predict", "--model", str(tmp_path / folder), "--file", str(texts), "--batch_size", "2"]
-        monkeypatch.setattr("sys.argv", [*argv, "--early_exit_entropy", "0.55", *more])
+        monkeypatch.setattr("sys.argv", [*argv, "--exit_threshold", "0.55", *more])
         cli.run(predict.main)
         outputs.append([line.split("\t") for line in capsys.readouterr().out.splitlines()])
     assert len(outputs[0]) == 5

@@ -25,7 +25,7 @@ def folder(backbone, tmp_path, tiny_checkpoints):
     tokenizer = load_tokenizer(str(tiny_checkpoints[backbone]))
     with torch.no_grad():
         all_logits = model(**tokenizer(TEXTS, return_tensors="pt", padding=True), output_all_exits=True).all_logits
-    model.set_early_exit_entropy((entropy(all_logits[:, :-1]).median(dim=0).values + 1e-4).tolist())
+    model.set_exit_threshold((entropy(all_logits[:, :-1]).median(dim=0).values + 1e-4).tolist())
     save_model(model, tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
@@ -56,7 +56,7 @@ def test_batches_answer_as_single_texts_do(folder, monkeypatch, capsys, tmp_path
 
 
 def test_threshold_and_json(folder, monkeypatch, capsys):
-    lines = run(monkeypatch, capsys, TEXTS, "--model", folder, "--early_exit_entropy", 5, "--format", "jsonl")
+    lines = run(monkeypatch, capsys, TEXTS, "--model", folder, "--exit_threshold", 5, "--format", "jsonl")
     answers = [json.loads(line) for line in lines]
     assert {answer["exit_layer"] for answer in answers} == {1}
     assert all(answer["label"] in ("bad", "good") and 0.5 <= answer["probability"] <= 1 for answer in answers)
@@ -67,7 +67,7 @@ def test_another_exit_rule(folder, monkeypatch, capsys):
     model.set_exit_rule("patience", 2)
     inputs = load_tokenizer(str(folder))(TEXTS, return_tensors="pt", padding=True)
     expected = model(**inputs.to(model.device)).exit_layer.tolist()
-    arguments = ("--model", folder, "--exit_rule", "patience", "--early_exit_entropy", 2)
+    arguments = ("--model", folder, "--exit_rule", "patience", "--exit_threshold", 2)
     lines = run(monkeypatch, capsys, TEXTS, *arguments)
     assert [int(line.split("\t")[2]) for line in lines] == expected
     assert 1 not in expected
@@ -127,15 +127,15 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         ([], ["--model", "./nowhere"], "./nowhere: no such folder"),
         ([], ["--model", "tests/nowhere"], "tests/nowhere: no such folder"),
         ([], ["--model", "runs/bert/nowhere"], "runs/bert/nowhere: no such folder"),
-        ([], ["--early_exit_entropy", "nan"], "--early_exit_entropy nan"),
+        ([], ["--exit_threshold", "nan"], "--exit_threshold nan"),
         (
             [],
             ["--batch_size", "0"],
-            "argument --batch_size: 0 is not a whole number above 0 (python -m deebert.commands.predict --help",
+            "argument --batch_size: 0 is not a whole number above 0 (deebert predict --help",
         ),
-        ([], ["--exit_rule", "margin"], "--exit_rule margin: give --early_exit_entropy, too"),
-        ([], ["--exit_rule", "learned", "--early_exit_entropy", "0.1"], "trained without --exit_rule learned"),
-        ([], ["--exit_rule", "patience", "--early_exit_entropy", "1.5"], "--early_exit_entropy 1.5: patience counts"),
+        ([], ["--exit_rule", "margin"], "--exit_rule margin: give --exit_threshold, too"),
+        ([], ["--exit_rule", "learned", "--exit_threshold", "0.1"], "trained without --exit_rule learned"),
+        ([], ["--exit_rule", "patience", "--exit_threshold", "1.5"], "--exit_threshold 1.5: patience counts"),
     ],
 )
 def test_bad_input_gets_one_clear_line(folder, monkeypatch, capsys, lines, arguments, message):

@@ -175,7 +175,7 @@ def test_the_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints
     run_glue_deebert.main()
     written = json.loads((tmp_path / "res/out/threshold.json").read_text())
     model = CLASSES["bert"][1].from_pretrained(tmp_path / "out")
-    assert model.config.early_exit_entropy == written["threshold"]
+    assert model.config.exit_threshold == written["threshold"]
     assert model.config.highway_pooling == "mean"
     assert written["target"]["saving"] == 0.5
     assert written["chosen_on"]["layers_saved"] >= 0.5

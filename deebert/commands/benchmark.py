@@ -112,7 +112,7 @@ def gpu_systems(folder: str, model, thresholds: Sequence[float], compiled: bool)
 
 
 def early_exit(runner, threshold: float, name: str) -> System:
-    return System(name, threshold, lambda batch: runner(**batch, early_exit_entropy=threshold))
+    return System(name, threshold, lambda batch: runner(**batch, exit_threshold=threshold))
 
 
 def onnx_systems(model, work: Path) -> list[System]:
@@ -276,7 +276,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data_dir", required=True, help="folder with the task's TSV files; its dev set is used")
     parser.add_argument("--output_dir", required=True, type=Path, help="for benchmark.md, .csv, .png and .pdf")
     parser.add_argument(
-        "--early_exit_entropy", "--exit_threshold", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5]
+        "--exit_threshold", "--early_exit_entropy", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5]
     )
     parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], help="1 is always there")
     parser.add_argument(
@@ -294,7 +294,7 @@ def main() -> None:
     quiet_transformers()
     any_shape_attention()
     config, task = load_config(args.model), get_task(args.task_name)
-    for threshold in args.early_exit_entropy:
+    for threshold in args.exit_threshold:
         check_threshold(threshold, config)
     if config.num_labels == 1:
         raise InputError(f"{args.model}: a regression model has no labels to compare")
@@ -307,7 +307,7 @@ def main() -> None:
     sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
     make_folder(args.output_dir)
     with TemporaryDirectory() as work, torch.inference_mode():
-        thresholds = [NO_EXIT, *args.early_exit_entropy]
+        thresholds = [NO_EXIT, *args.exit_threshold]
         if device.type == "cuda":
             systems = gpu_systems(args.model, model, thresholds, not args.no_compile)
         else:

@@ -43,7 +43,7 @@ def main() -> None:
         features = dev_features(get_task(args.task_name), args.data_dir, config, tokenizer, args.max_seq_length)
     export(model, tokenizer, args.output, args.int8)
     print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
-    if config_rule(config).remembers:
+    if config_rule(config).stateful:
         print(f"by itself the graph never exits early: the rule {config.exit_rule} needs onnx_runtime.OnnxDeeBert")
     if features is None:
         print("their score was not measured: give --task_name and --data_dir to do so")

@@ -38,17 +38,15 @@ class Predictor:
     def __init__(
         self,
         folder: str,
-        early_exit_entropy: float | None = None,
+        exit_threshold: float | None = None,
         max_seq_length: int = 128,
         exit_rule: str | None = None,
     ):
         quiet_transformers()
         config = load_config(folder)
         if exit_rule is not None:
-            if early_exit_entropy is None:
-                raise InputError(
-                    f"--exit_rule {exit_rule}: give --early_exit_entropy, too; each rule has its own units"
-                )
+            if exit_threshold is None:
+                raise InputError(f"--exit_rule {exit_rule}: give --exit_threshold, too; each rule has its own units")
             config.exit_rule = exit_rule
         self.max_seq_length = min(max_seq_length, max_tokens(config))
         self.tokenizer = load_tokenizer(folder)
@@ -56,12 +54,12 @@ class Predictor:
             self.model = OnnxDeeBert(folder)
         else:
             self.model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        if early_exit_entropy is not None:
+        if exit_threshold is not None:
             try:
-                self.model.set_exit_rule(config.exit_rule, early_exit_entropy)
+                self.model.set_exit_rule(config.exit_rule, exit_threshold)
             except ValueError as error:
                 rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
-                raise InputError(f"{rule}--early_exit_entropy {early_exit_entropy}: {error}") from None
+                raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
 
     def __call__(self, texts: list[tuple[str, ...]]) -> list[Prediction]:
         """Classifies one batch of texts or pairs, all of the same kind."""
@@ -123,8 +121,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--file", default="-", help="the texts, UTF-8; -: standard input")
     parser.add_argument(
-        "--early_exit_entropy",
         "--exit_threshold",
+        "--early_exit_entropy",
         type=float,
         help="threshold in the exit rule's units; up to 0 nothing leaves early; default: the model's own",
     )
@@ -140,7 +138,7 @@ def main() -> None:
     args = parse_args()
     if args.file != "-" and (not Path(args.file).exists() or Path(args.file).is_dir()):
         raise InputError(f"--file {args.file}: no such file")
-    predict = Predictor(args.model, args.early_exit_entropy, args.max_seq_length, args.exit_rule)
+    predict = Predictor(args.model, args.exit_threshold, args.max_seq_length, args.exit_rule)
     show = {"tsv": tsv, "jsonl": jsonl}[args.format]
     if args.file == "-":
         sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")

@@ -144,7 +144,7 @@ def data_loader(
     )
 
 
-def answers(
+def map_batches(
     ask: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
     features: Features,
     collate: Collator,

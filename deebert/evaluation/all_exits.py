@@ -13,13 +13,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from deebert.data.batching import Collator, answers
+from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features, load_features
 from deebert.data.tasks import Task, eval_splits, label_order
 from deebert.evaluation.metrics import scores
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.checkpoints import max_tokens
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, first_below, make_rule
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, first_exit_layer, make_rule
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
@@ -71,13 +71,13 @@ class AllExits:
         order = np.random.default_rng(seed).permutation(len(self.logits))
         return self.take(order[: len(order) // 2]), self.take(order[len(order) // 2 :])
 
-    def limits(self, threshold: float | Sequence[float]) -> list[float]:
-        """(N-1,) see `ExitRule.limits`. Raises ValueError."""
-        return self.exit_rule.limits(threshold, self.num_layers)
+    def cutoffs(self, threshold: float | Sequence[float]) -> list[float]:
+        """(N-1,) see `ExitRule.cutoffs`. Raises ValueError."""
+        return self.exit_rule.cutoffs(threshold, self.num_layers)
 
     def exit_layers(self, threshold: float | Sequence[float]) -> np.ndarray:
-        """(S,) the 1-based layer at which each sample leaves. Raises ValueError (see `ExitRule.limits`)."""
-        return first_below(torch.from_numpy(self.uncertainties), self.limits(threshold)).numpy()
+        """(S,) the 1-based layer at which each sample leaves. Raises ValueError (see `ExitRule.cutoffs`)."""
+        return first_exit_layer(torch.from_numpy(self.uncertainties), self.cutoffs(threshold)).numpy()
 
     def answers(self, exit_layers: np.ndarray) -> np.ndarray:
         """(S, C) the logits with which samples leave at these layers."""
@@ -114,11 +114,11 @@ def run_all_exits(
     certainties = None
 
     def ask(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        output = model(**batch, output_all_exits=True, early_exit_entropy=NO_EXIT)
+        output = model(**batch, output_all_exits=True, exit_threshold=NO_EXIT)
         return output.all_logits, *([] if output.all_certainties is None else [output.all_certainties])
 
     name = "all exits" if progress else None
-    for index, *found in answers(ask, features, collate, batch_size, model.device, accelerator, name):
+    for index, *found in map_batches(ask, features, collate, batch_size, model.device, accelerator, name):
         logits[index] = found[0]
         if len(found) > 1:
             certainties = np.empty((len(features), num_layers - 1), np.float32) if certainties is None else certainties
@@ -168,9 +168,9 @@ def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[Swee
 def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
     """From 0, where nobody leaves, up, safest first: the rule's grid, and quantiles of the uncertainties."""
     rule = exits.exit_rule
-    if not rule.usable:
+    if not rule.supported:
         return [0.0]
     thresholds = [0.0, *rule.grid(points, exits.num_layers)]
-    if not rule.remembers:  # the grid of a rule that counts holds all there is
+    if not rule.stateful:  # the grid of a rule that counts holds all there is
         thresholds += np.quantile(exits.uncertainties, np.linspace(0, 1, points)).tolist()
-    return sorted({float(f"{value:.6g}") for value in thresholds if value >= 0}, key=rule.limit)
+    return sorted({float(f"{value:.6g}") for value in thresholds if value >= 0}, key=rule.cutoff)

@@ -67,13 +67,13 @@ def cross_calibrated(exits: AllExits, seed: int) -> AllExits:
 def all_thresholds(exits: AllExits, most: int = 1000) -> list[float]:
     """From nobody to everybody leaving, every threshold that makes a difference, or so many of them."""
     rule = exits.exit_rule
-    if not rule.usable:
+    if not rule.supported:
         return [0.0]
-    if rule.remembers:
+    if rule.stateful:
         return [0.0, *rule.grid(most, exits.num_layers)]
     # values that were seen, as they are: rules that order samples alike then give the same curve
     seen = np.quantile(exits.uncertainties, np.linspace(0, 1, most), method="nearest")
-    return [0.0, *np.unique(seen).tolist(), rule.everybody()]
+    return [0.0, *np.unique(seen).tolist(), rule.exit_all_threshold()]
 
 
 def outcome(task: Task, exits: AllExits) -> Outcome:

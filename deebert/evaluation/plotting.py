@@ -17,7 +17,7 @@ from deebert.evaluation.results import CURVE, EACH_LAYER, SWEEP, SweepRow, read_
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
-# Okabe and Ito's colours, told apart by colour-blind readers; a marker and a line style each for print in grey.
+# Okabe and Ito's colours, packed apart by colour-blind readers; a marker and a line style each for print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colors, so that pairs repeat late
 LINES = ("-", "--", "-.", ":")

@@ -80,7 +80,7 @@ def choose(task: Task, exits: AllExits, target: Target, seed: int = 42) -> Choic
         raise InputError("a threshold cannot be chosen on samples without labels")
     if exits.logits.shape[2] == 1 and target.risk is not None:
         raise InputError("--risk counts wrong answers, and a regression model has none: ask for a --target_drop")
-    if not exits.exit_rule.usable:
+    if not exits.exit_rule.supported:
         raise InputError(f"a threshold cannot be chosen for the rule {exits.rule} and a regression model")
     if len(exits.labels) < 4:
         raise InputError(f"a threshold cannot be chosen on {len(exits.labels)} samples; at least 4 are needed")
@@ -119,7 +119,7 @@ def best_thresholds(task: Task, exits: AllExits, target: Target) -> float | list
     several = measure(task, held_out, fit_per_layer(task, fit, target))
     singles = [
         measure(task, held_out, threshold)
-        for threshold in [*dense_thresholds(held_out), held_out.exit_rule.everybody()]
+        for threshold in [*dense_thresholds(held_out), held_out.exit_rule.exit_all_threshold()]
     ]
     if all(several.score > m.score for m in singles if m.layers_saved >= several.layers_saved):
         thresholds = fit_per_layer(task, exits, target)
@@ -149,11 +149,11 @@ def fit_per_layer(task: Task, exits: AllExits, target: Target) -> list[float]:
     while gained:
         gained = False
         for i in range(len(thresholds)):
-            if rule.remembers:
+            if rule.stateful:
                 candidates = rule.grid(PER_LAYER_CANDIDATES, exits.num_layers)
             else:
                 candidates = np.quantile(exits.uncertainties[:, i], np.linspace(0, 1, PER_LAYER_CANDIDATES)).tolist()
-            for candidate in [NO_EXIT, *candidates, rule.everybody()]:
+            for candidate in [NO_EXIT, *candidates, rule.exit_all_threshold()]:
                 trial = [*thresholds[:i], candidate, *thresholds[i + 1 :]]
                 value = rank(measure(task, exits, trial), target)
                 if value > best + 1e-9:

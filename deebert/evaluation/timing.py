@@ -121,7 +121,7 @@ def timed_sweep(
     """
     model.eval()
     thresholds = [NO_EXIT, *(row.threshold for row in rows)]
-    forwards = [lambda batch, x=threshold: model(**batch, early_exit_entropy=x) for threshold in thresholds]
+    forwards = [lambda batch, x=threshold: model(**batch, exit_threshold=x) for threshold in thresholds]
     for full, *timings in timed_passes(forwards, features, collate, model.device, batch_size, repeats):
         timed = []
         for row, timing in zip(rows, timings, strict=True):
@@ -145,7 +145,7 @@ def _other_exits(exits: AllExits, threshold: float, seen: np.ndarray) -> int:
     (moved,) = np.nonzero(predicted != seen)
     decided_at = np.minimum(predicted, seen)[moved] - 1  # the exit on which prediction and timed pass disagree
     logits, uncertainties = torch.from_numpy(exits.logits), torch.from_numpy(exits.uncertainties)
-    gap = exits.exit_rule.slack(logits, uncertainties, exits.limits(threshold)).numpy()[moved, decided_at]
+    gap = exits.exit_rule.decision_margin(logits, uncertainties, exits.cutoffs(threshold)).numpy()[moved, decided_at]
     if len(moved) and gap.max() > TIE:
         worst = moved[gap.argmax()]
         raise RuntimeError(

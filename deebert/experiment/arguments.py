@@ -42,9 +42,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     switch("--do_lower_case", "lower-case what a BERT reads, whatever its tokenizer says")
     switch("--eval_each_highway", "write the score of every exit: each_layer.npy")
     switch("--eval_after_first_stage", "score the final classifier after stage 1")
-    switch("--eval_highway", "time early exit at each --early_exit_entropy: entropy_{x}.npy")
+    switch("--eval_highway", "time early exit at each --exit_threshold: entropy_{x}.npy")
     add(
-        *("--early_exit_entropy", "--exit_threshold"),
+        *("--exit_threshold", "--early_exit_entropy"),
         type=float,
         nargs="+",
         default=[-1.0],

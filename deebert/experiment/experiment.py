@@ -35,7 +35,7 @@ from deebert.modeling.checkpoints import (
 )
 from deebert.modeling.early_exit import config_rule
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.training.cached_features import cached_reads
+from deebert.training.cached_features import cached_features
 from deebert.training.checkpointing import newest_checkpoint
 from deebert.training.stage import TokenData, TrainData
 from deebert.training.strategies import STRATEGIES
@@ -62,7 +62,7 @@ class Run:
         self.labels = label_order(self.task, args.model_type, self.config.id2label)
         if args.do_train:
             set_labels(self.config, self.labels)
-            self.config.early_exit_entropy = NO_EXIT  # one chosen for a model before this training means nothing for it
+            self.config.exit_threshold = NO_EXIT  # one chosen for a model before this training means nothing for it
             self.config.exit_temperatures = None
             self.config.highway_pooling = args.highway_pooling or self.config.highway_pooling
             self.config.train_strategy = args.train_strategy
@@ -148,7 +148,7 @@ class Run:
     def train_data(self, model, stage: int) -> Iterator[TrainData]:
         plan = STRATEGIES[self.args.train_strategy][stage - 1]
         if self.args.cache_features and not plan.backbone:
-            with cached_reads(model, self.train_features, self.collate, self.accelerator, self.output_dir) as reads:
+            with cached_features(model, self.train_features, self.collate, self.accelerator, self.output_dir) as reads:
                 yield reads
         else:
             yield TokenData(self.train_features, self.collate, self.args.dataloader_num_workers)
@@ -170,7 +170,7 @@ class Run:
         """A checkpoint's config, with the exit rule asked for; its threshold means nothing for another rule."""
         config = load_config(name_or_path, self.args.model_type, self.args.cache_dir)
         if self.args.exit_rule not in (None, config.exit_rule):
-            config.exit_rule, config.early_exit_entropy = self.args.exit_rule, NO_EXIT
+            config.exit_rule, config.exit_threshold = self.args.exit_rule, NO_EXIT
         config.patience_tolerance = self.args.patience_tolerance or config.patience_tolerance
         return config
 
@@ -199,14 +199,14 @@ class Run:
                 "--risk: exit_temperatures were fitted to the samples that the guarantee would be drawn from; "
                 "leave out --calibrate, and set them to null in the model's config.json"
             )
-        if self.target and not config_rule(config).usable:
+        if self.target and not config_rule(config).supported:
             raise InputError(
                 f"{self.task.name}: no threshold can be chosen for the exit rule {config.exit_rule}, with one label "
                 "every sample is sure; use --exit_rule patience or learned"
             )
         if args.calibrate and config.num_labels == 1:
             raise InputError(f"{self.task.name}: --calibrate scales probabilities, and a regression model has none")
-        for threshold in args.early_exit_entropy:
+        for threshold in args.exit_threshold:
             check_threshold(threshold, config)
 
     def features(self, split: str) -> Features:

@@ -1,10 +1,12 @@
 """DeeBERT: HF's BERT with off-ramps. Parameter names are the original's, so its checkpoints load as they are."""
 
+from typing import ClassVar
+
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from deebert.modeling.classifier import HighwayClassifier, HighwayModel, add_highway_fields
-from deebert.modeling.early_exit import HighwayConfig, HighwayEncoder
+from deebert.modeling.early_exit import ALIASES, HighwayConfig, HighwayEncoder
 from deebert.modeling.exit_rules import entropy
 
 __all__ = ["DeeBertConfig", "DeeBertEncoder", "DeeBertForSequenceClassification", "DeeBertModel", "entropy"]
@@ -12,6 +14,8 @@ __all__ = ["DeeBertConfig", "DeeBertEncoder", "DeeBertForSequenceClassification"
 
 class DeeBertConfig(HighwayConfig, BertConfig):
     """BertConfig with the fields of early exit (see HighwayConfig)."""
+
+    attribute_map: ClassVar = {**BertConfig.attribute_map, **ALIASES}
 
 
 class DeeBertEncoder(HighwayEncoder, BertEncoder):

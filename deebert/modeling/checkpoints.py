@@ -63,7 +63,7 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
         )
     config = MODELS[found][0].from_dict(facts)
     try:
-        config_rule(config).limits(config.early_exit_entropy, config.num_hidden_layers)
+        config_rule(config).cutoffs(config.exit_threshold, config.num_hidden_layers)
     except ValueError as error:
         raise InputError(f"{name_or_path}/config.json: {error}") from None
     if config.exit_temperatures is not None and len(config.exit_temperatures) != config.num_hidden_layers:
@@ -81,11 +81,11 @@ def is_path(name_or_path: str) -> bool:
 
 
 def check_threshold(value: float, config) -> None:
-    """Raises InputError where a model of this config cannot exit at --early_exit_entropy `value`."""
+    """Raises InputError where a model of this config cannot exit at --exit_threshold `value`."""
     try:
-        config_rule(config).limits(value, config.num_hidden_layers)
+        config_rule(config).cutoffs(value, config.num_hidden_layers)
     except ValueError as error:
-        raise InputError(f"--early_exit_entropy {value}: {error}") from None
+        raise InputError(f"--exit_threshold {value}: {error}") from None
 
 
 def set_labels(config, labels: Sequence[str]) -> None:

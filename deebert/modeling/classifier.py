@@ -16,8 +16,8 @@ from deebert.modeling.early_exit import (
     HighwayPass,
     classifier_dropout,
     config_rule,
+    pooling_weights_of,
     set_rule,
-    weigh_tokens,
 )
 from deebert.modeling.exit_rules import NO_EXIT, entropy
 
@@ -83,9 +83,9 @@ class HighwayClassifier(HighwayInit):
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
+    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
         """Sets the threshold in the exit rule's units, one or one per layer; it is saved, too. Raises ValueError."""
-        self.base_model.encoder.set_early_exit_entropy(value)
+        self.base_model.encoder.set_exit_threshold(value)
 
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
         """Sets rule (a key of EXIT_RULES) and threshold, which are saved with the model. Raises ValueError.
@@ -114,7 +114,7 @@ class HighwayClassifier(HighwayInit):
         train_highway: bool = False,
         output_layer: int | None = None,
         output_all_exits: bool = False,
-        early_exit_entropy: float | Sequence[float] | None = None,
+        exit_threshold: float | Sequence[float] | None = None,
         **kwargs,
     ) -> HighwayClassifierOutput:
         """Classifies a batch; each sample leaves at its own layer and comes back in its own place.
@@ -127,19 +127,19 @@ class HighwayClassifier(HighwayInit):
                 off-ramps' (paper, section 3.2; training.py makes its own of all exits, see objectives.py).
             output_layer: 0-based; every sample gets this exit's answer, and nothing behind it runs.
             output_all_exits: also return `all_logits` (B, N, C). Runs every layer.
-            early_exit_entropy: in place of the config's threshold, for this call. In training mode no sample exits.
+            exit_threshold: in place of the config's threshold, for this call. In training mode no sample exits.
             kwargs: `output_hidden_states`, `output_attentions` (both run every layer for every sample), `return_dict`.
 
         Raises ValueError for thresholds or an output_layer that the model does not have.
         """
         keep_all = output_all_exits or train_highway
-        rule, limits = config_rule(self.config), self._limits(early_exit_entropy, output_layer)
+        rule, cutoffs = config_rule(self.config), self._limits(exit_threshold, output_layer)
         whole = self._wants_every_token(kwargs)
         exits = None  # stage 1, for one, runs the backbone's own loop
-        if keep_all or any(t > 0 for t in limits):
+        if keep_all or any(t > 0 for t in cutoffs):
             exits = HighwayPass(
                 rule=rule,
-                limits=limits,
+                cutoffs=cutoffs,
                 token_weights=self.token_weights(attention_mask),
                 lengths=token_lengths(attention_mask),
                 full=keep_all or self._wants_every_layer(kwargs),
@@ -147,7 +147,7 @@ class HighwayClassifier(HighwayInit):
                 whole=whole,
             )
         elif not whole:
-            exits = HighwayPass(rule, limits, whole=False)
+            exits = HighwayPass(rule, cutoffs, whole=False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not train_highway):
             outputs = self.base_model(
                 input_ids,
@@ -246,8 +246,8 @@ class HighwayClassifier(HighwayInit):
             return [math.inf if i == output_layer else -1.0 for i in range(num_layers - 1)]
         if self.training:
             return [-1.0] * (num_layers - 1)
-        threshold = self.config.early_exit_entropy if value is None else value
-        return config_rule(self.config).limits(threshold, num_layers)
+        threshold = self.config.exit_threshold if value is None else value
+        return config_rule(self.config).cutoffs(threshold, num_layers)
 
     def _wants_every_layer(self, kwargs: dict) -> bool:
         """Hidden states and attentions are those of whole batches; flex attention's masks cannot be cut."""
@@ -269,7 +269,7 @@ class HighwayClassifier(HighwayInit):
             return None
         if attention_mask.dim() != 2:
             raise ValueError("attention_mask must be (B, T): the off-ramps' pooling reads the padding from it")
-        return weigh_tokens(attention_mask, self.dtype)
+        return pooling_weights_of(attention_mask, self.dtype)
 
 
 def token_lengths(attention_mask: Tensor | None) -> Tensor | None:

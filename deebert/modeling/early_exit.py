@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, first_below, make_rule, plain_threshold
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, first_exit_layer, make_rule, plain_threshold
+
+ALIASES = {"early_exit_entropy": "exit_threshold"}  # the original's name for it, and that of version 0.5
 
 
 @dataclass(kw_only=True)
 class HighwayConfig:
     """The fields that early exit adds to a backbone's config. Checkpoints without them get these defaults, the paper's.
 
-    early_exit_entropy: the threshold; a sample exits at the first off-ramp whose uncertainty (entropy in nats, unless
+    exit_threshold: the threshold; a sample exits at the first off-ramp whose uncertainty (entropy in nats, unless
         exit_rule says otherwise) is below it. One number, or one per layer (N-1 off-ramps; an N-th value is allowed
         and has no meaning). <= 0: nothing exits early.
     exit_rule: what the uncertainty is, a key of exit_rules.EXIT_RULES.
@@ -31,7 +33,7 @@ class HighwayConfig:
     train_strategy, distill, distill_temperature: how the model was trained (see objectives.py).
     """
 
-    early_exit_entropy: float | list[float] = NO_EXIT
+    exit_threshold: float | list[float] = NO_EXIT
     exit_rule: str = "entropy"
     patience_tolerance: float = 0.5
     exit_temperatures: list[float] | None = None
@@ -47,21 +49,21 @@ def config_rule(config) -> ExitRule:
 
 
 def set_threshold(config, value: float | Sequence[float]) -> None:
-    """Stores a threshold, or one per layer, in a config. Raises ValueError (see `ExitRule.limits`)."""
-    config_rule(config).limits(value, config.num_hidden_layers)
-    config.early_exit_entropy = plain_threshold(value)
+    """Stores a threshold, or one per layer, in a config. Raises ValueError (see `ExitRule.cutoffs`)."""
+    config_rule(config).cutoffs(value, config.num_hidden_layers)
+    config.exit_threshold = plain_threshold(value)
 
 
 def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bool) -> None:
     """Stores rule and threshold in a config of a model with or without a learning-to-exit head. Raises ValueError."""
     rule = make_rule(name, config.num_labels, config.patience_tolerance)
-    rule.limits(threshold, config.num_hidden_layers)
+    rule.cutoffs(threshold, config.num_hidden_layers)
     rule.check_head(has_head)
-    config.exit_rule, config.early_exit_entropy = name, plain_threshold(threshold)
+    config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)
 
 
 class Pooling(nn.Module):
-    """(B, T, H) and the result of weigh_tokens -> (B, H): what an off-ramp reads. Made of the config."""
+    """(B, T, H) and the result of pooling_weights_of -> (B, H): what an off-ramp reads. Made of the config."""
 
     def __init__(self, config):
         super().__init__()
@@ -104,7 +106,7 @@ class AttentionOverTokens(Pooling):
 POOLINGS = {"first": FirstToken, "mean": MeanOfTokens, "attention": AttentionOverTokens}
 
 
-def weigh_tokens(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+def pooling_weights_of(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, T) mask -> (B, T) weights of a mean over the tokens: 0 for padding, rows that add up to 1.
 
     Computed once for all off-ramps of a pass.
@@ -173,11 +175,11 @@ class HighwayPass:
     """One pass through the layers: what it asks of the off-ramps, who is still in, and what was answered.
 
     A full pass asks every off-ramp about every sample. An early-exit pass asks those whose limit is above 0 (all, where
-    the rule remembers), and samples that exit leave the batch.
+    the rule stateful), and samples that exit leave the batch.
     """
 
     rule: ExitRule
-    limits: list[float]  # (N-1,) uncertainties below which samples leave
+    cutoffs: list[float]  # (N-1,) uncertainties below which samples leave
     token_weights: Tensor | None = None  # (b, T) for the off-ramps' pooling; None: no padding
     full: bool = False
     grad: bool = False  # whether the off-ramps are to be trained
@@ -190,11 +192,11 @@ class HighwayPass:
 
     def asks(self, layer: int) -> bool:
         """Whether there is an off-ramp behind this layer (0-based) to be consulted."""
-        if layer >= len(self.limits):
+        if layer >= len(self.cutoffs):
             return False
-        if self.rule.remembers and any(0 < limit < math.inf for limit in self.limits[layer:]):
+        if self.rule.stateful and any(0 < limit < math.inf for limit in self.cutoffs[layer:]):
             return True
-        return self.full or self.limits[layer] > 0
+        return self.full or self.cutoffs[layer] > 0
 
     def leave(
         self, layer: int, logits: Tensor, certainty: Tensor | None = None, uncertainty: Tensor | None = None
@@ -208,12 +210,12 @@ class HighwayPass:
             if certainty is not None:
                 self.certainties.append(certainty)
             return None
-        if self.limits[layer] == math.inf:  # takes everybody, NaN too
+        if self.cutoffs[layer] == math.inf:  # takes everybody, NaN too
             count = len(logits)
         else:
             if uncertainty is None:
-                uncertainty, self.memory = self.rule.measure(logits, certainty, self.memory)
-            leaves = (uncertainty < self.limits[layer]).cpu()  # the one device synchronisation of a layer
+                uncertainty, self.memory = self.rule.uncertainty(logits, certainty, self.memory)
+            leaves = (uncertainty < self.cutoffs[layer]).cpu()  # the one device synchronisation of a layer
             count = int(leaves.count_nonzero())
         if count == 0:
             return None
@@ -264,7 +266,7 @@ class HighwayPass:
         all_logits = torch.stack([answer for _, answer, _ in self.answers] + [final_logits], dim=1)
         certainties = torch.stack(self.certainties, dim=1) if self.certainties else None
         with torch.no_grad():
-            layers = first_below(self.rule.uncertainties(all_logits, certainties), self.limits)
+            layers = first_exit_layer(self.rule.uncertainties(all_logits, certainties), self.cutoffs)
         rows = torch.arange(len(layers), device=layers.device)
         return all_logits[rows, layers - 1], layers, all_logits, certainties
 
@@ -272,7 +274,7 @@ class HighwayPass:
         """Logits (B, C) and exit layers (B,), 1-based, in input order, once the rest (b, C) has its final logits."""
         parts = [(layer + 1, logits, rows) for layer, logits, rows in self.answers]
         if len(final_logits):
-            parts.append((len(self.limits) + 1, final_logits, self.rows))
+            parts.append((len(self.cutoffs) + 1, final_logits, self.rows))
         layers = torch.cat([torch.full((len(logits),), layer) for layer, logits, _ in parts]).to(final_logits.device)
         logits = torch.cat([logits for _, logits, _ in parts])
         if len(parts) == 1:
@@ -289,8 +291,8 @@ class HighwayEncoder:
         self.highway = nn.ModuleList(Highway(config) for _ in range(config.num_hidden_layers - 1))
         self.learn_to_exit = LearnToExit(config) if config_rule(config).learned else None
 
-    def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold(s), in the config shared by the whole model. Raises ValueError (see `ExitRule.limits`)."""
+    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
+        """Sets the threshold(s), in the config shared by the whole model. Raises ValueError."""
         set_threshold(self.config, value)
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:

@@ -31,14 +31,14 @@ def probabilities(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def below(uncertainties: Tensor, limits: float | Tensor) -> Tensor:
+def below(uncertainties: Tensor, cutoffs: float | Tensor) -> Tensor:
     """Whether samples leave, (...) bool. An infinite limit takes everybody, NaN too."""
-    return (uncertainties < limits) | (limits == math.inf)
+    return (uncertainties < cutoffs) | (cutoffs == math.inf)
 
 
-def first_below(uncertainties: Tensor, limits: Sequence[float]) -> Tensor:
-    """The exit layer (B,), 1-based, of each sample, from the uncertainties (B, N-1) and N-1 limits."""
-    leaves = below(uncertainties, torch.tensor(limits, device=uncertainties.device))
+def first_exit_layer(uncertainties: Tensor, cutoffs: Sequence[float]) -> Tensor:
+    """The exit layer (B,), 1-based, of each sample, from the uncertainties (B, N-1) and N-1 cutoffs."""
+    leaves = below(uncertainties, torch.tensor(cutoffs, device=uncertainties.device))
     leaves = torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1)  # who is left answers after layer N
     return leaves.int().argmax(dim=1) + 1  # argmax gives the first of equals
 
@@ -57,16 +57,16 @@ class ExitRule:
 
     name: ClassVar[str]
     regression: ClassVar[bool] = False  # whether it means something for a single label
-    remembers: ClassVar[bool] = False  # whether it looks at earlier off-ramps too, so that none may be skipped
+    stateful: ClassVar[bool] = False  # whether it looks at earlier off-ramps too, so that none may be skipped
     learned: ClassVar[bool] = False  # whether it needs the learning-to-exit head
 
     @property
-    def usable(self) -> bool:
+    def supported(self) -> bool:
         """Whether samples can leave by it: with a single label every answer is a sure one."""
         return self.regression or self.num_labels > 1
 
     @property
-    def largest(self) -> float:
+    def max_uncertainty(self) -> float:
         """The largest uncertainty there is."""
         return 1.0
 
@@ -77,8 +77,10 @@ class ExitRule:
                 f"the exit rule {self.name} needs a model trained with it: there is no learning-to-exit head"
             )
 
-    def measure(self, logits: Tensor, certainty: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The uncertainty (b,) behind one off-ramp, and what the rule remembers (b, ...) until the next.
+    def uncertainty(
+        self, logits: Tensor, certainty: Tensor | None, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The uncertainty (b,) behind one off-ramp, and what the rule stateful (b, ...) until the next.
 
         logits: (b, C) of the off-ramp. certainty: (b,) of the learning-to-exit head, None without one.
         memory: what `measure` returned behind the off-ramp before, None behind the first.
@@ -89,44 +91,46 @@ class ExitRule:
         """(B, N-1) of all off-ramps, from the logits (B, N, C) of all exits and the certainties (B, N-1), if any."""
         columns, memory = [], None
         for i in range(all_logits.shape[1] - 1):
-            column, memory = self.measure(all_logits[:, i], None if certainties is None else certainties[:, i], memory)
+            column, memory = self.uncertainty(
+                all_logits[:, i], None if certainties is None else certainties[:, i], memory
+            )
             columns.append(column)
         return torch.stack(columns, dim=1) if columns else all_logits.new_empty(len(all_logits), 0)
 
-    def limit(self, threshold: float) -> float:
+    def cutoff(self, threshold: float) -> float:
         """The uncertainty below which samples leave at this threshold. Raises ValueError."""
         return threshold
 
-    def limits(self, threshold: float | Sequence[float], num_layers: int) -> list[float]:
+    def cutoffs(self, threshold: float | Sequence[float], num_layers: int) -> list[float]:
         """A limit for each of the N-1 off-ramps, from one threshold or one per layer. Raises ValueError."""
         threshold = plain_threshold(threshold)
         per_layer = [threshold] * (num_layers - 1) if isinstance(threshold, float) else threshold
         if len(per_layer) not in (num_layers - 1, num_layers):
             raise ValueError(
-                f"early_exit_entropy has {len(per_layer)} values; a model of {num_layers} layers takes one number, "
+                f"exit_threshold has {len(per_layer)} values; a model of {num_layers} layers takes one number, "
                 f"or {num_layers - 1}: one for each off-ramp"
             )
         per_layer = per_layer[: num_layers - 1]
         if any(math.isnan(v) for v in per_layer):
-            raise ValueError("early_exit_entropy is NaN; give a number")
-        if not self.usable and any(v > 0 for v in per_layer):
+            raise ValueError("exit_threshold is NaN; give a number")
+        if not self.supported and any(v > 0 for v in per_layer):
             raise ValueError(
                 f"the exit rule {self.name} needs at least two labels: with one (regression) every sample would exit "
                 "at layer 1. Use the rule patience or learned, or -1"
             )
-        return [self.limit(v) for v in per_layer]
+        return [self.cutoff(v) for v in per_layer]
 
     def grid(self, points: int, num_layers: int) -> list[float]:
         """Thresholds that do not depend on data, safest first: evenly spaced, up to the largest uncertainty."""
-        return [self.largest * i / points for i in range(1, points + 1)]
+        return [self.max_uncertainty * i / points for i in range(1, points + 1)]
 
-    def everybody(self) -> float:
+    def exit_all_threshold(self) -> float:
         """A threshold at which all leave at layer 1."""
-        return self.largest + 0.001
+        return self.max_uncertainty + 0.001
 
-    def slack(self, all_logits: Tensor, uncertainties: Tensor, limits: Sequence[float]) -> Tensor:
+    def decision_margin(self, all_logits: Tensor, uncertainties: Tensor, cutoffs: Sequence[float]) -> Tensor:
         """(B, N-1) how far each decision is from going the other way: what rounding would have to bridge."""
-        return (uncertainties - torch.tensor(limits)).abs()
+        return (uncertainties - torch.tensor(cutoffs)).abs()
 
 
 class Entropy(ExitRule):
@@ -135,10 +139,10 @@ class Entropy(ExitRule):
     name = "entropy"
 
     @property
-    def largest(self) -> float:
+    def max_uncertainty(self) -> float:
         return math.log(self.num_labels)
 
-    def measure(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, memory):
         return entropy(logits), None
 
 
@@ -147,7 +151,7 @@ class NormalizedEntropy(ExitRule):
 
     name = "normalized_entropy"
 
-    def measure(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, memory):
         return entropy(logits) / math.log(max(self.num_labels, 2)), None
 
 
@@ -156,7 +160,7 @@ class Confidence(ExitRule):
 
     name = "confidence"
 
-    def measure(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, memory):
         return 1 - probabilities(logits).amax(dim=-1), None
 
 
@@ -165,7 +169,7 @@ class Margin(ExitRule):
 
     name = "margin"
 
-    def measure(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, memory):
         if self.num_labels == 1:
             return torch.zeros_like(logits[..., 0]), None
         first, second = probabilities(logits).topk(2, dim=-1).values.unbind(dim=-1)
@@ -181,9 +185,9 @@ class Patience(ExitRule):
 
     name = "patience"
     regression = True
-    remembers = True
+    stateful = True
 
-    def measure(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, memory):
         answer = logits[:, 0].float() if self.num_labels == 1 else logits.argmax(dim=-1).float()
         if memory is None:
             row = torch.ones_like(answer)
@@ -193,7 +197,7 @@ class Patience(ExitRule):
             row = torch.where(agree, row + 1, 1)
         return 1 / row, torch.stack([answer, row], dim=1)
 
-    def limit(self, threshold: float) -> float:
+    def cutoff(self, threshold: float) -> float:
         if threshold <= 0:
             return threshold
         if math.isfinite(threshold) and threshold != round(threshold):
@@ -205,10 +209,10 @@ class Patience(ExitRule):
     def grid(self, points: int, num_layers: int) -> list[float]:
         return [float(k) for k in range(num_layers - 1, 0, -1)]
 
-    def everybody(self) -> float:
+    def exit_all_threshold(self) -> float:
         return 1.0
 
-    def slack(self, all_logits, uncertainties, limits):
+    def decision_margin(self, all_logits, uncertainties, cutoffs):
         """A decision goes the other way where one of the answers so far does."""
         if self.num_labels == 1:
             steps = all_logits[:, :-1, 0].float().diff(dim=1).abs()
@@ -226,7 +230,7 @@ class Learned(ExitRule):
     regression = True
     learned = True
 
-    def measure(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, memory):
         self.check_head(certainty is not None)
         return 1 - certainty, None
 

@@ -1,5 +1,7 @@
 """DeeBERT on HF's RoBERTa. As in the original: BERT's pooler and one linear classifier, not HF's own head."""
 
+from typing import ClassVar
+
 from transformers import (
     AutoModelForSequenceClassification,
     RobertaConfig,
@@ -9,7 +11,7 @@ from transformers import (
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 
 from deebert.modeling.classifier import HighwayClassifier, HighwayModel, add_highway_fields
-from deebert.modeling.early_exit import HighwayConfig, HighwayEncoder
+from deebert.modeling.early_exit import ALIASES, HighwayConfig, HighwayEncoder
 from deebert.modeling.exit_rules import entropy
 
 __all__ = ["DeeRobertaConfig", "DeeRobertaEncoder", "DeeRobertaForSequenceClassification", "DeeRobertaModel", "entropy"]
@@ -17,6 +19,8 @@ __all__ = ["DeeRobertaConfig", "DeeRobertaEncoder", "DeeRobertaForSequenceClassi
 
 class DeeRobertaConfig(HighwayConfig, RobertaConfig):
     """RobertaConfig with the fields of early exit (see HighwayConfig)."""
+
+    attribute_map: ClassVar = {**RobertaConfig.attribute_map, **ALIASES}
 
 
 class DeeRobertaEncoder(HighwayEncoder, RobertaEncoder):

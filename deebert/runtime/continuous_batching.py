@@ -66,7 +66,7 @@ def classify_refilled(
     model,
     batches: Iterable[Mapping[str, Tensor]],
     batch_size: int,
-    early_exit_entropy: float | Sequence[float] | None = None,
+    exit_threshold: float | Sequence[float] | None = None,
 ) -> HighwayClassifierOutput:
     """Classifies batches of input_ids, attention_mask and, perhaps, token_type_ids, all (b, T); b up to batch_size.
 
@@ -76,8 +76,8 @@ def classify_refilled(
     thresholds the model does not have, and where there are no batches.
     """
     rule, layers = config_rule(model.config), model.config.num_hidden_layers
-    threshold = model.config.early_exit_entropy if early_exit_entropy is None else early_exit_entropy
-    limits = rule.limits(threshold, layers)
+    threshold = model.config.exit_threshold if exit_threshold is None else exit_threshold
+    cutoffs = rule.cutoffs(threshold, layers)
     waiting: list[list[Group]] = [[] for _ in range(layers)]  # at each layer
     answers: list[tuple[Tensor, Tensor, int]] = []  # rows, logits, exit layer
 
@@ -93,8 +93,8 @@ def classify_refilled(
             if layer == layers - 1:
                 answers.append((group.rows, logits, layers))
                 return
-            uncertainty, memory = rule.measure(logits, certainty, group.memory)
-            stay = ~below(uncertainty, limits[layer])
+            uncertainty, memory = rule.uncertainty(logits, certainty, group.memory)
+            stay = ~below(uncertainty, cutoffs[layer])
             answers.append((group.rows[~stay], logits[~stay], layer + 1))
             group = Group(hidden, group.mask, group.rows, memory)
             if not stay.all():

@@ -117,12 +117,12 @@ class GraphedDeeBert:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        early_exit_entropy: float | Sequence[float] | None = None,
+        exit_threshold: float | Sequence[float] | None = None,
     ) -> HighwayClassifierOutput:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         rule, layers = config_rule(self.config), self.config.num_hidden_layers
-        threshold = self.config.early_exit_entropy if early_exit_entropy is None else early_exit_entropy
-        asked = HighwayPass(rule, rule.limits(threshold, layers))
+        threshold = self.config.exit_threshold if exit_threshold is None else exit_threshold
+        asked = HighwayPass(rule, rule.cutoffs(threshold, layers))
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         lengths = token_lengths(attention_mask)
         lengths = np.full(len(input_ids), input_ids.shape[1]) if lengths is None else lengths.numpy()
@@ -142,7 +142,7 @@ class GraphedDeeBert:
                 speculative = self.exit(state, i + 1, asked).launch()
             if last or asked.asks(i):
                 here.wait()
-                leaves = np.ones(len(rows), bool) if last else here.leaves(here_places, asked.limits[i])
+                leaves = np.ones(len(rows), bool) if last else here.leaves(here_places, asked.cutoffs[i])
                 if leaves.any():
                     logits[rows[leaves]] = here.logits[here_places[leaves]]
                     exit_layer[rows[leaves]] = i + 1
@@ -196,7 +196,7 @@ class GraphedDeeBert:
             state.hidden.copy_(hidden)
         uncertainty = None
         if consulted:
-            uncertainty, memory = rule.measure(logits, certainty, state.memory if i > 0 else None)
+            uncertainty, memory = rule.uncertainty(logits, certainty, state.memory if i > 0 else None)
             if memory is not None:
                 state.remember(memory)
         if consulted or last:

@@ -59,7 +59,7 @@ class ExitGraph(nn.Module):
         logits, certainty = self.model.exit_answer(self.i, hidden, token_weights)
         if certainty is None and self.model.base_model.encoder.learn_to_exit is not None:
             certainty = torch.ones_like(logits[:, 0])  # the last layer's: all exits give the same outputs
-        uncertainty, _ = self.rule.measure(logits, certainty, None)
+        uncertainty, _ = self.rule.uncertainty(logits, certainty, None)
         return logits, uncertainty, *([] if certainty is None else [certainty])
 
 

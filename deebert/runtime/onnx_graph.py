@@ -29,7 +29,7 @@ class Parts:
     layers: (N,) inputs, token ids (b, T) of the first, hidden states (b, T, H) of others, mask, and token_type_ids
         (b, T) of the first -> hidden (b, T, H), of the last (b, 1, H).
     exits: (N,) hidden and, where they read it, token_weights -> logits (b, C), uncertainty (b,) by the model's exit
-        rule and, where there is a learning-to-exit head, its certainty (b,). A rule that remembers measures anew.
+        rule and, where there is a learning-to-exit head, its certainty (b,). A rule that stateful measures anew.
     """
 
     masks: ModelProto
@@ -63,7 +63,7 @@ def merge(folder: Path, config, path: Path) -> None:
     """Writes one graph of all parts in a folder, of a model of that config.
 
     Inputs: input_ids and token_type_ids (b, T), which the first layer reads, attention_mask (b, T). They will do for
-    the whole model at its own threshold, unless its rule remembers. Otherwise: layer (), from 0, where to begin;
+    the whole model at its own threshold, unless its rule stateful. Otherwise: layer (), from 0, where to begin;
     hidden_in (b, T, H), which all layers but the first read (the ids may be empty then); limits (N-1,), below which the
     run ends behind a layer; an off-ramp whose limit is not above 0 is not run.
     Outputs: exit_layer (), from 1, where the run ended; hidden (b, T, H), of the last layer (b, 1, H), logits (b, C),
@@ -83,11 +83,11 @@ def merge(folder: Path, config, path: Path) -> None:
     inputs = []
     for name in ("input_ids", "token_type_ids", "attention_mask"):  # sizes of their own: what is not read may be empty
         inputs.append(make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]))
-    limits = config_rule(config).limits(config.early_exit_entropy, config.num_hidden_layers)
+    cutoffs = config_rule(config).cutoffs(config.exit_threshold, config.num_hidden_layers)
     for name, kind, shape, default in (
         ("layer", INT64, [], [0]),
         ("hidden_in", FLOAT, ["hidden_in_b", "hidden_in_t", config.hidden_size], []),
-        ("limits", FLOAT, [len(limits)], limits),
+        ("limits", FLOAT, [len(cutoffs)], cutoffs),
     ):
         inputs.append(make_tensor_value_info(name, kind, shape))
         tensors.append(make_tensor(name, kind, [size if isinstance(size, int) else 0 for size in shape], default))

@@ -61,14 +61,14 @@ def open_session(path: Path, threads: int | None = None):
 def rule_and_limits(
     name: str, num_labels: int, tolerance: float, threshold: float | tuple[float, ...], num_layers: int
 ) -> tuple[ExitRule, list[float], np.ndarray]:
-    """A rule and its limits (N-1,), as a list and as the graph takes them. Raises ValueError.
+    """A rule and its cutoffs (N-1,), as a list and as the graph takes them. Raises ValueError.
 
     Remembered, as a single text is answered so soon that the making of them counts.
     """
     rule = make_rule(name, num_labels, tolerance)
-    limits = rule.limits(threshold, num_layers)
+    cutoffs = rule.cutoffs(threshold, num_layers)
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
-        return rule, limits, np.array(limits, np.float32)
+        return rule, cutoffs, np.array(cutoffs, np.float32)
 
 
 def whole_numbers(tensor: Tensor) -> np.ndarray:
@@ -117,8 +117,8 @@ class OnnxDeeBert:
         """Nothing to do: there is no training mode. For code that is written for PyTorch models."""
         return self
 
-    def set_early_exit_entropy(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold. Raises ValueError (see `ExitRule.limits`)."""
+    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
+        """Sets the threshold. Raises ValueError (see `ExitRule.cutoffs`)."""
         set_threshold(self.config, value)
 
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
@@ -137,7 +137,7 @@ class OnnxDeeBert:
     def run(
         self,
         i: int,
-        limits: np.ndarray,
+        cutoffs: np.ndarray,
         inputs: Tensor,
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
@@ -147,7 +147,7 @@ class OnnxDeeBert:
 
         Inputs as for `HighwayClassifier.step`. Returns these outputs of the graph, or all (see `onnx_merge.merge`).
         """
-        feed = {"attention_mask": whole_numbers(attention_mask), "limits": limits}
+        feed = {"attention_mask": whole_numbers(attention_mask), "limits": cutoffs}
         if i == 0:
             ids = feed["input_ids"] = whole_numbers(inputs)
             feed["token_type_ids"] = np.zeros_like(ids) if token_type_ids is None else whole_numbers(token_type_ids)
@@ -161,19 +161,19 @@ class OnnxDeeBert:
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         output_all_exits: bool = False,
-        early_exit_entropy: float | Sequence[float] | None = None,
+        exit_threshold: float | Sequence[float] | None = None,
     ) -> HighwayClassifierOutput:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         if len(input_ids) == 0:
             raise ValueError("there is nothing to classify")
         config = self.config
-        threshold = plain_threshold(config.early_exit_entropy if early_exit_entropy is None else early_exit_entropy)
+        threshold = plain_threshold(config.exit_threshold if exit_threshold is None else exit_threshold)
         threshold = threshold if isinstance(threshold, float) else tuple(threshold)
-        rule, limits, stops = rule_and_limits(
+        rule, cutoffs, stops = rule_and_limits(
             config.exit_rule, config.num_labels, config.patience_tolerance, threshold, config.num_hidden_layers
         )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        measured = rule.name == self.rule and not rule.remembers and not output_all_exits
+        measured = rule.name == self.rule and not rule.stateful and not output_all_exits
         if measured and len(input_ids) == 1:  # leaves where the run ends
             layer, logits, uncertainty = self.run(0, stops, input_ids, mask, token_type_ids, ANSWER)
             if not math.isnan(uncertainty[0]):
@@ -181,7 +181,7 @@ class OnnxDeeBert:
                 nats = uncertainty if rule.name == "entropy" else entropy(logits)
                 exit_layer = torch.from_numpy(layer.reshape(1))
                 return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)
-        exits = HighwayPass(rule, limits, full=output_all_exits)
+        exits = HighwayPass(rule, cutoffs, full=output_all_exits)
         return self.answer_batch(exits, stops if measured else None, input_ids, mask, token_type_ids)
 
     @one_torch_thread()
@@ -195,19 +195,19 @@ class OnnxDeeBert:
     ) -> HighwayClassifierOutput:
         """Answers a batch (B, T): the graph runs until some may leave, and goes on with the others.
 
-        stops: the limits (N-1,) where the graph measures by the pass's rule; None: the rule is asked here, behind each
+        stops: the cutoffs (N-1,) where the graph measures by the pass's rule; None: the rule is asked here, behind each
             layer where it wants to be.
         """
-        limits, measured = exits.limits, stops is not None
+        cutoffs, measured = exits.cutoffs, stops is not None
         exits.lengths = token_lengths(mask)
         if not measured:
-            stops = np.array([math.inf if exits.asks(i) else NO_EXIT for i in range(len(limits))], np.float32)
+            stops = np.array([math.inf if exits.asks(i) else NO_EXIT for i in range(len(cutoffs))], np.float32)
         state, layer = input_ids, 0
-        while layer <= len(limits) and len(state):
+        while layer <= len(cutoffs) and len(state):
             layer, *found = self.run(layer, stops, state, mask, token_type_ids)
             state, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
             layer = int(layer)  # from 1, so that it is also the next one from 0
-            if layer <= len(limits):
+            if layer <= len(cutoffs):
                 known = uncertainty if measured else None
                 state, mask = exits.exit(layer - 1, logits, certainty, state, mask, known)
         logits = logits[: len(state)]  # of those who went through all layers

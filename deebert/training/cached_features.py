@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deebert.data.batching import Collator, answers
+from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.early_exit import weigh_tokens
+from deebert.modeling.early_exit import pooling_weights_of
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import check_room
 
@@ -28,7 +28,7 @@ BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
-class CachedReads:
+class CachedFeatures:
     """What the off-ramps are trained on (see `training.TrainData`).
 
     reads: (S, N-1, H), what each off-ramp's pooling gives. final_logits: (S, C). labels: (S,).
@@ -69,17 +69,17 @@ class OffRamps(nn.Module):
 
 
 @contextmanager
-def cached_reads(
+def cached_features(
     model, features: Features, collate: Collator, accelerator: Accelerator, folder: Path
-) -> Iterator[CachedReads]:
+) -> Iterator[CachedFeatures]:
     """Runs the backbone once over the features. Large reads lie in a file in `folder` until the block ends."""
     model.eval()
     config, encoder = model.config, model.base_model.encoder
 
     def ask(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with accelerator.autocast():
-            output = model(**batch, output_hidden_states=True, early_exit_entropy=NO_EXIT)
-        weights = weigh_tokens(batch["attention_mask"], output.hidden_states[0].dtype)
+            output = model(**batch, output_hidden_states=True, exit_threshold=NO_EXIT)
+        weights = pooling_weights_of(batch["attention_mask"], output.hidden_states[0].dtype)
         states = output.hidden_states[1:-1]  # the first are the embeddings
         reads = [highway.pool(hidden, weights) for highway, hidden in zip(encoder.highway, states, strict=True)]
         return torch.stack(reads, dim=1), output.logits
@@ -87,10 +87,12 @@ def cached_reads(
     final_logits = np.empty((len(features), config.num_labels), np.float32)
     shape = (len(features), len(encoder.highway), config.hidden_size)
     with _array(shape, folder, accelerator.num_processes) as reads:
-        batches = answers(ask, features, collate, BATCH_SIZE, model.device, accelerator, progress="caching features")
+        batches = map_batches(
+            ask, features, collate, BATCH_SIZE, model.device, accelerator, progress="caching features"
+        )
         for index, read, logits in batches:
             reads[index], final_logits[index] = read, logits
-        yield CachedReads(reads, final_logits, features.labels, features.lengths)
+        yield CachedFeatures(reads, final_logits, features.labels, features.lengths)
 
 
 @contextmanager

@@ -177,7 +177,7 @@ class StageTraining:
             losses = part if losses is None else losses + part
             if not share.last:
                 continue
-            stop = self.account(share, losses, stopped())
+            stop = self.reduce_losses(share, losses, stopped())
             norm = self.step()
             losses = None
             self.samples += len(share.update)
@@ -207,12 +207,12 @@ class StageTraining:
     def weights(self) -> list[float]:
         return self.plan.weights(self.model.config.num_hidden_layers, self.updates + 1)
 
-    def account(self, share: Share, losses: Tensor, stopped: bool) -> bool:
+    def reduce_losses(self, share: Share, losses: Tensor, stopped: bool) -> bool:
         """Adds up an update's losses over the processes, and whether one of them is to stop."""
-        told = torch.cat([losses.float(), losses.new_tensor([float(stopped)])])
+        packed = torch.cat([losses.float(), losses.new_tensor([float(stopped)])])
         if self.accelerator.num_processes > 1:
-            told = self.accelerator.reduce(told, "sum")
-        *values, stop = told.tolist()
+            packed = self.accelerator.reduce(packed, "sum")
+        *values, stop = packed.tolist()
         if not math.isfinite(values[0]):
             samples = " ".join(str(row + 1) for row in np.sort(share.update)[:16])
             raise InputError(

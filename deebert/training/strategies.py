@@ -1,6 +1,6 @@
 """What is trained, in which stage, and on what loss: the training strategies.
 
-Every strategy minimises a weighted sum of the exits' losses; it is told by the weights of each of its stages.
+Every strategy minimises a weighted sum of the exits' losses; it is packed by the weights of each of its stages.
 Shapes: B batch, N layers, C labels.
 """
 
