@@ -10,7 +10,7 @@ _HOME = {
     "DeeRobertaForSequenceClassification": "deebert.modeling.roberta",
     "OnnxDeeBert": "deebert.runtime.onnx_runtime",
     "GraphedDeeBert": "deebert.runtime.cuda_graphs",
-    "Predictor": "deebert.commands.predict",
+    "Predictor": "deebert.runtime.predictor",
 }
 __all__ = ["__version__", *_HOME]
 

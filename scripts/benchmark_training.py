@@ -34,7 +34,7 @@ from deebert.data.tasks import eval_splits, get_task, label_order
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.modeling.checkpoints import (
     MODELS,
-    any_shape_attention,
+    disable_cudnn_attention,
     load_config,
     load_pretrained,
     load_tokenizer,
@@ -57,7 +57,7 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, system: str, seed: int):
         quiet_transformers()
-        any_shape_attention()
+        disable_cudnn_attention()
         self.args, self.system, self.task = args, system, get_task(args.task_name)
         self.accelerator = Accelerator(cpu=args.no_cuda, mixed_precision="bf16" if args.bf16 else "no")
         set_seed(seed)

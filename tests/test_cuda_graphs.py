@@ -66,8 +66,8 @@ def test_layers_behind_the_exit_run_once_at_most(monkeypatch):
     model = tiny_model("bert").to(DEVICE)
     for speculate in (False, True):
         runtime = GraphedDeeBert(model, speculate)
-        launch = cuda_graphs.Exit.launch
-        monkeypatch.setattr(cuda_graphs.Exit, "launch", lambda self, to=launch: (ran.append(self), to(self))[1])
+        launch = cuda_graphs.GraphedLayer.launch
+        monkeypatch.setattr(cuda_graphs.GraphedLayer, "launch", lambda self, to=launch: (ran.append(self), to(self))[1])
         batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, [7]).items()}
         for layer, threshold in ((1, [9.0, -1, -1]), (2, [-1, 9.0, -1]), (4, -1)):
             ran.clear()

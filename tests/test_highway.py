@@ -16,8 +16,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deebert.modeling.bert import entropy
-from deebert.modeling.early_exit import pooling_weights_of
-from deebert.modeling.exit_rules import first_exit_layer, make_rule
+from deebert.modeling.early_exit import first_exit_layer
+from deebert.modeling.exit_rules import make_rule
+from deebert.modeling.first_token import first_token_layer
+from deebert.modeling.off_ramps import mean_weights
+from deebert.runtime.layer_runner import LayerRunner
 
 MODELS = {backbone: tiny_model(backbone) for backbone in BACKBONES}
 
@@ -118,7 +121,7 @@ def test_mean_pooling_reads_the_tokens_and_not_the_padding():
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     highway = model.bert.encoder.highway[0]
     expected = torch.stack([states[0, :3].mean(0), states[1].mean(0)])
-    logits, read = highway(states, pooling_weights_of(mask, torch.float32))
+    logits, read = highway(states, mean_weights(mask, torch.float32))
     torch.testing.assert_close(read, expected)
     torch.testing.assert_close(logits, highway.classifier(torch.tanh(highway.pooler.dense(expected))))
     torch.testing.assert_close(highway(states[1:])[1], expected[1:])
@@ -151,23 +154,24 @@ def test_those_that_leave_are_not_computed_any_further(monkeypatch):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_last_layer_of_the_first_token_is_hugging_faces(backbone, attention):
     model = tiny_model(backbone, attn_implementation=attention)
-    encoder = model.base_model.encoder
+    layer = model.base_model.encoder.layer[-1]
     hidden = torch.randn(3, 11, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     kept = torch.arange(11) < torch.tensor([11, 4, 7])[:, None]
-    added = model.layer_mask(kept.long())
+    added = LayerRunner(model).additive_mask(kept.long())
     causal = torch.ones(11, 11).tril() == 0
     masks = [None, added, added.masked_fill(causal, added.min())]
     if attention == "sdpa":
         masks.append(kept[:, None, None].expand(3, 1, 11, 11))
     with torch.no_grad():
         for mask in masks:
-            torch.testing.assert_close(encoder.last_layer(hidden, mask), encoder.layer[-1](hidden, mask)[:, :1])
+            short = first_token_layer(layer, hidden, mask)
+            torch.testing.assert_close(short, layer(hidden, mask)[:, :1])
 
 
 def test_a_model_that_never_exits_takes_the_masks_that_its_backbone_takes():
     model = tiny_model("bert", highway_pooling="mean")
     batch = random_batch(model.config, [7, 4])
-    added = model.layer_mask(batch["attention_mask"]).expand(2, 1, 7, 7)
+    added = LayerRunner(model).additive_mask(batch["attention_mask"]).expand(2, 1, 7, 7)
     with torch.no_grad():
         found = model(batch["input_ids"], attention_mask=added, exit_threshold=-1)
         torch.testing.assert_close(found.logits, model(**batch, exit_threshold=-1).logits)
@@ -186,7 +190,7 @@ def test_the_last_layer_is_the_backbones_own_where_it_attends_otherwise(reason):
     model = tiny_model("bert", **options)
     ids = random_batch(model.config, [7, 7])["input_ids"]
     with torch.no_grad():
-        expected = model.final_answer(model.bert(ids).pooler_output)
+        expected = model.final_logits(model.bert(ids).pooler_output)
         torch.testing.assert_close(model(ids, exit_threshold=1e-9).logits, expected)
 
 

@@ -19,7 +19,7 @@ from deebert.modeling.checkpoints import (
     save_model,
     set_labels,
 )
-from deebert.modeling.early_exit import HighwayConfig
+from deebert.modeling.config import HighwayConfig
 from deebert.utils.cli import InputError
 
 
@@ -59,9 +59,6 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "patience_tolerance": 0.5,
         "exit_temperatures": None,
         "highway_pooling": "first",
-        "train_strategy": "two_stage",
-        "distill": 0.0,
-        "distill_temperature": 2.0,
     }
     batch = random_batch(model.config, [4, 9])
     for layer in range(4):

@@ -14,8 +14,8 @@ from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.evaluation.all_exits import run_all_exits
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.early_exit import POOLINGS
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
+from deebert.modeling.off_ramps import POOLINGS
 from deebert.training.stage import TrainSettings
 from deebert.training.strategies import STRATEGIES, training_loss
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from deebert.commands import export
 from deebert.data.batching import collator
 from deebert.modeling.checkpoints import save_model
-from deebert.modeling.exit_rules import EXIT_RULES, entropy, first_exit_layer, make_rule
+from deebert.modeling.early_exit import first_exit_layer
+from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
 from deebert.runtime import onnx_export
-from deebert.runtime.continuous_batching import classify_refilled
+from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.onnx_graph import MOST_LAYERS, merge
 from deebert.runtime.onnx_runtime import MANIFEST, OnnxDeeBert, open_session
 from deebert.utils import cli
@@ -137,7 +138,7 @@ def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, name, labels):
     )
     found = onnxruntime.InferenceSession(path).run(["uncertainty"], {"hidden": hidden.numpy()})[0]
     with torch.no_grad():
-        expected, _ = make_rule(name, labels).measure(*model.exit_answer(0, hidden, None), None)
+        expected, _ = make_rule(name, labels).uncertainty(*model.bert.encoder.off_ramp(0, hidden, None), None)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -167,12 +168,12 @@ def test_a_single_text_is_one_run_of_the_graph(models):
 @contextmanager
 def counted_runs(exported):
     """At which layers runs of the graph begin."""
-    original, begun = exported.run, []
-    exported.run = lambda i, *arguments: begun.append(i) or original(i, *arguments)
+    original, begun = exported._run_graph, []
+    exported._run_graph = lambda i, *arguments: begun.append(i) or original(i, *arguments)
     try:
         yield begun
     finally:
-        del exported.run
+        del exported._run_graph
 
 
 def test_a_batch_needs_a_run_more_where_samples_leave(models):
@@ -278,7 +279,7 @@ def test_refilled_batches_are_one_at_a_time(models, backbone, runtime, sizes, qu
         cutoffs = measure.cutoffs(thresholds, LAYERS)
         if measure.decision_margin(logits, uncertainties, cutoffs).min() < 2e-6:
             return
-        found = classify_refilled(runner, batches, 6, exit_threshold=thresholds)
+        found = classify_stream(runner, batches, 6, exit_threshold=thresholds)
         for batch, lengths in zip(batches, sizes, strict=True):
             for i, length in enumerate(lengths):
                 with torch.no_grad():
@@ -297,12 +298,12 @@ def test_deep_layers_run_on_full_batches():
     batches = [random_batch(model.config, [6] * 8, seed) for seed in range(8)]
     with torch.no_grad():
         first = torch.cat([model(**batch, output_all_exits=True).all_logits[:, 0] for batch in batches])
-    uncertainties, _ = make_rule("entropy", 2).measure(first, None, None)
+    uncertainties, _ = make_rule("entropy", 2).uncertainty(first, None, None)
     threshold = [float(uncertainties.quantile(0.75)), -1]  # two of eight stay
     sizes: dict[int, list[int]] = {i: [] for i in range(LAYERS)}
     for i, layer in enumerate(model.bert.encoder.layer):
         layer.output.register_forward_hook(lambda _, inputs, output, i=i: sizes[i].append(len(inputs[0])))
-    classify_refilled(model, batches, 8, exit_threshold=threshold)
+    classify_stream(model, batches, 8, exit_threshold=threshold)
     assert sizes[0] == [8] * 8
     assert sum(sizes[1]) == int((uncertainties >= threshold[0]).sum())
     assert all(size >= 4 for size in sizes[1][:-1])

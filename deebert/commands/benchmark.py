@@ -1,8 +1,8 @@
-"""Early exit against what one would run instead: `deebert benchmark`.
+"""`deebert benchmark`: early exit beside what one would run instead.
 
 Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8) and early exit in PyTorch and
-ONNX Runtime at several thresholds, on a dev set, in one run in which all take turns: latency at batch size 1, and
-throughput at others. On a GPU the full model in fp32 and bf16, and early exit in PyTorch and as CUDA graphs.
+Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8) and early exit, in PyTorch and
+throughput at others. On a GPU: the full model in fp32 and bf16, and early exit in PyTorch and as CUDA graphs.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from deebert.evaluation.all_exits import dev_features
 from deebert.evaluation.metrics import predictions, scores
 from deebert.evaluation.timing import Timing, timed_passes
 from deebert.modeling.checkpoints import (
-    any_shape_attention,
     check_threshold,
+    disable_cudnn_attention,
     load_config,
     load_model,
     load_tokenizer,
@@ -38,7 +38,14 @@ from deebert.modeling.checkpoints import (
 )
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.cuda_graphs import GraphedDeeBert
-from deebert.runtime.onnx_export import FullGraph, export, export_full, exportable
+from deebert.runtime.onnx_export import (
+    FullGraph,
+    export_full,
+    exportable,
+    quantize,
+    traced_parts,
+    write_export,
+)
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
 from deebert.utils.cli import ArgumentParser, InputError, positive
 from deebert.utils.files import make_folder, replacing
@@ -49,7 +56,7 @@ GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
 
 @dataclass(frozen=True)
 class System:
-    """A way to answer a batch. threshold: None for a full model without off-ramps."""
+    """A way to classify a batch. threshold: None for a full model without off-ramps."""
 
     name: str
     threshold: float | None
@@ -117,13 +124,13 @@ def early_exit(runner, threshold: float, name: str) -> System:
 
 def onnx_systems(model, work: Path) -> list[System]:
     """The full model in ONNX Runtime."""
-    systems = []
-    plain = exportable(model)
-    for precision in ("fp32", "int8"):
-        path = work / f"full_{precision}.onnx"
-        export_full(plain, path, int8=precision == "int8")
-        systems.append(System(f"ONNX Runtime {precision}, full", None, onnx_forward(path)))
-    return systems
+    fp32, int8 = work / "full_fp32.onnx", work / "full_int8.onnx"
+    export_full(exportable(model), fp32)
+    quantize(fp32, int8)
+    return [
+        System(f"ONNX Runtime {name}, full", None, onnx_forward(path))
+        for name, path in (("fp32", fp32), ("int8", int8))
+    ]
 
 
 def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
@@ -141,14 +148,15 @@ def early_systems(folder: str, model, work: Path, thresholds: Sequence[float]) -
     """Early exit in PyTorch and in ONNX Runtime."""
     runners = {"DeeBERT, PyTorch": model}
     tokenizer = load_tokenizer(folder)
-    for precision in ("fp32", "int8"):
-        export(model, tokenizer, work / precision, int8=precision == "int8")
-        runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision)
+    with traced_parts(model) as parts:
+        for precision in ("fp32", "int8"):
+            write_export(parts, model.config, tokenizer, work / precision, int8=precision == "int8")
+            runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision)
     return [early_exit(runner, threshold, name) for name, runner in runners.items() for threshold in thresholds]
 
 
 def gemm_rate(config, tokens: float, device: torch.device) -> float:
-    """Floating-point operations per second of the products of a layer's kind, with so many tokens."""
+    """Floating-point operations per second of matrix products of a layer's shape, for this many tokens."""
     states = torch.randn(max(round(tokens), 1), config.hidden_size, device=device)
     weights = torch.randn(config.hidden_size, 4 * config.hidden_size, device=device)
     timer = Timer(
@@ -157,20 +165,20 @@ def gemm_rate(config, tokens: float, device: torch.device) -> float:
     return 2 * states.numel() * weights.shape[1] / timer.blocked_autorange(min_run_time=GEMM_SECONDS).median
 
 
-def layer_operations(config, tokens: np.ndarray, asking: np.ndarray | int) -> np.ndarray:
+def layer_operations(config, tokens: np.ndarray, queries: np.ndarray | int) -> np.ndarray:
     """Floating-point operations of one layer's matrix products on sequences of `tokens` (S,) tokens.
 
-    asking: how many of them the layer is computed for; all are looked at.
+    queries: for how many of them the layer is computed; these attend to all.
     """
     wide, inner = config.hidden_size, config.intermediate_size
-    return 4 * tokens * wide**2 + 4 * asking * (wide**2 + wide * inner + tokens * wide)
+    return 4 * tokens * wide**2 + 4 * queries * (wide**2 + wide * inner + tokens * wide)
 
 
 def operations(config, tokens: np.ndarray, exit_layers: np.ndarray, last: np.ndarray | int) -> np.ndarray:
-    """Those (S,) of the layers up to the exits' (S,), from 1; `last` tokens of the last layer ask."""
+    """Those (S,) of the layers up to the exit layers (S,), from 1; the last layer is computed for `last` tokens."""
     final = exit_layers == config.num_hidden_layers
-    whole, short = layer_operations(config, tokens, tokens), layer_operations(config, tokens, last)
-    return np.where(final, exit_layers - 1, exit_layers) * whole + final * short
+    full, short = layer_operations(config, tokens, tokens), layer_operations(config, tokens, last)
+    return np.where(final, exit_layers - 1, exit_layers) * full + final * short
 
 
 def measure(
@@ -279,9 +287,7 @@ def parse_args() -> argparse.Namespace:
         "--exit_threshold", "--early_exit_entropy", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5]
     )
     parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], help="1 is always there")
-    parser.add_argument(
-        "--samples", type=positive, default=10**9, help="the first so many of the dev set; default: all"
-    )
+    parser.add_argument("--samples", type=positive, default=10**9, help="how many samples of the dev set; default: all")
     parser.add_argument("--repeats", type=positive, default=3, help="passes of each system; medians are reported")
     parser.add_argument("--max_seq_length", type=positive, default=128, help="longer inputs are cut")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
@@ -292,7 +298,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     quiet_transformers()
-    any_shape_attention()
+    disable_cudnn_attention()
     config, task = load_config(args.model), get_task(args.task_name)
     for threshold in args.exit_threshold:
         check_threshold(threshold, config)

@@ -6,11 +6,11 @@ from pathlib import Path
 from deebert.data.batching import collator
 from deebert.data.tasks import get_task
 from deebert.evaluation.all_exits import dev_features, run_all_exits, sweep
-from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
-from deebert.modeling.early_exit import config_rule
+from deebert.modeling.checkpoints import GRAPH, load_config, load_model, load_tokenizer, quiet_transformers
+from deebert.modeling.config import config_rule
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.onnx_export import export
-from deebert.runtime.onnx_runtime import GRAPH, OnnxDeeBert
+from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.utils.cli import ArgumentParser, InputError, positive
 
 
@@ -44,9 +44,9 @@ def main() -> None:
     export(model, tokenizer, args.output, args.int8)
     print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
     if config_rule(config).stateful:
-        print(f"by itself the graph never exits early: the rule {config.exit_rule} needs onnx_runtime.OnnxDeeBert")
+        print(f"alone the graph never exits early: the rule {config.exit_rule} needs state; use deebert.OnnxDeeBert")
     if features is None:
-        print("their score was not measured: give --task_name and --data_dir to do so")
+        print("the score was not measured: give --task_name and --data_dir to measure it")
         return
     task, metric = get_task(args.task_name), get_task(args.task_name).primary_metric
     torch_exits = run_all_exits(model, features, collator(config))

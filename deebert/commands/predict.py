@@ -1,4 +1,4 @@
-"""Classifies texts: `deebert predict --model DIR < texts.txt`.
+"""`deebert predict --model DIR < texts.txt`: classifies texts.
 
 One text a line, or a tab-separated pair. For each, as soon as its batch is done, comes a line with label, probability
 and exit layer, tab separated or as JSON.
@@ -10,84 +10,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-import torch
-
-from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.runtime.continuous_batching import classify_refilled
-from deebert.runtime.onnx_runtime import OnnxDeeBert, is_exported
+from deebert.runtime.predictor import Prediction, Predictor
 from deebert.utils.cli import ArgumentParser, InputError, positive
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """label: the class, or the value of a regression model as text; probability: of that class, None for regression."""
-
-    label: str
-    probability: float | None
-    exit_layer: int
-
-
-class Predictor:
-    """A saved or exported model with its tokenizer. Raises InputError for what is no trained DeeBERT."""
-
-    def __init__(
-        self,
-        folder: str,
-        exit_threshold: float | None = None,
-        max_seq_length: int = 128,
-        exit_rule: str | None = None,
-    ):
-        quiet_transformers()
-        config = load_config(folder)
-        if exit_rule is not None:
-            if exit_threshold is None:
-                raise InputError(f"--exit_rule {exit_rule}: give --exit_threshold, too; each rule has its own units")
-            config.exit_rule = exit_rule
-        self.max_seq_length = min(max_seq_length, max_tokens(config))
-        self.tokenizer = load_tokenizer(folder)
-        if is_exported(folder):
-            self.model = OnnxDeeBert(folder)
-        else:
-            self.model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        if exit_threshold is not None:
-            try:
-                self.model.set_exit_rule(config.exit_rule, exit_threshold)
-            except ValueError as error:
-                rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
-                raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
-
-    def __call__(self, texts: list[tuple[str, ...]]) -> list[Prediction]:
-        """Classifies one batch of texts or pairs, all of the same kind."""
-        with torch.inference_mode():
-            return self._predictions(self.model(**self._inputs(texts).to(self.model.device)))
-
-    def refilled(self, texts: list[tuple[str, ...]], batch_size: int) -> list[Prediction]:
-        """Classifies any number of texts in batches of similar length that are filled up as samples leave."""
-        order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
-        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        batches = (self._inputs([texts[i] for i in chunk]).to(self.model.device) for chunk in chunks)
-        found = self._predictions(classify_refilled(self.model, batches, batch_size))
-        return [prediction for _, prediction in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
-
-    def _inputs(self, texts: list[tuple[str, ...]]):
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        return self.tokenizer(
-            *columns, truncation="longest_first", max_length=self.max_seq_length, padding=True, return_tensors="pt"
-        )
-
-    def _predictions(self, output) -> list[Prediction]:
-        layers = output.exit_layer.tolist()
-        if self.model.config.num_labels == 1:
-            values = output.logits[:, 0].tolist()
-            return [Prediction(f"{value:.4f}", None, layer) for value, layer in zip(values, layers, strict=True)]
-        probability, label = output.logits.float().softmax(dim=-1).max(dim=-1)
-        names = [self.model.config.id2label[i] for i in label.tolist()]
-        return [Prediction(*fields) for fields in zip(names, probability.tolist(), layers, strict=True)]
 
 
 def read_texts(lines: Iterable[str]) -> Iterator[tuple[str, ...]]:
@@ -124,11 +53,18 @@ def parse_args() -> argparse.Namespace:
         "--exit_threshold",
         "--early_exit_entropy",
         type=float,
-        help="threshold in the exit rule's units; up to 0 nothing leaves early; default: the model's own",
+        help="threshold in the exit rule's units; 0 or less: nothing exits early; default: the model's own",
     )
-    parser.add_argument("--exit_rule", choices=EXIT_RULES, help="what is held against it; default: the model's own")
+    parser.add_argument(
+        "--exit_rule", choices=EXIT_RULES, help="which uncertainty is compared with it; default: the model's own"
+    )
     parser.add_argument("--batch_size", type=positive, default=32, help="1 answers each line before it reads the next")
-    parser.add_argument("--refill", action="store_true", help="read all, and keep batches full as samples leave")
+    parser.add_argument(
+        "--continuous_batching",
+        "--refill",
+        action="store_true",
+        help="read all texts first, and keep batches full as samples exit",
+    )
     parser.add_argument("--max_seq_length", type=positive, default=128, help="longer texts are cut")
     parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv")
     return parser.parse_args()
@@ -149,11 +85,11 @@ def main() -> None:
     ):
         texts = read_texts(lines)
         try:
-            if args.refill and (batch := list(texts)):
-                print("\n".join(map(show, predict.refilled(batch, args.batch_size))), flush=True)
+            if args.continuous_batching and (batch := list(texts)):
+                print("\n".join(map(show, predict.stream(batch, args.batch_size))), flush=True)
             while batch := list(islice(texts, args.batch_size)):
                 print("\n".join(map(show, predict(batch))), flush=True)
-        except BrokenPipeError:  # the reader, `head` say, has seen enough
+        except BrokenPipeError:  # the reader, `head` for one, wants no more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
         except UnicodeDecodeError as error:
             raise InputError(f"--file {args.file}: not UTF-8 text ({error.reason})") from None

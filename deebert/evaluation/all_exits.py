@@ -19,7 +19,8 @@ from deebert.data.tasks import Task, eval_splits, label_order
 from deebert.evaluation.metrics import scores
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.checkpoints import max_tokens
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, first_exit_layer, make_rule
+from deebert.modeling.early_exit import first_exit_layer
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from deebert.data.tasks import TASKS, data_file, eval_splits, get_task
 from deebert.evaluation.threshold_selection import Target
 from deebert.modeling.checkpoints import MODELS
-from deebert.modeling.early_exit import POOLINGS
 from deebert.modeling.exit_rules import EXIT_RULES
+from deebert.modeling.off_ramps import POOLINGS
 from deebert.training.stage import TrainSettings
 from deebert.training.strategies import STRATEGIES
 from deebert.utils.cli import ArgumentParser, above_zero, not_negative, positive, share, whole

@@ -25,15 +25,15 @@ from deebert.data.tasks import data_file, eval_splits, get_task, label_order
 from deebert.evaluation import results
 from deebert.experiment.arguments import first_stage_settings, target, training_settings
 from deebert.modeling.checkpoints import (
-    any_shape_attention,
     check_threshold,
+    disable_cudnn_attention,
     load_config,
     load_tokenizer,
     max_tokens,
     quiet_transformers,
     set_labels,
 )
-from deebert.modeling.early_exit import config_rule
+from deebert.modeling.config import config_rule
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.cached_features import cached_features
 from deebert.training.checkpointing import newest_checkpoint
@@ -271,7 +271,7 @@ def make_accelerator(args) -> Accelerator:
         raise InputError("--fp16 and --bf16: choose one")
     if args.fp16 and (args.no_cuda or not torch.cuda.is_available()):
         raise InputError("--fp16 needs a GPU; leave it out, or take --bf16")
-    any_shape_attention()
+    disable_cudnn_attention()
     accelerator = Accelerator(
         cpu=args.no_cuda,
         mixed_precision="fp16" if args.fp16 else "bf16" if args.bf16 else None,  # None: what accelerate launch says

@@ -5,9 +5,10 @@ from typing import ClassVar
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from deebert.modeling.classifier import HighwayClassifier, HighwayModel, add_highway_fields
-from deebert.modeling.early_exit import ALIASES, HighwayConfig, HighwayEncoder
+from deebert.modeling.classifier import HighwayClassifier
+from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.exit_rules import entropy
+from deebert.modeling.off_ramps import HighwayEncoder, HighwayModel
 
 __all__ = ["DeeBertConfig", "DeeBertEncoder", "DeeBertForSequenceClassification", "DeeBertModel", "entropy"]
 
@@ -15,28 +16,28 @@ __all__ = ["DeeBertConfig", "DeeBertEncoder", "DeeBertForSequenceClassification"
 class DeeBertConfig(HighwayConfig, BertConfig):
     """BertConfig with the fields of early exit (see HighwayConfig)."""
 
-    attribute_map: ClassVar = {**BertConfig.attribute_map, **ALIASES}
+    attribute_map: ClassVar = {**BertConfig.attribute_map, **HighwayConfig.ALIASES}
 
 
 class DeeBertEncoder(HighwayEncoder, BertEncoder):
-    """BERT's layers with an off-ramp behind each but the last."""
+    """BERT's layers with an off-ramp after each but the last."""
 
 
 class DeeBertModel(HighwayModel, BertModel):
-    """BERT with off-ramps in its encoder; on its own it answers as BertModel does."""
+    """BERT with off-ramps in its encoder; on its own it gives the output of BertModel."""
 
     config_class = DeeBertConfig
     encoder_class = DeeBertEncoder
 
 
 class DeeBertForSequenceClassification(HighwayClassifier, BertForSequenceClassification):
-    """BERT for classification that answers at the first off-ramp that is sure enough."""
+    """BERT for classification whose samples exit at the first off-ramp that is certain enough."""
 
     config_class = DeeBertConfig
 
     def __init__(self, config):
         add_highway_fields(config)
-        super(BertForSequenceClassification, self).__init__(config)  # its own __init__ builds a BERT without off-ramps
+        super(BertForSequenceClassification, self).__init__(config)  # HF's __init__ builds a BERT without off-ramps
         self.bert = DeeBertModel(config)
         self.init_head(config)
         self.post_init()

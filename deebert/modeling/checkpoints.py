@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
-from deebert.modeling.early_exit import config_rule
+from deebert.modeling.config import config_cutoffs
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
 from deebert.utils.cli import InputError
 
@@ -20,16 +21,18 @@ MODELS = {
     "roberta": (DeeRobertaConfig, DeeRobertaForSequenceClassification),
 }
 
+# what `deebert export` writes: the manifest is written last, so that a folder with one is complete
+MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 
 def quiet_transformers() -> None:
-    """Commands say themselves what they load and save; transformers' own reports and progress bars are switched off."""
+    """Switches transformers' own reports and progress bars off: the commands say what they load and save."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
-def any_shape_attention() -> None:
+def disable_cudnn_attention() -> None:
     """Keeps PyTorch from cuDNN's attention, which makes a plan for every new shape of a batch, and we have many.
 
     Measured on an H100 in bfloat16 it tripled the time of a training, and passes took up to ten times as long.
@@ -43,27 +46,27 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
     model_type: what it has to be; None: whatever the checkpoint says. Raises InputError.
     """
     if is_path(name_or_path) and not Path(name_or_path).exists():
-        raise InputError(f"{name_or_path}: no such folder")  # the hub's client would ask for it, and try again
+        raise InputError(f"{name_or_path}: no such folder")  # the hub's client would look for it there, more than once
     try:
         facts, _ = PreTrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
     except OSError as error:
         raise InputError(
-            f"{name_or_path}: no model folder with a config.json, nor a model the hub could give ({error})"
+            f"{name_or_path}: neither a model folder with a config.json nor a model on the hub ({error})"
         ) from None
     if not facts:
         raise InputError(f"{name_or_path}: a folder without a config.json, so no model")
-    found = facts.get("model_type", model_type)
-    if found not in MODELS:
+    kind = facts.get("model_type", model_type)
+    if kind not in MODELS:
         raise InputError(
-            f"{name_or_path}: a {found or 'nameless'} checkpoint; DeeBERT takes {' or '.join(MODELS)} checkpoints"
+            f"{name_or_path}: a {kind or 'nameless'} checkpoint; DeeBERT takes {' or '.join(MODELS)} checkpoints"
         )
-    if model_type not in (None, found):
+    if model_type not in (None, kind):
         raise InputError(
-            f"{name_or_path}: a {found} checkpoint, but --model_type is {model_type}; use --model_type {found}"
+            f"{name_or_path}: a {kind} checkpoint, but --model_type is {model_type}; use --model_type {kind}"
         )
-    config = MODELS[found][0].from_dict(facts)
+    config = MODELS[kind][0].from_dict(facts)
     try:
-        config_rule(config).cutoffs(config.exit_threshold, config.num_hidden_layers)
+        config_cutoffs(config)
     except ValueError as error:
         raise InputError(f"{name_or_path}/config.json: {error}") from None
     if config.exit_temperatures is not None and len(config.exit_temperatures) != config.num_hidden_layers:
@@ -83,7 +86,7 @@ def is_path(name_or_path: str) -> bool:
 def check_threshold(value: float, config) -> None:
     """Raises InputError where a model of this config cannot exit at --exit_threshold `value`."""
     try:
-        config_rule(config).cutoffs(value, config.num_hidden_layers)
+        config_cutoffs(config, value)
     except ValueError as error:
         raise InputError(f"--exit_threshold {value}: {error}") from None
 
@@ -104,7 +107,7 @@ def load_tokenizer(
     """The checkpoint's fast tokenizer. do_lower_case forces what an uncased checkpoint does by itself."""
     options, folder = {"do_lower_case": True} if do_lower_case else {}, Path(name_or_path)
     if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
-        raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would make one up
+        raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would invent one
     try:
         return AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, **options)
     except (OSError, ValueError) as error:
@@ -112,8 +115,13 @@ def load_tokenizer(
 
 
 def max_tokens(config) -> int:
-    """The longest sequence that the model has positions for. RoBERTa's begin behind the padding token's."""
+    """The longest sequence that the model has positions for. RoBERTa's begin after the padding token's."""
     return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether a folder holds a graph for ONNX Runtime rather than a PyTorch model."""
+    return Path(folder, MANIFEST).is_file() or Path(folder, GRAPH).is_file()
 
 
 def load_model(name_or_path: str, config, cache_dir: str | None = None):
@@ -135,8 +143,7 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     New off-ramps begin with copies of the model's pooler, where the checkpoint has one.
     """
     model, missing = _load(name_or_path, config, cache_dir)
-    new = ("classifier.", ".highway.", ".learn_to_exit.")
-    unknown = [name for name in missing if not any(part in name for part in new)]
+    unknown = [name for name in missing if not (name.startswith("classifier.") or is_off_ramp(name))]
     if any(".pooler." not in name for name in unknown):
         raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
     if any(".highway." in name and ".pooler." in name for name in missing) and not unknown:
@@ -145,8 +152,10 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
 
 
 def _load(name_or_path: str, config, cache_dir: str | None):
-    if Path(name_or_path, "deebert_onnx.json").is_file():
-        raise InputError(f"{name_or_path}: exported for ONNX Runtime; give the trained model that it was made of")
+    if Path(name_or_path, MANIFEST).is_file():
+        raise InputError(
+            f"{name_or_path}: exported for ONNX Runtime; give the trained model that the export was made of"
+        )
     try:
         model, info = MODELS[config.model_type][1].from_pretrained(
             name_or_path, config=config, cache_dir=cache_dir, output_loading_info=True, dtype=torch.float32

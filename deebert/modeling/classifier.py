@@ -1,9 +1,12 @@
-"""The classifier that both backbones share: embed, run the layers with exits, score, loss."""
+"""The classifier that all backbones share: embed, run the layers with exits, score, loss.
 
-import dataclasses
+Shapes: B batch, T tokens, H hidden, N layers, C labels; b samples are still active.
+"""
+
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,24 +14,20 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from deebert.modeling.early_exit import (
-    HighwayConfig,
-    HighwayPass,
-    classifier_dropout,
-    config_rule,
-    pooling_weights_of,
-    set_rule,
-)
-from deebert.modeling.exit_rules import NO_EXIT, entropy
+from deebert.modeling.config import config_cutoffs, config_rule, set_rule
+from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, first_exit_layer, run_with_exits
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy
+from deebert.modeling.first_token import first_token_layer, needs_full_last_layer
+from deebert.modeling.off_ramps import OwnInit, classifier_dropout, mean_weights, token_lengths
 
 
 @dataclass
 class HighwayClassifierOutput(SequenceClassifierOutput):
     """HF's classifier output (loss, logits (B, C), hidden_states, attentions) and what early exit adds.
 
-    exit_layer: (B,) 1-based layer whose answer `logits` holds.
+    exit_layer: (B,) the layer, from 1, at which each sample exited.
     entropy: (B,) of `logits`, in nats.
-    all_logits: (B, N, C) of every exit, the final classifier last; only if asked for.
+    all_logits: (B, N, C) of every exit, the final classifier last; only if requested.
     all_certainties: (B, N-1) of the learning-to-exit head, with all_logits, where the model has one.
     """
 
@@ -38,44 +37,11 @@ class HighwayClassifierOutput(SequenceClassifierOutput):
     all_certainties: torch.FloatTensor | None = None
 
 
-def add_highway_fields(config) -> None:
-    """Gives a plain HF config the fields of HighwayConfig that it lacks."""
-    for field in dataclasses.fields(HighwayConfig):
-        if not hasattr(config, field.name):
-            setattr(config, field.name, field.default)
-
-
-class HighwayInit:
-    """Mixin: modules with an initialisation of their own, `init_parameters`, get that one."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if hasattr(module, "init_parameters"):
-            module.init_parameters()
-        else:
-            super()._init_weights(module)
-
-
-class HighwayModel(HighwayInit):
-    """Mixin in front of an HF encoder-only model: exchanges its encoder for one with off-ramps."""
-
-    encoder_class: type
-
-    def __init__(self, config, add_pooling_layer: bool = True):
-        add_highway_fields(config)
-        super().__init__(config, add_pooling_layer=add_pooling_layer)
-        self.encoder = self.encoder_class(config)
-        self.post_init()
-
-    def init_highway_pooler(self) -> None:
-        """Starts every off-ramp's pooler as a copy of the model's pooler, as the original does before training."""
-        self.encoder.init_highway_pooler(self.pooler)
-
-
-class HighwayClassifier(HighwayInit):
+class HighwayClassifier(OwnInit):
     """Mixin in front of an HF sequence classification class."""
 
-    # The original has an off-ramp behind the last layer too, never trained and yet consulted. It is not carried over.
-    # The learning-to-exit head of a model that exits by another rule is not needed.
+    # The original has an off-ramp after the last layer too: never trained, yet consulted. It is not carried over.
+    # A model that exits by another rule does not need the learning-to-exit head.
     _keys_to_ignore_on_load_unexpected: ClassVar = [r"encoder\.highway\.\d+\.", r"encoder\.learn_to_exit\."]
 
     def init_head(self, config) -> None:
@@ -86,6 +52,8 @@ class HighwayClassifier(HighwayInit):
     def set_exit_threshold(self, value: float | Sequence[float]) -> None:
         """Sets the threshold in the exit rule's units, one or one per layer; it is saved, too. Raises ValueError."""
         self.base_model.encoder.set_exit_threshold(value)
+
+    set_early_exit_entropy = set_exit_threshold  # the original's name
 
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
         """Sets rule (a key of EXIT_RULES) and threshold, which are saved with the model. Raises ValueError.
@@ -115,166 +83,151 @@ class HighwayClassifier(HighwayInit):
         output_layer: int | None = None,
         output_all_exits: bool = False,
         exit_threshold: float | Sequence[float] | None = None,
+        early_exit_entropy: float | Sequence[float] | None = None,
         **kwargs,
     ) -> HighwayClassifierOutput:
-        """Classifies a batch; each sample leaves at its own layer and comes back in its own place.
+        """Classifies a batch. Each sample exits at its own layer; results come in input order.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, T), as for HF's models.
             inputs_embeds: (B, T, H) in place of input_ids.
             labels: (B,) long, or float where there is one label: adds the loss of the returned logits.
             train_highway: no gradient is kept for the backbone. All exits are returned, and the loss is the sum of the
-                off-ramps' (paper, section 3.2; training.py makes its own of all exits, see objectives.py).
-            output_layer: 0-based; every sample gets this exit's answer, and nothing behind it runs.
+                off-ramps' losses (paper, section 3.2; our trainings compute theirs in training/strategies.py).
+            output_layer: from 0; every sample gets this exit's logits, and nothing after it runs.
             output_all_exits: also return `all_logits` (B, N, C). Runs every layer.
-            exit_threshold: in place of the config's threshold, for this call. In training mode no sample exits.
+            exit_threshold: in place of the config's, for this call. In training mode no sample exits.
+            early_exit_entropy: the original's name for exit_threshold.
             kwargs: `output_hidden_states`, `output_attentions` (both run every layer for every sample), `return_dict`.
 
         Raises ValueError for thresholds or an output_layer that the model does not have.
         """
-        keep_all = output_all_exits or train_highway
-        rule, cutoffs = config_rule(self.config), self._limits(exit_threshold, output_layer)
-        whole = self._wants_every_token(kwargs)
-        exits = None  # stage 1, for one, runs the backbone's own loop
-        if keep_all or any(t > 0 for t in cutoffs):
-            exits = HighwayPass(
-                rule=rule,
-                cutoffs=cutoffs,
-                token_weights=self.token_weights(attention_mask),
-                lengths=token_lengths(attention_mask),
-                full=keep_all or self._wants_every_layer(kwargs),
-                grad=torch.is_grad_enabled(),
-                whole=whole,
-            )
-        elif not whole:
-            exits = HighwayPass(rule, cutoffs, whole=False)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not train_highway):
-            outputs = self.base_model(
-                input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                highway_pass=exits,
-                return_dict=True,
-                **kwargs,
-            )
-            logits = self.final_answer(outputs.pooler_output)  # (b, C), b = 0 when all have left
-
-        all_logits = all_certainties = None
-        if exits is None:
-            exit_layer = torch.full((len(logits),), self.config.num_hidden_layers, device=logits.device)
-        elif exits.full:
-            logits, exit_layer, all_logits, all_certainties = exits.collect_all(logits)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "return_dict": True,
+        }
+        threshold = early_exit_entropy if exit_threshold is None else exit_threshold
+        rule, cutoffs = self._cutoffs(threshold, output_layer)
+        can_exit, full_batches = any(cutoff > 0 for cutoff in cutoffs), self._returns_states(kwargs)
+        last_layer = self._short_last_layer(full_batches or any(map(_given, kwargs.values())))
+        if output_all_exits or train_highway or (can_exit and full_batches):
+            output = self._run_all_exits(inputs | kwargs, last_layer, rule, cutoffs, train_highway)
         else:
-            logits, exit_layer = exits.collect(logits)
-
-        loss = None
+            output = self._run_early_exit(inputs | kwargs, last_layer, rule, cutoffs, can_exit)
+        output.entropy = entropy(output.logits.detach())
         if labels is not None:
-            answers = all_logits[:, :-1].unbind(dim=1) if train_highway else [logits]
-            loss = sum(self._loss(answer, labels) for answer in answers)
+            exits = output.all_logits[:, :-1].unbind(dim=1) if train_highway else [output.logits]
+            output.loss = sum(self._loss(logits, labels) for logits in exits)
+        if not (output_all_exits or train_highway):
+            output.all_logits = output.all_certainties = None
+        return output
+
+    def _run_early_exit(
+        self, inputs: dict, last_layer: list[Callable], rule: ExitRule, cutoffs: list[float], can_exit: bool
+    ) -> HighwayClassifierOutput:
+        """Path 1: samples exit on their way through the layers."""
+        encoder, mask = self.base_model.encoder, inputs["attention_mask"]
+        size = len(inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"])
+        batch, exited = ActiveBatch(torch.arange(size)), ExitedSamples()
+        if can_exit:
+            batch.pooling_weights = self.pooling_weights(mask)
+            batch.lengths = None if size == 1 else token_lengths(mask)  # a batch of one never shrinks
+
+        def off_ramp(i: int, batch: ActiveBatch) -> tuple[Tensor, Tensor | None]:
+            return encoder.off_ramp(i, batch.hidden_states, batch.pooling_weights)
+
+        def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+            batch.hidden_states, batch.attention_mask = hidden_states, attention_mask
+            run_with_exits(layers[:-1] + (last_layer or layers[-1:]), off_ramp, batch, exited, rule, cutoffs)
+            return batch.hidden_states
+
+        own_loop = not can_exit and not last_layer  # stage 1, for one, runs the backbone as it is
+        outputs = self.base_model(**inputs, layer_loop=None if own_loop else loop)
+        exited.add(batch.index, self.final_logits(outputs.pooler_output), self.config.num_hidden_layers)
+        logits, exit_layer = exited.in_input_order()
         return HighwayClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            exit_layer=exit_layer,
-            entropy=entropy(logits.detach()),
-            all_logits=all_logits if keep_all else None,
-            all_certainties=all_certainties if keep_all else None,
+            logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def step(
-        self,
-        i: int,
-        inputs: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        answer: bool = True,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Layer i alone, from 0, with the exit behind it: for runtimes that decide themselves which samples go where.
+    def _run_all_exits(
+        self, inputs: dict, last_layer: list[Callable], rule: ExitRule, cutoffs: list[float], train_highway: bool
+    ) -> HighwayClassifierOutput:
+        """Path 2: every layer and every off-ramp run for every sample; where each would exit follows from that."""
+        encoder, exits = self.base_model.encoder, []  # of each off-ramp: logits (B, C) and certainty (B,) or None
+        pooling_weights, train_off_ramps = self.pooling_weights(inputs["attention_mask"]), torch.is_grad_enabled()
 
-        Args:
-            inputs: input_ids (b, T) of the first layer, of others the hidden states (b, T, H) of the layer before.
-            attention_mask: (b, T). token_type_ids: (b, T), of the first layer only.
-            answer: whether the exit is asked; otherwise its logits are None.
+        def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+            for i, layer in enumerate(layers[:-1]):
+                hidden_states = layer(hidden_states, attention_mask)
+                with torch.set_grad_enabled(train_off_ramps):
+                    exits.append(encoder.off_ramp(i, hidden_states, pooling_weights))
+            (last,) = last_layer or layers[-1:]
+            return last(hidden_states, attention_mask)
 
-        Returns hidden states (b, T, H), of the last layer (b, 1, H), logits (b, C), and the learning-to-exit head's
-        certainty (b,) or None. Of a model in evaluation, with an attention backend that takes additive masks: eager or
-        sdpa.
-        """
-        hidden = self.layer(i, inputs, self.layer_mask(attention_mask), token_type_ids)
-        if not answer:
-            return hidden, None, None
-        weights = self.token_weights(attention_mask) if i < self.config.num_hidden_layers - 1 else None
-        return hidden, *self.exit_answer(i, hidden, weights)
+        with torch.set_grad_enabled(train_off_ramps and not train_highway):
+            outputs = self.base_model(**inputs, layer_loop=loop)
+            final_logits = self.final_logits(outputs.pooler_output)
+        all_logits = torch.stack([*(logits for logits, _ in exits), final_logits], dim=1)
+        certainties = None
+        if encoder.learn_to_exit is not None and exits:
+            certainties = torch.stack([certainty for _, certainty in exits], dim=1)
+        with torch.no_grad():
+            exit_layer = first_exit_layer(rule.uncertainties(all_logits, certainties), cutoffs)
+        return HighwayClassifierOutput(
+            logits=all_logits[torch.arange(len(all_logits), device=all_logits.device), exit_layer - 1],
+            exit_layer=exit_layer,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            all_logits=all_logits,
+            all_certainties=certainties,
+        )
 
-    def layer_mask(self, attention_mask: Tensor) -> Tensor:
-        """(b, T) -> what layers add to their attention scores (b, 1, 1, T)."""
-        return (attention_mask == 0).to(self.dtype)[:, None, None] * torch.finfo(self.dtype).min
+    def _short_last_layer(self, outputs_requested: bool) -> list[Callable]:
+        """What may take the last layer's place: one callable, or none where the backbone's own has to run."""
+        layer = self.base_model.encoder.layer[-1]
+        return (
+            [] if needs_full_last_layer(self.config, layer, outputs_requested) else [partial(first_token_layer, layer)]
+        )
 
-    def layer(self, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Layer i, from 0, the first with the embeddings, the last of the first token; see `step` and `layer_mask`."""
-        base = self.base_model
-        hidden = base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
-        if i == self.config.num_hidden_layers - 1:
-            return base.encoder.last_layer(hidden, mask)
-        return base.encoder.layer[i](hidden, mask)
-
-    def exit_answer(self, i: int, hidden: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Behind layer i, the last too: logits (b, C), and the learning-to-exit head's certainty (b,) or None."""
-        base = self.base_model
-        if i == self.config.num_hidden_layers - 1:
-            return self.final_answer(base.pooler(hidden)), None
-        return base.encoder.exit_answer(i, hidden, token_weights)
-
-    def final_answer(self, pooled: Tensor) -> Tensor:
-        """(b, H) -> logits (b, C), calibrated."""
+    def final_logits(self, pooled: Tensor) -> Tensor:
+        """The final classifier's calibrated logits: pooled state (b, H) -> (b, C)."""
         logits = self.classifier(self.dropout(pooled))
         return logits if self.config.exit_temperatures is None else logits / self.config.exit_temperatures[-1]
+
+    def pooling_weights(self, attention_mask: Tensor | None) -> Tensor | None:
+        """(b, T) -> the weights of the off-ramps' pooling (b, T), None where they read the first token."""
+        if attention_mask is None or self.config.highway_pooling == "first":
+            return None
+        if attention_mask.dim() != 2:
+            raise ValueError("attention_mask must be (B, T): the off-ramps' pooling reads the padding from it")
+        return mean_weights(attention_mask, self.dtype)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """HF's own choice: cross-entropy, or mean squared error where there is one label."""
         labels = labels.to(logits.dtype) if self.num_labels == 1 else labels
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
-    def _limits(self, value: float | Sequence[float] | None, output_layer: int | None) -> list[float]:
+    def _cutoffs(
+        self, threshold: float | Sequence[float] | None, output_layer: int | None
+    ) -> tuple[ExitRule, list[float]]:
         num_layers = self.config.num_hidden_layers
         if output_layer is not None:
             if not 0 <= output_layer < num_layers:
                 raise ValueError(f"output_layer is {output_layer}; the model has exits 0 to {num_layers - 1}")
-            return [math.inf if i == output_layer else -1.0 for i in range(num_layers - 1)]
-        if self.training:
-            return [-1.0] * (num_layers - 1)
-        threshold = self.config.exit_threshold if value is None else value
-        return config_rule(self.config).cutoffs(threshold, num_layers)
+            return config_rule(self.config), [math.inf if i == output_layer else NO_EXIT for i in range(num_layers - 1)]
+        return config_cutoffs(self.config, NO_EXIT if self.training else threshold)
 
-    def _wants_every_layer(self, kwargs: dict) -> bool:
-        """Hidden states and attentions are those of whole batches; flex attention's masks cannot be cut."""
+    def _returns_states(self, kwargs: dict) -> bool:
+        """Whether hidden states or attentions are requested. Flex attention counts too: its masks cannot be trimmed."""
         return self.config._attn_implementation == "flex_attention" or any(
             kwargs.get(name, getattr(self.config, name, False))
             for name in ("output_hidden_states", "output_attentions")
         )
 
-    def _wants_every_token(self, kwargs: dict) -> bool:
-        """Whether the last layer must be the backbone's own: for states that no classifier reads, or by other means."""
-        asked = any(value is not None and value is not False for value in kwargs.values())
-        trained = self.base_model.encoder.layer[-1].training  # and with dropout
-        masks_itself = self.config.is_decoder or self.config._attn_implementation not in ("eager", "sdpa")
-        return asked or trained or masks_itself or self._wants_every_layer(kwargs)
 
-    def token_weights(self, attention_mask: Tensor | None) -> Tensor | None:
-        """(b, T) -> the weights of the off-ramps' pooling (b, T), None where they read the first token."""
-        if attention_mask is None or self.config.highway_pooling == "first":
-            return None
-        if attention_mask.dim() != 2:
-            raise ValueError("attention_mask must be (B, T): the off-ramps' pooling reads the padding from it")
-        return pooling_weights_of(attention_mask, self.dtype)
-
-
-def token_lengths(attention_mask: Tensor | None) -> Tensor | None:
-    """(B, T) -> (B,) on the CPU: the position of each sample's last token + 1. A batch of one never shrinks."""
-    if attention_mask is None or attention_mask.dim() != 2 or len(attention_mask) == 1:
-        return None
-    positions = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
-    return ((attention_mask != 0) * positions).amax(dim=1).cpu()
+def _given(value) -> bool:
+    return value is not None and value is not False

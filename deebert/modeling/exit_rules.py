@@ -1,9 +1,10 @@
-"""When a sample leaves: the exit rules.
+"""Exit rules: when is a sample certain enough to exit?
 
-Behind every off-ramp a rule measures an uncertainty, and a sample leaves at the first off-ramp where that is below the
-limit. A threshold is what users give: the limit itself, or what a rule makes one of. Up to 0 nobody leaves.
+After each off-ramp the rule computes an uncertainty; a sample exits at the first off-ramp whose uncertainty is below
+the cut-off. Users set a threshold. For most rules it is the cut-off itself; patience converts a count into one. A
+threshold <= 0 disables exits.
 
-Shapes: B batch, N layers, C labels; b <= B is what is left of a batch when samples have exited.
+Shapes: B batch, N layers, C labels; b <= B samples are still active.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-NO_EXIT = -1.0  # the default threshold: an uncertainty is never below it
+NO_EXIT = -1.0  # the default threshold: no uncertainty is below it
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -31,78 +32,74 @@ def probabilities(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def below(uncertainties: Tensor, cutoffs: float | Tensor) -> Tensor:
-    """Whether samples leave, (...) bool. An infinite limit takes everybody, NaN too."""
-    return (uncertainties < cutoffs) | (cutoffs == math.inf)
-
-
-def first_exit_layer(uncertainties: Tensor, cutoffs: Sequence[float]) -> Tensor:
-    """The exit layer (B,), 1-based, of each sample, from the uncertainties (B, N-1) and N-1 cutoffs."""
-    leaves = below(uncertainties, torch.tensor(cutoffs, device=uncertainties.device))
-    leaves = torch.cat([leaves, leaves.new_ones(len(leaves), 1)], dim=1)  # who is left answers after layer N
-    return leaves.int().argmax(dim=1) + 1  # argmax gives the first of equals
-
-
 def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
-    """A threshold, or one per layer, of any kind of numbers, as Python's own."""
+    """A threshold, or one per layer, of any kind of numbers (numpy's, a tensor's) as Python floats."""
     return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
 
 
 @dataclass(frozen=True)
 class ExitRule:
-    """A rule for models of `num_labels`. A new one subclasses this, measures, and takes a line in EXIT_RULES."""
+    """A rule for models of `num_labels` labels. A new one subclasses this and takes a place in EXIT_RULES."""
 
     num_labels: int
-    tolerance: float = 0.5  # patience with one label: answers that differ by no more agree
+    tolerance: float = 0.5  # patience with one label: values that differ by no more than this agree
 
     name: ClassVar[str]
-    regression: ClassVar[bool] = False  # whether it means something for a single label
-    stateful: ClassVar[bool] = False  # whether it looks at earlier off-ramps too, so that none may be skipped
+    regression: ClassVar[bool] = False  # whether the rule is defined for a single label
+    stateful: ClassVar[bool] = False  # whether it depends on earlier off-ramps too, so that none may be skipped
     learned: ClassVar[bool] = False  # whether it needs the learning-to-exit head
 
     @property
     def supported(self) -> bool:
-        """Whether samples can leave by it: with a single label every answer is a sure one."""
+        """Whether samples can exit by it: the softmax of a single label is always certain."""
         return self.regression or self.num_labels > 1
 
     @property
     def max_uncertainty(self) -> float:
-        """The largest uncertainty there is."""
+        """The largest uncertainty that the rule gives."""
         return 1.0
 
-    def check_head(self, there: bool) -> None:
+    def check_head(self, present: bool) -> None:
         """Raises ValueError where the rule needs a learning-to-exit head and the model has none."""
-        if self.learned and not there:
+        if self.learned and not present:
             raise ValueError(
                 f"the exit rule {self.name} needs a model trained with it: there is no learning-to-exit head"
             )
 
     def uncertainty(
-        self, logits: Tensor, certainty: Tensor | None, memory: Tensor | None
+        self, logits: Tensor, certainty: Tensor | None, state: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The uncertainty (b,) behind one off-ramp, and what the rule stateful (b, ...) until the next.
+        """The uncertainty (b,) after one off-ramp, and the rule's state (b, ...) for the next one.
 
         logits: (b, C) of the off-ramp. certainty: (b,) of the learning-to-exit head, None without one.
-        memory: what `measure` returned behind the off-ramp before, None behind the first.
+        state: the one returned after the previous off-ramp, None after the first.
         """
         raise NotImplementedError
 
     def uncertainties(self, all_logits: Tensor, certainties: Tensor | None = None) -> Tensor:
         """(B, N-1) of all off-ramps, from the logits (B, N, C) of all exits and the certainties (B, N-1), if any."""
-        columns, memory = [], None
+        columns, state = [], None
         for i in range(all_logits.shape[1] - 1):
-            column, memory = self.uncertainty(
-                all_logits[:, i], None if certainties is None else certainties[:, i], memory
-            )
+            certainty = None if certainties is None else certainties[:, i]
+            column, state = self.uncertainty(all_logits[:, i], certainty, state)
             columns.append(column)
         return torch.stack(columns, dim=1) if columns else all_logits.new_empty(len(all_logits), 0)
 
+    def consults(self, cutoffs: Sequence[float], layer: int) -> bool:
+        """Whether the off-ramp after this layer (0-based) has to run: not where nothing can exit and no state needs it.
+
+        cutoffs: (N-1,) of all off-ramps.
+        """
+        if layer >= len(cutoffs):  # the last layer has none
+            return False
+        return cutoffs[layer] > 0 or (self.stateful and any(0 < c < math.inf for c in cutoffs[layer:]))
+
     def cutoff(self, threshold: float) -> float:
-        """The uncertainty below which samples leave at this threshold. Raises ValueError."""
+        """The cut-off of this threshold: samples exit where their uncertainty is below it. Raises ValueError."""
         return threshold
 
     def cutoffs(self, threshold: float | Sequence[float], num_layers: int) -> list[float]:
-        """A limit for each of the N-1 off-ramps, from one threshold or one per layer. Raises ValueError."""
+        """A cut-off for each of the N-1 off-ramps, from one threshold or one per layer. Raises ValueError."""
         threshold = plain_threshold(threshold)
         per_layer = [threshold] * (num_layers - 1) if isinstance(threshold, float) else threshold
         if len(per_layer) not in (num_layers - 1, num_layers):
@@ -125,11 +122,11 @@ class ExitRule:
         return [self.max_uncertainty * i / points for i in range(1, points + 1)]
 
     def exit_all_threshold(self) -> float:
-        """A threshold at which all leave at layer 1."""
+        """A threshold at which all samples exit at layer 1."""
         return self.max_uncertainty + 0.001
 
     def decision_margin(self, all_logits: Tensor, uncertainties: Tensor, cutoffs: Sequence[float]) -> Tensor:
-        """(B, N-1) how far each decision is from going the other way: what rounding would have to bridge."""
+        """(B, N-1) how far each decision is from its opposite: the rounding error that would turn it."""
         return (uncertainties - torch.tensor(cutoffs)).abs()
 
 
@@ -142,7 +139,7 @@ class Entropy(ExitRule):
     def max_uncertainty(self) -> float:
         return math.log(self.num_labels)
 
-    def uncertainty(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, state):
         return entropy(logits), None
 
 
@@ -151,16 +148,16 @@ class NormalizedEntropy(ExitRule):
 
     name = "normalized_entropy"
 
-    def uncertainty(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, state):
         return entropy(logits) / math.log(max(self.num_labels, 2)), None
 
 
 class Confidence(ExitRule):
-    """1 - the largest probability: at threshold 0.1 samples leave that are surer than 0.9."""
+    """1 - the largest probability: at threshold 0.1 samples exit whose prediction has a probability above 0.9."""
 
     name = "confidence"
 
-    def uncertainty(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, state):
         return 1 - probabilities(logits).amax(dim=-1), None
 
 
@@ -169,7 +166,7 @@ class Margin(ExitRule):
 
     name = "margin"
 
-    def uncertainty(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, state):
         if self.num_labels == 1:
             return torch.zeros_like(logits[..., 0]), None
         first, second = probabilities(logits).topk(2, dim=-1).values.unbind(dim=-1)
@@ -177,25 +174,25 @@ class Margin(ExitRule):
 
 
 class Patience(ExitRule):
-    """The threshold is a count k: a sample leaves where k off-ramps in a row agree (PABEE, Zhou et al., 2020).
+    """The threshold is a count k: a sample exits where k off-ramps in a row agree (PABEE, Zhou et al., 2020).
 
-    PABEE counts repetitions, so that its patience is k - 1. With one label, answers within `tolerance` of the one
-    before agree. The uncertainty is 1 / the length of the row.
+    PABEE counts repetitions, so that its patience is k - 1. With one label, values within `tolerance` of the previous
+    one agree. The uncertainty is 1 / the number of off-ramps in a row that agree.
     """
 
     name = "patience"
     regression = True
     stateful = True
 
-    def uncertainty(self, logits, certainty, memory):
-        answer = logits[:, 0].float() if self.num_labels == 1 else logits.argmax(dim=-1).float()
-        if memory is None:
-            row = torch.ones_like(answer)
+    def uncertainty(self, logits, certainty, state):
+        prediction = logits[:, 0].float() if self.num_labels == 1 else logits.argmax(dim=-1).float()
+        if state is None:
+            count = torch.ones_like(prediction)
         else:
-            before, row = memory.unbind(dim=1)
-            agree = (answer - before).abs() <= self.tolerance if self.num_labels == 1 else answer == before
-            row = torch.where(agree, row + 1, 1)
-        return 1 / row, torch.stack([answer, row], dim=1)
+            before, count = state.unbind(dim=1)
+            same = (prediction - before).abs() <= self.tolerance if self.num_labels == 1 else prediction == before
+            count = torch.where(same, count + 1, 1)
+        return 1 / count, torch.stack([prediction, count], dim=1)
 
     def cutoff(self, threshold: float) -> float:
         if threshold <= 0:
@@ -213,7 +210,7 @@ class Patience(ExitRule):
         return 1.0
 
     def decision_margin(self, all_logits, uncertainties, cutoffs):
-        """A decision goes the other way where one of the answers so far does."""
+        """A decision turns where one of the predictions so far does."""
         if self.num_labels == 1:
             steps = all_logits[:, :-1, 0].float().diff(dim=1).abs()
             margins = torch.nn.functional.pad((steps - self.tolerance).abs(), (1, 0), value=math.inf)  # (B, N-1)
@@ -224,13 +221,13 @@ class Patience(ExitRule):
 
 
 class Learned(ExitRule):
-    """1 - the certainty of the learning-to-exit head, trained to know right answers (BERxiT, Xin et al., 2021)."""
+    """1 - the certainty of the learning-to-exit head, trained to predict correctness (BERxiT, Xin et al., 2021)."""
 
     name = "learned"
     regression = True
     learned = True
 
-    def uncertainty(self, logits, certainty, memory):
+    def uncertainty(self, logits, certainty, state):
         self.check_head(certainty is not None)
         return 1 - certainty, None
 

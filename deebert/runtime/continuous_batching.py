@@ -1,68 +1,102 @@
-"""Many batches at once: samples that stay in a batch that has emptied wait for others, so that deep layers run full.
+"""Continuous batching: samples still active in a batch that has emptied wait for others, so that deep layers run full.
 
-Works on whatever has `config` and `step` (see `HighwayClassifier.step`): PyTorch models and exported ones.
+The name is that of serving systems for language models. It works for PyTorch models and exported ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.early_exit import config_rule
-from deebert.modeling.exit_rules import below, entropy
-from deebert.runtime.onnx_runtime import OnnxDeeBert, one_torch_thread
+from deebert.modeling.config import config_cutoffs
+from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, let_exit
+from deebert.modeling.exit_rules import ExitRule, entropy
+from deebert.modeling.off_ramps import token_lengths
+from deebert.runtime.layer_runner import LayerRunner, LayerSteps
 
 
-@dataclass
-class Group:
-    """Samples on their way through the layers together.
+def joined(batches: Sequence[ActiveBatch]) -> ActiveBatch:
+    """One batch of several that wait at the same layer, padded to the longest."""
+    if len(batches) == 1:
+        return batches[0]
+    length = max(batch.attention_mask.shape[1] for batch in batches)
 
-    inputs: input_ids (b, T) before the first layer, hidden states (b, T, H) later. mask: (b, T). rows: (b,) positions
-    in the whole input. memory: (b, ...) of the exit rule. token_type_ids: (b, T), before the first layer.
+    def padded(tensor: Tensor) -> Tensor:  # (b, T, ...) -> (b, length, ...)
+        room = tensor.new_zeros(len(tensor), length, *tensor.shape[2:])
+        room[:, : tensor.shape[1]] = tensor
+        return room
+
+    states = [batch.rule_state for batch in batches]
+    return ActiveBatch(
+        index=torch.cat([batch.index for batch in batches]),
+        lengths=torch.cat([batch.lengths for batch in batches]),
+        hidden_states=torch.cat([padded(batch.hidden_states) for batch in batches]),
+        attention_mask=torch.cat([padded(batch.attention_mask) for batch in batches]),
+        rule_state=None if states[0] is None else torch.cat(states),
+    )
+
+
+class ContinuousBatcher:
+    """Runs batches through the layers. A batch of which less than half is left waits until others join it.
+
+    cutoffs: (N-1,) of the off-ramps. After `flush`, `exited` holds all samples in the order of the input.
     """
 
-    inputs: Tensor
-    mask: Tensor
-    rows: Tensor
-    memory: Tensor | None = None
-    token_type_ids: Tensor | None = None
+    def __init__(self, steps: LayerSteps, rule: ExitRule, cutoffs: Sequence[float], batch_size: int):
+        self.steps, self.rule, self.cutoffs, self.batch_size = steps, rule, cutoffs, batch_size
+        self.waiting: list[list[ActiveBatch]] = [[] for _ in range(len(cutoffs) + 1)]  # at each layer
+        self.exited = ExitedSamples()
+        self.samples = 0
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def add(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> None:
+        """Runs a batch (b, T), b up to batch_size, and those that wait for it, as deep as they are large enough."""
+        index = torch.arange(self.samples, self.samples + len(input_ids))
+        self.samples += len(input_ids)
+        batch = ActiveBatch(index, token_lengths(attention_mask), input_ids, attention_mask)
+        self._run(batch, 0, token_type_ids)
 
-    def take(self, stay: Tensor) -> "Group":
-        """These samples (b,) bool, without padding that none of them needs."""
-        mask = self.mask[stay]
-        length = int(mask.any(dim=0).nonzero().max()) + 1 if len(mask) else 0
-        memory = None if self.memory is None else self.memory[stay]
-        return Group(self.inputs[stay, :length], mask[:, :length], self.rows[stay], memory)
+    def flush(self) -> None:
+        """Runs all that wait to the end."""
+        for layer, batches in enumerate(self.waiting):
+            if batches:
+                self._run(self._with_waiting(None, layer), layer, flushing=True)
 
+    def _run(
+        self, batch: ActiveBatch, layer: int, token_type_ids: Tensor | None = None, flushing: bool = False
+    ) -> None:
+        while len(batch):
+            waiting = sum(map(len, self.waiting[layer]))
+            if layer > 0 and not flushing and len(batch) + waiting < self.batch_size / 2:
+                self.waiting[layer].append(batch)
+                return
+            batch = self._with_waiting(batch, layer)
+            self._step(batch, layer, token_type_ids)
+            layer += 1
 
-def merge(groups: Sequence[Group]) -> Group:
-    """One group of several that wait at the same layer, padded to the longest."""
-    if len(groups) == 1:
-        return groups[0]
-    length = max(group.mask.shape[1] for group in groups)
+    def _with_waiting(self, batch: ActiveBatch | None, layer: int) -> ActiveBatch:
+        batches = [*self.waiting[layer], *([] if batch is None else [batch])]
+        self.waiting[layer].clear()
+        return joined(batches)
 
-    def joined(tensors: Sequence[Tensor]) -> Tensor:
-        padded = [
-            tensor.new_zeros(len(tensor), length, *tensor.shape[2:]).index_copy(
-                1, torch.arange(tensor.shape[1], device=tensor.device), tensor
-            )
-            for tensor in tensors
-        ]
-        return torch.cat(padded)
-
-    memory = None if groups[0].memory is None else torch.cat([group.memory for group in groups])
-    rows = torch.cat([group.rows for group in groups])
-    return Group(joined([group.inputs for group in groups]), joined([group.mask for group in groups]), rows, memory)
+    def _step(self, batch: ActiveBatch, i: int, token_type_ids: Tensor | None) -> None:
+        """Layer i, from 0, and the exit after it, unless nothing can exit there."""
+        last = i == len(self.cutoffs)
+        consult = last or self.rule.consults(self.cutoffs, i)
+        hidden, logits, certainty = self.steps.step(
+            i, batch.hidden_states, batch.attention_mask, token_type_ids if i == 0 else None, consult
+        )
+        batch.hidden_states = hidden
+        if last:
+            self.exited.add(batch.index, logits, i + 1)
+            batch.keep(torch.zeros(len(batch), dtype=torch.bool))
+        elif consult:
+            uncertainty, batch.rule_state = self.rule.uncertainty(logits, certainty, batch.rule_state)
+            let_exit(batch, self.exited, i + 1, logits, uncertainty, self.cutoffs[i])
 
 
 @torch.inference_mode()
-def classify_refilled(
+def classify_stream(
     model,
     batches: Iterable[Mapping[str, Tensor]],
     batch_size: int,
@@ -70,56 +104,17 @@ def classify_refilled(
 ) -> HighwayClassifierOutput:
     """Classifies batches of input_ids, attention_mask and, perhaps, token_type_ids, all (b, T); b up to batch_size.
 
-    A group goes on as long as at least half of a batch is left of it. Fewer wait at their layer until those who follow
-    make it a batch again, which may then be larger than batch_size; at the end all that wait go on together. Returns
-    logits and exit layers of all samples in the order of the input, the same as batch by batch. Raises ValueError for
-    thresholds the model does not have, and where there are no batches.
+    model: a PyTorch model in evaluation, or an `OnnxDeeBert`. Batches that were joined may be larger than batch_size.
+    Returns logits and exit layers of all samples in the order of the input, the same as batch by batch. Raises
+    ValueError for thresholds that the model does not have, and where there are no batches.
     """
-    rule, layers = config_rule(model.config), model.config.num_hidden_layers
-    threshold = model.config.exit_threshold if exit_threshold is None else exit_threshold
-    cutoffs = rule.cutoffs(threshold, layers)
-    waiting: list[list[Group]] = [[] for _ in range(layers)]  # at each layer
-    answers: list[tuple[Tensor, Tensor, int]] = []  # rows, logits, exit layer
-
-    def run(group: Group, layer: int) -> None:
-        """Through the layers, until too few are left."""
-        while len(group):
-            if group_waits(group, layer):
-                waiting[layer].append(group)
-                return
-            group = merge([*waiting[layer], group])
-            waiting[layer].clear()
-            hidden, logits, certainty = model.step(layer, group.inputs, group.mask, group.token_type_ids)
-            if layer == layers - 1:
-                answers.append((group.rows, logits, layers))
-                return
-            uncertainty, memory = rule.uncertainty(logits, certainty, group.memory)
-            stay = ~below(uncertainty, cutoffs[layer])
-            answers.append((group.rows[~stay], logits[~stay], layer + 1))
-            group = Group(hidden, group.mask, group.rows, memory)
-            if not stay.all():
-                group = group.take(stay)
-            layer += 1
-
-    def group_waits(group: Group, layer: int) -> bool:
-        return not flushing and len(group) + sum(map(len, waiting[layer])) < batch_size / 2 and layer > 0
-
-    flushing, seen = False, 0
-    with one_torch_thread() if isinstance(model, OnnxDeeBert) else nullcontext():
+    steps = model if hasattr(model, "step") else LayerRunner(model)
+    batcher = ContinuousBatcher(steps, *config_cutoffs(model.config, exit_threshold), batch_size)
+    with steps.running():
         for batch in batches:
-            ids = batch["input_ids"]
-            rows = torch.arange(seen, seen + len(ids), device=ids.device)
-            seen += len(ids)
-            run(Group(ids, batch["attention_mask"], rows, token_type_ids=batch.get("token_type_ids")), 0)
-        flushing = True
-        for layer in range(layers):
-            if waiting[layer]:
-                group = merge(waiting[layer])
-                waiting[layer].clear()
-                run(group, layer)
-    if not answers:
+            batcher.add(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
+        batcher.flush()
+    if not batcher.samples:
         raise ValueError("there is nothing to classify")
-    order = torch.cat([rows for rows, _, _ in answers]).argsort()
-    logits = torch.cat([logits for _, logits, _ in answers])[order]
-    exit_layer = torch.cat([torch.full_like(rows, layer) for rows, _, layer in answers])[order]
+    logits, exit_layer = batcher.exited.in_input_order()
     return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))

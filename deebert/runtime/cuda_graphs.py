@@ -1,71 +1,90 @@
-"""Early exit on a GPU without waiting: layers as CUDA graphs, and each begins before the host knows who left before it.
+"""CUDA-graph runtime with speculation: on a GPU, the next layer begins before the previous exit is known.
 
-At small batches a GPU is faster than Python can ask it for work. Here a layer with its off-ramp is one launch, and the
-answer of off-ramp i is read while layer i+1 already runs; who has left by then costs the GPU a layer and nobody time.
+At small batches a GPU is faster than Python can launch work. Here each layer with its off-ramp is one CUDA graph, and
+layer i+1 is launched before the host has read off-ramp i's result: if all samples exit at layer i, one layer of GPU
+work is wasted, but no latency is added.
 
-Shapes: B batch, T tokens, H hidden, C labels; b <= B what is left of a batch. Graphs have fixed shapes: batches are
-padded to a power of two, texts to one of LENGTHS.
+Shapes: B batch, T tokens, H hidden, C labels; b samples are still active. Graphs have fixed shapes: the number of rows
+is padded to a power of two, texts to one of LENGTHS. A slot is a row of such a shape.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deebert.modeling.checkpoints import max_tokens
-from deebert.modeling.classifier import HighwayClassifierOutput, token_lengths
-from deebert.modeling.early_exit import HighwayPass, config_rule
+from deebert.modeling.classifier import HighwayClassifierOutput
+from deebert.modeling.config import config_cutoffs
+from deebert.modeling.early_exit import ActiveBatch, exits_now
 from deebert.modeling.exit_rules import ExitRule, entropy
+from deebert.modeling.off_ramps import token_lengths
+from deebert.runtime.layer_runner import LayerRunner
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 WARM_UP = 2  # passes before a capture: libraries choose their kernels in the first
 
 
+@dataclass
+class SlottedBatch(ActiveBatch):
+    """The active samples as the host knows them: index and lengths (b,) in numpy, and each one's slot on the GPU."""
+
+    slots: np.ndarray | None = None  # (b,)
+
+    def keep(self, staying: np.ndarray) -> None:
+        super().keep(staying)
+        self.slots = self.slots[staying]
+
+
 class State:
-    """What the graphs of one shape read and write: ids, types, mask (b, T), hidden (b, T, H), memory of the rule."""
+    """What the graphs of one shape read and write: ids, types, mask (b, T), hidden (b, T, H), the rule's state."""
 
     def __init__(self, shape: tuple[int, int], model):
         self.shape, device = shape, model.device
-        # staged holds the inputs that come from the host, in memory that the GPU reads without its help
+        # staged holds the inputs that come from the host, in pinned memory, which the GPU copies without waiting
         self.staged = torch.zeros(3, *shape, dtype=torch.long, pin_memory=device.type == "cuda")
         self.inputs = torch.zeros(3, *shape, dtype=torch.long, device=device)
         self.ids, self.types, self.mask = self.inputs
         self.hidden = torch.zeros(*shape, model.config.hidden_size, dtype=model.dtype, device=device)
-        self.memory: Tensor | None = None
+        self.rule_state: Tensor | None = None
 
     def fill(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> None:
-        """Takes a batch's inputs. The rest is padding: other rows have a mask of one token, lest they answer NaN."""
+        """Copies a batch's inputs. Unused rows get a mask of one token, so that their logits are not NaN."""
         rows, width = len(ids), min(ids.shape[1], self.shape[1])
         inputs = self.inputs if ids.is_cuda else self.staged
         inputs.zero_()
         if rows < self.shape[0]:
             inputs[2, rows:, 0] = 1
-        for place, tensor in enumerate((ids, types, mask)):
+        for part, tensor in enumerate((ids, types, mask)):
             if tensor is not None:
-                inputs[place, :rows, :width] = tensor[:, :width]
+                inputs[part, :rows, :width] = tensor[:, :width]
         if inputs is self.staged:
             self.inputs.copy_(self.staged, non_blocking=True)
 
-    def take(self, other: "State", places: Tensor) -> None:
-        """Takes these rows (b,) of a larger state."""
-        rows, width = len(places), self.shape[1]
+    def copy_rows(self, other: "State", slots: Tensor) -> None:
+        """Copies these slots (b,) of a larger state into the first rows of this one."""
+        rows, width = len(slots), self.shape[1]
         self.mask.zero_()
         self.mask[:, 0] = 1
-        self.mask[:rows] = other.mask[places, :width]
-        self.hidden[:rows] = other.hidden[places, :width]
-        if other.memory is not None:
-            self.remember(other.memory[places])
+        self.mask[:rows] = other.mask[slots, :width]
+        self.hidden[:rows] = other.hidden[slots, :width]
+        if other.rule_state is not None:
+            self.set_rule_state(other.rule_state[slots])
 
-    def remember(self, memory: Tensor) -> None:
-        """Stores the rule's memory of the first rows (b, ...)."""
-        if self.memory is None:
-            self.memory = memory.new_zeros(self.shape[0], *memory.shape[1:])
-        self.memory[: len(memory)] = memory
+    def set_rule_state(self, rule_state: Tensor) -> None:
+        """Stores the rule's state of the first rows (b, ...)."""
+        if self.rule_state is None:
+            self.rule_state = rule_state.new_zeros(self.shape[0], *rule_state.shape[1:])
+        self.rule_state[: len(rule_state)] = rule_state
 
 
-class Exit:
-    """What layer i of one shape answers, in memory that the host reads: logits (b, C), uncertainty (b,)."""
+class GraphedLayer:
+    """Layer i of one shape with the exit after it. Its outputs lie in memory that the host reads.
+
+    logits: (b, C), uncertainty: (b,), both float32.
+    """
 
     def __init__(self, rows: int, labels: int, device: torch.device):
         pinned = device.type == "cuda"
@@ -81,34 +100,33 @@ class Exit:
         if uncertainty is not None:
             self.uncertainty_buffer.copy_(uncertainty.float(), non_blocking=True)
 
-    def launch(self) -> "Exit":
+    def launch(self) -> "GraphedLayer":
         self.run()
         if self.event is not None:
             self.event.record()
         return self
 
     def wait(self) -> None:
+        """Until the outputs are there."""
         if self.event is not None:
             self.event.synchronize()
 
-    def leaves(self, places: np.ndarray, limit: float) -> np.ndarray:
-        """(b,) bool of the rows at these places. An infinite limit takes everybody, NaN too."""
-        return (self.uncertainty[places] < limit) | (limit == np.inf)
-
 
 class GraphedDeeBert:
-    """A model, called like itself in evaluation. Inputs may be on the CPU; answers are, and equal to the model's.
+    """A model, called like itself in evaluation. Inputs may be on the CPU; outputs are, and equal the model's.
 
     Weights, temperatures and dtype (float32, bfloat16 or float16) are the model's and must not change any more; the
-    threshold and the exit rule in `config` may. Graphs are captured when a shape is first met. On a CPU the same steps
-    run without graphs. speculate: begin a layer before it is known who left behind the one before.
+    threshold and the exit rule in `config` may. Graphs are captured when a shape first occurs. On a CPU the same steps
+    run without graphs. speculate: launch a layer before the result of the previous exit is known.
+    Not thread-safe: the graphs' buffers are shared. Use one object per thread.
     """
 
     def __init__(self, model, speculate: bool = True):
         self.model, self.config, self.device, self.speculate = model.eval(), model.config, model.device, speculate
+        self.runner, self.num_layers = LayerRunner(model), model.config.num_hidden_layers
         self.longest = max_tokens(model.config)
         self.states: dict[tuple[int, int], State] = {}
-        self.exits: dict[tuple, Exit] = {}
+        self.layers: dict[tuple, GraphedLayer] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     @torch.inference_mode()
@@ -118,100 +136,106 @@ class GraphedDeeBert:
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         exit_threshold: float | Sequence[float] | None = None,
+        early_exit_entropy: float | Sequence[float] | None = None,
     ) -> HighwayClassifierOutput:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
-        rule, layers = config_rule(self.config), self.config.num_hidden_layers
-        threshold = self.config.exit_threshold if exit_threshold is None else exit_threshold
-        asked = HighwayPass(rule, rule.cutoffs(threshold, layers))
+        threshold = early_exit_entropy if exit_threshold is None else exit_threshold
+        rule, cutoffs = config_cutoffs(self.config, threshold)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        lengths = token_lengths(attention_mask)
-        lengths = np.full(len(input_ids), input_ids.shape[1]) if lengths is None else lengths.numpy()
-        state = self.state(len(input_ids), int(lengths.max()))
+        size = len(input_ids)
+        batch = SlottedBatch(np.arange(size), token_lengths(mask).numpy(), slots=np.arange(size))
+        state = self.state(size, batch.longest)
         state.fill(input_ids, mask, token_type_ids)
+        logits = torch.from_numpy(np.empty((size, self.config.num_labels), np.float32))
+        exit_layer = torch.zeros(size, dtype=torch.long)
+        self.run_layers(batch, state, rule, cutoffs, logits.numpy(), exit_layer.numpy())
+        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))
 
-        logits = np.empty((len(input_ids), self.config.num_labels), np.float32)
-        exit_layer = np.zeros(len(input_ids), np.int64)
-        rows = np.arange(len(input_ids))  # of the input, those that are still in
-        places = rows  # theirs in the state
-        here = self.exit(state, 0, asked).launch()
-        here_places = places  # theirs in the state in which layer i ran
-        for i in range(layers):
-            last = i == layers - 1
-            speculative = None
-            if not last and self.speculate:
-                speculative = self.exit(state, i + 1, asked).launch()
-            if last or asked.asks(i):
-                here.wait()
-                leaves = np.ones(len(rows), bool) if last else here.leaves(here_places, asked.cutoffs[i])
-                if leaves.any():
-                    logits[rows[leaves]] = here.logits[here_places[leaves]]
-                    exit_layer[rows[leaves]] = i + 1
-                    rows, places, lengths = rows[~leaves], places[~leaves], lengths[~leaves]
-            if len(rows) == 0:
+    def run_layers(
+        self,
+        batch: SlottedBatch,
+        state: State,
+        rule: ExitRule,
+        cutoffs: Sequence[float],
+        logits: np.ndarray,
+        exit_layer: np.ndarray,
+    ) -> None:
+        """The loop of early_exit.py with speculation. Writes logits (B, C) and exit layers (B,) in input order."""
+        current = self.layer(state, 0, rule, cutoffs).launch()
+        current_slots = batch.slots  # in the state in which `current` runs; batch.slots are those of `state`
+        for i in range(self.num_layers):
+            last = i == self.num_layers - 1
+            upcoming = None
+            if self.speculate and not last:
+                upcoming = self.layer(state, i + 1, rule, cutoffs).launch()
+            if last or rule.consults(cutoffs, i):
+                current.wait()
+                exiting = exits_now(current.uncertainty[current_slots], np.inf if last else cutoffs[i])
+                logits[batch.index[exiting]] = current.logits[current_slots[exiting]]
+                exit_layer[batch.index[exiting]] = i + 1
+                batch.keep(~exiting)
+            if len(batch) == 0:
                 break
-            here_places = places
-            if speculative is None:
-                state, places = self.compacted(state, places, lengths)
-                here_places = places
-                here = self.exit(state, i + 1, asked).launch()
+            if upcoming is None:
+                state = self.compacted(state, batch)
+                upcoming, current_slots = self.layer(state, i + 1, rule, cutoffs).launch(), batch.slots
             else:
-                here = speculative
-                if i + 2 < layers:
-                    state, places = self.compacted(state, places, lengths)
-        answer = torch.from_numpy(logits)
-        return HighwayClassifierOutput(logits=answer, exit_layer=torch.from_numpy(exit_layer), entropy=entropy(answer))
+                current_slots = batch.slots
+                if i + 2 < self.num_layers:
+                    state = self.compacted(state, batch)
+            current = upcoming
 
-    def compacted(self, state: State, places: np.ndarray, lengths: np.ndarray) -> tuple[State, np.ndarray]:
-        """Those that stay, in a smaller shape where there is one, and their places in it."""
-        smaller = self.state(len(places), int(lengths.max()))
+    def compacted(self, state: State, batch: SlottedBatch) -> State:
+        """The active samples in a smaller shape, where there is one; sets their slots in it."""
+        smaller = self.state(len(batch), batch.longest)
         if smaller.shape == state.shape:
-            return state, places
-        smaller.take(state, torch.from_numpy(places).to(self.device))
-        return smaller, np.arange(len(places))
+            return state
+        smaller.copy_rows(state, torch.from_numpy(batch.slots).to(self.device))
+        batch.slots = np.arange(len(batch))
+        return smaller
 
     def state(self, rows: int, tokens: int) -> State:
-        """The state for so many rows and tokens: the smallest shape that holds them."""
+        """The state for this many rows and tokens: the smallest shape that holds them."""
         tokens = min(next((length for length in LENGTHS if length >= tokens), tokens), max(self.longest, tokens))
         shape = (1 << (rows - 1).bit_length(), tokens)
         if shape not in self.states:
             self.states[shape] = State(shape, self.model)
         return self.states[shape]
 
-    def exit(self, state: State, i: int, asked: HighwayPass) -> Exit:
+    def layer(self, state: State, i: int, rule: ExitRule, cutoffs: Sequence[float]) -> GraphedLayer:
         """Layer i for this shape, captured where it is new."""
-        last = i == self.config.num_hidden_layers - 1
-        consulted = not last and asked.asks(i)
-        key = (state.shape, i, consulted, asked.rule)
-        if key not in self.exits:
-            found = self.exits[key] = Exit(state.shape[0], self.config.num_labels, self.device)
-            found.run = self.captured(state, lambda: self.layer(state, i, consulted, asked.rule, found))
-        return self.exits[key]
+        consult = rule.consults(cutoffs, i)
+        key = (state.shape, i, consult, rule)
+        if key not in self.layers:
+            layer = self.layers[key] = GraphedLayer(state.shape[0], self.config.num_labels, self.device)
+            layer.run = self.captured(state, lambda: self.run_layer(state, i, consult, rule, layer))
+        return self.layers[key]
 
-    def layer(self, state: State, i: int, consulted: bool, rule: ExitRule, found: Exit) -> None:
-        """Runs layer i on the state, and the exit behind it where it is consulted."""
-        inputs, last = state.ids if i == 0 else state.hidden, i == self.config.num_hidden_layers - 1
-        types = state.types if i == 0 else None
-        hidden, logits, certainty = self.model.step(i, inputs, state.mask, types, answer=consulted or last)
+    def run_layer(self, state: State, i: int, consult: bool, rule: ExitRule, layer: GraphedLayer) -> None:
+        """Runs layer i on the state, and the exit after it where it is consulted."""
+        last = i == self.num_layers - 1
+        inputs, types = (state.ids, state.types) if i == 0 else (state.hidden, None)
+        hidden, logits, certainty = self.runner.step(i, inputs, state.mask, types, consult=consult or last)
         if not last:
             state.hidden.copy_(hidden)
         uncertainty = None
-        if consulted:
-            uncertainty, memory = rule.uncertainty(logits, certainty, state.memory if i > 0 else None)
-            if memory is not None:
-                state.remember(memory)
-        if consulted or last:
-            found.write(logits, uncertainty)
+        if consult:
+            uncertainty, rule_state = rule.uncertainty(logits, certainty, state.rule_state if i > 0 else None)
+            if rule_state is not None:
+                state.set_rule_state(rule_state)
+        if consult or last:
+            layer.write(logits, uncertainty)
 
     def captured(self, state: State, run: Callable[[], None]) -> Callable[[], None]:
         """`run` as a graph, which keeps the state as it is; on a CPU itself."""
         if self.pool is None:
             return run
-        hidden, memory = state.hidden.clone(), None if state.memory is None else state.memory.clone()
+        hidden, rule_state = state.hidden.clone(), None if state.rule_state is None else state.rule_state.clone()
 
         def restore() -> None:
             state.hidden.copy_(hidden)
-            if memory is not None:
-                state.memory.copy_(memory)
+            if rule_state is not None:
+                state.rule_state.copy_(rule_state)
 
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))

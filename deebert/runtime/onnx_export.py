@@ -1,8 +1,8 @@
-"""Writes a trained model as an ONNX graph: `deebert export --model DIR --output DIR [--int8]`.
+"""Exports a trained model as one ONNX graph of all layers with the exits after them, for any batch size and length.
 
-One file of all layers with the exits behind them, for batches of any size and length. A run of it ends where a sample
-may leave: for a single text that is all; of a batch, onnx_runtime.py answers who leaves and goes on with the others.
-The threshold is an input. Another exit rule than the model's is possible, too, and has the graph stop at each layer.
+The parts of the model (masks, layers, exits) are traced one by one; onnx_graph.py makes one graph of them, in which a
+run ends where a sample may exit. Thresholds are an input. The graph computes the uncertainty of the model's own exit
+rule; for another rule onnx_runtime.py has the graph stop after each layer.
 """
 
 import copy
@@ -10,6 +10,8 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -17,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import deebert
-from deebert.modeling.early_exit import config_rule
-from deebert.runtime.onnx_runtime import FORMAT, GRAPH, MANIFEST
+from deebert.modeling.checkpoints import GRAPH, MANIFEST
+from deebert.modeling.config import config_rule
+from deebert.runtime.layer_runner import LayerRunner
+from deebert.runtime.onnx_runtime import FORMAT
 from deebert.utils.cli import InputError
 from deebert.utils.files import make_folder
 
@@ -26,151 +30,177 @@ MISSING = "exporting needs more packages: pip install 'deebert[onnx]', or pip in
 
 
 class MasksGraph(nn.Module):
-    """What layers and off-ramps read of the attention mask, see `HighwayClassifier.layer_mask` and `token_weights`."""
+    """attention_mask (b, T) -> the layers' additive mask (b, 1, 1, T) and, where off-ramps need it, pooling weights."""
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model, self.runner = model, LayerRunner(model)
 
     def forward(self, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        weights = self.model.token_weights(attention_mask)
-        return self.model.layer_mask(attention_mask), *([] if weights is None else [weights])
+        weights = self.model.pooling_weights(attention_mask)
+        return self.runner.additive_mask(attention_mask), *([] if weights is None else [weights])
 
 
 class LayerGraph(nn.Module):
-    """One layer, see `HighwayClassifier.layer`."""
+    """One layer, see `LayerRunner.layer`."""
 
     def __init__(self, model, i: int):
         super().__init__()
-        self.model, self.i = model, i
+        self.model, self.runner, self.i = model, LayerRunner(model), i
 
     def forward(self, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.model.layer(self.i, inputs, mask, token_type_ids)
+        return self.runner.layer(self.i, inputs, mask, token_type_ids)
 
 
 class ExitGraph(nn.Module):
-    """The exit behind a layer, see `HighwayClassifier.exit_answer`, and the uncertainty (b,) by the model's rule."""
+    """The exit after a layer, see `LayerRunner.exit`, and the uncertainty (b,) by the model's rule."""
 
     def __init__(self, model, i: int):
         super().__init__()
-        self.model, self.i, self.rule = model, i, config_rule(model.config)
+        self.model, self.runner, self.i, self.rule = model, LayerRunner(model), i, config_rule(model.config)
 
-    def forward(self, hidden: Tensor, token_weights: Tensor | None = None) -> tuple[Tensor, ...]:
-        logits, certainty = self.model.exit_answer(self.i, hidden, token_weights)
+    def forward(self, hidden: Tensor, pooling_weights: Tensor | None = None) -> tuple[Tensor, ...]:
+        logits, certainty = self.runner.exit(self.i, hidden, pooling_weights)
         if certainty is None and self.model.base_model.encoder.learn_to_exit is not None:
-            certainty = torch.ones_like(logits[:, 0])  # the last layer's: all exits give the same outputs
+            certainty = torch.ones_like(logits[:, 0])  # the last layer has none, but all exits give the same outputs
         uncertainty, _ = self.rule.uncertainty(logits, certainty, None)
         return logits, uncertainty, *([] if certainty is None else [certainty])
 
 
 class FullGraph(nn.Module):
-    """Hugging Face's model without off-ramps as one graph: what early exit is measured against."""
+    """Hugging Face's model without off-ramps as one graph: what early exit is compared with."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.model.final_answer(self.model.base_model(input_ids, attention_mask, token_type_ids).pooler_output)
+        return self.model.final_logits(self.model.base_model(input_ids, attention_mask, token_type_ids).pooler_output)
 
 
-def export_full(model, path: Path, int8: bool = False) -> None:
+def export_full(model, path: Path) -> None:
     """Writes the graph of the full model, without off-ramps, of a model that `exportable` returned."""
     ids = torch.ones(2, 7, dtype=torch.long)
     inputs = {"input_ids": ids + 4, "attention_mask": ids, "token_type_ids": ids - 1}
-    save_graph(FullGraph(model), inputs, ["logits"], path, int8)
+    save_graph(FullGraph(model), inputs, ["logits"], path)
 
 
-def export_parts(model, folder: Path, int8: bool = False) -> None:
-    """Writes the graphs of which onnx_merge.py makes one, of a model that `exportable` returned."""
+def export_parts(model, folder: Path) -> None:
+    """Writes the graphs of which onnx_graph.py makes one, of a model that `exportable` returned."""
     ids = torch.ones(2, 7, dtype=torch.long)
-    mask, token_weights = model.layer_mask(ids), model.token_weights(ids)
+    mask, pooling_weights = LayerRunner(model).additive_mask(ids), model.pooling_weights(ids)
     hidden = torch.randn(2, 7, model.config.hidden_size)
-    weights = {} if token_weights is None else {"token_weights": token_weights}
-    answers = ["logits", "uncertainty", "certainty"][: 2 if model.base_model.encoder.learn_to_exit is None else 3]
-    save_graph(MasksGraph(model), {"attention_mask": ids}, ["mask", *weights], folder / "masks.onnx", int8)
+    weights = {} if pooling_weights is None else {"pooling_weights": pooling_weights}
+    outputs = ["logits", "uncertainty", "certainty"][: 2 if model.base_model.encoder.learn_to_exit is None else 3]
+    save_graph(MasksGraph(model), {"attention_mask": ids}, ["mask", *weights], folder / "masks.onnx")
     last = model.config.num_hidden_layers - 1
     for i in range(last + 1):
-        inputs = (
-            {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1} if i == 0 else {"inputs": hidden, "mask": mask}
-        )
-        save_graph(LayerGraph(model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx", int8)
-        reads = {"hidden": hidden} | (weights if i < last else {})
-        save_graph(ExitGraph(model, i), reads, answers, folder / f"exit_{i}.onnx", int8)
+        inputs = {"inputs": hidden, "mask": mask}
+        if i == 0:
+            inputs = {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1}
+        save_graph(LayerGraph(model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
+        exit_inputs = {"hidden": hidden} | (weights if i < last else {})
+        save_graph(ExitGraph(model, i), exit_inputs, outputs, folder / f"exit_{i}.onnx")
 
 
 def exportable(model):
-    """A copy of the model on the CPU, with eager attention, which exports as plain products. Raises InputError."""
+    """A copy of the model on the CPU, with eager attention, which exports as plain products. Raises InputError.
+
+    Raises it where packages are missing, or the model has too many layers for a graph.
+    """
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  what torch.onnx.export is made with
+        import onnxscript  # noqa: F401  torch.onnx.export needs it
     except ImportError:
         raise InputError(MISSING) from None
+    from deebert.runtime.onnx_graph import MOST_LAYERS
+
+    if model.config.num_hidden_layers > MOST_LAYERS:
+        raise InputError(f"the model has {model.config.num_hidden_layers} layers; a graph holds up to {MOST_LAYERS}")
     model = copy.deepcopy(model).cpu().float().eval()
     model.set_attn_implementation("eager")
     return model
 
 
-def save_graph(
-    module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path, int8: bool = False
-) -> None:
-    """Writes the graph of a module for these inputs, of any batch size and length."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    any_size = torch.export.Dim.DYNAMIC
-    shapes = {name: {0: any_size, 3 if name == "mask" else 1: any_size} for name in inputs}  # a mask is (b, 1, 1, T)
-    logging.disable(logging.WARNING)  # both libraries have advice on every graph
+@contextmanager
+def quiet_exporters() -> Iterator[None]:
+    """Silences torch.onnx and onnxruntime, which have advice on every graph."""
+    logging.disable(logging.WARNING)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module.eval(),
-                kwargs=inputs,
-                dynamo=True,
-                verbose=False,
-                input_names=list(inputs),
-                output_names=outputs,
-                dynamic_shapes=shapes,
-            )
-        program.save(path)
-        if int8:
-            full = path.rename(path.with_suffix(".fp32"))
-            quantize_dynamic(full, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
-            full.unlink()
+            yield
     finally:
         logging.disable(logging.NOTSET)
 
 
-def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
-    """Writes the graph, config, tokenizer and, last, the manifest. int8: weights of matrix products as 8-bit integers.
+def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+    """Writes the graph of a module for these inputs, of any batch size and length."""
+    any_size = torch.export.Dim.DYNAMIC
+    shapes = {name: {0: any_size, 3 if name == "mask" else 1: any_size} for name in inputs}  # a mask is (b, 1, 1, T)
+    with quiet_exporters(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            kwargs=inputs,
+            dynamo=True,
+            verbose=False,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes=shapes,
+        )
+        program.save(path)
 
-    Raises InputError where packages are missing, or the model has too many layers.
+
+def quantize(fp32: Path, int8: Path) -> None:
+    """Writes a graph with the weights of its matrix products as 8-bit integers."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet_exporters():
+        quantize_dynamic(fp32, int8, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+
+
+@contextmanager
+def traced_parts(model) -> Iterator[Path]:
+    """A temporary folder with the fp32 graphs of the model's parts, of which `write_export` makes exports.
+
+    Raises InputError (see `exportable`).
     """
-    model = exportable(model)
-    from deebert.runtime.onnx_graph import MOST_LAYERS, merge  # needs the package onnx, which `exportable` asked for
+    with TemporaryDirectory() as folder:
+        export_parts(exportable(model), Path(folder))
+        yield Path(folder)
 
-    if model.config.num_hidden_layers > MOST_LAYERS:
-        raise InputError(f"the model has {model.config.num_hidden_layers} layers; a graph holds up to {MOST_LAYERS}")
+
+def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = False) -> None:
+    """Writes graph, config, tokenizer and, last, the manifest. int8: with the weights as 8-bit integers."""
+    from deebert.runtime.onnx_graph import merge  # needs the package onnx, which `exportable` has checked
+
     make_folder(folder)
     partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
     try:
-        with TemporaryDirectory(dir=partial) as parts:
-            export_parts(model, Path(parts), int8)
-            merge(Path(parts), model.config, partial / GRAPH)
-        model.config.save_pretrained(partial)
+        with TemporaryDirectory(dir=partial) as quantized:
+            if int8:
+                for part in parts.iterdir():
+                    quantize(part, Path(quantized, part.name))
+            merge(Path(quantized) if int8 else parts, config, partial / GRAPH)
+        config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        facts = {
+        manifest = {
             "format": FORMAT,
             "deebert": deebert.__version__,
             "precision": "int8" if int8 else "fp32",
-            "layers": model.config.num_hidden_layers,
-            "exit_rule": model.config.exit_rule,
+            "layers": config.num_hidden_layers,
+            "exit_rule": config.exit_rule,
         }
-        (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
-        # the manifest last: where it is, the graph is whole
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST):
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(partial)
+
+
+def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
+    """Exports a model. Raises InputError (see `exportable`)."""
+    with traced_parts(model) as parts:
+        write_export(parts, model.config, tokenizer, folder, int8)

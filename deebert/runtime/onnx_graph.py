@@ -1,9 +1,11 @@
-"""The ONNX graphs of a model's parts as one, which runs layer after layer until a sample may leave.
+"""One ONNX graph of a model's parts, which runs layer after layer until a sample may exit.
 
-Each layer lies in an If behind the layer before it, which ends the run where an uncertainty is below its limit, so that
-a single text costs one run of the graph. It may begin at any layer: there, what is left of a batch goes on. One session
-serves all layers, and its threads are awake from one to the next; a session for each layer wakes them anew, a quarter
-of a small model's time. A Loop over layers, one of which Ifs pick, is 6 % slower than Ifs within Ifs.
+Each layer lies in an If inside the previous layer's branch; the run ends where an uncertainty is below its cut-off, so
+that a single text costs one run. A run may begin at any layer: there the samples of a batch that are still active
+resume. One session serves all layers, and its threads stay awake from one to the next; a session for each layer wakes
+them again each time, which costs a quarter of a small model's time. A Loop over layers is 6 % slower than nested Ifs.
+
+This is the one place that repeats the decision of modeling/early_exit.py; the parity tests hold the two together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,22 +16,22 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 
-from deebert.modeling.early_exit import config_rule
+from deebert.modeling.config import config_rule
 
 MOST_LAYERS = 32  # readers of protobuf, and so of ONNX, take messages within messages a hundred deep
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-SHARED = {name: name for name in ("attention_mask", "token_type_ids", "mask", "token_weights")}
+SHARED = {name: name for name in ("attention_mask", "token_type_ids", "mask", "pooling_weights")}
 
 
 @dataclass(frozen=True)
 class Parts:
     """The graphs of a model's parts; N layers, b samples, T tokens, H hidden, C labels.
 
-    masks: attention_mask (b, T) -> mask (b, 1, 1, T) and, where off-ramps read it, token_weights (b, T).
+    masks: attention_mask (b, T) -> mask (b, 1, 1, T) and, where off-ramps need it, pooling_weights (b, T).
     layers: (N,) inputs, token ids (b, T) of the first, hidden states (b, T, H) of others, mask, and token_type_ids
         (b, T) of the first -> hidden (b, T, H), of the last (b, 1, H).
-    exits: (N,) hidden and, where they read it, token_weights -> logits (b, C), uncertainty (b,) by the model's exit
-        rule and, where there is a learning-to-exit head, its certainty (b,). A rule that stateful measures anew.
+    exits: (N,) hidden and, where they need it, pooling_weights -> logits (b, C), uncertainty (b,) by the model's exit
+        rule (a stateful one as if there were no state) and, where there is a learning-to-exit head, certainty (b,).
     """
 
     masks: ModelProto
@@ -38,7 +40,7 @@ class Parts:
 
     @classmethod
     def load(cls, folder: Path, layers: int) -> "Parts":
-        """As export.export_parts writes them."""
+        """As onnx_export.export_parts writes them."""
         return cls(
             onnx.load(folder / "masks.onnx"),
             [onnx.load(folder / f"layer_{i}.onnx") for i in range(layers)],
@@ -54,34 +56,41 @@ class Parts:
         return len(self.layers) - 1
 
     @property
-    def answers(self) -> list[str]:
-        """What an exit tells the caller."""
+    def exit_outputs(self) -> list[str]:
+        """The names of an exit's outputs."""
         return [output.name for output in self.exits[0].graph.output]
 
 
 def merge(folder: Path, config, path: Path) -> None:
-    """Writes one graph of all parts in a folder, of a model of that config.
+    """Writes one graph of all parts in a folder, of a model of that config, which has at most MOST_LAYERS layers.
 
-    Inputs: input_ids and token_type_ids (b, T), which the first layer reads, attention_mask (b, T). They will do for
-    the whole model at its own threshold, unless its rule stateful. Otherwise: layer (), from 0, where to begin;
-    hidden_in (b, T, H), which all layers but the first read (the ids may be empty then); limits (N-1,), below which the
-    run ends behind a layer; an off-ramp whose limit is not above 0 is not run.
-    Outputs: exit_layer (), from 1, where the run ended; hidden (b, T, H), of the last layer (b, 1, H), logits (b, C),
-    uncertainty (b,) and, where there is such a head, certainty (b,) there.
-    Takes up to MOST_LAYERS layers.
+    Inputs: input_ids, token_type_ids and attention_mask, (b, T) int64. They suffice to run the model at its stored
+    threshold; for patience they do not, as it needs state. Optional inputs:
+        layer () int64, from 0: where to begin, 0 if not given.
+        hidden_in (b, T, H): the previous layer's hidden states where layer > 0; the ids may be empty then.
+        limits (N-1,): the cut-offs. The run ends after a layer where an uncertainty is below its cut-off. An off-ramp
+            whose cut-off is 0 or less does not run.
+    Outputs, all of the layer where the run ended:
+        exit_layer () int64, from 1.
+        hidden (b, T, H), after the last layer (b, 1, H).
+        logits (b, C), uncertainty (b,) and, where the model has a learning-to-exit head, certainty (b,).
     """
     parts = Parts.load(folder, config.num_hidden_layers)
-    nodes, tensors = placed(parts.masks, "masks")
+    nodes, tensors = with_prefix(parts.masks, "masks")
     tensors += [scalar("yes", BOOL, True), scalar("zero", FLOAT, 0)]
-    for name in parts.answers:
+    for name in parts.exit_outputs:
         tensors.append(make_tensor(f"no_{name}", FLOAT, [0, config.num_labels] if name == "logits" else [0], []))
-    run = level(parts, 0)
+    run = layers_from(parts, 0)
     nodes += run.node
     tensors += run.initializer
-    found = ["exit_layer", "hidden", *parts.answers]
-    nodes += [make_node("Identity", [x.name], [name]) for x, name in zip(run.output, found, strict=True)]
+    names = ["exit_layer", "hidden", *parts.exit_outputs]
+    nodes += [make_node("Identity", [x.name], [name]) for x, name in zip(run.output, names, strict=True)]
     inputs = []
-    for name in ("input_ids", "token_type_ids", "attention_mask"):  # sizes of their own: what is not read may be empty
+    for name in (
+        "input_ids",
+        "token_type_ids",
+        "attention_mask",
+    ):  # sizes of their own: inputs that are not read may be empty
         inputs.append(make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]))
     cutoffs = config_rule(config).cutoffs(config.exit_threshold, config.num_hidden_layers)
     for name, kind, shape, default in (
@@ -93,7 +102,7 @@ def merge(folder: Path, config, path: Path) -> None:
         tensors.append(make_tensor(name, kind, [size if isinstance(size, int) else 0 for size in shape], default))
     shapes = {"hidden": ["b", "t", config.hidden_size], "logits": ["b", config.num_labels]}
     outputs = [make_tensor_value_info("exit_layer", INT64, [])]
-    outputs += [make_tensor_value_info(name, FLOAT, shapes.get(name, ["b"])) for name in found[1:]]
+    outputs += [make_tensor_value_info(name, FLOAT, shapes.get(name, ["b"])) for name in names[1:]]
     opsets = sorted({(opset.domain, opset.version) for part in parts for opset in part.opset_import})
     model = make_model(
         make_graph(nodes, "deebert", inputs, outputs, initializer=tensors),
@@ -103,94 +112,96 @@ def merge(folder: Path, config, path: Path) -> None:
     onnx.save(model, path)
 
 
-def level(parts: Parts, i: int) -> GraphProto:
-    """Runs layer i, unless the run begins behind it, and those behind it, until the run ends."""
+def layers_from(parts: Parts, i: int) -> GraphProto:
+    """Runs layer i, unless the run begins after it, and the following layers, until the run ends."""
     label, layer = f"level_{i}", layer_and_exit(parts, i)
     if i == parts.last:
-        end = ended(parts, i, layer.output)
+        end = stop_subgraph(parts, i, layer.output)
         tensors = [*layer.initializer, *end.initializer]
         return make_graph([*layer.node, *end.node], label, [], end.output, initializer=tensors)
-    go, *behind = results(label, ["go", "hidden", *parts.answers])
-    found = results(f"{label}/found", ["exit_layer", "hidden", *parts.answers])
+    go, *outputs_here = results(label, ["go", "hidden", *parts.exit_outputs])
+    ends = results(f"{label}/ends", ["exit_layer", "hidden", *parts.exit_outputs])
     nodes = [
         make_node("LessOrEqual", ["layer", f"{label}/number"], [f"{label}/here"]),
-        branch(f"{label}/here", layer, no_answer(parts, f"before_{i}", {"hidden": "hidden_in"}), [go, *behind]),
-        branch(go.name, level(parts, i + 1), ended(parts, i, behind), found),
+        if_node(
+            f"{label}/here", layer, pass_through(parts, f"before_{i}", {"hidden": "hidden_in"}), [go, *outputs_here]
+        ),
+        if_node(go.name, layers_from(parts, i + 1), stop_subgraph(parts, i, outputs_here), ends),
     ]
-    return make_graph(nodes, label, [], found, initializer=[scalar(f"{label}/number", INT64, i)])
+    return make_graph(nodes, label, [], ends, initializer=[scalar(f"{label}/number", INT64, i)])
 
 
-def ended(parts: Parts, i: int, behind: Sequence[ValueInfoProto]) -> GraphProto:
-    """The run ends with what is behind layer i: hidden states and answers."""
-    found = results(f"end_{i}", ["exit_layer", "hidden", *parts.answers])
-    reads = [f"end_{i}/number", *(x.name for x in behind)]
-    nodes = [make_node("Identity", [x], [y.name]) for x, y in zip(reads, found, strict=True)]
-    return make_graph(nodes, f"end_{i}", [], found, initializer=[scalar(f"end_{i}/number", INT64, i + 1)])
+def stop_subgraph(parts: Parts, i: int, outputs_here: Sequence[ValueInfoProto]) -> GraphProto:
+    """The run ends with the outputs of layer i: hidden states and those of the exit."""
+    outputs = results(f"end_{i}", ["exit_layer", "hidden", *parts.exit_outputs])
+    reads = [f"end_{i}/number", *(x.name for x in outputs_here)]
+    nodes = [make_node("Identity", [x], [y.name]) for x, y in zip(reads, outputs, strict=True)]
+    return make_graph(nodes, f"end_{i}", [], outputs, initializer=[scalar(f"end_{i}/number", INT64, i + 1)])
 
 
 def layer_and_exit(parts: Parts, i: int) -> GraphProto:
-    """Runs layer i and, where its limit is above 0, the exit behind it; the last layer's always."""
-    label, exit_ = f"layer_{i}", ask(parts, i)
-    nodes, tensors = placed(
+    """Runs layer i and, where its cut-off is above 0, the exit after it; the last layer's always."""
+    label, exit_ = f"layer_{i}", exit_subgraph(parts, i)
+    nodes, tensors = with_prefix(
         parts.layers[i],
         label,
         {"inputs": "input_ids" if i == 0 else f"level_{i - 1}/hidden", "hidden": f"{label}/hidden"},
     )
     if i == parts.last:
-        found = [value(f"{label}/hidden"), *exit_.output]
-        return make_graph([*nodes, *exit_.node], label, [], found, initializer=[*tensors, *exit_.initializer])
-    go, hidden, *answers = results(label, ["go", "hidden", *parts.answers])
+        outputs = [value(f"{label}/hidden"), *exit_.output]
+        return make_graph([*nodes, *exit_.node], label, [], outputs, initializer=[*tensors, *exit_.initializer])
+    go, hidden, *exit_outputs = results(label, ["go", "hidden", *parts.exit_outputs])
     nodes += [
-        make_node("Gather", ["limits", f"{label}/number"], [f"{label}/limit"]),
-        make_node("Greater", [f"{label}/limit", "zero"], [f"{label}/asked"]),
-        branch(f"{label}/asked", exit_, no_answer(parts, f"no_exit_{i}"), [go, *answers]),
+        make_node("Gather", ["limits", f"{label}/number"], [f"{label}/cutoff"]),
+        make_node("Greater", [f"{label}/cutoff", "zero"], [f"{label}/consulted"]),
+        if_node(f"{label}/consulted", exit_, pass_through(parts, f"no_exit_{i}"), [go, *exit_outputs]),
     ]
     tensors.append(scalar(f"{label}/number", INT64, i))
-    return make_graph(nodes, label, [], [go, hidden, *answers], initializer=tensors)
+    return make_graph(nodes, label, [], [go, hidden, *exit_outputs], initializer=tensors)
 
 
-def ask(parts: Parts, i: int) -> GraphProto:
-    """Runs the exit behind layer i and, but for the last, says whether to go on."""
+def exit_subgraph(parts: Parts, i: int) -> GraphProto:
+    """Runs the exit after layer i; but for the last, output `go` says whether the run continues."""
     label = f"exit_{i}"
-    names = {name: f"{label}/{name}" for name in parts.answers}
-    nodes, tensors = placed(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})
+    names = {name: f"{label}/{name}" for name in parts.exit_outputs}
+    nodes, tensors = with_prefix(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})
     if i == parts.last:
-        return make_graph(nodes, label, [], results(label, parts.answers), initializer=tensors)
+        return make_graph(nodes, label, [], results(label, parts.exit_outputs), initializer=tensors)
     nodes += [  # an uncertainty that is NaN ends the run, too: it compares false, and no minimum is taken of it
-        make_node("GreaterOrEqual", [f"{label}/uncertainty", f"layer_{i}/limit"], [f"{label}/stay"]),
+        make_node("GreaterOrEqual", [f"{label}/uncertainty", f"layer_{i}/cutoff"], [f"{label}/stay"]),
         make_node("Cast", [f"{label}/stay"], [f"{label}/numbers"], to=INT64),
         make_node("ReduceMin", [f"{label}/numbers"], [f"{label}/lowest"], keepdims=0),
         make_node("Cast", [f"{label}/lowest"], [f"{label}/go"], to=BOOL),
     ]
-    return make_graph(nodes, label, [], results(label, ["go", *parts.answers]), initializer=tensors)
+    return make_graph(nodes, label, [], results(label, ["go", *parts.exit_outputs]), initializer=tensors)
 
 
-def no_answer(parts: Parts, label: str, others: Mapping[str, str] | None = None) -> GraphProto:
-    """Goes on without an answer. others: what else there is to hand on."""
-    found = {"go": "yes"} | (others or {}) | {name: f"no_{name}" for name in parts.answers}
-    nodes = [make_node("Identity", [x], [f"{label}/{name}"]) for name, x in found.items()]
-    return make_graph(nodes, label, [], results(label, list(found)))
+def pass_through(parts: Parts, label: str, others: Mapping[str, str] | None = None) -> GraphProto:
+    """The run continues without the outputs of an exit. others: what else to pass on."""
+    passed = {"go": "yes"} | (others or {}) | {name: f"no_{name}" for name in parts.exit_outputs}
+    nodes = [make_node("Identity", [x], [f"{label}/{name}"]) for name, x in passed.items()]
+    return make_graph(nodes, label, [], results(label, list(passed)))
 
 
-def branch(condition: str, then: GraphProto, other: GraphProto, found: Sequence[ValueInfoProto]) -> NodeProto:
-    return make_node("If", [condition], [x.name for x in found], then_branch=then, else_branch=other)
+def if_node(condition: str, then: GraphProto, other: GraphProto, outputs: Sequence[ValueInfoProto]) -> NodeProto:
+    return make_node("If", [condition], [x.name for x in outputs], then_branch=then, else_branch=other)
 
 
-def placed(
+def with_prefix(
     model: ModelProto, prefix: str, names: Mapping[str, str] | None = None
 ) -> tuple[list[NodeProto], list[TensorProto]]:
-    """Nodes and weights of a part, under `names`, the names that all parts share, and a prefix for all others."""
+    """Nodes and weights of a part. Names get a prefix, but for those in `names` and those that all parts share."""
     names = SHARED | {"": ""} | (names or {})  # "": an input that is left out
 
-    def own(name: str) -> str:
+    def qualified(name: str) -> str:
         return names.get(name, f"{prefix}/{name}")
 
     for tensor in model.graph.initializer:
-        tensor.name = own(tensor.name)
+        tensor.name = qualified(tensor.name)
     for node in model.graph.node:
-        node.name = own(node.name)
-        node.input[:] = [own(name) for name in node.input]
-        node.output[:] = [own(name) for name in node.output]
+        node.name = qualified(node.name)
+        node.input[:] = [qualified(name) for name in node.input]
+        node.output[:] = [qualified(name) for name in node.output]
     return list(model.graph.node), list(model.graph.initializer)
 
 
@@ -200,7 +211,7 @@ def results(label: str, names: Sequence[str]) -> list[ValueInfoProto]:
 
 
 def value(name: str, kind: int = FLOAT) -> ValueInfoProto:
-    """Without a shape: it differs from branch to branch."""
+    """A value without a shape, which differs from branch to branch."""
     return make_tensor_value_info(name, kind, None)
 
 

@@ -1,4 +1,7 @@
-"""Early exit in ONNX Runtime: loads what `deebert export` wrote, and answers as the PyTorch model does."""
+"""Early exit in ONNX Runtime: loads what `deebert export` wrote, and gives the outputs of the PyTorch model.
+
+Shapes: B batch, T tokens, H hidden, N layers, C labels; b samples are still active.
+"""
 
 import json
 import math
@@ -6,33 +9,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deebert.modeling.checkpoints import load_config
-from deebert.modeling.classifier import HighwayClassifierOutput, token_lengths
-from deebert.modeling.early_exit import HighwayPass, config_rule, set_rule, set_threshold
+from deebert.modeling.checkpoints import GRAPH, MANIFEST, is_exported, load_config
+from deebert.modeling.classifier import HighwayClassifierOutput
+from deebert.modeling.config import config_rule, set_rule, set_threshold
+from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, first_exit_layer, let_exit
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule, plain_threshold
+from deebert.modeling.off_ramps import token_lengths
 from deebert.utils.cli import InputError
 
+__all__ = ["GRAPH", "MANIFEST", "OnnxDeeBert", "is_exported", "one_torch_thread", "open_session"]
+
 FORMAT = 3  # raise it when this file can no longer run the graphs of before
-MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
-NO_IDS = np.empty((0, 0), np.int64)  # behind the first layer nobody reads them
-ANSWER = ["exit_layer", "logits", "uncertainty"]
-
-
-def is_exported(folder: str | Path) -> bool:
-    """Whether a folder holds a graph rather than a PyTorch model."""
-    return Path(folder, MANIFEST).is_file() or Path(folder, GRAPH).is_file()
+NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
+SINGLE_OUTPUTS = ["exit_layer", "logits", "uncertainty"]  # what a single text needs
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """For PyTorch's small steps between graphs: its threads spin after work, on the cores that ONNX Runtime needs.
 
-    Measured on two cores in batches of 32, they made half of the saving disappear.
+    Measured on two cores in batches of 32, they cost half of the time saved.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -57,57 +59,82 @@ def open_session(path: Path, threads: int | None = None):
         raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
 
 
-@lru_cache
-def rule_and_limits(
-    name: str, num_labels: int, tolerance: float, threshold: float | tuple[float, ...], num_layers: int
-) -> tuple[ExitRule, list[float], np.ndarray]:
-    """A rule and its cutoffs (N-1,), as a list and as the graph takes them. Raises ValueError.
+def read_manifest(folder: Path) -> dict:
+    """What an export says about itself. Raises InputError where the folder is incomplete or of another version."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run deebert export")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version, file_format = manifest["deebert"], manifest["format"]
+        _ = manifest["precision"], manifest["layers"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / MANIFEST}: damaged; run deebert export again") from None
+    if file_format != FORMAT:
+        raise InputError(
+            f"{folder}: exported by version {version} (format {file_format}, this one reads {FORMAT}); "
+            "run deebert export again"
+        )
+    for name in ("config.json", GRAPH):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file; the export is incomplete, run deebert export again")
+    return manifest
 
-    Remembered, as a single text is answered so soon that the making of them counts.
+
+@lru_cache
+def rule_and_cutoffs(
+    name: str, num_labels: int, tolerance: float, threshold: float | tuple[float, ...], num_layers: int
+) -> tuple[ExitRule, tuple[float, ...], np.ndarray]:
+    """A rule and its cut-offs (N-1,), as numbers and as the graph takes them. Raises ValueError.
+
+    Cached: a single text takes so little time that computing them counts.
     """
     rule = make_rule(name, num_labels, tolerance)
-    cutoffs = rule.cutoffs(threshold, num_layers)
+    cutoffs = tuple(rule.cutoffs(threshold, num_layers))
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
-        return rule, cutoffs, np.array(cutoffs, np.float32)
+        array = np.array(cutoffs, np.float32)
+    array.setflags(write=False)
+    return rule, cutoffs, array
 
 
-def whole_numbers(tensor: Tensor) -> np.ndarray:
+class GraphOutputs(NamedTuple):
+    """What a run of the graph returns after the layer where it ended. See onnx_graph.OUTPUTS."""
+
+    exit_layer: Tensor  # () from 1
+    hidden: Tensor  # (b, T, H), after the last layer (b, 1, H)
+    logits: Tensor  # (b, C)
+    uncertainty: Tensor  # (b,) by the rule that the graph was made with
+    certainty: Tensor | None = None  # (b,)
+
+
+def int64(tensor: Tensor) -> np.ndarray:
     return (tensor if tensor.dtype == torch.int64 else tensor.long()).numpy()
 
 
 class OnnxDeeBert:
     """An exported model, called like `DeeBertForSequenceClassification` in evaluation: tensors in, the same output.
 
-    While it answers a batch, PyTorch has one thread in the whole process: servers should use processes, not threads.
-    `config` holds threshold and exit rule. threads: of ONNX Runtime, None: as many as PyTorch would take.
+    While it runs a batch, PyTorch has one thread in the whole process: servers should use processes, not threads.
+    `config` holds threshold and exit rule. threads: of ONNX Runtime, None: as many as PyTorch has.
     Raises InputError where the folder is incomplete or of another version.
     """
 
     device = torch.device("cpu")
+    running = staticmethod(one_torch_thread)  # see layer_runner.LayerSteps
 
     def __init__(self, folder: str | Path, threads: int | None = None):
         folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
-        if not (folder / MANIFEST).is_file():
-            raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run deebert export")
-        try:
-            facts = json.loads((folder / MANIFEST).read_text())
-            version, form, self.precision, layers = (facts[x] for x in ("deebert", "format", "precision", "layers"))
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{folder / MANIFEST}: damaged; run deebert export anew") from None
-        if form != FORMAT:
-            raise InputError(
-                f"{folder}: exported by version {version} (format {form}, this one reads {FORMAT}); "
-                "run deebert export anew"
-            )
-        for name in ("config.json", GRAPH):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder / name}: no such file; the export is incomplete, run deebert export anew")
-        self.rule = facts.get("exit_rule")  # by which the graph measures
+        manifest = read_manifest(folder)
+        self.precision = manifest["precision"]
+        self.graph_rule = manifest.get("exit_rule")  # the rule of the graph's uncertainty
         self.config = load_config(str(folder))
-        if layers != self.config.num_hidden_layers:
-            raise InputError(f"{folder}: {layers} layers, but a config.json of {self.config.num_hidden_layers} layers")
+        self.num_layers = self.config.num_hidden_layers
+        if manifest["layers"] != self.num_layers:
+            raise InputError(
+                f"{folder}: {manifest['layers']} layers, but a config.json of {self.num_layers} layers; "
+                "run deebert export again"
+            )
         self.session = open_session(folder / GRAPH, threads)
         self.has_certainty = "certainty" in [output.name for output in self.session.get_outputs()]
         if config_rule(self.config).learned and not self.has_certainty:
@@ -121,39 +148,11 @@ class OnnxDeeBert:
         """Sets the threshold. Raises ValueError (see `ExitRule.cutoffs`)."""
         set_threshold(self.config, value)
 
+    set_early_exit_entropy = set_exit_threshold  # the original's name
+
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
         """Sets rule and threshold for this object; nothing is stored. Raises ValueError."""
         set_rule(self.config, name, threshold, self.has_certainty)
-
-    def step(
-        self, i: int, inputs: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Layer i with the exit behind it, as `HighwayClassifier.step`."""
-        everywhere = np.full(self.config.num_hidden_layers - 1, np.inf, np.float32)
-        _, hidden, logits, _, *certainty = self.run(i, everywhere, inputs, attention_mask, token_type_ids)
-        certainty = torch.from_numpy(certainty[0]) if certainty else None
-        return torch.from_numpy(hidden), torch.from_numpy(logits), certainty
-
-    def run(
-        self,
-        i: int,
-        cutoffs: np.ndarray,
-        inputs: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        outputs: list[str] | None = None,
-    ) -> list[np.ndarray]:
-        """Layer i, from 0, and those behind it, up to the first where an uncertainty is below its limit, of (N-1,).
-
-        Inputs as for `HighwayClassifier.step`. Returns these outputs of the graph, or all (see `onnx_merge.merge`).
-        """
-        feed = {"attention_mask": whole_numbers(attention_mask), "limits": cutoffs}
-        if i == 0:
-            ids = feed["input_ids"] = whole_numbers(inputs)
-            feed["token_type_ids"] = np.zeros_like(ids) if token_type_ids is None else whole_numbers(token_type_ids)
-        else:
-            feed |= {"layer": np.array(i), "hidden_in": inputs.numpy(), "input_ids": NO_IDS, "token_type_ids": NO_IDS}
-        return self.session.run(outputs, feed)
 
     def __call__(
         self,
@@ -162,64 +161,147 @@ class OnnxDeeBert:
         token_type_ids: Tensor | None = None,
         output_all_exits: bool = False,
         exit_threshold: float | Sequence[float] | None = None,
+        early_exit_entropy: float | Sequence[float] | None = None,
     ) -> HighwayClassifierOutput:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         if len(input_ids) == 0:
             raise ValueError("there is nothing to classify")
-        config = self.config
-        threshold = plain_threshold(config.exit_threshold if exit_threshold is None else exit_threshold)
-        threshold = threshold if isinstance(threshold, float) else tuple(threshold)
-        rule, cutoffs, stops = rule_and_limits(
-            config.exit_rule, config.num_labels, config.patience_tolerance, threshold, config.num_hidden_layers
-        )
+        threshold = early_exit_entropy if exit_threshold is None else exit_threshold
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        measured = rule.name == self.rule and not rule.stateful and not output_all_exits
-        if measured and len(input_ids) == 1:  # leaves where the run ends
-            layer, logits, uncertainty = self.run(0, stops, input_ids, mask, token_type_ids, ANSWER)
-            if not math.isnan(uncertainty[0]):
-                logits, uncertainty = torch.from_numpy(logits), torch.from_numpy(uncertainty)
-                nats = uncertainty if rule.name == "entropy" else entropy(logits)
-                exit_layer = torch.from_numpy(layer.reshape(1))
-                return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)
-        exits = HighwayPass(rule, cutoffs, full=output_all_exits)
-        return self.answer_batch(exits, stops if measured else None, input_ids, mask, token_type_ids)
+        rule, cutoffs, array = self._rule_and_cutoffs(threshold)
+        if output_all_exits:
+            return self._run_all_exits(rule, cutoffs, input_ids, mask, token_type_ids)
+        in_graph = rule.name == self.graph_rule and not rule.stateful
+        if in_graph and len(input_ids) == 1:
+            output = self._run_single(rule, array, input_ids, mask, token_type_ids)
+            if output is not None:
+                return output
+        return self._run_batch(rule, cutoffs, array if in_graph else None, input_ids, mask, token_type_ids)
+
+    def step(
+        self,
+        i: int,
+        inputs: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        consult: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Layer i with the exit after it, see `layer_runner.LayerSteps.step`. Without `consult` too: the run ends."""
+        outputs = self.run(i, self._stop_everywhere(), inputs, attention_mask, token_type_ids)
+        return outputs.hidden, outputs.logits, outputs.certainty
+
+    def run(
+        self,
+        i: int,
+        cutoffs: np.ndarray,
+        inputs: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> GraphOutputs:
+        """Runs the layers from i, counted from 0, to the first where an uncertainty is below its cut-off, of (N-1,).
+
+        Inputs as for `step`.
+        """
+        outputs = self._run_graph(i, cutoffs, inputs, attention_mask, token_type_ids)
+        return GraphOutputs(*map(torch.from_numpy, map(np.asarray, outputs)))
+
+    def _run_graph(
+        self,
+        i: int,
+        cutoffs: np.ndarray,
+        inputs: Tensor,
+        mask: Tensor,
+        token_type_ids: Tensor | None,
+        outputs: list[str] | None = None,
+    ) -> list[np.ndarray]:
+        """The outputs of these names, or all, as ONNX Runtime returns them."""
+        feed = {"attention_mask": int64(mask), "limits": cutoffs}
+        if i == 0:
+            ids = feed["input_ids"] = int64(inputs)
+            feed["token_type_ids"] = np.zeros_like(ids) if token_type_ids is None else int64(token_type_ids)
+        else:
+            feed |= {"layer": np.array(i), "hidden_in": inputs.numpy(), "input_ids": NO_IDS, "token_type_ids": NO_IDS}
+        return self.session.run(outputs, feed)
+
+    def _run_single(
+        self, rule: ExitRule, cutoffs: np.ndarray, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None
+    ) -> HighwayClassifierOutput | None:
+        """One text is one run of the graph, which ends where the text exits. None where its uncertainty is NaN."""
+        exit_layer, logits, uncertainty = self._run_graph(0, cutoffs, input_ids, mask, token_type_ids, SINGLE_OUTPUTS)
+        if math.isnan(uncertainty[0]):  # the graph has stopped at a layer where the text does not exit
+            return None
+        logits, uncertainty = torch.from_numpy(logits), torch.from_numpy(uncertainty)
+        nats = uncertainty if rule.name == "entropy" else entropy(logits)
+        return HighwayClassifierOutput(logits=logits, exit_layer=torch.from_numpy(exit_layer.reshape(1)), entropy=nats)
 
     @one_torch_thread()
-    def answer_batch(
+    def _run_batch(
         self,
-        exits: HighwayPass,
+        rule: ExitRule,
+        cutoffs: Sequence[float],
         stops: np.ndarray | None,
         input_ids: Tensor,
         mask: Tensor,
         token_type_ids: Tensor | None,
     ) -> HighwayClassifierOutput:
-        """Answers a batch (B, T): the graph runs until some may leave, and goes on with the others.
+        """A batch (B, T): the graph stops at the first layer where a sample may exit; the others resume from there.
 
-        stops: the cutoffs (N-1,) where the graph measures by the pass's rule; None: the rule is asked here, behind each
-            layer where it wants to be.
+        stops: the cut-offs (N-1,) where the graph computes the rule's uncertainty; None: it stops after each layer that
+            the rule consults, and the uncertainty is computed here.
         """
-        cutoffs, measured = exits.cutoffs, stops is not None
-        exits.lengths = token_lengths(mask)
-        if not measured:
-            stops = np.array([math.inf if exits.asks(i) else NO_EXIT for i in range(len(cutoffs))], np.float32)
-        state, layer = input_ids, 0
-        while layer <= len(cutoffs) and len(state):
-            layer, *found = self.run(layer, stops, state, mask, token_type_ids)
-            state, logits, uncertainty, certainty = (*map(torch.from_numpy, found), None)[:4]
-            layer = int(layer)  # from 1, so that it is also the next one from 0
-            if layer <= len(cutoffs):
-                known = uncertainty if measured else None
-                state, mask = exits.exit(layer - 1, logits, certainty, state, mask, known)
-        logits = logits[: len(state)]  # of those who went through all layers
-        all_logits = all_certainties = None
-        if exits.full:
-            logits, exit_layer, all_logits, all_certainties = exits.collect_all(logits)
-        else:
-            logits, exit_layer = exits.collect(logits)
+        in_graph = stops is not None
+        if not in_graph:
+            consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
+            stops = np.where(consulted, np.float32(math.inf), np.float32(NO_EXIT))
+        batch = ActiveBatch(torch.arange(len(input_ids)), token_lengths(mask), input_ids, mask)
+        exited, layer = ExitedSamples(), 0
+        while len(batch):
+            outputs = self.run(layer, stops, batch.hidden_states, batch.attention_mask, token_type_ids)
+            layer, batch.hidden_states, uncertainty = int(outputs.exit_layer), outputs.hidden, outputs.uncertainty
+            if layer == self.num_layers:
+                exited.add(batch.index, outputs.logits, layer)
+                break
+            if not in_graph:
+                uncertainty, batch.rule_state = rule.uncertainty(outputs.logits, outputs.certainty, batch.rule_state)
+            let_exit(batch, exited, layer, outputs.logits, uncertainty, cutoffs[layer - 1])
+        logits, exit_layer = exited.in_input_order()
+        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))
+
+    @one_torch_thread()
+    def _run_all_exits(
+        self,
+        rule: ExitRule,
+        cutoffs: Sequence[float],
+        input_ids: Tensor,
+        mask: Tensor,
+        token_type_ids: Tensor | None,
+    ) -> HighwayClassifierOutput:
+        """Every layer and every exit for every sample; where each would exit follows from that."""
+        state, logits, certainties = input_ids, [], []
+        for i in range(self.num_layers):
+            outputs = self.run(i, self._stop_everywhere(), state, mask, token_type_ids)
+            state = outputs.hidden
+            logits.append(outputs.logits)
+            certainties.append(outputs.certainty)
+        all_logits = torch.stack(logits, dim=1)
+        all_certainties = torch.stack(certainties[:-1], dim=1) if self.has_certainty and len(certainties) > 1 else None
+        exit_layer = first_exit_layer(rule.uncertainties(all_logits, all_certainties), cutoffs)
+        chosen = all_logits[torch.arange(len(all_logits)), exit_layer - 1]
         return HighwayClassifierOutput(
-            logits=logits,
+            logits=chosen,
             exit_layer=exit_layer,
-            entropy=entropy(logits),
+            entropy=entropy(chosen),
             all_logits=all_logits,
             all_certainties=all_certainties,
         )
+
+    def _stop_everywhere(self) -> np.ndarray:
+        return np.full(self.num_layers - 1, np.inf, np.float32)
+
+    def _rule_and_cutoffs(
+        self, threshold: float | Sequence[float] | None
+    ) -> tuple[ExitRule, tuple[float, ...], np.ndarray]:
+        config = self.config
+        threshold = plain_threshold(config.exit_threshold if threshold is None else threshold)
+        key = threshold if isinstance(threshold, float) else tuple(threshold)
+        return rule_and_cutoffs(config.exit_rule, config.num_labels, config.patience_tolerance, key, self.num_layers)

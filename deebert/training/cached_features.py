@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.early_exit import pooling_weights_of
 from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.off_ramps import mean_weights
 from deebert.utils.files import check_room
 
 IN_MEMORY = 2**30  # bytes of reads up to which they are kept in memory, beyond in a file that is mapped
@@ -79,7 +79,7 @@ def cached_features(
     def ask(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with accelerator.autocast():
             output = model(**batch, output_hidden_states=True, exit_threshold=NO_EXIT)
-        weights = pooling_weights_of(batch["attention_mask"], output.hidden_states[0].dtype)
+        weights = mean_weights(batch["attention_mask"], output.hidden_states[0].dtype)
         states = output.hidden_states[1:-1]  # the first are the embeddings
         reads = [highway.pool(hidden, weights) for highway, hidden in zip(encoder.highway, states, strict=True)]
         return torch.stack(reads, dim=1), output.logits

@@ -1,0 +1,79 @@
+"""A model's layers one at a time, for runtimes that decide themselves which samples run where.
+
+Shapes: b samples, T tokens, H hidden, C labels.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deebert.modeling.first_token import first_token_layer
+
+
+class LayerSteps(Protocol):
+    """What continuous batching needs of a model: a `LayerRunner` of a PyTorch model, or an `OnnxDeeBert`."""
+
+    def step(
+        self,
+        i: int,
+        inputs: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        consult: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Layer i, from 0, and the exit after it.
+
+        inputs: input_ids (b, T) for the first layer, for others the hidden states (b, T, H) of the previous layer.
+        attention_mask: (b, T). token_type_ids: (b, T), of the first layer only. consult: whether the exit runs too.
+
+        Returns hidden states (b, T, H), after the last layer (b, 1, H); logits (b, C); and the certainty (b,) of the
+        learning-to-exit head or None. Without `consult` logits and certainty may be None.
+        """
+
+    def running(self) -> AbstractContextManager:
+        """A context for many steps."""
+
+
+class LayerRunner:
+    """The steps of a PyTorch model in evaluation, whose attention takes additive masks: eager or sdpa."""
+
+    def __init__(self, model):
+        self.model, self.base = model, model.base_model
+        self.last = model.config.num_hidden_layers - 1
+
+    def step(
+        self,
+        i: int,
+        inputs: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        consult: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """See `LayerSteps.step`."""
+        hidden = self.layer(i, inputs, self.additive_mask(attention_mask), token_type_ids)
+        if not consult:
+            return hidden, None, None
+        return hidden, *self.exit(i, hidden, None if i == self.last else self.model.pooling_weights(attention_mask))
+
+    def running(self) -> AbstractContextManager:
+        """Nothing is needed."""
+        return nullcontext()
+
+    def additive_mask(self, attention_mask: Tensor) -> Tensor:
+        """(b, T) -> what layers add to their attention scores (b, 1, 1, T)."""
+        dtype = self.model.dtype
+        return (attention_mask == 0).to(dtype)[:, None, None] * torch.finfo(dtype).min
+
+    def layer(self, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Layer i, the first with the embeddings, the last for the first token. mask: see `additive_mask`."""
+        hidden = self.base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
+        layer = self.base.encoder.layer[i]
+        return first_token_layer(layer, hidden, mask) if i == self.last else layer(hidden, mask)
+
+    def exit(self, i: int, hidden: Tensor, pooling_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The exit after layer i, also the last: logits (b, C), and the certainty (b,) or None."""
+        if i == self.last:
+            return self.model.final_logits(self.base.pooler(hidden)), None
+        return self.base.encoder.off_ramp(i, hidden, pooling_weights)
