@@ -7,7 +7,7 @@ from deebert.utils.cli import ArgumentParser
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="deebert plot", description="Draws figures from result files.")
+    parser = ArgumentParser(prog="deebert plot", description="Draws figures from result files: CSV, or npy as the original writes them.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RESULT_DIR")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
