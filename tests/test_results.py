@@ -276,7 +276,7 @@ class CallsSystem:
 
 def damaged(path, kind: str) -> None:
     """Makes a result file something else."""
-    whole = path.read_bytes()
+    content = path.read_bytes()
     if kind == "system":
         write_npy(path, CallsSystem(path.with_name("executed")))
     elif kind == "system inside":
@@ -294,7 +294,7 @@ def damaged(path, kind: str) -> None:
         write_npy(path, np.array([{1: 1}, 1.0, 1.0, math.nan], dtype=object))
     else:
         path.write_bytes(
-            {"truncated": whole[:-40], "header only": whole[:128], "garbage": b"x" * 500, "empty": b""}[kind]
+            {"truncated": content[:-40], "header only": content[:128], "garbage": b"x" * 500, "empty": b""}[kind]
         )
 
 

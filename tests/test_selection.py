@@ -100,7 +100,7 @@ def test_report_says_whether_the_target_holds():
 
 
 def test_risk_control_keeps_its_guarantee():
-    """Over many calibration sets the true risk is above the limit no more often than 1 - confidence allows."""
+    """Over many calibration sets the true risk exceeds `risk` no more often than 1 - confidence allows."""
     risk, confidence, runs = 0.05, 0.9, 200
     world = simulated(40_000, 5)
     rng = np.random.default_rng(0)

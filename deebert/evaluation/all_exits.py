@@ -59,6 +59,7 @@ class AllExits:
 
     @property
     def num_layers(self) -> int:
+        """N, the final classifier included."""
         return self.logits.shape[1]
 
     @property

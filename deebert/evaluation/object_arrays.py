@@ -75,6 +75,8 @@ ADMITTED = {
 
 
 class _NumberUnpickler(pickle.Unpickler):
+    """Maps the admitted names to stand-ins and refuses all others."""
+
     def find_class(self, module: str, name: str) -> type[_StandIn]:
         if (module, name) not in ADMITTED:
             raise pickle.UnpicklingError(f"it names {f'{module}.{name}'!a}, and result files hold only numbers")
@@ -102,7 +104,7 @@ def read_object_array(path: Path, remedy: str) -> list:
     try:
         return _items(path.read_bytes())
     except Exception as error:  # a damaged pickle can raise almost anything
-        raise InputError(f"{path}: not a result file ({error or type(error).__name__}); {remedy}") from None
+        raise InputError(f"{path}: not a result file ({str(error) or type(error).__name__}); {remedy}") from None
 
 
 def read_float_array(path: Path, remedy: str) -> list[float]:
@@ -111,6 +113,6 @@ def read_float_array(path: Path, remedy: str) -> list[float]:
         array = npy_format.read_array(io.BytesIO(path.read_bytes()), allow_pickle=False)
         if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise ValueError("not a list of numbers")
-    except Exception as error:  # likewise
-        raise InputError(f"{path}: not a result file ({error or type(error).__name__}); {remedy}") from None
+    except Exception as error:  # a damaged header, too
+        raise InputError(f"{path}: not a result file ({str(error) or type(error).__name__}); {remedy}") from None
     return array.astype(float).tolist()

@@ -55,6 +55,7 @@ class SweepRow:
 
     @property
     def layers_saved(self) -> float:
+        """1 - layers_run."""
         return 1 - self.layers_run
 
 

@@ -28,7 +28,7 @@ def controlled_threshold(exits: AllExits, risk: float, confidence: float, points
 
     The method is Learn then Test (Angelopoulos et al., 2021) with fixed-sequence testing, as applied to early exit by
     Jazbec et al. ("Fast yet Safe: Early-Exiting with Risk Control", NeurIPS 2024). Thresholds are tested from the
-    safest up. For each, the hypothesis "its risk is above the limit" is tested at level 1 - confidence, with the
+    safest up. For each, the hypothesis "its risk is above `risk`" is tested at level 1 - confidence, with the
     exact binomial p-value. The result is the last threshold before the first hypothesis that is not rejected.
     The guarantee assumes that these samples and future ones are independent draws from one distribution, and that the
     tested thresholds do not depend on the samples, which is true of the rule's grid.
