@@ -1,7 +1,7 @@
-"""Trains settings of run_glue_deebert.py with several seeds and compares what they save. Run by compare.sh.
+"""Trains settings of run_glue_deebert.py with several seeds and compares the layers they save. compare.sh runs it.
 
-COMPARISON_DIR/runs/FLAGS/seed{n}/all_exits.npz is the result of a finished training; models are deleted once it is
-written. first_stage/ holds the models after stage 1, shared by all settings that agree on it.
+COMPARISON_DIR/runs/FLAGS/seed{n}/all_exits.npz is the result of a finished training; the model is deleted once that
+file is written. first_stage/ holds the models after stage 1; settings with the same stage 1 share one.
 """
 
 import argparse
@@ -33,21 +33,23 @@ AFTER_TRAINING.add_argument("--calibrate", action="store_true")
 
 
 class Comparison:
-    """The runs of one folder. common: the flags of every run."""
+    """The runs in one folder. common: the flags that all of them have."""
 
     def __init__(self, folder: Path, common: list[str]):
         self.folder, self.common = folder, common
         self.record = folder / "common.json"
-        if self.record.is_file() and json.loads(self.record.read_text()) != common:
+        recorded = results.read_json(self.record) if self.record.is_file() else common
+        if recorded != common:
             raise InputError(
-                f"{folder}: it holds runs with other settings ({' '.join(json.loads(self.record.read_text()))}); "
-                "choose another COMPARISON_DIR"
+                f"{folder}: it holds runs with other settings ({' '.join(recorded)}); choose another COMPARISON_DIR"
             )
         if AFTER_TRAINING.parse_known_args(common)[1] != common or "--seed" in common:
-            raise InputError("--exit_rule, --patience_tolerance, --calibrate: in a setting's line; seeds: in SEEDS")
+            raise InputError(
+                "give --exit_rule, --patience_tolerance, --calibrate in a setting's line, and seeds in SEEDS"
+            )
 
     def check(self, flags: list[str]) -> None:
-        """Raises InputError for what can be known to be wrong by now."""
+        """Raises InputError for a setting that is wrong, before anything is trained."""
         after, training = AFTER_TRAINING.parse_known_args(flags)
         task = get_task(parse_args(self.argv(training, 0)).task_name)
         if after.calibrate and task.num_labels == 1:
@@ -56,7 +58,7 @@ class Comparison:
             )
 
     def outcome(self, flags: list[str], seed: int) -> comparison.Outcome:
-        """Trains, unless that has been done, and measures."""
+        """The outcome of one setting with one seed; trains the model unless its result is there."""
         after, training = AFTER_TRAINING.parse_known_args(flags)
         if EXIT_RULES[after.exit_rule].learned:
             training += ["--exit_rule", after.exit_rule]
@@ -66,35 +68,46 @@ class Comparison:
         return comparison.outcome(get_task(parse_args(self.argv(training, seed)).task_name), exits)
 
     def run_dir(self, training: list[str], seed: int) -> Path:
+        """The folder of one training; its name is the flags."""
         name = quote_plus(" ".join(training).removeprefix("--")) or "as_given"
         return self.folder / "runs" / name / f"seed{seed}"
 
     def argv(self, training: list[str], seed: int) -> list[str]:
+        """The command line of one training."""
         run = self.run_dir(training, seed)
         files = ["--output_dir", str(run / "model"), "--plot_data_dir", str(run / "results"), "--overwrite_output_dir"]
         work = ["--seed", str(seed), "--do_train", "--do_eval", "--eval_each_highway", "--resume"]
         return [*self.common, *training, *work, *files]
 
     def exits(self, training: list[str], seed: int) -> AllExits:
+        """The logits of all exits on the dev set; trains the model unless they are there."""
+        stored = self.run_dir(training, seed) / "all_exits.npz"
+        if not stored.is_file():
+            self.train(training, seed, stored)
+        return AllExits.load(stored)
+
+    def train(self, training: list[str], seed: int, stored: Path) -> None:
+        """Trains and evaluates one model, and keeps only the logits of its exits."""
         run, argv = self.run_dir(training, seed), self.argv(training, seed)
-        done = run / "all_exits.npz"
-        if not done.is_file():
-            args = parse_args(argv)
-            if args.train_strategy == "two_stage":
-                settings = json.dumps(first_stage_settings(args), sort_keys=True)
-                first_stage = self.folder / "first_stage" / hashlib.sha256(settings.encode()).hexdigest()[:12]
-                if not (first_stage / "first_stage.json").is_file():  # interrupted while it was written
-                    shutil.rmtree(first_stage, ignore_errors=True)
-                argv += ["--first_stage", str(first_stage)]
-            print(f"\n{' '.join(training) or 'as given'}, seed {seed}", flush=True)
-            started = time.perf_counter()
-            run_glue_deebert.main(argv)
-            results.write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})
-            written = results.result_dir(args.plot_data_dir, args.model_name_or_path) / done.name
-            results.write_json(self.record, self.common)
-            written.replace(done)
-            shutil.rmtree(run / "model")
-        return AllExits.load(done)
+        args = parse_args(argv)
+        if args.train_strategy == "two_stage":
+            argv += ["--first_stage", str(self.first_stage(args))]
+        print(f"\n{' '.join(training) or 'as given'}, seed {seed}", flush=True)
+        started = time.perf_counter()
+        run_glue_deebert.main(argv)
+        results.write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})
+        written = results.result_dir(args.plot_data_dir, args.model_name_or_path) / stored.name
+        results.write_json(self.record, self.common)
+        written.replace(stored)
+        shutil.rmtree(run / "model")
+
+    def first_stage(self, args: argparse.Namespace) -> Path:
+        """The folder of the model after stage 1; settings with the same stage 1 share it."""
+        settings = json.dumps(first_stage_settings(args), sort_keys=True)
+        folder = self.folder / "first_stage" / hashlib.sha256(settings.encode()).hexdigest()[:12]
+        if not (folder / "first_stage.json").is_file():  # the training was interrupted while it wrote the folder
+            shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
 
 def main() -> None:
@@ -107,24 +120,24 @@ def main() -> None:
     args, common = parser.parse_known_args()
     settings = comparison.read_settings(args.settings) if args.settings else {"as given": []}
     runs = Comparison(args.comparison_dir, common)
-    for name, flags in settings.items():  # to hear of a wrong flag before hours of work
+    for name, flags in settings.items():  # reports a wrong flag before hours of work
         print(f"{name}: {' '.join(flags) or 'no further flags'}", flush=True)
         runs.check(flags)
 
     outcomes = {}
     for name, flags in settings.items():
         outcomes[name] = [runs.outcome(flags, seed) for seed in args.seeds]
-        written = write(args.comparison_dir, outcomes, args.seeds)  # after each, should a later one fail
+        written = write(args.comparison_dir, outcomes, args.seeds)  # after each setting, in case a later one fails
         print(f"\n{comparison.table({name: outcomes[name]})}\n", flush=True)
     print(f"\n{comparison.table(outcomes)}\n", *written, sep="\n")
 
 
 def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: list[int]) -> list[Path]:
-    """Table, numbers and figure so far."""
+    """Writes the table, the CSV and the figure of the outcomes so far, and returns their paths."""
     with replacing(folder / "comparison.md") as file:
         file.write(comparison.table(outcomes) + "\n")
     comparison.write_csv(folder / "comparison.csv", outcomes, seeds)
-    curves = {name: [o.curve for o in found] for name, found in outcomes.items()}
+    curves = {name: [o.curve for o in of_seeds] for name, of_seeds in outcomes.items()}
     figures = plotting.draw_comparison(comparison.GRID, curves, folder / "comparison")
     return [folder / "comparison.md", folder / "comparison.csv", *figures]
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains and sweeps a list of settings with several seeds -> one table, one figure (comparison.md, .csv, .png, .pdf).
-# What was interrupted goes on where it was; finished settings are reused.
+# Trains and sweeps a list of settings with several seeds; writes one table and one figure (comparison.md, .csv, .png,
+# .pdf). Run again, it resumes an interrupted training and reuses finished ones.
 #   SETTINGS=my_settings.txt SEEDS="1 2 3" bash scripts/compare.sh
-# Settings and further arguments: as for train_deebert.sh; further arguments go to every run.
+# The variables below are those of train_deebert.sh; further arguments are passed to every run.
 set -euo pipefail
 
 PATH_TO_DATA=${PATH_TO_DATA:-./glue_data}

@@ -1,4 +1,4 @@
-"""Temperatures: they make what is too sure as sure as it should be, and change no answer."""
+"""Temperatures correct over-confident exits and change no prediction."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def over_confident(n: int, factors=(3.0, 0.4, 1.0)) -> AllExits:
     return AllExits(np.stack(logits, axis=1).astype(np.float32), labels)
 
 
-def test_the_true_temperatures_are_found():
+def test_true_temperatures_are_recovered():
     exits = over_confident(20_000)
     temperatures = fit_temperatures(exits)
     np.testing.assert_allclose(temperatures, [3.0, 0.4, 1.0], rtol=0.05)
@@ -31,7 +31,7 @@ def test_the_true_temperatures_are_found():
     assert report(exits, after).startswith("negative log-likelihood of the exits on 20000 other samples: ")
 
 
-def test_no_other_temperature_is_better():
+def test_fitted_temperature_is_the_best():
     exits = over_confident(300)
     for layer, temperature in enumerate(fit_temperatures(exits)):
         logits = torch.from_numpy(exits.logits[:, layer]).double()
@@ -42,13 +42,13 @@ def test_no_other_temperature_is_better():
             assert functional.cross_entropy(logits / other, labels).item() >= best - 1e-6
 
 
-def test_an_exit_that_is_always_right_keeps_a_finite_temperature():
+def test_exit_that_is_always_right_keeps_a_finite_temperature():
     labels = np.array([0, 1, 1, 0])
     exits = AllExits((np.eye(2)[labels][:, None] * 5).repeat(2, axis=1).astype(np.float32), labels)
     assert all(LIMITS[0] <= t <= 1 for t in fit_temperatures(exits))
 
 
-def test_what_cannot_be_calibrated():
+def test_regression_and_unlabelled_samples_are_refused():
     with pytest.raises(InputError, match="regression"):
         fit_temperatures(AllExits(np.zeros((4, 3, 1), np.float32), np.zeros(4)))
     with pytest.raises(InputError, match="labels"):

@@ -1,4 +1,4 @@
-"""Settings against each other: the numbers of the table, and a comparison that goes on where it was."""
+"""Comparing settings: the numbers of the table, and resuming an interrupted comparison."""
 
 import csv
 import os
@@ -26,36 +26,36 @@ SST2 = TASKS["SST-2"]
 
 def test_savings_are_the_largest_at_each_drop():
     exits = simulated(300, 0)
-    found = outcome(SST2, exits)
+    result = outcome(SST2, exits)
     full = (exits.logits[:, -1].argmax(-1) == exits.labels).mean()
-    assert found.exits[-1] == full
+    assert result.exits[-1] == full
     tried = []
     for threshold in np.linspace(0, 0.7, 2000):
         layers = exits.exit_layers(threshold)
-        tried.append((1 - layers.mean() / 5, (exits.answers(layers).argmax(-1) == exits.labels).mean()))
-    for drop, saved in zip(DROPS, found.saved, strict=True):
+        tried.append((1 - layers.mean() / 5, (exits.logits_at(layers).argmax(-1) == exits.labels).mean()))
+    for drop, saved in zip(DROPS, result.saved, strict=True):
         assert saved == pytest.approx(max(s for s, score in tried if score >= full - drop - 1e-9), abs=0.02)
-    for share, best in zip(GRID, found.curve, strict=True):
+    for share, best in zip(GRID, result.curve, strict=True):
         scores = [score for s, score in tried if s >= share]
         assert np.isnan(best) if not scores else best == pytest.approx(max(scores), abs=0.01)
-    assert min(found.exits) < found.area < full
+    assert min(result.exits) < result.area < full
 
 
-def test_rules_that_order_samples_alike_save_alike():
+def test_rules_with_the_same_order_of_samples_save_the_same():
     exits = simulated(300, 3)  # two labels: the entropy falls as the confidence grows
-    found = [outcome(SST2, replace(exits, rule=rule)) for rule in ("entropy", "confidence", "margin")]
-    for other in found[1:]:
-        assert other.saved == pytest.approx(found[0].saved)
-        assert other.area == pytest.approx(found[0].area)
+    first, *others = [outcome(SST2, replace(exits, rule=rule)) for rule in ("entropy", "confidence", "margin")]
+    for other in others:
+        assert other.saved == pytest.approx(first.saved)
+        assert other.area == pytest.approx(first.area)
 
 
-def test_area_of_exits_that_are_all_alike_is_their_score():
+def test_area_of_equal_exits_is_their_score():
     exits = simulated(200, 1)
     exits.logits[:] = exits.logits[:, -1:]
     assert outcome(SST2, exits).area == pytest.approx(outcome(SST2, exits).exits[0])
 
 
-def test_each_half_is_calibrated_by_the_other():
+def test_each_half_is_calibrated_with_the_other():
     exits = simulated(400, 2)
     mixed = cross_calibrated(exits, 5)
     first, second = exits.halves(5)
@@ -68,7 +68,7 @@ def test_each_half_is_calibrated_by_the_other():
     assert mixed.labels.tolist() == [*first.labels, *second.labels]
 
 
-def test_the_table_has_means_and_deviations():
+def test_table_has_means_and_deviations():
     outcomes = [outcome(SST2, simulated(300, seed)) for seed in (0, 1)]
     line = table({"mine": outcomes}).splitlines()[2]
     final = [100 * o.exits[-1] for o in outcomes]
@@ -84,13 +84,13 @@ def test_the_table_has_means_and_deviations():
         ("a: --x\na:\n", "line 2: 'a' is there already"),
     ],
 )
-def test_settings_that_are_none(tmp_path, text, message):
+def test_bad_settings_files_are_refused(tmp_path, text, message):
     (tmp_path / "settings.txt").write_text(text)
     with pytest.raises(cli.InputError, match=message):
         read_settings(tmp_path / "settings.txt")
 
 
-def test_every_setting_that_comes_with_the_code_is_one():
+def test_bundled_settings_are_valid():
     settings = read_settings(ROOT / "scripts/compare_settings.txt")
     assert len(settings) >= 8
     assert settings["paper"] == []
@@ -110,7 +110,7 @@ def test_every_setting_that_comes_with_the_code_is_one():
         parse_args([*required, *flags])
 
 
-def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
+def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
     (tmp_path / "settings.txt").write_text(
         "paper:\nmean: --highway_pooling mean\nsure: --highway_pooling mean --exit_rule confidence --calibrate\n"
         "joint: --train_strategy joint\n"
@@ -125,7 +125,7 @@ def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypa
 
     def compare_all(*more: str):
         argv = (
-            f"compare.py --settings {tmp_path}/settings.txt --seeds 1 2 --comparison_dir {tmp_path}/found "
+            f"compare.py --settings {tmp_path}/settings.txt --seeds 1 2 --comparison_dir {tmp_path}/compared "
             f"--model_type bert --task_name SST-2 --data_dir {tiny_data}/SST-2 --no_cuda --max_seq_length 32 "
             f"--model_name_or_path {tiny_checkpoints['bert']} --num_train_epochs 1 --save_steps 0 --learning_rate 1e-3"
         )
@@ -140,7 +140,7 @@ def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypa
     compare_all()
     assert len(trained) == 6  # two seeds of three trainings, none of them twice
     assert capsys.readouterr().out.count("stage 1: mean loss") == 4  # paper and mean share theirs
-    folder = tmp_path / "found"
+    folder = tmp_path / "compared"
     assert not list(folder.glob("runs/*/*/model"))
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
     assert [(row["setting"], row["seed"]) for row in rows] == [
@@ -169,7 +169,7 @@ def test_it_goes_on_where_it_was(tmp_path, tiny_data, tiny_checkpoints, monkeypa
             compare_all(*flags)
 
 
-def test_the_script_hands_on_what_is_wrong(tmp_path, tiny_data):
+def test_script_passes_on_the_error_line(tmp_path, tiny_data):
     settings = tmp_path / "settings.txt"
     settings.write_text("mine: --highway_pooling last\n")
     done = script(

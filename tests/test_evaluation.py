@@ -1,4 +1,4 @@
-"""One pass gives what the slow way gives; timed passes leave where the one pass says."""
+"""One full pass gives the same scores and exits as a pass for each layer and threshold, and as the timed passes."""
 
 import math
 
@@ -39,8 +39,8 @@ def samples(model, features):
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-def test_one_pass_is_the_slow_way(backbone, pooling):
-    """The original's way: one pass for each layer and each threshold, batch size 1."""
+def test_one_pass_equals_one_pass_per_layer_and_threshold(backbone, pooling):
+    """The original runs one pass for each layer and each threshold, at batch size 1."""
     model = tiny_model(backbone, highway_pooling=pooling)
     features, task = features_of(model), TASKS["MRPC"]
     forwards = []
@@ -50,10 +50,10 @@ def test_one_pass_is_the_slow_way(backbone, pooling):
     entropies = np.sort(exits.uncertainties.ravel())
     thresholds = [float(entropies[i : i + 2].mean()) for i in (3, 11, 18, 25)]
 
-    for layer, found in enumerate(layer_scores(task, exits)):
+    for layer, layer_score in enumerate(layer_scores(task, exits)):
         with torch.no_grad():
             logits = torch.cat([model(**one, output_layer=layer).logits for one in samples(model, features)])
-        assert found == scores(task, logits.numpy(), features.labels)
+        assert layer_score == scores(task, logits.numpy(), features.labels)
     for row in sweep(task, exits, thresholds):
         with torch.no_grad():
             outputs = [model(**one, exit_threshold=row.threshold) for one in samples(model, features)]
@@ -66,7 +66,7 @@ def test_one_pass_is_the_slow_way(backbone, pooling):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_timed_passes_leave_where_the_one_pass_says(backbone, batch_size):
+def test_timed_passes_exit_at_the_predicted_layers(backbone, batch_size):
     model = tiny_model(backbone)
     features, collate = features_of(model), collator(tiny_model(backbone).config)
     exits = run_all_exits(model, features, collate)
@@ -85,7 +85,7 @@ def test_timed_passes_leave_where_the_one_pass_says(backbone, batch_size):
     assert len({row.exits for row in rows}) == 3
 
 
-def test_an_exit_that_rounding_cannot_explain_is_an_error():
+def test_exit_that_rounding_cannot_explain_is_an_error():
     model = tiny_model("bert")
     features, collate = features_of(model), collator(model.config)
     exits = run_all_exits(model, features, collate)
@@ -98,17 +98,17 @@ def test_an_exit_that_rounding_cannot_explain_is_an_error():
 def test_ties_are_counted():
     exits = AllExits(np.random.default_rng(0).normal(size=(6, 3, 2)).astype(np.float32), None)
     entropies = exits.uncertainties
-    for gap, seen_at in ((5e-5, 2), (-5e-5, 1), (1e-3, 2)):
+    for gap, timed_at in ((5e-5, 2), (-5e-5, 1), (1e-3, 2)):
         threshold = float(entropies[4, 0]) + gap
-        seen = exits.exit_layers(threshold)
-        assert (seen[4] == 1) == (gap > 0)
-        assert timing._other_exits(exits, threshold, seen) == 0
-        seen[4] = seen_at
+        timed_layers = exits.exit_layers(threshold)
+        assert (timed_layers[4] == 1) == (gap > 0)
+        assert timing._count_ties(exits, threshold, timed_layers) == 0
+        timed_layers[4] = timed_at
         if abs(gap) < timing.TIE:
-            assert timing._other_exits(exits, threshold, seen) == 1
+            assert timing._count_ties(exits, threshold, timed_layers) == 1
         else:
-            with pytest.raises(RuntimeError, match="sample 5 left at layer 2"):
-                timing._other_exits(exits, threshold, seen)
+            with pytest.raises(RuntimeError, match="sample 5 exited at layer 2"):
+                timing._count_ties(exits, threshold, timed_layers)
 
 
 @given(
@@ -139,7 +139,7 @@ def test_dense_thresholds_reach_the_largest_entropy():
     assert cost == sorted(cost, reverse=True)
 
 
-def test_all_exits_are_saved_and_read_again(tmp_path):
+def test_all_exits_are_saved_and_loaded(tmp_path):
     for labels in (np.array([1, 0]), None):
         exits = AllExits(np.ones((2, 3, 2), np.float32), labels)
         exits.save(tmp_path / "all_exits.npz")
@@ -148,7 +148,7 @@ def test_all_exits_are_saved_and_read_again(tmp_path):
         assert (again.labels is None) == (labels is None)
 
 
-def test_nan_answers_are_told(backbone):
+def test_nan_logits_get_an_input_error(backbone):
     model = tiny_model(backbone)
     torch.nn.init.constant_(model.base_model.encoder.highway[1].classifier.bias, math.nan)
     with pytest.raises(InputError, match=r"\[nan, nan\] at exit 2 for sample 1 \(10 of 10"):

@@ -17,7 +17,7 @@ from deebert.data.features import Features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits, dense_thresholds
 from deebert.evaluation.results import SweepRow
-from deebert.evaluation.threshold_selection import Target, choose
+from deebert.evaluation.threshold_selection import SelectionTarget, choose
 from deebert.evaluation.timing import timed_sweep
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 
@@ -132,7 +132,7 @@ def test_a_threshold_is_chosen_with_every_rule(name, labels):
     certainties = (1 / (1 + np.abs(logits - right[:, None]).max(-1)))[:, :-1].astype(np.float32)
     exits = AllExits(logits, truth, certainties, name, TOLERANCE)
     task = TASKS["STS-B" if labels == 1 else "SST-2"]
-    choice = choose(task, exits, Target(drop=0.05))
+    choice = choose(task, exits, SelectionTarget(drop=0.05))
     assert choice.chosen_on.layers_saved > 0
     assert choice.chosen_on.score_change >= -0.05 - 1e-9
     assert choice.rule == name

@@ -1,10 +1,19 @@
 """The original's npy files, their CSV twins, and the figures drawn from them."""
 
+import io
+import math
+import os
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from deebert.evaluation import plotting, results
 from deebert.evaluation.results import SweepRow, read_each_layer, read_sweep, result_dir, sweep_table
+from deebert.utils import cli
 from deebert.utils.cli import InputError
 
 ROWS = [
@@ -23,13 +32,13 @@ ROWS = [
         ("../elsewhere/../model", "plots/elsewhere/model"),
     ],
 )
-def test_results_never_leave_their_folder(name, expected):
+def test_result_dir_stays_inside_plot_data_dir(name, expected):
     assert result_dir("plots", name).as_posix() == expected
     assert result_dir("plots", name, "-MM").as_posix() == expected + "-MM"
 
 
 @pytest.mark.parametrize("name", [".", "/", ".."])
-def test_a_model_path_without_a_name_is_refused(name):
+def test_model_path_without_a_name_is_refused(name):
     with pytest.raises(InputError, match="give the folder's name"):
         result_dir("plots", name)
 
@@ -44,7 +53,7 @@ def test_each_layer_files(tmp_path):
     assert read_each_layer(tmp_path) == ("f1", [0.5, 0.75])
 
 
-def test_entropy_files_are_the_originals(tmp_path):
+def test_entropy_files_have_the_original_format(tmp_path):
     """Read as plotting code written for the original reads them."""
     for row in ROWS:
         results.write_entropy(tmp_path, row)
@@ -67,7 +76,7 @@ def test_sweep_csv_reads_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["entropy_sweep.csv"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     results.write_sweep(tmp_path, ROWS)
     before = (tmp_path / "entropy_sweep.csv").read_bytes()
     with pytest.raises(AttributeError):
@@ -76,7 +85,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_files_that_are_no_results_are_told(tmp_path):
+def test_missing_and_foreign_files_get_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"entropy_sweep.csv: no such file"):
         read_sweep(tmp_path)
     (tmp_path / "entropy_sweep.csv").write_text("threshold,score\n0.1,0.2\n")
@@ -86,13 +95,13 @@ def test_files_that_are_no_results_are_told(tmp_path):
         plotting.read_series([tmp_path / "none"])
 
 
-def test_the_table_shows_per_cent_and_leaves_out_what_is_not_measured():
+def test_table_shows_per_cent_and_a_dash_for_missing_times():
     lines = sweep_table(ROWS).splitlines()
     assert lines[3] == "| 0.1 | 75.00 | -12.50 | 66.7 | 1.50 | 29.0 |"
     assert lines[4].endswith("| 50.0 | - | - |")
 
 
-def test_the_summary_names_the_largest_saving_within_the_drop():
+def test_summary_names_the_largest_saving_within_the_drop():
     assert "threshold 0 saves 0.0 % of the layers and 5.0 % of the time; the score changes by +0.00" in results.summary(
         ROWS
     )
@@ -125,7 +134,7 @@ def test_figures_of_one_and_of_two_folders(tmp_path):
     assert [s.label for s in series] == ["MRPC", "RTE"]
 
 
-def test_the_figures_show_the_numbers(tmp_path):
+def test_figures_show_the_numbers(tmp_path):
     (series,) = plotting.read_series([write_results(tmp_path / "model")])
     by_layers, by_time = plotting.plot_tradeoff([series]).axes
     np.testing.assert_allclose(by_layers.lines[1].get_xydata(), [[0, 87.5], [100 / 3, 75]])
@@ -146,7 +155,7 @@ def test_the_figures_show_the_numbers(tmp_path):
             assert "%" in axes.get_xlabel() + axes.get_ylabel()
 
 
-def test_only_what_there_is_data_for_is_drawn(tmp_path):
+def test_only_figures_with_data_are_drawn(tmp_path):
     untimed = write_results(tmp_path / "a", rows=ROWS[2:], curve=False, layers=False)
     layers = write_results(tmp_path / "b", rows=(), curve=False)
     assert {p.stem for p in plotting.draw(plotting.read_series([untimed]), tmp_path)} == {
@@ -154,3 +163,190 @@ def test_only_what_there_is_data_for_is_drawn(tmp_path):
         "exits_by_threshold",
     }
     assert {p.stem for p in plotting.draw(plotting.read_series([layers]), tmp_path)} == {"score_by_layer"}
+
+
+LAYERS, SAMPLES = 12, 408
+ORIGINAL_THRESHOLDS = [i / 10 for i in range(8)]
+
+
+def original_row(threshold: float) -> list:
+    """[{layer: samples}, seconds, layers run, score]: at threshold t a share t of the samples exits after layer 6."""
+    early = round(threshold * SAMPLES)
+    exits = dict.fromkeys(range(1, LAYERS + 1), 0) | {6: early, 12: SAMPLES - early}
+    share = (6 * early + 12 * (SAMPLES - early)) / (12 * SAMPLES)
+    return [exits, 20.0 * share, share, np.float64(0.875 - threshold / 10)]
+
+
+def write_original(folder, protocol=4, layers=True, thresholds=ORIGINAL_THRESHOLDS):
+    """The npy files of the original: np.save used pickle protocol 2 or 3, and numpy's old module names, at its time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if layers:
+        np.save(folder / "each_layer.npy", np.linspace(0.6, 0.875, LAYERS))
+    for threshold in thresholds:
+        write_npy(folder / f"entropy_{threshold}.npy", np.array(original_row(threshold), dtype=object), protocol)
+    return folder
+
+
+def write_npy(path, content, protocol=4):
+    """What np.save writes for an object array, with any content in place of the array."""
+    with path.open("wb") as file:
+        header = {"descr": "|O", "fortran_order": False, "shape": (4,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        written = io.BytesIO()
+        pickle.dump(content, written, protocol=protocol)
+        file.write(written.getvalue())
+    if protocol < 4:  # text lengths are not stored in such old pickles' global names
+        path.write_bytes(path.read_bytes().replace(b"cnumpy._core.", b"cnumpy.core."))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_original_npy_files_are_read(tmp_path, protocol):
+    write_original(tmp_path, protocol)
+    raw = (tmp_path / "entropy_0.3.npy").read_bytes()
+    assert (b"numpy.core." in raw) == (protocol < 4)
+    assert results.read_each_layer(tmp_path) == ("", pytest.approx(np.linspace(0.6, 0.875, LAYERS).tolist()))
+    rows = read_sweep(tmp_path)
+    assert [row.threshold for row in rows] == ORIGINAL_THRESHOLDS
+    for row in rows:
+        exits, seconds, layers_run, score = original_row(row.threshold)
+        assert row.exits == tuple(exits.values())
+        assert (row.seconds, row.layers_run, row.score) == (seconds, layers_run, score)
+        assert row.score_change == pytest.approx(-row.threshold / 10)
+        assert row.time_saved == pytest.approx(1 - layers_run)  # against threshold 0
+        assert (row.time_saved_spread, row.full_seconds) == (None, None)
+    assert "saves 2" in results.summary(rows, drop=0.0501)
+
+
+def test_numpy_integers_as_layers_and_counts_are_read(tmp_path):
+    counts = {np.int64(1): np.int32(3), np.int64(2): np.uint8(5)}
+    write_npy(tmp_path / "entropy_0.5.npy", np.array([counts, None, 0.8, np.float32(0.5)], dtype=object))
+    np.save(tmp_path / "each_layer.npy", np.array([0.25, 0.75], np.float32))
+    assert read_sweep(tmp_path) == [SweepRow(0.5, 0.5, -0.25, 0.8, (3, 5))]
+
+
+def test_our_npy_files_read_like_their_csv(tmp_path):
+    for row in ROWS:
+        results.write_entropy(tmp_path, row)
+    by_threshold = sorted(ROWS, key=lambda row: row.threshold)
+    for row, written in zip(read_sweep(tmp_path), by_threshold, strict=True):
+        assert (row.threshold, row.score, row.score_change) == (written.threshold, written.score, written.score_change)
+        assert (row.exits, row.seconds, row.layers_run) == (written.exits, written.seconds, written.layers_run)
+    results.write_sweep(tmp_path, ROWS)
+    assert read_sweep(tmp_path) == ROWS  # the CSV holds more, and comes first
+
+
+def test_npy_files_without_a_full_model_have_no_change_and_no_saved_time(tmp_path):
+    write_original(tmp_path, layers=False, thresholds=[0.1, 0.2])
+    rows = read_sweep(tmp_path)
+    assert {(row.score_change, row.time_saved) for row in rows} == {(None, None)}
+    assert sweep_table(rows).splitlines()[2] == "| 0.1 | 86.50 | - | 95.0 | 19.00 | - |"
+    assert results.summary(rows).startswith("The full model's score is not known")
+    written = plotting.draw(plotting.read_series([tmp_path]), tmp_path / "figures")
+    assert {path.stem for path in written} == {"score_by_saving", "exits_by_threshold"}
+
+
+def test_figures_from_npy_files_only(tmp_path):
+    folder = write_original(tmp_path / "MRPC/two_stage")
+    written = plotting.draw(plotting.read_series([folder]), tmp_path / "figures")
+    assert len(written) == 8
+    (series,) = plotting.read_series([folder])
+    by_layers, by_time = plotting.plot_tradeoff([series]).axes
+    scores = [100 * (0.875 - t / 10) for t in ORIGINAL_THRESHOLDS]
+    np.testing.assert_allclose(by_layers.lines[1].get_ydata(), scores)
+    np.testing.assert_allclose(by_time.lines[0].get_xdata(), by_layers.lines[1].get_xdata(), atol=1e-9)
+    assert by_time.get_xlabel() == "time saved against threshold 0 (%, measured)"
+    assert len(plotting.plot_exits([series]).axes[0].patches) == LAYERS * len(ORIGINAL_THRESHOLDS)
+
+
+def test_plot_script_draws_npy_folders_with_and_without_arguments(tmp_path):
+    folder = write_original(tmp_path / "results/saved_models/MRPC")
+    for arguments, figures in (([], folder), ([str(folder)], tmp_path / "results/figures")):
+        command = ["bash", str(ROOT / "scripts/plot_results.sh"), *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHON": sys.executable})
+        assert len([*figures.glob("*.png"), *figures.glob("*.pdf")]) == 8
+
+
+class CallsSystem:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def damaged(path, kind: str) -> None:
+    """Makes a result file something else."""
+    content = path.read_bytes()
+    if kind == "system":
+        write_npy(path, CallsSystem(path.with_name("executed")))
+    elif kind == "system inside":
+        items = [*original_row(0.1)[:3], CallsSystem(path.with_name("executed"))]
+        write_npy(path, np.array(items, dtype=object))
+    elif kind == "numpy function":
+        write_npy(path, np.array([np.fromfile, 1, 1, 1], dtype=object))
+    elif kind == "dictionary":
+        write_npy(path, {"a": 1})
+    elif kind == "other items":
+        write_npy(path, np.array([{1: 1}, "x", 1.0, 1.0], dtype=object))
+    elif kind == "layers from 0":
+        write_npy(path, np.array([{0: 1, 1: 2}, 1.0, 1.0, 1.0], dtype=object))
+    elif kind == "nan":
+        write_npy(path, np.array([{1: 1}, 1.0, 1.0, math.nan], dtype=object))
+    else:
+        path.write_bytes(
+            {"truncated": content[:-40], "header only": content[:128], "garbage": b"x" * 500, "empty": b""}[kind]
+        )
+
+
+KINDS = ["system", "system inside", "numpy function", "dictionary", "other items", "layers from 0", "nan"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "truncated", "header only", "garbage", "empty"])
+def test_damaged_and_malicious_npy_files_get_one_line(tmp_path, kind, monkeypatch, capsys):
+    write_original(tmp_path)
+    damaged(tmp_path / "entropy_0.1.npy", kind)
+    monkeypatch.setattr("sys.argv", ["deebert", "plot", str(tmp_path), "--output_dir", str(tmp_path / "figures")])
+    from deebert.__main__ import main
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / 'entropy_0.1.npy'}: not a result file (")
+    assert message.endswith("remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again\n")
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "figures").exists()
+    if kind.startswith("system"):
+        assert "posix.system" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 200, "objects", "text", "pickle"])
+def test_damaged_each_layer_files_get_an_input_error(tmp_path, content):
+    path = tmp_path / "each_layer.npy"
+    if content == "objects":
+        np.save(path, np.array([{}], dtype=object))
+    elif content == "text":
+        np.save(path, np.array(["a"]))
+    elif content == "pickle":
+        path.write_bytes(pickle.dumps(CallsSystem(tmp_path / "executed")))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"each_layer.npy: not a result file"):
+        plotting.read_series([tmp_path])
+    assert not (tmp_path / "executed").exists()
+
+
+def test_models_of_different_depth_are_refused(tmp_path):
+    write_original(tmp_path)
+    write_npy(tmp_path / "entropy_0.5.npy", np.array([{1: 5, 2: 3}, 1.0, 0.5, 0.5], dtype=object))
+    with pytest.raises(InputError, match="different depth"):
+        read_sweep(tmp_path)
+
+
+def test_plotting_imports_neither_torch_nor_a_model():
+    code = "import sys, deebert.commands.plot, deebert.commands.results; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "deebert.evaluation.plotting" in modules
+    assert not modules & {"torch", "transformers", "deebert.modeling", "deebert.data", "deebert.runtime"}

@@ -1,4 +1,4 @@
-"""The chosen threshold: reported on other samples, best of all where that can be checked, and safe where promised."""
+"""The chosen threshold is reported on other samples, is the best where that can be checked, and keeps its guarantee."""
 
 import json
 import math
@@ -11,14 +11,13 @@ import run_glue_deebert
 from deebert.data.tasks import TASKS
 from deebert.evaluation import threshold_selection
 from deebert.evaluation.all_exits import AllExits, dense_thresholds
+from deebert.evaluation.risk_control import controlled_threshold, lost_to_early_exit
 from deebert.evaluation.threshold_selection import (
-    Target,
+    SelectionTarget,
     choose,
-    controlled_threshold,
     fit_per_layer,
     fit_single,
-    harmed,
-    measure,
+    operating_point,
 )
 from deebert.modeling.checkpoints import load_tokenizer, save_model
 from deebert.utils.cli import InputError
@@ -27,7 +26,7 @@ SST2 = TASKS["SST-2"]
 
 
 def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExits:
-    """Off-ramps that know more with each layer: evidence for the label plus noise, the surer the better."""
+    """Exits that get better with each layer: evidence for the label plus noise, with fewer errors among the certain."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     difficulty = rng.exponential(1.0, n)
@@ -36,56 +35,57 @@ def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExit
     return AllExits(np.stack([-margin, margin], axis=-1).astype(np.float32), labels)
 
 
-def test_the_halves_are_disjoint_and_seeded(monkeypatch):
+def test_halves_are_disjoint_and_seeded(monkeypatch):
     monkeypatch.setattr(threshold_selection, "PER_LAYER_CANDIDATES", 3)  # for speed
     exits = simulated(101, 0)
     parts = []
     take = AllExits.take
     monkeypatch.setattr(AllExits, "take", lambda self, rows: (parts.append(rows), take(self, rows))[1])
-    first = choose(SST2, exits, Target(drop=0.02), seed=1)
+    first = choose(SST2, exits, SelectionTarget(drop=0.02), seed=1)
     chosen, reported = parts[:2]
     assert sorted([*chosen, *reported]) == list(range(101))
     assert (first.chosen_on.samples, first.reported_on.samples) == (50, 51)
-    assert choose(SST2, exits, Target(drop=0.02), seed=1) == first
-    assert choose(SST2, exits, Target(drop=0.02), seed=2) != first
+    assert choose(SST2, exits, SelectionTarget(drop=0.02), seed=1) == first
+    assert choose(SST2, exits, SelectionTarget(drop=0.02), seed=2) != first
 
 
-@pytest.mark.parametrize(("wish", "limit"), [("drop", 0.0), ("drop", 0.02), ("saving", 0.3), ("saving", 0.6)])
-def test_a_single_threshold_is_the_best_of_all(wish, limit):
-    exits, target = simulated(400, 1), Target(**{wish: limit})
-    chosen = measure(SST2, exits, fit_single(SST2, exits, target))
-    all_of_them = [measure(SST2, exits, threshold) for threshold in dense_thresholds(exits)]
-    if wish == "drop":
+@pytest.mark.parametrize(("aim", "limit"), [("drop", 0.0), ("drop", 0.02), ("saving", 0.3), ("saving", 0.6)])
+def test_single_threshold_is_the_best_candidate(aim, limit):
+    exits, target = simulated(400, 1), SelectionTarget(**{aim: limit})
+    chosen = operating_point(SST2, exits, fit_single(SST2, exits, target))
+    candidates = [operating_point(SST2, exits, threshold) for threshold in dense_thresholds(exits)]
+    if aim == "drop":
         assert chosen.score_change >= -limit - 1e-9
-        assert chosen.layers_saved == max(m.layers_saved for m in all_of_them if m.score_change >= -limit - 1e-9)
+        assert chosen.layers_saved == max(m.layers_saved for m in candidates if m.score_change >= -limit - 1e-9)
     else:
         assert chosen.layers_saved >= limit
-        assert chosen.score == max(m.score for m in all_of_them if m.layers_saved >= limit)
+        assert chosen.score == max(m.score for m in candidates if m.layers_saved >= limit)
 
 
-def test_thresholds_per_layer_are_at_least_as_good_where_they_are_fitted():
-    exits, target = simulated(400, 2), Target(drop=0.01)
-    single = measure(SST2, exits, fit_single(SST2, exits, target))
-    several = measure(SST2, exits, fit_per_layer(SST2, exits, target))
-    assert several.layers_saved >= single.layers_saved
-    assert several.score_change >= -0.01 - 1e-9
+def test_thresholds_per_layer_are_at_least_as_good_on_the_samples_they_fit():
+    exits, target = simulated(400, 2), SelectionTarget(drop=0.01)
+    single = operating_point(SST2, exits, fit_single(SST2, exits, target))
+    per_layer = operating_point(SST2, exits, fit_per_layer(SST2, exits, target))
+    assert per_layer.layers_saved >= single.layers_saved
+    assert per_layer.score_change >= -0.01 - 1e-9
 
 
-def test_a_useless_off_ramp_that_is_sure_of_itself_asks_for_thresholds_per_layer():
+def test_over_confident_useless_off_ramp_needs_thresholds_per_layer():
     exits = simulated(2000, 3)
     exits.logits[:, 0] = (
         np.random.default_rng(0).permutation(exits.logits[:, 0]) * 20
     )  # sure, and no better than chance
-    choice = choose(SST2, exits, Target(drop=0.01))
+    choice = choose(SST2, exits, SelectionTarget(drop=0.01))
     assert isinstance(choice.threshold, list)
     assert (exits.exit_layers(choice.threshold) == 1).mean() < 0.05
     assert choice.reported_on.layers_saved > 0.1
-    assert isinstance(choose(SST2, simulated(2000, 3), Target(saving=0.6)).threshold, float)  # as good, and simpler
+    without_it = choose(SST2, simulated(2000, 3), SelectionTarget(saving=0.6))
+    assert isinstance(without_it.threshold, float)  # as good, and simpler
 
 
 def test_report_says_whether_the_target_holds():
     exits = simulated(600, 4)
-    for target in (Target(drop=0.02), Target(saving=0.5), Target(risk=0.05)):
+    for target in (SelectionTarget(drop=0.02), SelectionTarget(saving=0.5), SelectionTarget(risk=0.05)):
         choice = choose(SST2, exits, target)
         text = threshold_selection.report(choice, target)
         if target.drop is not None:
@@ -99,39 +99,39 @@ def test_report_says_whether_the_target_holds():
         assert f"{100 * choice.reported_on.score:.2f} %" in text
 
 
-def test_risk_control_covers():
-    """Over many calibration sets the true risk is above the limit no more often than 1 - confidence allows."""
+def test_risk_control_keeps_its_guarantee():
+    """Over many calibration sets the true risk exceeds `risk` no more often than 1 - confidence allows."""
     risk, confidence, runs = 0.05, 0.9, 200
     world = simulated(40_000, 5)
     rng = np.random.default_rng(0)
-    broken, thresholds = 0, []
+    violations, thresholds = 0, []
     for _ in range(runs):
         calibration = world.take(rng.integers(0, 40_000, 150))
-        thresholds.append(controlled_threshold(calibration, Target(risk=risk, confidence=confidence)))
-        broken += harmed(world, thresholds[-1]).mean() > risk
-    assert broken / runs <= (1 - confidence) + 3 * math.sqrt(confidence * (1 - confidence) / runs)
-    assert np.median(thresholds) > 0.02  # and it is not safe by never exiting
-    naive = [  # choosing by the observed rate alone breaks the promise: the test above can fail
+        thresholds.append(controlled_threshold(calibration, risk, confidence))
+        violations += lost_to_early_exit(world, thresholds[-1]).mean() > risk
+    assert violations / runs <= (1 - confidence) + 3 * math.sqrt(confidence * (1 - confidence) / runs)
+    assert np.median(thresholds) > 0.02  # and it does not keep its guarantee by never exiting
+    naive = [  # choosing by the observed rate alone breaks the guarantee: the test above can fail
         max(
             t
             for t in np.linspace(0, math.log(2), 101)
-            if harmed(world.take(rng.integers(0, 40_000, 150)), t).mean() <= risk
+            if lost_to_early_exit(world.take(rng.integers(0, 40_000, 150)), t).mean() <= risk
         )
         for _ in range(40)
     ]
-    assert np.mean([harmed(world, t).mean() > risk for t in naive]) > 0.3
+    assert np.mean([lost_to_early_exit(world, t).mean() > risk for t in naive]) > 0.3
 
 
-def test_risk_of_a_model_whose_exits_do_no_harm_is_controlled_at_the_largest_threshold():
+def test_risk_control_takes_the_largest_threshold_when_no_exit_loses_a_sample():
     exits = simulated(300, 6)
     same = AllExits(np.repeat(exits.logits[:, -1:], 5, axis=1), exits.labels)
-    assert controlled_threshold(same, Target(risk=0.02)) == pytest.approx(math.log(2))
+    assert controlled_threshold(same, 0.02, 0.95) == pytest.approx(math.log(2))
 
 
-def test_too_few_samples_for_a_guarantee():
+def test_too_few_samples_for_a_guarantee_are_refused():
     with pytest.raises(InputError, match="at least 149 samples are needed"):
-        controlled_threshold(simulated(148, 0), Target(risk=0.02, confidence=0.95))
-    assert controlled_threshold(simulated(149, 0), Target(risk=0.02, confidence=0.95)) >= 0
+        controlled_threshold(simulated(148, 0), 0.02, 0.95)
+    assert controlled_threshold(simulated(149, 0), 0.02, 0.95) >= 0
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_too_few_samples_for_a_guarantee():
         ({"risk": 0.1, "confidence": 1.0}, "--confidence 1.0"),
     ],
 )
-def test_targets_that_make_no_sense(settings, message):
+def test_targets_out_of_range_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        Target(**settings)
+        SelectionTarget(**settings)
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_targets_that_make_no_sense(settings, message):
         (AllExits(np.zeros((3, 3, 2), np.float32), np.zeros(3)), "at least 4"),
     ],
 )
-def test_where_nothing_can_be_chosen(exits, message):
+def test_input_without_a_possible_choice_is_refused(exits, message):
     with pytest.raises(InputError, match=message):
-        choose(SST2, exits, Target(drop=0.01))
+        choose(SST2, exits, SelectionTarget(drop=0.01))
 
 
-def test_the_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
+def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
     save_model(
         tiny_model("bert", highway_pooling="mean"), load_tokenizer(str(tiny_checkpoints["bert"])), tmp_path / "out"
     )

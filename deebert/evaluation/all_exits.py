@@ -1,5 +1,7 @@
-"""One pass that stores every exit's answer, what follows from it without the model, and timed early-exit passes.
+"""One full pass that stores the logits of every exit, and all that follows from them without running the model again.
 
+From the stored logits follow, exactly: the score of each exit, and for every threshold the exit layers, the score and
+the layers run. Only times have to be measured (see timing.py).
 Shapes: S samples of a data set, N layers, C labels.
 """
 
@@ -24,16 +26,17 @@ from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
-UNTIMED_BATCH_SIZE = 32  # of the all-exits pass, whose answers do not depend on it
+UNTIMED_BATCH_SIZE = 32  # of the all-exits pass; its logits do not depend on the batch size
 
 
 @dataclass(frozen=True)
 class AllExits:
-    """The answers of every exit for every sample, and the rule by which samples leave.
+    """The logits of every exit for every sample, and the rule by which samples exit.
 
-    logits: (S, N, C) float32. labels: (S,), None for unlabelled data.
+    logits: (S, N, C) float32.
+    labels: (S,), None for unlabelled data.
     certainties: (S, N-1) of the learning-to-exit head, None where the model has none.
-    rule, tolerance: see `exit_rules.make_rule`.
+    rule, tolerance: the arguments of `exit_rules.make_rule`.
     """
 
     logits: np.ndarray
@@ -50,20 +53,23 @@ class AllExits:
 
     @classmethod
     def load(cls, path: Path) -> "AllExits":
+        """Reads a file of `save`."""
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
-            return cls(**{"labels": None, **found})
+            values = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
+        return cls(**{"labels": None, **values})
 
     @property
     def num_layers(self) -> int:
+        """N, the final classifier included."""
         return self.logits.shape[1]
 
     @property
     def exit_rule(self) -> ExitRule:
+        """The rule for this number of labels."""
         return make_rule(self.rule, self.logits.shape[2], self.tolerance)
 
     def take(self, rows: np.ndarray) -> "AllExits":
-        """These samples only."""
+        """A copy with these samples only: their indices, or a mask (S,)."""
         arrays = {name: getattr(self, name) for name in ("logits", "labels", "certainties")}
         return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
 
@@ -73,26 +79,26 @@ class AllExits:
         return self.take(order[: len(order) // 2]), self.take(order[len(order) // 2 :])
 
     def cutoffs(self, threshold: float | Sequence[float]) -> list[float]:
-        """(N-1,) see `ExitRule.cutoffs`. Raises ValueError."""
+        """The cut-offs (N-1,) of a threshold, or of one per layer. Raises ValueError (see `ExitRule.cutoffs`)."""
         return self.exit_rule.cutoffs(threshold, self.num_layers)
 
     def exit_layers(self, threshold: float | Sequence[float]) -> np.ndarray:
-        """(S,) the 1-based layer at which each sample leaves. Raises ValueError (see `ExitRule.cutoffs`)."""
+        """The exit layer (S,), from 1, of each sample. Raises ValueError (see `ExitRule.cutoffs`)."""
         return first_exit_layer(torch.from_numpy(self.uncertainties), self.cutoffs(threshold)).numpy()
 
-    def answers(self, exit_layers: np.ndarray) -> np.ndarray:
-        """(S, C) the logits with which samples leave at these layers."""
+    def logits_at(self, exit_layers: np.ndarray) -> np.ndarray:
+        """The logits (S, C) of samples that exit at these layers (S,)."""
         return self.logits[np.arange(len(self.logits)), exit_layers - 1]
 
     @cached_property
     def uncertainties(self) -> np.ndarray:
-        """(S, N-1) what the rule measures behind each off-ramp."""
+        """The rule's uncertainty (S, N-1) of each sample after each off-ramp."""
         certainties = None if self.certainties is None else torch.from_numpy(self.certainties)
         return self.exit_rule.uncertainties(torch.from_numpy(self.logits), certainties).numpy()
 
 
 def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int) -> Features:
-    """A task's (first) dev set as a model of this config reads it. Raises InputError."""
+    """The features of a task's first dev set for a model of this config. Raises InputError."""
     split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
     return load_features(task, data_dir, split, labels, tokenizer, min(max_seq_length, max_tokens(config)))
 
@@ -105,54 +111,54 @@ def run_all_exits(
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> AllExits:
-    """One full pass over the features, shared by the accelerator's processes; all of them get the result.
+    """Runs one full pass over the features. The accelerator's processes share the work, and each gets the result.
 
-    Raises InputError where an exit's answer has no entropy: NaN, +inf, all -inf.
+    Raises InputError where an exit's logits have no entropy: NaN, +inf, or -inf for all labels.
     """
     model.eval()
     num_layers, num_labels = model.config.num_hidden_layers, model.config.num_labels
     logits = np.empty((len(features), num_layers, num_labels), np.float32)
     certainties = None
 
-    def ask(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def forward_fn(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         output = model(**batch, output_all_exits=True, exit_threshold=NO_EXIT)
         return output.all_logits, *([] if output.all_certainties is None else [output.all_certainties])
 
-    name = "all exits" if progress else None
-    for index, *found in map_batches(ask, features, collate, batch_size, model.device, accelerator, name):
-        logits[index] = found[0]
-        if len(found) > 1:
+    progress_name = "all exits" if progress else None
+    for index, batch_logits, *batch_certainties in map_batches(
+        forward_fn, features, collate, batch_size, model.device, accelerator, progress_name
+    ):
+        logits[index] = batch_logits
+        if batch_certainties:
             certainties = np.empty((len(features), num_layers - 1), np.float32) if certainties is None else certainties
-            certainties[index] = found[1]
-    exits = AllExits(
-        logits,
-        features.labels,
-        certainties,
-        model.config.exit_rule,
-        model.config.patience_tolerance,
-    )
+            certainties[index] = batch_certainties[0]
+    _check_logits(logits)
+    return AllExits(logits, features.labels, certainties, model.config.exit_rule, model.config.patience_tolerance)
+
+
+def _check_logits(logits: np.ndarray) -> None:
+    """Raises InputError where logits (S, N, C) have no entropy."""
     bad = np.argwhere(entropy(torch.from_numpy(logits)).isnan().numpy())
     if len(bad):
         sample, layer = bad[0]
         raise InputError(
-            f"the model answers {logits[sample, layer].tolist()} at exit {layer + 1} for sample {sample + 1} "
-            f"({len(np.unique(bad[:, 0]))} of {len(features)} samples have such an answer); its weights are not usable"
+            f"the model's logits are {logits[sample, layer].tolist()} at exit {layer + 1} for sample {sample + 1} "
+            f"({len(np.unique(bad[:, 0]))} of {len(logits)} samples have such logits); its weights are not usable"
         )
-    return exits
 
 
 def layer_scores(task: Task, exits: AllExits) -> list[dict[str, float]]:
-    """The metrics of each exit, layer 1..N; the N-th is the final classifier's."""
+    """The task's metrics of each exit 1..N; the last exit is the final classifier."""
     return [scores(task, exits.logits[:, layer], exits.labels) for layer in range(exits.num_layers)]
 
 
 def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[SweepRow]:
-    """Score, exits and layer cost of each threshold, without running the model."""
+    """The score, exits and layers run of each threshold, without running the model."""
     full_score = scores(task, exits.logits[:, -1], exits.labels)[task.primary_metric]
     rows = []
     for threshold in thresholds:
         exit_layers = exits.exit_layers(threshold)
-        score = scores(task, exits.answers(exit_layers), exits.labels)[task.primary_metric]
+        score = scores(task, exits.logits_at(exit_layers), exits.labels)[task.primary_metric]
         rows.append(
             SweepRow(
                 threshold=threshold,
@@ -167,11 +173,11 @@ def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[Swee
 
 
 def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
-    """From 0, where nobody leaves, up, safest first: the rule's grid, and quantiles of the uncertainties."""
+    """Many thresholds from 0, where no sample exits, safest first: the rule's grid and quantiles of uncertainties."""
     rule = exits.exit_rule
     if not rule.supported:
         return [0.0]
     thresholds = [0.0, *rule.grid(points, exits.num_layers)]
-    if not rule.stateful:  # the grid of a rule that counts holds all there is
+    if not rule.stateful:  # a stateful rule counts, and its grid holds every count
         thresholds += np.quantile(exits.uncertainties, np.linspace(0, 1, points)).tolist()
     return sorted({float(f"{value:.6g}") for value in thresholds if value >= 0}, key=rule.cutoff)

@@ -1,6 +1,6 @@
-"""Temperature scaling of every exit (Guo et al., 2017, section 4.2): an exit's logits are divided by its own number.
+"""Temperature scaling of every exit (Guo et al., 2017, section 4.2): each exit's logits are divided by its temperature.
 
-Off-ramps differ in how sure of themselves they are; calibrated, one threshold means the same behind each.
+Some off-ramps are over-confident and others are not. Once calibrated, a threshold means the same after every layer.
 """
 
 from dataclasses import replace
@@ -13,45 +13,45 @@ from torch.nn import functional
 from deebert.evaluation.all_exits import AllExits
 from deebert.utils.cli import InputError
 
-LIMITS = (0.05, 20.0)  # of a temperature: an exit that is always right would have it go to 0
+LIMITS = (0.05, 20.0)  # range of a temperature: for an exit that is always right the optimum is 0
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """The mean over samples, in nats, of logits (S, C) / temperature against labels (S,)."""
+    """The mean over samples, in nats, for logits (S, C) / temperature and labels (S,)."""
     scaled = torch.from_numpy(logits).double() / temperature
     return functional.cross_entropy(scaled, torch.from_numpy(labels)).item()
 
 
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature within LIMITS with the smallest negative log-likelihood, for logits (S, C) and labels (S,).
+
+    The likelihood is convex in 1 / temperature, so that there is one minimum; it is searched on a logarithmic scale.
+    """
+    result = minimize_scalar(
+        lambda log_temperature: negative_log_likelihood(logits, labels, np.exp(log_temperature)), bounds=np.log(LIMITS)
+    )
+    return float(np.exp(result.x))
+
+
 def fit_temperatures(exits: AllExits) -> list[float]:
-    """The N temperatures that make each exit's negative log-likelihood smallest. Raises InputError for regression."""
+    """The temperature of each of the N exits. Raises InputError for regression and for samples without labels."""
     if exits.logits.shape[2] == 1:
         raise InputError("--calibrate scales probabilities, and a regression model has none")
     if exits.labels is None:
         raise InputError("--calibrate needs samples with labels")
-    low, high = np.log(LIMITS)
-    return [
-        # convex in 1 / T, so that there is one minimum
-        float(
-            np.exp(
-                minimize_scalar(
-                    lambda t, z=z: negative_log_likelihood(z, exits.labels, np.exp(t)), bounds=(low, high)
-                ).x
-            )
-        )
-        for z in exits.logits.swapaxes(0, 1)
-    ]
+    return [fit_temperature(exits.logits[:, i], exits.labels) for i in range(exits.num_layers)]
 
 
 def calibrated(exits: AllExits, temperatures: list[float]) -> AllExits:
-    """What the exits answer with these temperatures."""
+    """The exits with their logits divided by these temperatures (N,)."""
     return replace(exits, logits=exits.logits / np.array(temperatures, np.float32)[:, None])
 
 
 def report(before: AllExits, after: AllExits) -> str:
-    """The likelihoods on samples that the temperatures were not fitted to, in one line."""
+    """One line: the likelihood of each exit, without and with temperatures, on samples not used to fit them."""
     losses = [
-        " ".join(f"{negative_log_likelihood(z, exits.labels):.3f}" for z in exits.logits.swapaxes(0, 1))
+        " ".join(f"{negative_log_likelihood(exits.logits[:, i], exits.labels):.3f}" for i in range(exits.num_layers))
         for exits in (before, after)
     ]
-    where = f"negative log-likelihood of the exits on {len(before.logits)} other samples"
-    return f"{where}: {losses[0]}; calibrated: {losses[1]}"
+    title = f"negative log-likelihood of the exits on {len(before.logits)} other samples"
+    return f"{title}: {losses[0]}; calibrated: {losses[1]}"

@@ -1,4 +1,4 @@
-"""The metrics of the tasks, computed by scikit-learn and scipy."""
+"""The tasks' metrics, from logits and labels; scikit-learn and scipy compute them."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from deebert.data.tasks import Task
 
 
 def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
-    """A correlation that is 0 where it is not defined: fewer than two samples, or predictions all alike."""
+    """A correlation that is 0 where it is undefined: for fewer than two samples, or where all values are equal."""
 
     def metric(labels: np.ndarray, predictions: np.ndarray) -> float:
         if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
@@ -20,6 +20,7 @@ def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float
     return metric
 
 
+# Name -> function of labels (S,) and predictions (S,). A name is a column of the result files.
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "acc": accuracy_score,
     "f1": lambda labels, predictions: f1_score(labels, predictions, average="binary", zero_division=0),
@@ -30,11 +31,11 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def predictions(logits: np.ndarray) -> np.ndarray:
-    """(..., C) logits -> (...) label indices, or values where there is one label."""
+    """The predictions (...) of logits (..., C): label indices, or the values themselves where C is 1 (regression)."""
     return logits[..., 0] if logits.shape[-1] == 1 else logits.argmax(axis=-1)
 
 
 def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics, primary first, of logits (B, C) against labels (B,)."""
-    answers = predictions(logits)
-    return {name: float(METRICS[name](labels, answers)) for name in task.metrics}
+    """The task's metrics, the primary one first, of logits (S, C) against labels (S,)."""
+    predicted = predictions(logits)
+    return {name: float(METRICS[name](labels, predicted)) for name in task.metrics}

@@ -1,39 +1,49 @@
-"""Result files, in and out: the original's npy files, and the same numbers as CSV, which needs no pickle.
+"""Writes and reads result files: the original's npy files, and the same numbers and more as CSV.
 
+Reading prefers the CSV, which holds what npy files do not: all metrics, the spread of the times, the full model's time.
+Folders with npy files only, such as the original's, are read too. This module needs neither torch nor a model.
 `deebert results RESULT_DIR ...` prints the sweep of each folder as a table.
 """
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
 
 import numpy as np
 
+from deebert.evaluation.object_arrays import read_float_array, read_object_array
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
 EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"
+EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
+RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """What one threshold gives on a dev set. Times are None until they have been measured.
+    """The results of one threshold on a dev set. Times are None where they were not measured.
 
-    score: the task's primary metric. score_change: against the full model.
+    score: the task's primary metric, in [0, 1].
+    score_change: score minus the full model's; None where no file holds the full model's.
     layers_run: layers run / layers of the full model, over all samples.
-    seconds: the model's forward passes over the whole set, median over the repeats; full_seconds: the same samples in
-        the same run by the full model without off-ramps. time_saved: 1 - seconds / full_seconds, median likewise.
-    time_saved_spread: largest minus smallest time_saved of the repeats.
-    other_exits: samples that left elsewhere in the timed pass than all_exits predicts (float ties).
-    exits: samples that leave behind layer 1..N.
-    rule: the exit rule that the threshold is for.
+    exits: how many samples exit after layer 1..N.
+    seconds: time of the forward passes over the data set, the median over the repeats.
+    full_seconds: the same for the full model without off-ramps, timed in the same turns.
+    time_saved: 1 - seconds / full_seconds, the median over the repeats; of npy files, which hold no full_seconds,
+        1 - seconds / seconds at threshold 0.
+    time_saved_spread: the largest minus the smallest time_saved of the repeats.
+    other_exits: samples that exit at another layer in the timed pass than in the all-exits pass (rounding).
+    rule: the exit rule that the threshold belongs to.
     """
 
     threshold: float
     score: float
-    score_change: float
+    score_change: float | None
     layers_run: float
     exits: tuple[int, ...]
     seconds: float | None = None
@@ -45,21 +55,27 @@ class SweepRow:
 
     @property
     def layers_saved(self) -> float:
+        """1 - layers_run."""
         return 1 - self.layers_run
 
 
 def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str = "") -> Path:
-    """{plot_data_dir}/{model_name_or_path}{suffix}; what would lead out of plot_data_dir ('/', '..') is dropped."""
+    """{plot_data_dir}/{model_name_or_path}{suffix}, without the parts that lead out of plot_data_dir ('/', '..').
+
+    Raises InputError where nothing remains.
+    """
     path = PurePath(model_name_or_path)
     parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
     if not parts:
-        raise InputError(f"--model_name_or_path {model_name_or_path}: give the folder's name, results are filed by it")
+        raise InputError(
+            f"--model_name_or_path {model_name_or_path}: give the folder's name; the results' folder is named after it"
+        )
     return Path(plot_data_dir, *parts[:-1], parts[-1] + suffix)
 
 
 def write_each_layer(folder: Path, layer_scores: Sequence[dict[str, float]]) -> None:
-    """each_layer.npy: the primary metric of the exits 1..N, as the original writes it. each_layer.csv: all metrics."""
-    with replacing(folder / "each_layer.npy", "wb") as file:
+    """Writes each_layer.npy, the primary metric of exits 1..N as in the original, and each_layer.csv, all metrics."""
+    with replacing(folder / EACH_LAYER_NPY, "wb") as file:
         np.save(file, np.array([next(iter(scores.values())) for scores in layer_scores]))
     with replacing(folder / EACH_LAYER) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -68,26 +84,35 @@ def write_each_layer(folder: Path, layer_scores: Sequence[dict[str, float]]) -> 
 
 
 def read_each_layer(folder: Path) -> tuple[str, list[float]]:
-    """The primary metric's name and its value for each layer."""
-    header, *rows = _read(folder / EACH_LAYER)
-    return header[1], [float(row[1]) for row in rows]
+    """Reads the primary metric's name ("" where only the npy file is there) and its value for each exit 1..N.
+
+    Raises InputError.
+    """
+    if not (folder / EACH_LAYER).is_file() and (folder / EACH_LAYER_NPY).is_file():
+        return "", read_float_array(folder / EACH_LAYER_NPY, RERUN)
+    header, *rows = _read_csv(folder / EACH_LAYER)
+    try:
+        return header[1], [float(row[1]) for row in rows]
+    except (IndexError, ValueError) as error:
+        raise InputError(f"{folder / EACH_LAYER}: not a table of scores ({error}); {RERUN}") from None
 
 
 def write_entropy(folder: Path, row: SweepRow) -> None:
-    """entropy_{threshold}.npy: [{layer: samples}, seconds, layers run, score], an object array as the original's.
+    """Writes entropy_{threshold}.npy, the original's object array [{layer: samples}, seconds, layers run, score].
 
-    For another exit rule its name takes the place of "entropy".
+    For another exit rule the file's name begins with that rule's name.
     """
     exits = dict(enumerate(row.exits, 1))
     with replacing(folder / f"{row.rule}_{float(row.threshold)}.npy", "wb") as file:
         np.save(file, np.array([exits, row.seconds, row.layers_run, row.score], dtype=object))
 
 
+# The columns of a sweep's CSV that hold one number.
 SCALARS = tuple(field.name for field in fields(SweepRow) if field.name not in ("exits", "rule"))
 
 
 def write_sweep(folder: Path, rows: Iterable[SweepRow], name: str = SWEEP) -> None:
-    """One line per threshold: SweepRow's fields, layers_saved, and a column exits_{layer} for each layer."""
+    """Writes one line per threshold: SweepRow's fields, layers_saved, and a column exits_{layer} for each layer."""
     rows = list(rows)
     with replacing(folder / name) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -101,8 +126,10 @@ def write_sweep(folder: Path, rows: Iterable[SweepRow], name: str = SWEEP) -> No
 
 
 def read_sweep(folder: Path, name: str = SWEEP) -> list[SweepRow]:
-    """The rows that `write_sweep` wrote. Raises InputError where the file is missing or not such a file."""
-    header, *lines = _read(folder / name)
+    """Reads the CSV of `write_sweep`; where there is none, the entropy_*.npy files. Raises InputError."""
+    if name == SWEEP and not (folder / SWEEP).is_file() and entropy_files(folder):
+        return _read_entropy_files(folder)
+    header, *lines = _read_csv(folder / name)
     try:
         return [_sweep_row(dict(zip(header, line, strict=True))) for line in lines]
     except (KeyError, ValueError) as error:
@@ -111,33 +138,82 @@ def read_sweep(folder: Path, name: str = SWEEP) -> list[SweepRow]:
         ) from None
 
 
+def entropy_files(folder: Path) -> dict[float, Path]:
+    """The folder's entropy_{threshold}.npy files, by rising threshold."""
+    files = {}
+    for path in folder.glob("entropy_*.npy"):
+        with suppress(ValueError):  # another file of a similar name
+            files[float(path.stem.removeprefix("entropy_"))] = path
+    return {threshold: files[threshold] for threshold in sorted(files) if not math.isnan(threshold)}
+
+
+def _read_entropy_files(folder: Path) -> list[SweepRow]:
+    """The sweep as far as npy files hold it, compared with the full model's score and with the time at threshold 0."""
+    rows = [_entropy_row(threshold, path) for threshold, path in entropy_files(folder).items()]
+    if len({len(row.exits) for row in rows}) > 1:
+        raise InputError(f"{folder}: its entropy_*.npy files are of models of different depth; move some of them away")
+    without_exits = [row for row in rows if row.threshold <= 0]
+    full_score = without_exits[-1].score if without_exits else None
+    if any((folder / name).is_file() for name in (EACH_LAYER, EACH_LAYER_NPY)):
+        full_score = read_each_layer(folder)[1][-1]
+    full_seconds = without_exits[-1].seconds if without_exits else None
+    return [
+        replace(
+            row,
+            score_change=None if full_score is None else row.score - full_score,
+            time_saved=None if None in (full_seconds, row.seconds) else 1 - row.seconds / full_seconds,
+        )
+        for row in rows
+    ]
+
+
+def _entropy_row(threshold: float, path: Path) -> SweepRow:
+    """One npy file, which holds neither score_change nor time_saved. Raises InputError."""
+    items = read_object_array(path, RERUN)
+    try:
+        exits, seconds, layers_run, score = items
+        counts = tuple(exits[layer] for layer in range(1, len(exits) + 1))
+        measured = [layers_run, score] if seconds is None else [layers_run, score, seconds]
+        valid = all(map(math.isfinite, [*counts, *measured])) and min(counts) >= 0 and sum(counts) > 0
+        if not valid or (seconds is not None and seconds <= 0):
+            raise ValueError
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):
+        message = "not [{layer: samples}, seconds, layers run, score]"
+        raise InputError(f"{path}: not a result file ({message}); {RERUN}") from None
+    return SweepRow(threshold, score, None, layers_run, counts, seconds)
+
+
 def _sweep_row(cells: dict[str, str]) -> SweepRow:
     scalars = {name: float(cells[name]) if cells[name] else None for name in SCALARS}
     exits = tuple(int(v) for name, v in cells.items() if name.startswith("exits_"))
     return SweepRow(**scalars, exits=exits, rule=cells.get("rule", "entropy"))  # files of version 0.1 have no rule
 
 
-def _read(path: Path) -> list[list[str]]:
+def _read_csv(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run scripts/eval_deebert.sh and scripts/entropy_eval.sh first")
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
+        lines = list(csv.reader(file))
+    if len(lines) < 2:
+        raise InputError(f"{path}: no results in it; {RERUN}")
+    return lines
 
 
 def write_eval_results(folder: Path, scores: dict[str, float]) -> None:
-    """eval_results.txt: `key = value` lines, sorted by key as the original's."""
+    """Writes eval_results.txt: `key = value` lines, sorted by key as in the original."""
     with replacing(folder / "eval_results.txt") as file:
         file.writelines(f"{key} = {value}\n" for key, value in sorted(scores.items()))
 
 
 def write_json(path: Path, facts: dict) -> None:
+    """Writes a dictionary; values that JSON does not know, such as paths, become strings."""
     with replacing(path) as file:
         json.dump(facts, file, indent=2, default=str)
         file.write("\n")
 
 
 def read_json(path: Path) -> dict:
-    """What `write_json` wrote. Raises InputError where it is damaged."""
+    """Reads a file of `write_json`. Raises InputError where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -150,7 +226,7 @@ def percents(layer_scores: Sequence[dict[str, float]]) -> str:
 
 
 def threshold_name(rows: Sequence[SweepRow]) -> str:
-    """What the numbers of a sweep are thresholds of."""
+    """The name of a sweep's thresholds with their unit, for tables and axes."""
     return "threshold (nats)" if rows[0].rule == "entropy" else f"threshold ({rows[0].rule})"
 
 
@@ -161,21 +237,25 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        time = f"{row.seconds:.2f} | {100 * row.time_saved:.1f}" if row.seconds is not None else "- | -"
+        change = "-" if row.score_change is None else f"{100 * row.score_change:+.2f}"
+        seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
+        time_saved = "-" if row.time_saved is None else f"{100 * row.time_saved:.1f}"
         lines.append(
-            f"| {row.threshold:g} | {100 * row.score:.2f} | {100 * row.score_change:+.2f} "
-            f"| {100 * row.layers_run:.1f} | {time} |"
+            f"| {row.threshold:g} | {100 * row.score:.2f} | {change} | {100 * row.layers_run:.1f} "
+            f"| {seconds} | {time_saved} |"
         )
     return "\n".join(lines)
 
 
 def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
-    """In a sentence: the largest saving at a score within `drop` of the full model's, on the samples of the sweep."""
-    best = max(
-        (row for row in rows if row.score_change >= -drop - 1e-9), key=lambda row: row.layers_saved, default=None
-    )
-    if best is None:
+    """One sentence: the largest saving at a score within `drop` of the full model's, on the samples of the sweep."""
+    compared = [row for row in rows if row.score_change is not None]
+    if not compared:
+        return "The full model's score is not known: there is neither each_layer.npy nor a sweep at threshold 0."
+    within = [row for row in compared if row.score_change >= -drop - 1e-9]
+    if not within:
         return f"No threshold keeps the score within {100 * drop:g} points of the full model's."
+    best = max(within, key=lambda row: row.layers_saved)
     time = "" if best.time_saved is None else f" and {100 * best.time_saved:.1f} % of the time"
     saved = f"On this dev set threshold {best.threshold:g} saves {100 * best.layers_saved:.1f} % of the layers{time}"
     return f"{saved}; the score changes by {100 * best.score_change:+.2f} points."

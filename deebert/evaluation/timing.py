@@ -1,4 +1,7 @@
-"""Timed passes: several systems on the same batches, and the sweep of thresholds with its times."""
+"""Timed passes: several systems on the same batches, and the measured times of a threshold sweep.
+
+Shapes: S samples of a data set, C labels. A system is a function from a batch of tensors to a model's output.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +11,7 @@ from itertools import islice
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import ModelOutput
 
@@ -17,19 +21,21 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.exit_rules import NO_EXIT
 
-CHUNK_BATCHES = 16  # timed batches per turn: short, so that a machine's drift hits every threshold alike
-WARM_UP_BATCHES = 3  # before the first turn
+CHUNK_BATCHES = 16  # timed batches of one turn: few, so that the machine's drift affects every system alike
+WARM_UP_BATCHES = 3  # untimed batches of each system before the first turn
+TURN_WARM_UP_SECONDS = 0.1  # before each turn: idle threads of ONNX Runtime and OpenMP spin for tens of milliseconds
+TIE = 1e-4  # the largest distance from a cut-off (in nats, for the entropy) at which rounding may change a decision
 
-
-TURN_WARM_UP_SECONDS = 0.1  # before each: ONNX Runtime's and OpenMP's idle threads spin for tens of milliseconds
-TIE = 1e-4  # how far a decision may be from the other (in nats, for the entropy) for rounding to turn it
+ForwardFn = Callable[[dict[str, Tensor]], ModelOutput]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one way to answer took and gave.
+    """The times and results of one system.
 
-    batch_seconds: (repeats, batches) of the forward passes. exit_layers: (S,), 0 where there are none. logits: (S, C).
+    batch_seconds: (repeats, batches) of the forward passes.
+    exit_layers: (S,), 0 for a system without exits.
+    logits: (S, C) float32.
     """
 
     batch_seconds: np.ndarray
@@ -38,70 +44,108 @@ class Timing:
 
     @property
     def seconds(self) -> np.ndarray:
-        """(repeats,) of the whole data set."""
+        """(repeats,) the time of the data set."""
         return self.batch_seconds.sum(axis=1)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """number: its position in the pass. index: (B,) its samples. inputs: the tensors, on the device."""
+
+    number: int
+    index: np.ndarray
+    inputs: dict[str, Tensor]
+
+
+class _Recorder:
+    """Collects the times and results of one system."""
+
+    def __init__(self, repeats: int, batches: int, samples: int):
+        self.batch_seconds = np.zeros((repeats, batches))
+        self.exit_layers = np.zeros(samples, np.int64)
+        self.logits: np.ndarray | None = None  # made at the first batch, which shows the number of labels
+
+    def add(self, repeat: int, batch: _Batch, seconds: float, output: ModelOutput) -> None:
+        self.batch_seconds[repeat, batch.number] = seconds
+        if "exit_layer" in output:
+            self.exit_layers[batch.index] = output.exit_layer.cpu()
+        if self.logits is None:
+            self.logits = np.empty((len(self.exit_layers), output.logits.shape[1]), np.float32)
+        self.logits[batch.index] = output.logits.float().cpu()
+
+    def timing(self, repeats: int) -> Timing:
+        """The results after this number of repeats."""
+        return Timing(self.batch_seconds[:repeats], self.exit_layers, self.logits)
+
+
+def _chunks(loader: DataLoader, size: int, device: torch.device) -> Iterator[list[_Batch]]:
+    """The loader's batches, on the device, in lists of `size`."""
+    batches = enumerate(loader)
+    while chunk := [
+        _Batch(number, batch.pop("index").numpy(), {k: v.to(device) for k, v in batch.items() if k != "labels"})
+        for number, batch in islice(batches, size)
+    ]:
+        yield chunk
+
+
+def _warm_up(forward_fn: ForwardFn, chunk: list[_Batch]) -> None:
+    """Runs batches that are not timed, for TURN_WARM_UP_SECONDS or until the chunk ends."""
+    started = time.perf_counter()
+    for batch in chunk:
+        forward_fn(batch.inputs)
+        if time.perf_counter() - started > TURN_WARM_UP_SECONDS:
+            break
+
+
+def _time_chunk(
+    forward_fn: ForwardFn, chunk: list[_Batch], device: torch.device
+) -> Iterator[tuple[_Batch, float, ModelOutput]]:
+    """Runs the batches and yields, after each, the seconds of its forward pass and its output."""
+    for batch in chunk:
+        _synchronize(device)
+        started = time.perf_counter()
+        output = forward_fn(batch.inputs)
+        _synchronize(device)
+        yield batch, time.perf_counter() - started, output
+
+
 def _synchronize(device: torch.device) -> None:
+    """Waits until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 @torch.inference_mode()
 def timed_passes(
-    forwards: Sequence[Callable[[dict[str, Tensor]], ModelOutput]],
+    forwards: Sequence[ForwardFn],
     features: Features,
     collate: Collator,
     device: torch.device,
     batch_size: int,
     repeats: int = 1,
 ) -> Iterator[list[Timing]]:
-    """Times ways to answer a batch, side by side; yields, after each repeat, what all repeats so far gave.
+    """Times several systems on the same batches and yields, after each repeat, their timings of all repeats so far.
 
-    Only the forward is inside the clock. The ways take turns on a few batches at a time, in random order, so that
-    whatever else the machine does hits them alike. A turn begins with batches that are not counted: a way that answers
-    alone, as in use, shares the cores with no idle threads of another, and finds its weights in the caches.
+    The systems take turns on a few batches at a time, in random order, so that the machine's drift affects all alike.
+    Each turn starts with untimed warm-up batches: idle OpenMP and ONNX Runtime threads of the previous system spin for
+    tens of milliseconds, and the weights have to be back in the caches. Only forward passes are timed.
     """
     loader = data_loader(features, eval_batches(features.lengths, batch_size), collate)
+    for batch in next(_chunks(loader, WARM_UP_BATCHES, device)):
+        for forward_fn in forwards:
+            forward_fn(batch.inputs)
 
-    def inputs(batches) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Samples' indices, and what the model reads, on its device."""
-        kept = [{k: v.to(device) for k, v in batch.items() if k not in ("labels", "index")} for batch in batches]
-        return list(zip([batch["index"].numpy() for batch in batches], kept, strict=True))
-
-    for _, batch in inputs(list(islice(loader, WARM_UP_BATCHES))):
-        for forward in forwards:
-            forward(batch)
-
-    seconds = np.empty((len(forwards), 0, len(loader)))  # (ways, repeats, batches)
-    exit_layers = np.zeros((len(forwards), len(features)), np.int64)
-    logits: list[np.ndarray | None] = [None for _ in forwards]
+    recorders = [_Recorder(repeats, len(loader), len(features)) for _ in forwards]
     order = np.random.default_rng(0)
     bar = tqdm(total=repeats * len(forwards) * len(features), desc="timed passes", unit="sample", leave=False)
-    for _ in range(repeats):
-        seconds = np.concatenate([seconds, np.zeros((len(forwards), 1, len(loader)))], axis=1)
-        done, batches = 0, iter(loader)
-        while chunk := inputs(list(islice(batches, CHUNK_BATCHES))):
+    for repeat in range(repeats):
+        for chunk in _chunks(loader, CHUNK_BATCHES, device):
             for i in order.permutation(len(forwards)):
-                begun = time.perf_counter()
-                for _, batch in chunk:
-                    forwards[i](batch)
-                    if time.perf_counter() - begun > TURN_WARM_UP_SECONDS:
-                        break
-                for at, (index, batch) in enumerate(chunk, done):
-                    _synchronize(device)
-                    start = time.perf_counter()
-                    output = forwards[i](batch)
-                    _synchronize(device)
-                    seconds[i, -1, at] = time.perf_counter() - start
-                    if "exit_layer" in output:
-                        exit_layers[i, index] = output.exit_layer.cpu()
-                    if logits[i] is None:
-                        logits[i] = np.empty((len(features), output.logits.shape[1]), np.float32)
-                    logits[i][index] = output.logits.float().cpu()
-                    bar.update(len(index))
-            done += len(chunk)
-        yield [Timing(*found) for found in zip(seconds, exit_layers, logits, strict=True)]
+                _warm_up(forwards[i], chunk)
+                for batch, seconds, output in _time_chunk(forwards[i], chunk, device):
+                    recorders[i].add(repeat, batch, seconds, output)
+                    bar.update(len(batch.index))
+        yield [recorder.timing(repeat + 1) for recorder in recorders]
     bar.close()
 
 
@@ -114,42 +158,45 @@ def timed_sweep(
     batch_size: int,
     repeats: int = 1,
 ) -> Iterator[list[SweepRow]]:
-    """The rows of a sweep with times filled in, once after each repeat.
+    """Yields, after each repeat, the rows of a sweep with their times of all repeats so far.
 
-    The full model without off-ramps runs in the same turns. Raises RuntimeError where a sample leaves at another layer
-    than `exits` says and its uncertainty there is not within TIE of the limit.
+    The full model without off-ramps takes its turns too. Raises RuntimeError where a sample exits at another layer than
+    `exits` predicts and its uncertainty there is further than TIE from the cut-off.
     """
     model.eval()
     thresholds = [NO_EXIT, *(row.threshold for row in rows)]
     forwards = [lambda batch, x=threshold: model(**batch, exit_threshold=x) for threshold in thresholds]
     for full, *timings in timed_passes(forwards, features, collate, model.device, batch_size, repeats):
-        timed = []
-        for row, timing in zip(rows, timings, strict=True):
-            saved = 1 - timing.seconds / full.seconds
-            timed.append(
-                replace(
-                    row,
-                    seconds=float(np.median(timing.seconds)),
-                    full_seconds=float(np.median(full.seconds)),
-                    time_saved=float(np.median(saved)),
-                    time_saved_spread=float(np.ptp(saved)),
-                    other_exits=_other_exits(exits, row.threshold, timing.exit_layers),
-                )
-            )
-        yield timed
+        yield [_timed_row(row, timing, full, exits) for row, timing in zip(rows, timings, strict=True)]
 
 
-def _other_exits(exits: AllExits, threshold: float, seen: np.ndarray) -> int:
-    """How many samples were seen to leave elsewhere than predicted, all of them within TIE of doing so."""
+def _timed_row(row: SweepRow, timing: Timing, full: Timing, exits: AllExits) -> SweepRow:
+    """The row with the times of its threshold, compared with the full model's."""
+    saved = 1 - timing.seconds / full.seconds
+    return replace(
+        row,
+        seconds=float(np.median(timing.seconds)),
+        full_seconds=float(np.median(full.seconds)),
+        time_saved=float(np.median(saved)),
+        time_saved_spread=float(np.ptp(saved)),
+        other_exits=_count_ties(exits, row.threshold, timing.exit_layers),
+    )
+
+
+def _count_ties(exits: AllExits, threshold: float, timed_layers: np.ndarray) -> int:
+    """How many samples exit at another layer in the timed pass than predicted; each must be within TIE of doing so.
+
+    Raises RuntimeError for a sample whose difference rounding cannot explain.
+    """
     predicted = exits.exit_layers(threshold)
-    (moved,) = np.nonzero(predicted != seen)
-    decided_at = np.minimum(predicted, seen)[moved] - 1  # the exit on which prediction and timed pass disagree
+    (moved,) = np.nonzero(predicted != timed_layers)
+    decided_at = np.minimum(predicted, timed_layers)[moved] - 1  # the off-ramp at which the two passes disagree
     logits, uncertainties = torch.from_numpy(exits.logits), torch.from_numpy(exits.uncertainties)
     gap = exits.exit_rule.decision_margin(logits, uncertainties, exits.cutoffs(threshold)).numpy()[moved, decided_at]
     if len(moved) and gap.max() > TIE:
         worst = moved[gap.argmax()]
         raise RuntimeError(
-            f"at threshold {threshold} sample {worst + 1} left at layer {seen[worst]}, but the all-exits pass predicts "
-            f"{predicted[worst]}; its {exits.rule} is {gap.max():.2g} off the threshold, no rounding error"
+            f"at threshold {threshold} sample {worst + 1} exited at layer {timed_layers[worst]}, but the all-exits "
+            f"pass predicts {predicted[worst]}; its {exits.rule} is {gap.max():.2g} off the cut-off, no rounding error"
         )
     return len(moved)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from deebert.data.tasks import TASKS, data_file, eval_splits, get_task
-from deebert.evaluation.threshold_selection import Target
+from deebert.evaluation.threshold_selection import SelectionTarget
 from deebert.modeling.checkpoints import MODELS
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.modeling.off_ramps import POOLINGS
@@ -103,10 +103,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def target(args: argparse.Namespace) -> Target | None:
+def target(args: argparse.Namespace) -> SelectionTarget | None:
     """What a threshold is to be chosen for, if one is. Raises InputError."""
     wanted = {"drop": args.target_drop, "saving": args.target_saving, "risk": args.risk}
-    return None if set(wanted.values()) == {None} else Target(**wanted, confidence=args.confidence)
+    return None if set(wanted.values()) == {None} else SelectionTarget(**wanted, confidence=args.confidence)
 
 
 def first_stage_settings(args: argparse.Namespace) -> dict:
