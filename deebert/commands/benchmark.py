@@ -1,7 +1,7 @@
 """`deebert benchmark`: early exit beside what one would run instead.
 
-Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8) and early exit in PyTorch and
 Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8) and early exit, in PyTorch and
+ONNX Runtime at several thresholds, on a dev set, in one run in which the systems take turns: latency at batch size 1,
 throughput at others. On a GPU: the full model in fp32 and bf16, and early exit in PyTorch and as CUDA graphs.
 """
 
@@ -260,11 +260,11 @@ def plot(rows: list[Row], metric: str) -> Figure:
     for axes, size in zip(panels, sizes, strict=True):
         for i, name in enumerate(dict.fromkeys(row.system for row in rows)):
             mine = [row for row in rows if row.system == name]
-            look = plotting.looks(i) | {"markersize": 5, "linewidth": 1}
+            look = plotting.line_style(i) | {"markersize": 5, "linewidth": 1}
             axes.plot([row.per_sample[size] for row in mine], [100 * row.score for row in mine], **look, label=name)
             early = [row for row in mine if (row.threshold or NO_EXIT) > 0]
             across, up = [row.per_sample[size] for row in early], [100 * row.score for row in early]
-            plotting.name_thresholds(axes, early, across, up)
+            plotting.annotate_thresholds(axes, early, across, up)
         axes.margins(x=0.08, y=0.08)  # room for the thresholds
         axes.set_title("numbers: threshold", fontsize=9, loc="left")
         axes.set(xlabel=f"ms per sample, batch size {size}", xlim=(0, None))

@@ -146,9 +146,6 @@ def annotate_thresholds(axes, rows: Sequence, across: Sequence[float], up: Seque
             annotated.append(x)
 
 
-looks, name_thresholds = line_style, annotate_thresholds  # until commands/benchmark.py uses the new names
-
-
 def plot_layers(series: Sequence[Series]) -> Figure:
     """The score of each exit, as if every sample exited there."""
     figure = Figure(figsize=(5, 3.8), layout="constrained")
