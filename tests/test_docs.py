@@ -1,0 +1,171 @@
+"""The pages say what is true: snippets run; files, scripts, commands, flags and settings that they name exist."""
+
+import re
+import runpy
+import sys
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from deebert import Predictor
+from deebert.__main__ import COMMANDS
+from deebert.modeling.exit_rules import EXIT_RULES
+
+try:
+    from tiny import tiny_model, tiny_tokenizer
+except ImportError:
+    from conftest import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parent.parent
+README, CHANGELOG, RESULTS = ROOT / "README.md", ROOT / "docs" / "CHANGELOG.md", ROOT / "docs" / "results.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+CODE = [path for folder in ("deebert", "scripts", "tests") for path in (ROOT / folder).rglob("*.*")]
+CODE.append(ROOT / "run_glue_deebert.py")
+
+FLAGS_OF_OTHERS = {"--help", "--logdir", "--standalone", "--nproc_per_node"}
+FLAGS_OF_THE_ORIGINAL = {"--local_rank"}  # gone here
+FILES_OF_BEFORE = {"measure_evaluation.py"}
+AWAITED = {"score_by_saving.png", "off_ramps.py", "first_token.py", "config.py"}  # others are about to add them
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The line numbers and the text of a page's code blocks."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        (text.count("\n", 0, match.start(1)), match[1])
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> Path:
+    """A folder in which the snippets find the quickstart's model, a tiny one, and an export of one still smaller."""
+    from deebert.runtime.onnx_export import export
+
+    folder = tmp_path_factory.mktemp("docs")
+    model, tokenizer = tiny_model("bert", num_hidden_layers=6), tiny_tokenizer("bert")
+    model.save_pretrained(folder / "quickstart" / "saved_model")
+    tokenizer.save_pretrained(folder / "quickstart" / "saved_model")
+    export(tiny_model("bert", num_hidden_layers=2), tokenizer, folder / "quickstart" / "onnx")
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)
+def test_python_snippets_run(page, quickstart, monkeypatch):
+    """A page's snippets run one after another, and share their names."""
+    monkeypatch.chdir(quickstart)
+    names = {"__name__": "snippet"}
+    with patch.dict(EXIT_RULES):  # the page on design adds one
+        for line, source in blocks(page, "python"):
+            exec(compile("\n" * line + source, str(page), "exec"), names)
+
+
+def test_predictions_are_what_the_readme_says(quickstart):
+    prediction = Predictor(str(quickstart / "quickstart" / "onnx"), exit_threshold=0.4)([("A triumph.",)])[0]
+    assert list(vars(prediction)) == ["label", "probability", "exit_layer"]
+
+
+def test_the_readme_fits_150_lines():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        name, _, heading = link.partition("#")
+        if "://" in link or Path(name).name in AWAITED:
+            continue
+        target = (page.parent / name).resolve() if name else page
+        if not target.is_file() or (heading and heading not in headings(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def headings(page: Path) -> set[str]:
+    """The names by which GitHub links to a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_can_be_reached_from_the_map():
+    text = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if page.name != "README.md" and f"({page.name}" not in text] == []
+
+
+@pytest.fixture(scope="module")
+def known_flags() -> set[str]:
+    """The flags in the --help texts of the driver, the commands and the scripts."""
+    runs = [("run_glue_deebert.py",), *(("deebert/__main__.py", command) for command in COMMANDS)]
+    runs += [("scripts/compare.py",), ("scripts/benchmark_training.py",), ("scripts/sample_data.py",)]
+    flags = [set(re.findall(r"--[a-z]\w*", help_of(*command))) for command in runs]
+    assert all(flags)
+    return set().union(*flags)
+
+
+def help_of(program: str, *arguments: str) -> str:
+    """What a program prints for --help."""
+    with (
+        patch.object(sys, "argv", [program, *arguments, "--help"]),
+        patch.object(sys, "path", [str(ROOT / "scripts"), str(ROOT), *sys.path]),
+        redirect_stdout(StringIO()) as written,
+        suppress(SystemExit),
+    ):
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_flags_exist(page, known_flags):
+    flags = set(re.findall(r"(?<![\w-])--[a-z]\w*", page.read_text(encoding="utf-8")))
+    assert flags - known_flags - FLAGS_OF_OTHERS - FLAGS_OF_THE_ORIGINAL == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_files_and_settings_exist(page):
+    """Scripts, modules and settings from the environment that a page names, with or without their folder."""
+    text = page.read_text(encoding="utf-8")
+    files = set(re.findall(r"[\w/]+\.(?:sh|py)\b", text))
+    missing = {name for name in files if not any(path.as_posix().endswith(f"/{name}") for path in CODE)}
+    assert {name for name in missing if Path(name).name not in FILES_OF_BEFORE | AWAITED} == set()
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in CODE if path.suffix in (".sh", ".py"))
+    settings = set(re.findall(r"\b([A-Z][A-Z_]+)=", text))
+    assert {name for name in settings if not re.search(rf"\b{name}\b", sources)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_and_modules_exist(page):
+    text = page.read_text(encoding="utf-8")
+    commands = set(re.findall(r"(?:`|-m )deebert (\w+)", text))
+    assert commands - set(COMMANDS) == set()
+    if page != CHANGELOG:  # which names modules of before
+        modules = set(re.findall(r"\bdeebert(?:\.[a-z_]+)+\b", text))
+        places = {name: ROOT / name.replace(".", "/") for name in modules}
+        assert {name for name, at in places.items() if not (at.is_dir() or at.with_suffix(".py").is_file())} == set()
+
+
+def table_rows(page: Path) -> list[list[str]]:
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_readme_repeats_what_was_measured():
+    """Its table is a part of the one in docs/results.md: system, threshold, score, layers run, ms at batch size 1."""
+    measured = {(row[0], row[1]): (row[2], row[3], row[9]) for row in table_rows(RESULTS) if len(row) == 11}
+    rows = [row for row in table_rows(README) if len(row) == 4 and re.match(r"(PyTorch|ONNX)", row[0])]
+    assert len(rows) == 6
+    for name, *numbers in rows:
+        system, kind = name.split(", ")
+        key = (f"{system}, full", "-") if kind == "full model" else (f"DeeBERT, {system}", "0.4")
+        assert tuple(numbers) == measured[key]
