@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BACKBONES, random_batch, tiny_model, tiny_tokenizer, train
+from helpers import train
+from tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
 from torch.nn import functional
 
 from deebert.data.batching import TrainBatches, collator

@@ -11,8 +11,9 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, snapshot_files, tiny_tokenizer
+from helpers import snapshot_files
 from safetensors.torch import load_file
+from tiny import CLASSES, tiny_tokenizer
 
 import run_glue_deebert
 from deebert.data.batching import collator
