@@ -52,8 +52,11 @@ need_model() {
         "same settings, from the same folder, or set OUTPUT_DIR"
 }
 
+# Looks for the packages without importing them, which takes seconds.
 need_requirements() {
-    "$PYTHON" -c 'import accelerate, tensorboardX, torch, transformers' 2> /dev/null ||
+    "$PYTHON" -c 'import importlib.util as i, sys
+names = "accelerate", "tensorboardX", "torch", "transformers"
+sys.exit(not all(i.find_spec(name) for name in names))' ||
         fail "$PYTHON lacks the requirements: activate your environment, or $PYTHON -m pip install -r $ROOT/requirements.txt"
 }
 

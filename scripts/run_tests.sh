@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The linter and the tests, in the active environment or in .venv. Further arguments go to pytest.
+# The linter and the tests, in the active environment or in .venv, one process for each core. Further arguments go to
+# pytest: a folder, -n 0 for a single process.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,4 +9,4 @@ python_in_venv requirements.txt tests/requirements.txt
 
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pytest tests "$@"
+"$PYTHON" -m pytest -n auto --dist worksteal --durations=10 "$@"

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_config, tiny_model, tiny_tokenizer
 
 from deebert.data import features
 from deebert.data.batching import TrainBatches, collator, eval_batches

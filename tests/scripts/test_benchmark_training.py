@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import benchmark_training
 import pytest
 import torch
-from conftest import tiny_model, tiny_tokenizer
-from test_scripts import script
+from helpers import script
+from tiny import tiny_model, tiny_tokenizer
 
 from deebert.modeling.checkpoints import save_model
 from deebert.utils import cli

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, sentences, tiny_model
+from helpers import ROOT
+from tiny import sentences, tiny_model
 
 from deebert.commands import predict
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels

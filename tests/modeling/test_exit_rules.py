@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import BACKBONES, random_batch, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import entropy as scipy_entropy
+from tiny import BACKBONES, random_batch, tiny_model
 
 from deebert.data.batching import collator
 from deebert.data.features import Features

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import BACKBONES, random_batch, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
+from tiny import BACKBONES, random_batch, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface, BertForSequenceClassification, RobertaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from conftest import CLASSES, tiny_model
+from helpers import simulated
+from tiny import CLASSES, tiny_model
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS
@@ -23,16 +24,6 @@ from deebert.modeling.checkpoints import load_tokenizer, save_model
 from deebert.utils.cli import InputError
 
 SST2 = TASKS["SST-2"]
-
-
-def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExits:
-    """Exits that get better with each layer: evidence for the label plus noise, with fewer errors among the certain."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, n)
-    difficulty = rng.exponential(1.0, n)
-    evidence = (2 * labels - 1)[:, None] * np.linspace(0.4, 2.0, layers) / (0.2 + difficulty[:, None])
-    margin = evidence + noise * rng.normal(size=(n, layers)) * np.linspace(1, 0.3, layers)
-    return AllExits(np.stack([-margin, margin], axis=-1).astype(np.float32), labels)
 
 
 def test_halves_are_disjoint_and_seeded(monkeypatch):

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_batch, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tiny import random_batch, tiny_model
 
 from deebert.data.batching import collator
 from deebert.data.features import Features

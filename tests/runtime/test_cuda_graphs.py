@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import BACKBONES, random_batch, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import BACKBONES, random_batch, tiny_model
 
 from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
 from deebert.runtime import cuda_graphs

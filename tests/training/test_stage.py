@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model, tiny_tokenizer, train
+from helpers import train
+from tiny import tiny_model, tiny_tokenizer
 from torch.nn import functional
 
 from deebert.data.batching import TrainBatches, collator

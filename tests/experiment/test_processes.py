@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_model, tiny_tokenizer
+from helpers import ROOT
 from safetensors.torch import load_file
+from tiny import tiny_model, tiny_tokenizer
 
 import run_glue_deebert
 from deebert.evaluation.all_exits import AllExits

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import CLASSES, tiny_model
-from conftest import snapshot_files as files
+from helpers import snapshot_files as files
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
+from tiny import CLASSES, tiny_model
 
 import run_glue_deebert
 from deebert.evaluation import results

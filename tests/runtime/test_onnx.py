@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import BACKBONES, random_batch, tiny_data, tiny_model, tiny_tokenizer  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
 
 from deebert.commands import export
 from deebert.data.batching import collator
@@ -348,7 +348,7 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_the_command_and_predict(tmp_path, backbone, run, tiny_data, monkeypatch, capsys):  # noqa: F811
+def test_the_command_and_predict(tmp_path, backbone, run, tiny_data, monkeypatch, capsys):
     from deebert.commands import predict
 
     model = tiny_model(backbone, highway_pooling="mean", num_hidden_layers=2)

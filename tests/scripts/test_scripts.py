@@ -1,35 +1,10 @@
 """The shell scripts end to end, from another folder, on a tiny model and tiny TSV files."""
 
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
-
-SETTINGS = {
-    "VIRTUAL_ENV",
-    "CONDA_PREFIX",
-    "PATH_TO_DATA",
-    "DATASET",
-    "MODEL_TYPE",
-    "MODEL_SIZE",
-    "MODEL_NAME",
-    "EPOCHS",
-}
-SETTINGS |= {"OUTPUT_DIR", "RESULTS_DIR", "FIGURES_DIR", "ENTROPIES"}
-
-
-def script(name: str, folder, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    return subprocess.run(
-        ["bash", str(ROOT / "scripts" / name), *arguments],
-        cwd=folder,
-        env=inherited | {"PYTHON": sys.executable} | environment,
-        capture_output=True,
-        text=True,
-    )
+from helpers import script
 
 
 def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints):

@@ -7,12 +7,15 @@ import os
 import shutil
 import signal
 from collections import namedtuple
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, snapshot_files, tiny_tokenizer
+from helpers import snapshot_files
 from safetensors.torch import load_file
+from tiny import CLASSES, tiny_tokenizer
 
 import run_glue_deebert
 from deebert.data.batching import collator
@@ -20,7 +23,6 @@ from deebert.data.features import load_features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.experiment.monitor import Monitor
-from deebert.modeling import checkpoints
 from deebert.training import checkpointing
 from deebert.training.checkpointing import saved_steps
 from deebert.training.stage import StageTraining
@@ -28,50 +30,83 @@ from deebert.utils import cli, files
 
 TRAIN = (
     "--do_train --do_eval --eval_each_highway --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 2 --no_cuda "
-    "--gradient_accumulation_steps 2 --per_gpu_train_batch_size 3 --logging_steps 3 --save_steps 5"
-)  # 16 updates in each stage
+    "--gradient_accumulation_steps 2 --per_gpu_train_batch_size 6 --logging_steps 3 --save_steps 2"
+)  # 2 epochs of 4 updates in each stage
+UPDATES = 8
 BEST = f"{TRAIN} --evaluate_during_training --load_best_model_at_end --save_total_limit 2"
 KILLS = int(os.environ.get("KILLS", "1"))  # of each kind
+# A process is killed at a call of one of these functions: in the middle of a stage, while a folder is removed, while a
+# checkpoint is written.
+MOMENTS = ((StageTraining, "step"), (shutil, "rmtree"), (torch, "save"))
+
+
+@pytest.fixture(scope="module")
+def all_flags(tiny_data, tiny_checkpoints):
+    """The driver's arguments, with more flags behind them; flags given later win."""
+    common = f"--model_type=bert --model_name_or_path={tiny_checkpoints['bert']} --task_name=SST-2"
+    common += f" --data_dir={tiny_data / 'SST-2'} --output_dir=out --plot_data_dir=results"
+    return lambda more: f"{common} {more}".split()
 
 
 @pytest.fixture
-def argv(monkeypatch, tmp_path, tiny_data, tiny_checkpoints):
+def argv(monkeypatch, tmp_path, all_flags):
     monkeypatch.chdir(tmp_path)
-
-    def flags(more: str, backbone: str = "bert") -> list[str]:
-        return [
-            f"--model_type={backbone}",
-            f"--model_name_or_path={tiny_checkpoints[backbone]}",
-            "--task_name=SST-2",
-            f"--data_dir={tiny_data / 'SST-2'}",
-            "--output_dir=out",
-            "--plot_data_dir=results",
-            *more.split(),
-        ]
-
-    return flags
+    return all_flags
 
 
-def killed(argv: list[str], monkeypatch, target, name: str, count: int) -> bool:
+@dataclass
+class Uninterrupted:
+    weights: dict[str, torch.Tensor]
+    calls: dict[str, int]  # of each function in MOMENTS
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(all_flags, tmp_path_factory):
+    """A training with given flags that nothing disturbs; one for all tests that compare with it."""
+
+    @cache
+    def train(flags: str) -> Uninterrupted:
+        folder, calls = tmp_path_factory.mktemp("uninterrupted"), dict.fromkeys((name for _, name in MOMENTS), 0)
+        with pytest.MonkeyPatch.context() as patch:
+            for target, name in MOMENTS:
+                counted(patch, target, name, lambda n, name=name: calls.update({name: n}))
+            run_glue_deebert.main(all_flags(f"{flags} --output_dir {folder}/out --plot_data_dir {folder}/results"))
+        return Uninterrupted(weights(folder / "out"), calls)
+
+    return train
+
+
+def counted(patch, target, name: str, before) -> None:
+    """Replaces target.name by a function that first calls before(n), at its n-th call."""
+    calls, original = [], getattr(target, name)
+
+    def replacement(*args, **kwargs):
+        calls.append(1)
+        before(len(calls))
+        return original(*args, **kwargs)
+
+    patch.setattr(target, name, replacement)
+
+
+def in_child(main) -> int:
+    """Runs main in a process of its own and returns the exit code, negative where a signal ended it."""
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "the process hangs"
+    return process.exitcode
+
+
+def killed(argv: list[str], target, name: str, count: int) -> bool:
     """Runs the driver in a process of its own, which is killed with SIGKILL at the count-th call of target.name."""
 
     def child() -> None:
-        calls, original = [], getattr(target, name)
-
-        def counted(*args, **kwargs):
-            calls.append(1)
-            if len(calls) == count:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        setattr(target, name, counted)
+        counted(pytest.MonkeyPatch(), target, name, lambda n: n == count and os.kill(os.getpid(), signal.SIGKILL))
         cli.run(lambda: run_glue_deebert.main(argv))
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(120)
-    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-    return process.exitcode != 0
+    exit_code = in_child(child)
+    assert exit_code in (0, -signal.SIGKILL), exit_code
+    return exit_code != 0
 
 
 def weights(folder) -> dict:
@@ -83,23 +118,22 @@ def same(left: dict, right: dict) -> bool:
 
 
 @pytest.mark.parametrize("flags", [TRAIN, f"{BEST} --cache_features"], ids=["plain", "best, cached"])
-def test_killed_at_any_moment_and_resumed_gives_the_same_weights(argv, tmp_path, monkeypatch, flags):
+def test_killed_at_any_moment_and_resumed_gives_the_same_weights(argv, tmp_path, uninterrupted, flags):
     """In the middle of either stage, while a file of a checkpoint is written, between the stages, in the last save."""
-    run_glue_deebert.main(argv(f"{flags} --output_dir whole"))
-    whole = weights(tmp_path / "whole")
+    expected = uninterrupted(flags)
     generator = torch.Generator().manual_seed(len(flags))
-    moments = [(StageTraining, "step", 32), (checkpoints.shutil, "rmtree", 12), (checkpointing.torch, "save", 8)]
-    for target, name, most in moments:
+    for target, name in MOMENTS:
         for _ in range(KILLS):
-            out = f"{flags} --output_dir out --resume"
+            resuming = argv(f"{flags} --resume")
             times = 0
-            while times < 2 and killed(
-                argv(out), monkeypatch, target, name, int(torch.randint(1, most, (), generator=generator))
-            ):
+            while times < 2:
+                count = int(torch.randint(1, expected.calls[name] + 1, (), generator=generator))
+                if not killed(resuming, target, name, count):
+                    break
                 times += 1
-            run_glue_deebert.main(argv(out))
+            run_glue_deebert.main(resuming)
             assert times > 0, (name, "the moment never came")
-            assert same(weights(tmp_path / "out"), whole), (name, times)
+            assert same(weights(tmp_path / "out"), expected.weights), (name, times)
             assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
             record = json.loads((tmp_path / "out/run.json").read_text())
             assert record["finished"]
@@ -114,62 +148,42 @@ def ends(argv: list[str]) -> int:
     return error.value.code
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [4, 15, 16, 20, 32])
-def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(argv, tmp_path, monkeypatch, capsys, number, step):
-    run_glue_deebert.main(argv(f"{TRAIN} --output_dir whole"))
-    steps, original, before = [], StageTraining.step, signal.getsignal(number)
+STOPPED = {  # a signal in this step of both stages; one step more is run, because the processes agree before each step
+    3: "stopped in stage 1 after step 4 of 8; {}stage1-4",
+    7: "stopped after stage 1; {}stage1-8",
+    8: "stopped after stage 1; {}stage1-8",
+    11: "stopped in stage 2 after step 4 of 8; {}stage2-4",
+    16: "stopped; the training in out is finished",
+}
 
-    def counted(self):
-        steps.append(1)
-        if len(steps) == step:
-            os.kill(os.getpid(), number)
-        return original(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTraining, "step", counted)
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGINT, 3), *((signal.SIGTERM, step) for step in STOPPED)], ids=lambda x: str(int(x))
+)
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(argv, tmp_path, uninterrupted, capsys, number, step):
+    before = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as patch:
+        counted(patch, StageTraining, "step", lambda n: n == step and os.kill(os.getpid(), number))
         assert ends(argv(f"{TRAIN} --save_steps 0")) == 128 + number
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    resuming = "the same command with --resume goes on from out/checkpoint-"
-    # the step in which the signal came is the last but one: who stops is agreed on before it
-    assert line.endswith(
-        {
-            4: f"stopped in stage 1 after step 5 of 16; {resuming}stage1-5",
-            15: f"stopped after stage 1; {resuming}stage1-16",
-            16: f"stopped after stage 1; {resuming}stage1-16",
-            20: f"stopped in stage 2 after step 5 of 16; {resuming}stage2-5",
-            32: "stopped; the training in out is finished",
-        }[step]
-    )
+    assert line.endswith(STOPPED[step].format("the same command with --resume goes on from out/checkpoint-"))
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
-    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)
     assert signal.getsignal(number) == before
 
 
-def test_workers_leave_signals_to_the_training(argv, tmp_path):
+def test_workers_leave_signals_to_the_training(argv, tmp_path, uninterrupted):
     """A scheduler's SIGTERM reaches the whole group of processes."""
-    run_glue_deebert.main(argv(f"{TRAIN} --output_dir whole"))
 
     def child() -> None:
         os.setpgid(0, 0)
-        steps, original = [], StageTraining.step
-
-        def counted(self):
-            steps.append(1)
-            if len(steps) == 4:
-                os.killpg(0, signal.SIGTERM)
-            return original(self)
-
-        StageTraining.step = counted
+        counted(pytest.MonkeyPatch(), StageTraining, "step", lambda n: n == 4 and os.killpg(0, signal.SIGTERM))
         cli.run(lambda: run_glue_deebert.main(argv(f"{TRAIN} --dataloader_num_workers 1")))
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(120)
-    assert process.exitcode == 128 + signal.SIGTERM
+    assert in_child(child) == 128 + signal.SIGTERM
     assert checkpointing.newest_checkpoint(tmp_path / "out").name in ("checkpoint-stage1-4", "checkpoint-stage1-5")
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
-    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)
 
 
 def test_a_finished_training_is_not_repeated(argv, tmp_path, capsys):
@@ -187,8 +201,8 @@ def test_a_finished_training_is_not_repeated(argv, tmp_path, capsys):
     assert same(before, weights(tmp_path / "out"))
 
 
-def test_what_does_not_fit_is_refused(argv, tmp_path, monkeypatch, capsys):
-    killed(argv(f"{TRAIN} --resume"), monkeypatch, StageTraining, "step", 8)
+def test_what_does_not_fit_is_refused(argv, tmp_path, capsys):
+    assert killed(argv(f"{TRAIN} --resume"), StageTraining, "step", 6)
     events = b"".join(path.read_bytes() for path in (tmp_path / "out/tensorboard").iterdir())
     assert b"stage1/loss_layer4" in events  # what was logged before the checkpoint is not logged again
     (tmp_path / "other").mkdir()
@@ -227,23 +241,18 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(argv, tmp_path, mon
     run_glue_deebert.main(argv(f"{TRAIN} --save_steps 0 --resume"))
 
 
-def test_a_disk_that_fills_up_leaves_the_checkpoints_before(argv, tmp_path, monkeypatch, capsys):
-    run_glue_deebert.main(argv(f"{TRAIN} --output_dir whole"))
-    calls, original = [], torch.save
-
-    def full(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
+def test_a_disk_that_fills_up_leaves_the_checkpoints_before(argv, tmp_path, uninterrupted, capsys):
+    def fill(n: int) -> None:
+        if n == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return original(*args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpointing.torch, "save", full)
+    with pytest.MonkeyPatch.context() as patch:
+        counted(patch, torch, "save", fill)
         assert ends(argv(TRAIN)) == 2
-    assert "out/checkpoint-stage1-15: the checkpoint cannot be written ([Errno 28] No space" in capsys.readouterr().err
-    assert [folder.name for folder in saved_steps(tmp_path / "out")] == ["checkpoint-stage1-5", "checkpoint-stage1-10"]
+    assert "out/checkpoint-stage1-6: the checkpoint cannot be written ([Errno 28] No space" in capsys.readouterr().err
+    assert [folder.name for folder in saved_steps(tmp_path / "out")] == ["checkpoint-stage1-2", "checkpoint-stage1-4"]
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
-    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)
 
 
 def test_the_best_weights_are_kept_and_few_checkpoints(argv, tmp_path, monkeypatch, tiny_data):
@@ -255,7 +264,8 @@ def test_the_best_weights_are_kept_and_few_checkpoints(argv, tmp_path, monkeypat
         return scalars
 
     monkeypatch.setattr(Monitor, "dev_scores", watched)
-    run_glue_deebert.main(argv(f"{BEST} --highway_learning_rate 0.03 --highway_pooling mean --save_steps 4 --seed 1"))
+    flags = "--highway_learning_rate 0.03 --highway_pooling mean --save_steps 4 --per_gpu_train_batch_size 3 --seed 1"
+    run_glue_deebert.main(argv(f"{BEST} {flags}"))
     record = json.loads((tmp_path / "out/run.json").read_text())["stages"]
     assert all(len(scores) == 6 for scores in seen.values())  # every 3 of 16, and at the end
     assert max(seen[2]) > seen[2][-1]  # or the test would show nothing
@@ -268,15 +278,14 @@ def test_the_best_weights_are_kept_and_few_checkpoints(argv, tmp_path, monkeypat
     assert np.mean([scores["acc"] for scores in exits[:-1]]) == max(seen[2])
 
 
-def test_run_json_tells_what_each_stage_took(argv, tmp_path):
+def test_run_json_tells_what_each_stage_took(argv, tmp_path, uninterrupted):
     run_glue_deebert.main(argv(f"{TRAIN} --dataloader_num_workers 1"))
     record = json.loads((tmp_path / "out/run.json").read_text())
     assert record["arguments"]["learning_rate"] == 3e-3
     assert record["versions"].keys() == {"deebert", "torch", "transformers"}
     for stage in "12":
         found = record["stages"][stage]
-        assert found["updates"] == 16
+        assert found["updates"] == UPDATES
         assert found["samples_per_second"] == pytest.approx(96 / found["seconds"])
         assert 0.1 < found["peak_memory_gib"] < 20
-    run_glue_deebert.main(argv(f"{TRAIN} --output_dir again"))
-    assert same(weights(tmp_path / "out"), weights(tmp_path / "again"))  # whatever the number of workers
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)  # whatever the number of workers

@@ -8,9 +8,7 @@ from dataclasses import replace
 import compare
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_scripts import script
-from test_selection import simulated
+from helpers import ROOT, script, simulated
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS

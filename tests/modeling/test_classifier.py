@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from conftest import CLASSES, random_batch, tiny_config, tiny_model
 from safetensors.torch import load_file
+from tiny import CLASSES, random_batch, tiny_config, tiny_model
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, BertConfig, pipeline
 

@@ -1,0 +1,59 @@
+"""What several test modules do: run a script, train a stage, simulate exits, look at files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from deebert.data.batching import collator
+from deebert.evaluation.all_exits import AllExits
+from deebert.training.stage import StageTraining, TokenData
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = {
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "PATH_TO_DATA",
+    "DATASET",
+    "MODEL_TYPE",
+    "MODEL_SIZE",
+    "MODEL_NAME",
+    "EPOCHS",
+}
+SETTINGS |= {"OUTPUT_DIR", "RESULTS_DIR", "FIGURES_DIR", "ENTROPIES"}
+
+
+def script(name: str, folder, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / name), *arguments],
+        cwd=folder,
+        env=inherited | {"PYTHON": sys.executable} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def train(stage: int, model, features, settings, **callbacks) -> StageTraining:
+    """One stage on the CPU."""
+    data = TokenData(features, collator(model.config))
+    training = StageTraining(stage, model, data, settings, Accelerator(cpu=True))
+    training.run(**callbacks)
+    return training
+
+
+def snapshot_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExits:
+    """Off-ramps that know more with each layer: evidence for the label plus noise, the surer the better."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    difficulty = rng.exponential(1.0, n)
+    evidence = (2 * labels - 1)[:, None] * np.linspace(0.4, 2.0, layers) / (0.2 + difficulty[:, None])
+    margin = evidence + noise * rng.normal(size=(n, layers)) * np.linspace(1, 0.3, layers)
+    return AllExits(np.stack([-margin, margin], axis=-1).astype(np.float32), labels)

@@ -1,0 +1,113 @@
+"""The rooms of the code (design, section 3): their doors open one way, and nothing stands outside."""
+
+import ast
+import shutil
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+ROOMS = [  # by floors, from the ground up: a module imports from its own room and from lower floors
+    ("deebert.utils",),
+    ("deebert.modeling", "deebert.data"),
+    ("deebert.training", "deebert.evaluation", "deebert.runtime"),
+    ("deebert.experiment", "deebert.commands"),
+    ("deebert",),  # the public names, the console command and the names of older versions
+    ("run_glue_deebert",),
+    ("scripts",),
+]
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+SCRIPTS = {path.stem for path in (ROOT / "scripts").glob("*.py")}
+TOP = [
+    "deebert",
+    "scripts",
+    "tests",
+    "docs",
+    "run_glue_deebert.py",
+    "requirements.txt",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+]
+
+
+def room_of(name: str) -> str | None:
+    """The room of a module, or of a name that is imported from one; None for what is not this project's."""
+    first, *rest = name.split(".")
+    if first in SCRIPTS:
+        return "scripts"
+    if name == "deebert.__version__" or first not in FLOOR:
+        return None
+    return f"{first}.{rest[0]}" if rest and (ROOT / first / rest[0]).is_dir() else first
+
+
+def imports(source: str) -> list[str]:
+    """The dotted names that a module imports, inside functions too."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name != "deebert"]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "deebert":
+            names.append(f"deebert.{node.attr}")  # after `import deebert`
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names += [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+    return names
+
+
+def wrong_imports(room: str, source: str) -> list[str]:
+    """The imports of a module in `room` that run upward, into another room of the same floor, or are relative."""
+    return [
+        name
+        for name in imports(source)
+        if name.startswith(".") or (room_of(name) not in (None, room) and FLOOR[room_of(name)] >= FLOOR[room])
+    ]
+
+
+def test_imports_run_downward():
+    paths = [*(ROOT / "deebert").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "run_glue_deebert.py"]
+    wrong = {}
+    for path in (path.relative_to(ROOT) for path in paths):
+        room = "scripts" if path.parent.name == "scripts" else room_of(".".join(path.with_suffix("").parts))
+        wrong[str(path)] = wrong_imports(room, (ROOT / path).read_text(encoding="utf-8"))
+    assert len(wrong) > 20
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "wrong"),
+    [
+        ("deebert.utils", "import deebert.data.tasks", ["deebert.data.tasks"]),
+        ("deebert.data", "from deebert.modeling import bert", ["deebert.modeling.bert"]),
+        ("deebert.training", "def f():\n    from deebert.runtime.x import y", ["deebert.runtime.x.y"]),
+        ("deebert.training", "from deebert import OnnxDeeBert, __version__", ["deebert.OnnxDeeBert"]),
+        ("deebert.runtime", "import deebert\ndeebert.GraphedDeeBert, deebert.__version__", ["deebert.GraphedDeeBert"]),
+        ("deebert.commands", "importlib.import_module('run_glue_deebert')", ["run_glue_deebert"]),
+        ("deebert.experiment", "import torch, compare", ["compare"]),
+        ("deebert.data", "from .tasks import TASKS", [".tasks.TASKS"]),
+        ("deebert.training", "from deebert.data import tasks\nfrom deebert.training import stage", []),
+        ("scripts", "import sample_data, run_glue_deebert\nfrom deebert import runtime", []),
+    ],
+)
+def test_a_wrong_import_is_noticed(room, source, wrong):
+    assert wrong_imports(room, source) == wrong
+
+
+def test_the_top_level_is_that_of_the_design():
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    top = {name.split("/")[0] for name in files}
+    assert "deebert" in top
+    assert [name for name in sorted(top) if name not in [*TOP, "LICENSE"] and not name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("module", ["deebert", "deebert.evaluation.plotting", "deebert.commands.plot"])
+def test_figures_need_no_torch(module):
+    code = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
