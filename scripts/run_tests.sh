@@ -9,4 +9,4 @@ python_in_venv requirements.txt tests/requirements.txt
 
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pytest -n auto --dist loadgroup --durations=10 "$@"
+"$PYTHON" -m pytest -n auto --dist worksteal --durations=10 "$@"

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
+from helpers import once_for_all_workers
 from tiny import random_batch, tiny_model, tiny_tokenizer
 
 from deebert.commands import export, predict
@@ -14,8 +15,6 @@ from deebert.modeling.checkpoints import save_model
 from deebert.runtime.onnx_runtime import MANIFEST, OnnxDeeBert
 from deebert.utils import cli
 from deebert.utils.cli import InputError
-
-pytestmark = pytest.mark.xdist_group("export command")  # on one process, for the exports that they share
 
 
 def run(*arguments) -> str:
@@ -28,22 +27,26 @@ def run(*arguments) -> str:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, tiny_data):
-    """A folder with a model and two exports, onnx, which is scored on a dev set, and int8; and what was printed."""
-    folder = tmp_path_factory.mktemp("exported")
-    model = tiny_model("roberta", highway_pooling="mean", initializer_range=0.05, num_hidden_layers=2)
-    save_model(model, tiny_tokenizer("roberta"), folder / "model")
-    data = ("--task_name", "SST-2", "--data_dir", tiny_data / "SST-2", "--max_seq_length", 32)
-    printed = run("--model", folder / "model", "--output", folder / "onnx", *data)
-    return folder, printed, run("--model", folder / "model", "--output", folder / "int8", "--int8")
+    """A folder with a model and two exports, onnx, scored on a dev set, and int8; *.txt is what was printed."""
+
+    def make(folder) -> None:
+        model = tiny_model("roberta", highway_pooling="mean", initializer_range=0.05, num_hidden_layers=2)
+        save_model(model, tiny_tokenizer("roberta"), folder / "model")
+        data = ("--task_name", "SST-2", "--data_dir", tiny_data / "SST-2", "--max_seq_length", 32)
+        for name, more in (("onnx", data), ("int8", ["--int8"])):
+            printed = run("--model", folder / "model", "--output", folder / name, *more)
+            (folder / f"{name}.txt").write_text(printed)
+
+    return once_for_all_workers(tmp_path_factory, "exported", make)
 
 
 def test_the_command_says_how_the_export_compares(exported):
-    folder, printed, printed_without_data = exported
+    printed = (exported / "onnx.txt").read_text()
     assert "2 layers:" in printed
     assert "(+0.00 points)" in printed
     assert "same label at each exit: 100.0 100.0 %" in printed
-    assert "not measured" in printed_without_data
-    assert not [path for path in folder.glob("*/*") if path.name.startswith(".")]
+    assert "not measured" in (exported / "int8.txt").read_text()
+    assert not [path for path in exported.glob("*/*") if path.name.startswith(".")]
 
 
 def test_predictions_of_model_and_export_are_the_same(tmp_path, exported, monkeypatch, capsys):
@@ -51,7 +54,7 @@ def test_predictions_of_model_and_export_are_the_same(tmp_path, exported, monkey
     texts.write_text("a good film\nbad\nthe plot was so very very dull and awful\nfine\nnot a lovely scene\n")
     outputs = []
     for folder, more in (("model", []), ("onnx", []), ("model", ["--refill"]), ("onnx", ["--refill"])):
-        argv = ["predict", "--model", str(exported[0] / folder), "--file", str(texts), "--batch_size", "2"]
+        argv = ["predict", "--model", str(exported / folder), "--file", str(texts), "--batch_size", "2"]
         monkeypatch.setattr("sys.argv", [*argv, "--exit_threshold", "0.55", *more])
         cli.run(predict.main)
         outputs.append([line.split("\t") for line in capsys.readouterr().out.splitlines()])
@@ -62,7 +65,7 @@ def test_predictions_of_model_and_export_are_the_same(tmp_path, exported, monkey
 
 
 def test_int8_is_smaller_and_near(exported):
-    folders = [exported[0] / name for name in ("onnx", "int8")]
+    folders = [exported / name for name in ("onnx", "int8")]
     full, small = (OnnxDeeBert(folder) for folder in folders)
     assert (full.precision, small.precision) == ("fp32", "int8")
     batch = random_batch(full.config, [4, 9, 12])
@@ -73,7 +76,7 @@ def test_int8_is_smaller_and_near(exported):
 
 
 def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, exported):
-    shutil.copytree(exported[0], tmp_path, dirs_exist_ok=True)
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     manifest = tmp_path / "onnx" / MANIFEST
     graph = tmp_path / "onnx/layers.onnx"
     whole = graph.read_bytes()

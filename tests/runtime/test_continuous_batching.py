@@ -1,6 +1,5 @@
 """A stream of batches that are filled up again gives what its samples give one at a time."""
 
-import pytest
 import torch
 from exported import LAYERS, with_token_types
 from hypothesis import assume, given, settings
@@ -9,8 +8,6 @@ from tiny import BACKBONES, random_batch, tiny_model
 
 from deebert.modeling.exit_rules import first_exit_layer, make_rule
 from deebert.runtime.continuous_batching import classify_refilled
-
-pytestmark = pytest.mark.xdist_group("exports")  # on one process, for the exports that they share
 
 
 @settings(max_examples=40)

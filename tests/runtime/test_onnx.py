@@ -1,6 +1,5 @@
 """Exported models give the logits and exits of the PyTorch model."""
 
-import copy
 import math
 import shutil
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exported import LAYERS, NAN_TOKEN, with_token_types
+from exported import LAYERS, NAN_TOKEN, model_to_export, with_token_types
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import BACKBONES, random_batch, tiny_model
@@ -20,8 +19,6 @@ from deebert.runtime import onnx_export
 from deebert.runtime.onnx_graph import MOST_LAYERS, merge
 from deebert.runtime.onnx_runtime import open_session
 from deebert.utils.cli import InputError
-
-pytestmark = pytest.mark.xdist_group("exports")  # on one process, for the exports that they share
 
 
 def thresholds_between(model, full, quantile: float) -> tuple[list[float], float]:
@@ -198,9 +195,8 @@ def test_a_sample_that_is_not_a_number_harms_no_other(models, backbone, broken, 
 
 
 def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path, exports):
-    model, _, parts = exports["bert"]
-    model = copy.deepcopy(model)
-    shutil.copytree(parts, tmp_path, dirs_exist_ok=True)
+    model = model_to_export("bert")
+    shutil.copytree(exports / "bert_parts", tmp_path, dirs_exist_ok=True)
     for name in ("layer", "exit"):
         (tmp_path / f"{name}_2.onnx").rename(tmp_path / f"{name}_{MOST_LAYERS - 1}.onnx")
         for i in range(2, MOST_LAYERS - 1):
