@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from filelock import FileLock
 
 from deebert.data.batching import collator
 from deebert.evaluation.all_exits import AllExits
@@ -35,6 +36,18 @@ def script(name: str, folder, *arguments: str, **environment: str) -> subprocess
         capture_output=True,
         text=True,
     )
+
+
+def once_for_all_workers(tmp_path_factory, name: str, make) -> Path:
+    """A folder that make(folder) fills, once for all processes of pytest-xdist. Tests only read it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root  # a worker's own lies in the one of the run
+    with FileLock(root / f"{name}.lock"):
+        if not (root / name).exists():
+            partial = tmp_path_factory.mktemp(name)
+            make(partial)
+            partial.rename(root / name)
+    return root / name
 
 
 def train(stage: int, model, features, settings, **callbacks) -> StageTraining:

@@ -1,0 +1,134 @@
+"""The export command; predictions from its folder; and a folder that is not a whole export gets one clear line."""
+
+import io
+import json
+import shutil
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+from helpers import once_for_all_workers
+from tiny import random_batch, tiny_model, tiny_tokenizer
+
+from deebert.commands import export, predict
+from deebert.modeling.checkpoints import save_model
+from deebert.runtime.onnx_runtime import MANIFEST, OnnxDeeBert
+from deebert.utils import cli
+from deebert.utils.cli import InputError
+
+
+def run(*arguments) -> str:
+    """Runs the command and returns what it prints."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr("sys.argv", ["export", *map(str, arguments)])
+        cli.run(export.main)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny_data):
+    """A folder with a model and two exports, onnx, scored on a dev set, and int8; *.txt is what was printed."""
+
+    def make(folder) -> None:
+        model = tiny_model("roberta", highway_pooling="mean", initializer_range=0.05, num_hidden_layers=2)
+        save_model(model, tiny_tokenizer("roberta"), folder / "model")
+        data = ("--task_name", "SST-2", "--data_dir", tiny_data / "SST-2", "--max_seq_length", 32)
+        for name, more in (("onnx", data), ("int8", ["--int8"])):
+            printed = run("--model", folder / "model", "--output", folder / name, *more)
+            (folder / f"{name}.txt").write_text(printed)
+
+    return once_for_all_workers(tmp_path_factory, "exported", make)
+
+
+def test_the_command_says_how_the_export_compares(exported):
+    printed = (exported / "onnx.txt").read_text()
+    assert "2 layers:" in printed
+    assert "(+0.00 points)" in printed
+    assert "same label at each exit: 100.0 100.0 %" in printed
+    assert "not measured" in (exported / "int8.txt").read_text()
+    assert not [path for path in exported.glob("*/*") if path.name.startswith(".")]
+
+
+def test_predictions_of_model_and_export_are_the_same(tmp_path, exported, monkeypatch, capsys):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a good film\nbad\nthe plot was so very very dull and awful\nfine\nnot a lovely scene\n")
+    outputs = []
+    for folder, more in (
+        ("model", []),
+        ("onnx", []),
+        ("model", ["--continuous_batching"]),
+        ("onnx", ["--continuous_batching"]),
+    ):
+        argv = ["predict", "--model", str(exported / folder), "--file", str(texts), "--batch_size", "2"]
+        monkeypatch.setattr("sys.argv", [*argv, "--exit_threshold", "0.55", *more])
+        cli.run(predict.main)
+        outputs.append([line.split("\t") for line in capsys.readouterr().out.splitlines()])
+    assert len(outputs[0]) == 5
+    for other in outputs[1:]:
+        assert [line[::2] for line in other] == [line[::2] for line in outputs[0]]
+        np.testing.assert_allclose([float(x[1]) for x in other], [float(x[1]) for x in outputs[0]], atol=2e-4)
+
+
+def test_int8_is_smaller_and_near(exported):
+    folders = [exported / name for name in ("onnx", "int8")]
+    full, small = (OnnxDeeBert(folder) for folder in folders)
+    assert (full.precision, small.precision) == ("fp32", "int8")
+    batch = random_batch(full.config, [4, 9, 12])
+    a, b = (one(**batch, output_all_exits=True).all_logits for one in (full, small))
+    assert 0 < (a - b).abs().max() < 0.1
+    sizes = [sum(file.stat().st_size for file in folder.glob("*.onnx")) for folder in folders]
+    assert sizes[1] < sizes[0]
+
+
+def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, exported):
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    manifest = tmp_path / "onnx" / MANIFEST
+    graph = tmp_path / "onnx/layers.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:100])
+    with pytest.raises(InputError, match=r"layers.onnx: not a graph that ONNX Runtime can read"):
+        OnnxDeeBert(tmp_path / "onnx")
+    graph.unlink()
+    with pytest.raises(InputError, match=r"layers.onnx: no such file; the export is incomplete"):
+        OnnxDeeBert(tmp_path / "onnx")
+    graph.write_bytes(whole)
+    config = tmp_path / "onnx/config.json"
+    config.rename(tmp_path / "config.json")
+    with pytest.raises(InputError, match=r"config.json: no such file; the export is incomplete"):
+        OnnxDeeBert(tmp_path / "onnx")
+    (tmp_path / "config.json").rename(config)
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(facts | {"format": 0, "deebert": "0.0.1"}))
+    with pytest.raises(InputError, match=r"exported by version 0.0.1 \(format 0"):
+        OnnxDeeBert(tmp_path / "onnx")
+    for damaged in ("", "[1]", '{"format": 1}'):
+        manifest.write_text(damaged)
+        with pytest.raises(InputError, match="damaged"):
+            OnnxDeeBert(tmp_path / "onnx")
+    manifest.write_text(json.dumps(facts | {"layers": 5}))
+    with pytest.raises(InputError, match=r"5 layers, but a config.json of 2 layers"):
+        OnnxDeeBert(tmp_path / "onnx")
+    manifest.unlink()
+    with pytest.raises(InputError, match=f"no {MANIFEST} there, so no complete export"):
+        OnnxDeeBert(tmp_path / "onnx")
+    with pytest.raises(InputError, match=f"no {MANIFEST}"):
+        OnnxDeeBert(tmp_path / "model")
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        OnnxDeeBert(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--output", "model"), "--output model: give another folder than --model"),
+        (("--output", "onnx", "--task_name", "SST-2"), "give --task_name and --data_dir together"),
+        (("--output", "onnx", "--task_name", "IMDB", "--data_dir", "x"), "no such GLUE task"),
+    ],
+)
+def test_bad_arguments_write_nothing(tmp_path, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model("bert", num_hidden_layers=2), tiny_tokenizer("bert"), tmp_path / "model")
+    with pytest.raises(SystemExit):
+        run("--model", "model", *arguments)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "onnx").exists()
