@@ -10,7 +10,8 @@ from accelerate.utils import gather_object, set_seed
 
 from deebert.data.tasks import eval_splits
 from deebert.evaluation import all_exits, calibration, results, threshold_selection, timing
-from deebert.experiment.arguments import first_stage_settings, parse_args, train_settings
+from deebert.experiment.arguments import parse_args
+from deebert.experiment.compatibility import first_stage_settings
 from deebert.experiment.experiment import Run
 from deebert.experiment.monitor import Monitor
 from deebert.experiment.stop_signal import StopSignal
@@ -99,7 +100,7 @@ def train_stage(run: Run, model, monitor: Monitor, stage: int, state: dict | Non
     started = time.perf_counter()
     with run.train_data(model, stage) as data:
         preparation = time.perf_counter() - started
-        training = StageTraining(stage, model, data, train_settings(args, stage), run.accelerator)
+        training = StageTraining(stage, model, data, args.stage_settings(stage), run.accelerator)
         if state:
             training.load_state_dict(state["training"])
             set_random_state(state["random"][process])

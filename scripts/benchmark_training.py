@@ -45,7 +45,7 @@ from deebert.training.cached_features import cached_features
 from deebert.training.stage import StageTraining, TokenData, TrainSettings
 from deebert.training.strategies import exit_losses
 from deebert.utils import cli
-from deebert.utils.cli import positive, whole
+from deebert.utils.cli import non_negative, positive
 from deebert.utils.memory import peak_memory, reset_peak_memory
 
 SYSTEMS = ("plain loop", "here", "here, cached")
@@ -260,7 +260,7 @@ def parse_args() -> argparse.Namespace:
     add("--highway_pooling", choices=("first", "mean"), default="first")
     add("--samples", type=positive, default=10**9, help="train on the first so many; default: all")
     add("--steps", type=positive, default=30, help="updates per turn")
-    add("--repeats", type=whole, default=5, help="turns; 0: leave the speeds out")
+    add("--repeats", type=non_negative, default=5, help="turns; 0: leave the speeds out")
     add("--seeds", type=int, nargs="+", help="train to the end with each, and compare dev scores, too")
     add("--num_train_epochs", type=float, default=3.0, help="of each stage, with --seeds")
     add("--bf16", action="store_true")

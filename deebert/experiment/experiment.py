@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from deebert.data.batching import collator
 from deebert.data.features import Features, load_features
 from deebert.data.tasks import data_file, eval_splits, get_task, label_order
 from deebert.evaluation import results
-from deebert.experiment.arguments import first_stage_settings, target, training_settings
+from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
 from deebert.modeling.checkpoints import (
     any_shape_attention,
     check_threshold,
@@ -50,7 +51,7 @@ class Run:
 
     def __init__(self, args):
         self.args, self.task, self.output_dir = args, get_task(args.task_name), Path(args.output_dir)
-        self.target = target(args)
+        self.target = args.target
         self.check_files()
         quiet_transformers()
         self.accelerator = make_accelerator(args)
@@ -104,7 +105,7 @@ class Run:
             raise InputError(f"--first_stage {args.first_stage}: no model after stage 1 there; give a new folder")
         if self.first_stage_is_there():
             found = results.read_json(self.first_stage_record)
-            if other := differences(found, first_stage_settings(args)):
+            if other := first_difference(found, first_stage_settings(args)):
                 raise InputError(f"--first_stage {args.first_stage}: trained with another {other}")
 
     def check_output_dir(self) -> None:
@@ -112,7 +113,9 @@ class Run:
         args, folder = self.args, self.output_dir
         record = folder / "run.json"
         found = results.read_json(record) if record.is_file() else None
-        other = differences(found.get("settings", {}), training_settings(args)) if found and args.do_train else None
+        other = (
+            first_difference(found.get("settings", {}), training_settings(args)) if found and args.do_train else None
+        )
         self.resumes = bool(args.resume and found and not other)
         self.found = found if self.resumes else None
         if not args.do_train:
@@ -244,7 +247,7 @@ class Run:
         facts |= {"processes": self.accelerator.num_processes, "mixed_precision": self.accelerator.mixed_precision}
         shown = ", ".join(f"{name} {version}" for name, version in versions.items())
         self.say(f"{self.task.name}, {self.args.model_name_or_path}, on {facts['device']}: {shown}, git {facts['git']}")
-        self.facts = {"arguments": vars(self.args), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+        self.facts = {"arguments": asdict(self.args), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
         if self.args.do_train:
             before = self.found or {"stages": {}}
             self.facts |= {"settings": training_settings(self.args), "stages": before["stages"], "finished": False}
@@ -255,14 +258,6 @@ class Run:
         if self.accelerator.is_main_process:
             name = "run.json" if self.args.do_train else "run_eval.json"  # evaluating keeps the training's record
             results.write_json(self.output_dir / name, self.facts)
-
-
-def differences(found: dict, wanted: dict) -> str | None:
-    """The first setting that a training had otherwise, in words; None where they agree."""
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            return f"{name}, {found.get(name)}; this run has {value}"
-    return None
 
 
 def make_accelerator(args) -> Accelerator:

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from deebert.data.tasks import eval_splits
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
-from deebert.experiment.arguments import train_settings
 from deebert.experiment.experiment import Run
 from deebert.modeling.checkpoints import save_model
 from deebert.training.checkpointing import checkpoint_folder, keep_newest, write_checkpoint
@@ -39,7 +38,7 @@ class Monitor:
         per_epoch = -(-len(self.run.train_features) // (update_size * self.run.accelerator.num_processes))
         sizes = []  # of all checkpoints
         for stage, plan in list(enumerate(STRATEGIES[args.train_strategy], 1))[first - 1 :]:
-            updates = train_settings(args, stage).updates(per_epoch)
+            updates = args.stage_settings(stage).updates(per_epoch)
             trained = plan.backbone * (weights - highways) + plan.highways * highways
             sizes += [weights + 2 * trained] * (-(-updates // args.save_steps) if args.save_steps > 0 else 1)
         if args.save_total_limit:  # the next is written before the oldest goes
