@@ -41,6 +41,7 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
     set_labels,
 )
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.cached_features import cached_features
 from deebert.training.stage import StageTraining, TokenData, TrainSettings
 from deebert.training.strategies import exit_losses
@@ -98,7 +99,7 @@ class Trainer:
         """One stage as the original trains it."""
         model, device = self.model, self.accelerator.device
         model.requires_grad_(True).train()
-        trained = [p for name, p in model.named_parameters() if (".highway." in name) == (stage == 2)]
+        trained = [p for name, p in model.named_parameters() if is_off_ramp(name) == (stage == 2)]
         rate = settings.highway_learning_rate if stage == 2 else None
         options = {"eps": settings.adam_epsilon, "weight_decay": settings.weight_decay}
         optimizer = torch.optim.AdamW(trained, lr=rate or settings.learning_rate, **options)

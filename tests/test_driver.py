@@ -122,7 +122,8 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
     found = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
     assert float(found[f"spearmanr_at_{rule}_{float(threshold)}"]) == rows[1].score
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert (config["exit_rule"], config["distill"], config["highway_pooling"]) == (rule, 0.5, "attention")
+    assert (config["exit_rule"], config["highway_pooling"]) == (rule, "attention")
+    assert json.loads((tmp_path / "out/run.json").read_text())["arguments"]["distill"] == 0.5
     assert config["exit_threshold"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
 
 
@@ -185,7 +186,7 @@ def test_strategies_of_one_stage(drive, tmp_path, strategy, capsys):
     printed = capsys.readouterr().out
     assert "stage 1: training the backbone and its classifier and the off-ramps" in printed
     assert "stage 2" not in printed
-    assert json.loads((tmp_path / "out/config.json").read_text())["train_strategy"] == strategy
+    assert json.loads((tmp_path / "out/run.json").read_text())["settings"]["train_strategy"] == strategy
 
 
 def test_checkpoints_on_the_way(drive, tmp_path, capsys):

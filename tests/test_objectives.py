@@ -2,7 +2,6 @@
 
 import math
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from deebert.evaluation.all_exits import run_all_exits
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.early_exit import POOLINGS
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.stage import TrainSettings
 from deebert.training.strategies import STRATEGIES, training_loss
 
@@ -54,16 +54,13 @@ def test_the_loss_in_plain_words(labels, certain, share):
         expected += weights[layer] * loss / 5
 
     output = HighwayClassifierOutput(all_logits=z, all_certainties=u if certain else None)
-    config = SimpleNamespace(distill=share, distill_temperature=temperature)
-    assert training_loss(output, y, weights, config)[0].item() == pytest.approx(float(expected), rel=1e-5)
+    assert training_loss(output, y, weights, share, temperature)[0].item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_final_classifier_is_not_taught_by_its_pupils():
     z = torch.randn(5, LAYERS, 3, requires_grad=True)
-    config = SimpleNamespace(distill=1.0, distill_temperature=2.0)
-    training_loss(HighwayClassifierOutput(all_logits=z), torch.tensor([0, 1, 2, 0, 1]), [1.0, 1, 1, 0], config)[
-        0
-    ].backward()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    training_loss(HighwayClassifierOutput(all_logits=z), labels, [1.0, 1, 1, 0], distill=1.0)[0].backward()
     assert z.grad[:, -1].abs().max() == 0
     assert z.grad[:, :-1].abs().min() > 0
 
@@ -83,10 +80,16 @@ def test_what_the_strategies_weigh():
 @pytest.mark.parametrize("strategy", ["joint", "weighted", "alternating"])
 def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
     """Two updates of all parameters, the off-ramps at their own rate, against a plain loop."""
-    model, reference = (tiny_model("bert", train_strategy=strategy, **NO_DROPOUT) for _ in range(2))
+    model, reference = (tiny_model("bert", **NO_DROPOUT) for _ in range(2))
     features = data(tiny_data)
     settings = TrainSettings(
-        learning_rate=1e-3, highway_learning_rate=4e-3, adam_epsilon=1e-2, max_steps=2, logging_steps=0, save_steps=0
+        learning_rate=1e-3,
+        highway_learning_rate=4e-3,
+        adam_epsilon=1e-2,
+        max_steps=2,
+        train_strategy=strategy,
+        logging_steps=0,
+        save_steps=0,
     )
     train(1, model, features, settings)
 
@@ -119,8 +122,8 @@ def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
 
 
 def test_the_learned_rule_learns_what_is_right(tiny_data):
-    settings = TrainSettings(learning_rate=3e-3, epochs=12, logging_steps=0, save_steps=0)
-    config = {"exit_rule": "learned", "highway_pooling": "mean", "train_strategy": "joint", "initializer_range": 0.05}
+    settings = TrainSettings(learning_rate=3e-3, epochs=12, train_strategy="joint", logging_steps=0, save_steps=0)
+    config = {"exit_rule": "learned", "highway_pooling": "mean", "initializer_range": 0.05}
     model, features = tiny_model("bert", **config), data(tiny_data)
     train(1, model, features, settings)
     exits = run_all_exits(model, features, collator(model.config))
@@ -140,9 +143,7 @@ def test_every_combination_trains_saves_loads_and_exits_alike(backbone, pooling,
             backbone,
             num_labels=labels,
             highway_pooling=pooling,
-            train_strategy=strategy,
             exit_rule=rule,
-            distill=0.5,
             patience_tolerance=2.0,
         )
         batch = random_batch(model.config, [3, 9, 5, 7])
@@ -152,9 +153,9 @@ def test_every_combination_trains_saves_loads_and_exits_alike(backbone, pooling,
             model.zero_grad()
             weights = stage.weights(LAYERS, 2)
             output = model(**batch, output_all_exits=any(weights[:-1]), train_highway=not stage.backbone)
-            training_loss(output, y, weights, model.config)[0].backward()
+            training_loss(output, y, weights, distill=0.5)[0].backward()
             for name, parameter in model.named_parameters():
-                head = ".highway." in name or ".learn_to_exit." in name
+                head = is_off_ramp(name)
                 # the pooler is frozen, and does not count, where stage 2 leaves the final classifier out
                 assert (parameter.grad is not None) == (stage.highways if head else stage.backbone), name
         model.eval().config.exit_temperatures = temperatures

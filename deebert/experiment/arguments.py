@@ -166,6 +166,9 @@ class Arguments(
             max_steps=self.max_steps,
             warmup_steps=self.warmup_steps,
             seed=self.seed,
+            train_strategy=self.train_strategy,
+            distill=self.distill,
+            distill_temperature=self.distill_temperature,
             logging_steps=self.logging_steps,
             save_steps=self.save_steps,
         )

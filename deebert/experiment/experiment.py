@@ -66,8 +66,6 @@ class Run:
             self.config.exit_threshold = NO_EXIT  # one chosen for a model before this training means nothing for it
             self.config.exit_temperatures = None
             self.config.highway_pooling = args.highway_pooling or self.config.highway_pooling
-            self.config.train_strategy = args.train_strategy
-            self.config.distill, self.config.distill_temperature = args.distill, args.distill_temperature
         self.check_config(self.config, source)
         self.tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
         self.collate = collator(self.config, args.max_seq_length if args.pad_to_max_length else None)

@@ -12,6 +12,7 @@ from deebert.data.tasks import eval_splits
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.experiment.experiment import Run
 from deebert.modeling.checkpoints import save_model
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import checkpoint_folder, keep_newest, write_checkpoint
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
@@ -33,7 +34,7 @@ class Monitor:
     def check_room(self, first: int) -> None:
         """Raises InputError where the checkpoints of the stages from `first` on will not fit on the disk."""
         args, weights = self.run.args, 4 * self.model.num_parameters()
-        highways = 4 * sum(p.numel() for name, p in self.model.named_parameters() if ".highway." in name)
+        highways = 4 * sum(p.numel() for name, p in self.model.named_parameters() if is_off_ramp(name))
         update_size = args.per_gpu_train_batch_size * args.gradient_accumulation_steps
         per_epoch = -(-len(self.run.train_features) // (update_size * self.run.accelerator.num_processes))
         sizes = []  # of all checkpoints

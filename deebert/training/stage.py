@@ -16,6 +16,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from deebert.data.batching import Collator, Share, TrainBatches, data_loader
 from deebert.data.features import Features
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.strategies import STRATEGIES, training_loss
 from deebert.utils.cli import InputError
 from deebert.utils.memory import peak_memory, reset_peak_memory
@@ -41,6 +42,9 @@ class TrainSettings:
     max_steps: int = -1
     warmup_steps: int = 0
     seed: int = 42
+    train_strategy: str = "two_stage"
+    distill: float = 0.0
+    distill_temperature: float = 2.0
     logging_steps: int = 50
     save_steps: int = 50
 
@@ -86,7 +90,7 @@ def parameter_groups(model, settings: TrainSettings) -> list[dict]:
     groups = [{"params": [], "lr": lr, "weight_decay": decay} for lr in rates for decay in (settings.weight_decay, 0.0)]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            highway = ".highway." in name or ".learn_to_exit." in name
+            highway = is_off_ramp(name)
             exempt = name.endswith("bias") or "LayerNorm.weight" in name
             groups[2 * highway + exempt]["params"].append(parameter)
     return [group for group in groups if group["params"]]
@@ -101,7 +105,7 @@ class StageTraining:
 
     def __init__(self, stage: int, model, data: TrainData, settings: TrainSettings, accelerator: Accelerator):
         self.stage, self.model, self.data, self.settings, self.accelerator = stage, model, data, settings, accelerator
-        self.plan = STRATEGIES[model.config.train_strategy][stage - 1]
+        self.plan = STRATEGIES[settings.train_strategy][stage - 1]
         model.set_trained(backbone=self.plan.backbone, highways=self.plan.highways)
         self.batches = TrainBatches(
             data.lengths,
@@ -200,7 +204,9 @@ class StageTraining:
         synchronise = nullcontext() if share.last else self.accelerator.no_sync(self.module)
         with synchronise:
             output = self.module(**batch, output_all_exits=any(weights[:-1]), train_highway=not self.plan.backbone)
-            loss, of_exits = training_loss(output, labels, weights, self.model.config)
+            loss, of_exits = training_loss(
+                output, labels, weights, self.settings.distill, self.settings.distill_temperature
+            )
             self.accelerator.backward(share.weight * loss)
         return torch.cat([loss.detach().reshape(1), of_exits]) * (share.weight / self.accelerator.num_processes)
 

@@ -93,18 +93,25 @@ def certainty_losses(certainties: Tensor, all_logits: Tensor, labels: Tensor) ->
     return (certainties - target).square().mean(dim=0)
 
 
-def training_loss(output, labels: Tensor, weights: Sequence[float], config) -> tuple[Tensor, Tensor]:
-    """The loss of a stage, from the model's output: all exits where their weights ask for them, else the final one.
+def training_loss(
+    output, labels: Tensor, weights: Sequence[float], distill: float = 0.0, temperature: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the exits' losses, and each exit's own loss against the labels (N,), without gradient.
 
-    Also returns each exit's own loss against the labels (N,), without gradient, 0 for those that were not asked.
+    Args:
+        output: the model's; with all_logits (B, N, C) if any off-ramp has a weight, else with logits (B, C) only.
+        weights: N numbers, one for each exit's loss.
+        distill: the share of an off-ramp's loss that is the distillation loss, with this temperature.
+
+    Without all_logits the off-ramps' own losses are 0.
     """
     if output.all_logits is None:
         losses = exit_losses(output.logits.unsqueeze(1), labels)  # (1,)
         return weights[-1] * losses[0], functional.pad(losses.detach(), (len(weights) - 1, 0))
     losses = exit_losses(output.all_logits, labels)  # (N,)
     early, final = losses[:-1], losses[-1:]
-    if config.distill > 0:
-        early = torch.lerp(early, distillation_losses(output.all_logits, config.distill_temperature), config.distill)
+    if distill > 0:
+        early = torch.lerp(early, distillation_losses(output.all_logits, temperature), distill)
     if output.all_certainties is not None:
         early = early + certainty_losses(output.all_certainties, output.all_logits, labels)
     return torch.cat([early, final]) @ losses.new_tensor(weights), losses.detach()
