@@ -22,7 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from deebert.data.batching import collator  # noqa: E402
 from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification  # noqa: E402
 from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification  # noqa: E402
-from deebert.training.stage import StageTraining, TokenData  # noqa: E402
+from deebert.training.stage import StageTraining  # noqa: E402
+from deebert.training.train_data import TokenData  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models are faster so, above all beside other work
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)  # the machines are shared and noisy

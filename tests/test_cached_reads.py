@@ -14,7 +14,8 @@ from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training import cached_features
-from deebert.training.stage import StageTraining, TokenData, TrainSettings
+from deebert.training.stage import StageTraining, TrainSettings
+from deebert.training.train_data import TokenData
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SETTINGS = TrainSettings(batch_size=5, accumulation=2, epochs=3, learning_rate=1e-2, adam_epsilon=1e-2, distill=0.3)
@@ -55,8 +56,8 @@ def test_large_reads_lie_in_a_file_until_the_end(tiny_data, tmp_path, monkeypatc
     with cached_features.cached_features(
         model, features, collator(model.config), Accelerator(cpu=True), tmp_path
     ) as data:
-        assert isinstance(data.reads, np.memmap)
-        assert [path.name for path in tmp_path.glob(".features-*/*")] == ["reads.npy"]
+        assert isinstance(data.pooled, np.memmap)
+        assert [path.name for path in tmp_path.glob(".features-*/*")] == ["pooled.npy"]
     in_file = trained(model, features, True, tmp_path)
     assert all(torch.equal(in_memory[name], in_file[name]) for name in in_memory)  # dropout of the off-ramps, too
     assert not list(tmp_path.iterdir())

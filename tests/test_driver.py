@@ -244,7 +244,7 @@ def test_flags_reach_the_config(drive, tmp_path):
         ("", "nothing to do: give --do_train, --do_eval or both"),
         ("--do_train --calibrate", "--calibrate is a part of the evaluation"),
         ("--do_train --do_eval --task_name STS-B --calibrate", "scales probabilities, and a regression model has none"),
-        ("--do_train --train_strategy joint --first_stage x", "--first_stage x: there is one in --do_train with"),
+        ("--do_train --train_strategy joint --first_stage x", "--first_stage x: it needs --do_train with"),
         ("--do_eval --output_dir trained --exit_rule learned", "trained without --exit_rule learned"),
         ("--do_train --exit_rule patience --exit_threshold 1.5", "--exit_threshold 1.5: patience counts"),
     ],

@@ -123,9 +123,9 @@ def test_processes_and_parts_make_the_same_updates(samples, batch_size, accumula
     assert per_epoch == len(whole)
     total = data.draw(st.integers(1, 3 * per_epoch))
     done = data.draw(st.integers(0, total))
-    values, updates = np.random.default_rng(0).random(samples), whole.updates(done, total)
+    values, updates = np.random.default_rng(0).random(samples), whole.steps(done, total)
     means, seen = np.zeros(total - done), [set() for _ in range(total - done)]
-    for parts in zip(*(shard.shares(done, total) for shard in shards), strict=True):
+    for parts in zip(*(shard.micro_batches(done, total) for shard in shards), strict=True):
         assert len({part.last for part in parts}) == 1
         made = total - done - len(means)
         for part in parts:
@@ -134,7 +134,7 @@ def test_processes_and_parts_make_the_same_updates(samples, batch_size, accumula
             seen[made] |= set(part.rows)
         if parts[0].last:
             expected = next(updates)
-            assert seen[made] == set(expected.tolist()) == set(parts[0].update.tolist())
+            assert seen[made] == set(expected.tolist()) == set(parts[0].step_rows.tolist())
             assert means[0] == pytest.approx(values[expected].mean())
             means = means[1:]
     assert len(means) == 0

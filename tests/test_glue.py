@@ -62,13 +62,13 @@ def test_test_files_have_no_labels_and_cola_then_has_a_header(tmp_path):
 @pytest.mark.parametrize(
     ("task", "text", "message"),
     [
-        ("SST-2", "sentence\tpolarity\nx\t1\n", r"dev.tsv, line 1: no column 'label'; found sentence, polarity"),
+        ("SST-2", "sentence\tpolarity\nx\t1\n", r"dev.tsv, line 1: no column 'label'; the file has sentence, polarity"),
         ("MRPC", "Quality\tA\tB\n", r"line 1: no column '#1 String', '#2 String'"),
         ("SST-2", "sentence\tlabel\nx\t1\n\ny\tyes\n", r"dev.tsv, line 4: unknown label 'yes'; the task has 0, 1"),
         ("RTE", "sentence1\tsentence2\tlabel\nx\ty\n", r"line 2: 2 columns where 3 are expected"),
         ("STS-B", "sentence1\tsentence2\tscore\nx\ty\tnan\n", r"line 2: 'nan' is not a number"),
         ("SST-2", "sentence\tlabel\n", r"dev.tsv: no examples"),
-        ("SST-2", "", r"dev.tsv, line 1: no column 'sentence', 'label'; found none"),
+        ("SST-2", "", r"dev.tsv, line 1: no column 'sentence', 'label'; the file has none"),
     ],
 )
 def test_bad_files_are_told_with_file_and_line(tmp_path, task, text, message):
@@ -181,6 +181,6 @@ def test_download_without_the_package_or_the_hub(tmp_path, monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(InputError, match="the hub did not answer"):
+    with pytest.raises(InputError, match="the hub cannot be reached"):
         tasks.download(TASKS["RTE"], tmp_path)
     assert not list(tmp_path.iterdir())

@@ -117,8 +117,8 @@ def test_what_is_logged_and_when_is_saved(tiny_data, tmp_path):
         model,
         features,
         settings,
-        log=lambda training, scalars: logged.append((training.updates, scalars)),
-        save=lambda training: saved.append(training.updates),
+        log=lambda training, scalars: logged.append((training.steps, scalars)),
+        save=lambda training: saved.append(training.steps),
     )
     assert [step for step, _ in logged] == [3, 6, 9]  # 1.5 epochs of 6 batches
     assert saved == [4, 8, 9]  # and at the end

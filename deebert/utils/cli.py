@@ -20,7 +20,7 @@ class Interrupted(Exception):  # noqa: N818  not an error
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A command line whose errors are InputErrors: one line, without the list of all flags."""
+    """A parser whose errors are InputErrors: one line, without the list of all flags."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
