@@ -1,4 +1,4 @@
-"""Off-ramps trained on cached reads become those that are trained behind the backbone."""
+"""Off-ramps trained on cached features equal those trained with the backbone."""
 
 import contextlib
 from itertools import product
@@ -34,7 +34,9 @@ def trained(model, features, cached: bool, tmp_path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("task", ["SST-2", "STS-B"])
 @pytest.mark.parametrize(("pooling", "rule"), list(product(("first", "mean"), ("entropy", "learned"))))
-def test_a_cache_changes_nothing_but_the_backbones_dropout(backbone, pooling, rule, task, tiny_data, tmp_path):
+def test_training_with_a_cache_equals_training_without_dropout_in_the_backbone(
+    backbone, pooling, rule, task, tiny_data, tmp_path
+):
     config = {"highway_pooling": pooling, "exit_rule": rule, "num_labels": TASKS[task].num_labels}
     if rule == "entropy" and task == "STS-B":
         config["exit_rule"] = "patience"
@@ -48,7 +50,7 @@ def test_a_cache_changes_nothing_but_the_backbones_dropout(backbone, pooling, ru
         assert torch.equal(tensor, before[name]) != is_off_ramp(name), name
 
 
-def test_large_reads_lie_in_a_file_until_the_end(tiny_data, tmp_path, monkeypatch):
+def test_a_large_cache_is_a_temporary_file(tiny_data, tmp_path, monkeypatch):
     features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train"), tiny_tokenizer("bert"), 32)
     in_memory = trained(tiny_model("bert"), features, True, tmp_path)
     monkeypatch.setattr(cached_features, "IN_MEMORY", 0)
@@ -63,7 +65,7 @@ def test_large_reads_lie_in_a_file_until_the_end(tiny_data, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_the_off_ramps_have_dropout_and_the_backbone_has_none(tiny_data, tmp_path):
+def test_only_the_off_ramps_have_dropout(tiny_data, tmp_path):
     features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train"), tiny_tokenizer("bert"), 32)
     states = []
     for dropout in (

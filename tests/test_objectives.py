@@ -1,4 +1,4 @@
-"""Every training strategy's loss and steps against a few lines that say the same in plain words."""
+"""Every training strategy's loss and steps against a few lines of plain Python."""
 
 import math
 from itertools import product
@@ -30,7 +30,7 @@ def data(tiny_data, task="SST-2"):
 @pytest.mark.parametrize("labels", [1, 2, 3])
 @pytest.mark.parametrize("certain", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_loss_in_plain_words(labels, certain, share):
+def test_the_loss_equals_a_plain_loop(labels, certain, share):
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(5, LAYERS, labels, generator=generator)
     u = torch.rand(5, LAYERS - 1, generator=generator)
@@ -57,7 +57,7 @@ def test_the_loss_in_plain_words(labels, certain, share):
     assert training_loss(output, y, weights, share, temperature)[0].item() == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_final_classifier_is_not_taught_by_its_pupils():
+def test_distillation_gives_the_final_classifier_no_gradient():
     z = torch.randn(5, LAYERS, 3, requires_grad=True)
     labels = torch.tensor([0, 1, 2, 0, 1])
     training_loss(HighwayClassifierOutput(all_logits=z), labels, [1.0, 1, 1, 0], distill=1.0)[0].backward()
@@ -65,7 +65,7 @@ def test_the_final_classifier_is_not_taught_by_its_pupils():
     assert z.grad[:, :-1].abs().min() > 0
 
 
-def test_what_the_strategies_weigh():
+def test_weights_of_the_strategies():
     stages = {name: [stage.weights(4, 1) for stage in stages] for name, stages in STRATEGIES.items()}
     assert stages == {
         "two_stage": [[0, 0, 0, 1], [1, 1, 1, 0]],
@@ -78,8 +78,8 @@ def test_what_the_strategies_weigh():
 
 
 @pytest.mark.parametrize("strategy", ["joint", "weighted", "alternating"])
-def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
-    """Two updates of all parameters, the off-ramps at their own rate, against a plain loop."""
+def test_two_steps_equal_a_plain_loop(strategy, tiny_data):
+    """Two optimizer steps of all parameters, the off-ramps at their own rate, against a plain loop."""
     model, reference = (tiny_model("bert", **NO_DROPOUT) for _ in range(2))
     features = data(tiny_data)
     settings = TrainSettings(
@@ -121,7 +121,7 @@ def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
         torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_the_learned_rule_learns_what_is_right(tiny_data):
+def test_the_learned_rule_learns_which_outputs_are_right(tiny_data):
     settings = TrainSettings(learning_rate=3e-3, epochs=12, train_strategy="joint", logging_steps=0, save_steps=0)
     config = {"exit_rule": "learned", "highway_pooling": "mean", "initializer_range": 0.05}
     model, features = tiny_model("bert", **config), data(tiny_data)

@@ -36,7 +36,7 @@ def has_first_stage(args: Arguments) -> bool:
 
 def check_flags(args: Arguments, task: Task) -> None:
     """The flags against one another, and that the data files exist."""
-    folder = Path(args.output_dir)
+    folder, _ = Path(args.output_dir), args.target  # raises for targets that exclude one another
     if not (args.do_train or args.do_eval):
         raise InputError("nothing to do: give --do_train, --do_eval or both")
     if folder.name in ("", ".."):

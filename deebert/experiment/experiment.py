@@ -61,7 +61,7 @@ class Experiment:
     @classmethod
     def from_args(cls, args: Arguments) -> "Experiment":
         """Checks the input and loads config, tokenizer and data. Writes nothing. Raises InputError."""
-        task, _ = get_task(args.task_name), args.target  # raise InputError
+        task = get_task(args.task_name)
         checks.check_flags(args, task)
         previous_record = decide_resume(args)
         checks.check_output_dir(args, resumes=previous_record is not None)

@@ -229,7 +229,7 @@ class StageTraining:
         return norm
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens after this one; 0: never."""
+        """Whether something that happens every `every` steps and at the end is due now; 0: never."""
         return every > 0 and (self.steps % every == 0 or self.steps == self.total)
 
     def report(self, log, bar: tqdm, norm: Tensor | None) -> None:
