@@ -1,8 +1,9 @@
-"""Training here against a plain loop that does what the original does. Run by benchmark_training.sh.
+"""Compares this project's training with a plain loop that does what the original does. Run by benchmark_training.sh.
 
 The plain loop pads every text to --max_seq_length, computes all off-ramps in both stages, back-propagates stage 2
-through the whole model, clips over all of its gradients, and takes AdamW as it comes. Every way of training has a
-process of its own, and they take turns. On a CPU the memory is the process's, on a GPU what it allocated there.
+through the full model, clips over all of its gradients, and uses AdamW with its default implementation. Each system
+runs in a process of its own, and the processes take turns. Memory is the process's on a CPU, on a GPU what it
+allocated there.
 """
 
 import argparse
@@ -41,11 +42,13 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
     set_labels,
 )
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.cached_features import cached_features
-from deebert.training.stage import StageTraining, TokenData, TrainSettings
+from deebert.training.stage import StageTraining, TrainSettings
 from deebert.training.strategies import exit_losses
+from deebert.training.train_data import TokenData
 from deebert.utils import cli
-from deebert.utils.cli import positive, whole
+from deebert.utils.cli import non_negative, positive
 from deebert.utils.memory import peak_memory, reset_peak_memory
 
 SYSTEMS = ("plain loop", "here", "here, cached")
@@ -53,7 +56,7 @@ CACHED = SYSTEMS[2]
 
 
 class Trainer:
-    """A model with its data, to be trained in one of the ways."""
+    """A model with its data, trained by one of the systems."""
 
     def __init__(self, args: argparse.Namespace, system: str, seed: int):
         quiet_transformers()
@@ -77,7 +80,7 @@ class Trainer:
         return load_features(self.task, self.args.data_dir, split, labels, self.tokenizer, self.args.max_seq_length)
 
     def prepare(self, stage: int) -> None:
-        """What is done once for a stage: the cache."""
+        """The work that is done once per stage: it fills the cache."""
         self.data = TokenData(self.train_features, collator(self.model.config))
         if self.system == CACHED and stage == 2:
             folder = Path(self.open.enter_context(tempfile.TemporaryDirectory()))
@@ -86,7 +89,7 @@ class Trainer:
             )
 
     def train(self, stage: int, **settings) -> int:
-        """Trains and returns how many samples were seen."""
+        """Trains a stage. Returns the number of samples it took."""
         settings = dataclasses.replace(self.settings, **settings)
         if self.system == "plain loop":
             return self.plain_loop(stage, settings)
@@ -98,7 +101,7 @@ class Trainer:
         """One stage as the original trains it."""
         model, device = self.model, self.accelerator.device
         model.requires_grad_(True).train()
-        trained = [p for name, p in model.named_parameters() if (".highway." in name) == (stage == 2)]
+        trained = [p for name, p in model.named_parameters() if is_off_ramp(name) == (stage == 2)]
         rate = settings.highway_learning_rate if stage == 2 else None
         options = {"eps": settings.adam_epsilon, "weight_decay": settings.weight_decay}
         optimizer = torch.optim.AdamW(trained, lr=rate or settings.learning_rate, **options)
@@ -109,15 +112,15 @@ class Trainer:
             collate_fn=collator(model.config, pad_to=self.args.max_seq_length),
             generator=torch.Generator().manual_seed(settings.seed),
         )
-        total = settings.updates(len(loader))
+        total = settings.total_steps(len(loader))
         schedule = get_linear_schedule_with_warmup(optimizer, 0, total)
-        seen = 0
+        samples = 0
         for done, batch in enumerate(endless(loader)):
             if done == total:
-                return seen
+                return samples
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             labels, _ = batch.pop("labels"), batch.pop("index")
-            seen += len(labels)
+            samples += len(labels)
             with self.accelerator.autocast():
                 output = model(**batch, output_all_exits=True)
             losses = exit_losses(output.all_logits.float(), labels)
@@ -134,7 +137,7 @@ class Trainer:
         """The dev score of every exit."""
         dev = self.features(next(iter(eval_splits(self.task))))
         exits = run_all_exits(self.model, dev, collator(self.model.config), progress=False)
-        return [found[self.task.primary_metric] for found in layer_scores(self.task, exits)]
+        return [metrics[self.task.primary_metric] for metrics in layer_scores(self.task, exits)]
 
 
 def endless(loader: DataLoader) -> Iterator[dict]:
@@ -143,7 +146,7 @@ def endless(loader: DataLoader) -> Iterator[dict]:
 
 
 def worker(args: argparse.Namespace, system: str, stage: int, pipe) -> None:
-    """Trains for so many updates whenever asked; answers with samples, seconds and peak memory."""
+    """For each seed from the pipe: trains --steps steps and sends samples, seconds and peak memory. Seed 0 ends it."""
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  progress bars of all of them would mix
     try:
         trainer = Trainer(args, system, seed=0)
@@ -166,22 +169,22 @@ def worker(args: argparse.Namespace, system: str, stage: int, pipe) -> None:
         pipe.send(error)
 
 
-def ask(pipe, value=None):
-    """Sends, unless there is nothing to, and waits for the answer. Raises what the worker raised."""
+def receive(pipe, value=None):
+    """Sends the value, unless it is None, and waits for the worker's reply. Raises what the worker raised."""
     if value is not None:
         pipe.send(value)
     try:
-        answer = pipe.recv()
+        reply = pipe.recv()
     except EOFError:
         raise cli.InputError("a process of the benchmark was killed; is there enough memory?") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def speeds(args: argparse.Namespace) -> str:
-    """All ways, taking turns. A Markdown table."""
-    context = multiprocessing.get_context("spawn")  # fork would carry CUDA's and the thread pools' state along
+    """The speed of all systems, which take turns. Returns a Markdown table."""
+    context = multiprocessing.get_context("spawn")  # fork would copy the state of CUDA and of the thread pools
     rows = [
         "| stage | | samples/s | times the plain loop's (spread) | peak memory (GiB) |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -193,22 +196,22 @@ def speeds(args: argparse.Namespace) -> str:
             pipes[system], end = context.Pipe()
             processes.append(context.Process(target=worker, args=(args, system, stage, end), daemon=True))
             processes[-1].start()
-            end.close()  # so that a worker that is killed is noticed
-            prepared = ask(pipes[system])  # one after the other
+            end.close()  # or a worker that is killed would not be noticed
+            prepared = receive(pipes[system])  # one after the other
             if system == CACHED:
                 preparation, size, device = prepared
-        found = {system: [] for system in systems}
+        turns = {system: [] for system in systems}
         for seed in tqdm(range(1, args.repeats + 1), desc=f"stage {stage}", unit="turn", leave=False):
             for system in np.random.default_rng(seed).permutation(systems):
-                found[str(system)].append(ask(pipes[str(system)], seed))
+                turns[str(system)].append(receive(pipes[str(system)], seed))
         for pipe, process in zip(pipes.values(), processes, strict=True):
             pipe.send(0)
             process.join()
-        rates = {system: [samples / seconds for samples, seconds, _ in turns] for system, turns in found.items()}
+        rates = {system: [samples / seconds for samples, seconds, _ in own] for system, own in turns.items()}
         for system in systems:
             ratios = [a / b for a, b in zip(rates[system], rates["plain loop"], strict=True)]
             name = "here, cached: from the second epoch on" if system == CACHED else system
-            peak = max(memory for *_, memory in found[system]) / 2**30
+            peak = max(memory for *_, memory in turns[system]) / 2**30
             rows.append(
                 f"| {stage} | {name} | {statistics.median(rates[system]):.1f} | {statistics.median(ratios):.1f} "
                 f"({min(ratios):.1f} to {max(ratios):.1f}) | {peak:.2f} |"
@@ -217,12 +220,12 @@ def speeds(args: argparse.Namespace) -> str:
             rate = size / (preparation + size / statistics.median(rates[CACHED]))
             plain = statistics.median(rates["plain loop"])
             rows.append(f"| 2 | here, cached: first epoch of {size} samples | {rate:.1f} | {rate / plain:.1f} | |")
-    sizes = f"batch size {args.batch_size}, {args.repeats} turns of {args.steps} updates, on {device}"
+    sizes = f"batch size {args.batch_size}, {args.repeats} turns of {args.steps} steps, on {device}"
     return "\n".join([f"{args.task_name}, {args.model_name_or_path}, {sizes}", "", *rows])
 
 
 def quality(args: argparse.Namespace) -> str:
-    """Both stages to the end with each seed. A Markdown table of dev scores, mean and standard deviation."""
+    """Trains both stages to the end with each seed. Returns a Markdown table of dev scores, mean and deviation."""
     rows = ["| | final classifier (%) | mean of the off-ramps (%) | seconds |", "| --- | ---: | ---: | ---: |"]
     for system in SYSTEMS:
         finals, ramps, seconds = [], [], []
@@ -258,10 +261,10 @@ def parse_args() -> argparse.Namespace:
     add("--learning_rate", type=float, default=2e-5)
     add("--highway_learning_rate", type=float)
     add("--highway_pooling", choices=("first", "mean"), default="first")
-    add("--samples", type=positive, default=10**9, help="train on the first so many; default: all")
-    add("--steps", type=positive, default=30, help="updates per turn")
-    add("--repeats", type=whole, default=5, help="turns; 0: leave the speeds out")
-    add("--seeds", type=int, nargs="+", help="train to the end with each, and compare dev scores, too")
+    add("--samples", type=positive, default=10**9, help="train on this many samples, the first ones; default: all")
+    add("--steps", type=positive, default=30, help="optimizer steps per turn")
+    add("--repeats", type=non_negative, default=5, help="turns; 0: no speeds are measured")
+    add("--seeds", type=int, nargs="+", help="also train to the end with each seed, and compare dev scores")
     add("--num_train_epochs", type=float, default=3.0, help="of each stage, with --seeds")
     add("--bf16", action="store_true")
     add("--no_cuda", action="store_true")

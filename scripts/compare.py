@@ -20,7 +20,8 @@ import run_glue_deebert
 from deebert.data.tasks import get_task
 from deebert.evaluation import comparison, plotting, results
 from deebert.evaluation.all_exits import AllExits
-from deebert.experiment.arguments import first_stage_settings, parse_args
+from deebert.experiment.arguments import parse_args
+from deebert.experiment.compatibility import first_stage_settings
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser, InputError

@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from deebert.data.batching import collator
 from deebert.evaluation.all_exits import AllExits
-from deebert.training.stage import StageTraining, TokenData
+from deebert.training.stage import StageTraining
+from deebert.training.train_data import TokenData
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {

@@ -17,7 +17,7 @@ from deebert.modeling.exit_rules import EXIT_RULES
 try:
     from tiny import tiny_model, tiny_tokenizer
 except ImportError:
-    from conftest import tiny_model, tiny_tokenizer
+    from tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 README, CHANGELOG, RESULTS = ROOT / "README.md", ROOT / "docs" / "CHANGELOG.md", ROOT / "docs" / "results.md"

@@ -1,4 +1,4 @@
-"""Batches of features: for training, for evaluation, and a function mapped over all of them."""
+"""Batches of features, for training and for evaluation, and a function that is mapped over all batches."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from deebert.data.features import Features, Sample
 
-BUCKET_BATCHES = 50  # training batches are cut from shuffled runs of this many, sorted by length
+BUCKET_BATCHES = 50  # the samples of this many shuffled training batches are sorted by length, then cut into batches
 
 
 @dataclass(frozen=True)
 class Collator:
     """Samples -> a batch of tensors: input_ids, attention_mask, token_type_ids (B, T), labels (B,), index (B,).
 
-    T is the longest of the batch, or pad_to where that is given (the original's fixed padding).
+    T is the longest sample's length, or pad_to if it is given (the original's fixed padding).
     """
 
     pad_token_id: int
@@ -46,20 +46,21 @@ class Collator:
 
 
 def collator(config, pad_to: int | None = None) -> Collator:
-    """The collator that a model of this config needs."""
+    """The collator for a model of this config."""
     return Collator(config.pad_token_id, config.type_vocab_size, pad_to)
 
 
 @dataclass(frozen=True)
-class Share:
-    """A part of an update: what one process sees in one forward pass.
+class MicroBatch:
+    """The samples that one process takes in one forward and backward pass.
 
-    update: the sample indices of the whole update, over all processes. rows: those of this part.
-    weight: by which its mean loss counts, so that an average over processes of sums over parts is the update's mean.
-    last: whether the update is complete with it.
+    step_rows: sample indices of the full optimizer step, over all processes. rows: those of this micro-batch.
+    weight: factor on this micro-batch's mean loss. With it, summing over micro-batches and averaging over processes
+        gives the mean loss over all samples of the step.
+    last: whether it is the last of its step.
     """
 
-    update: np.ndarray
+    step_rows: np.ndarray
     rows: list[int]
     weight: float
     last: bool
@@ -67,10 +68,10 @@ class Share:
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Which samples each update of a training sees: in each epoch a new order, seeded, of similar lengths.
+    """The samples of each optimizer step. Each epoch has a new seeded order; samples of similar length are together.
 
-    batch_size: samples that one process sees at a time; an update has batch_size x accumulation x processes of them,
-    and is the same update however that number comes about. The last of an epoch may have fewer.
+    batch_size: samples of one micro-batch. A step takes batch_size x accumulation x processes samples, and its samples
+    depend only on this product. The last step of an epoch may take fewer.
     """
 
     lengths: np.ndarray
@@ -81,47 +82,52 @@ class TrainBatches:
     process: int = 0
 
     @property
-    def update_size(self) -> int:
+    def samples_per_step(self) -> int:
         return self.batch_size * self.accumulation * self.processes
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.update_size)
+        """The number of steps in an epoch."""
+        return -(-len(self.lengths) // self.samples_per_step)
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """The sample indices of each update of an epoch, which counts from 0."""
-        rng, size = np.random.default_rng((self.seed, number)), self.update_size
+        """The sample indices of each step of an epoch, which counts from 0."""
+        rng, size = np.random.default_rng((self.seed, number)), self.samples_per_step
         order = rng.permutation(len(self.lengths))
         run_size = size * BUCKET_BATCHES
         runs = [order[i : i + run_size] for i in range(0, len(order), run_size)]
         order = np.concatenate([run[np.argsort(self.lengths[run], kind="stable")] for run in runs])
-        updates = [order[i : i + size] for i in range(0, len(order), size)]
+        steps = [order[i : i + size] for i in range(0, len(order), size)]
         full = len(order) // size
-        return [updates[i] for i in rng.permutation(full)] + updates[full:]
+        return [steps[i] for i in rng.permutation(full)] + steps[full:]
 
-    def updates(self, done: int, total: int) -> Iterator[np.ndarray]:
-        """The updates that follow when `done` of `total` have been made."""
+    def steps(self, done: int, total: int) -> Iterator[np.ndarray]:
+        """The sample indices of each of the `total` steps, without the first `done`."""
         for number in range(done // len(self), -(-total // len(self))):
             first = number * len(self)
             yield from self.epoch(number)[max(done - first, 0) : total - first]
 
-    def shares(self, done: int, total: int) -> Iterator[Share]:
-        """This process's parts of them. Every process has as many; one without samples has one that weighs nothing."""
+    def micro_batches(self, done: int, total: int) -> Iterator[MicroBatch]:
+        """This process's micro-batches of these steps.
+
+        Every process has the same number of them. One without samples of its own takes a sample with weight 0.
+        """
         together = self.batch_size * self.processes
-        for update in self.updates(done, total):
-            for i in range(0, len(update), together):
-                rows = update[i : i + together][self.process :: self.processes].tolist()
-                weight = len(rows) * self.processes / len(update)
-                yield Share(update, rows or update[:1].tolist(), weight, last=i + together >= len(update))
+        for step_rows in self.steps(done, total):
+            for i in range(0, len(step_rows), together):
+                rows = step_rows[i : i + together][self.process :: self.processes].tolist()
+                weight = len(rows) * self.processes / len(step_rows)
+                last = i + together >= len(step_rows)
+                yield MicroBatch(step_rows, rows or step_rows[:1].tolist(), weight, last)
 
 
 def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Batches of samples of similar length; of one sample each: in the order of the file."""
+    """Batches of samples of similar length. With batch size 1: the order of the file."""
     order = np.arange(len(lengths)) if batch_size == 1 else np.argsort(lengths, kind="stable")
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
-def leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole group of processes; workers end with the one that they work for."""
+def ignore_signals(worker: int) -> None:
+    """For worker processes: Ctrl-C and SIGTERM reach the full process group, and the main process ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -129,23 +135,22 @@ def leave_signals_to_the_parent(worker: int) -> None:
 def data_loader(
     features: Features, batches: Iterable[list[int]], collate: Collator, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of tensors, in the order of `batches` (lists of sample indices), whatever the number of workers."""
-    own_generator = (
-        torch.Generator()
-    )  # a loader draws a seed: from the global state, it would change a training's dropout
+    """Batches of tensors, in the order of `batches` (lists of sample indices), for any number of workers."""
+    # a loader draws a seed; if it came from the global generator, it would change the training's dropout
+    own_generator = torch.Generator()
     return DataLoader(
         features,
         batch_sampler=batches,
         collate_fn=collate,
         generator=own_generator,
         num_workers=workers,
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=ignore_signals,
         pin_memory=pin_memory,
     )
 
 
 def map_batches(
-    ask: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
+    forward_fn: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
     features: Features,
     collate: Collator,
     batch_size: int,
@@ -153,23 +158,25 @@ def map_batches(
     accelerator: Accelerator | None = None,
     progress: str | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """What `ask` gives for each batch, float32, behind the samples' indices; all of them, in every process.
+    """For each batch the samples' indices (B,), then the outputs of forward_fn (float32); all of them in every process.
 
-    ask: a batch of the collator's tensors, on the device and without labels, -> tensors (B, ...). The batches are the
-    same for any number of processes. accelerator: None where this process is alone. progress: the bar's name.
+    Args:
+        forward_fn: takes a batch of the collator's tensors, on the device and without labels; returns tensors (B, ...).
+        accelerator: shares the batches among its processes, which changes no batch. None: a single process.
+        progress: name of the progress bar; None: no bar.
     """
     batches = eval_batches(features.lengths, batch_size)
     processes, process = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     own = iter(data_loader(features, batches[process::processes], collate))
     bar = tqdm(total=len(batches), desc=progress, unit="batch", disable=progress is None or process > 0, leave=False)
     for first in range(0, len(batches), processes):
-        found = []
+        outputs = []
         if first + process < len(batches):
             batch = next(own)
             index, _ = batch.pop("index").numpy(), batch.pop("labels", None)
             with torch.inference_mode():
-                given = ask({name: tensor.to(device) for name, tensor in batch.items()})
-            found.append((index, *(tensor.float().cpu().numpy() for tensor in given)))
-        yield from found if processes == 1 else gather_object(found)
+                tensors = forward_fn({name: tensor.to(device) for name, tensor in batch.items()})
+            outputs.append((index, *(tensor.float().cpu().numpy() for tensor in tensors)))
+        yield from outputs if processes == 1 else gather_object(outputs)
         bar.update(min(processes, len(batches) - first))
     bar.close()

@@ -1,4 +1,4 @@
-"""Examples -> token ids, cached."""
+"""Tokenizes examples, and caches the result."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from deebert.data.tasks import Example, Task, data_file, read_examples
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
-CACHE_FORMAT = 1  # raise it when what is stored, or how texts become features, changes
+CACHE_FORMAT = 1  # increase it when the stored arrays, or how texts become features, change
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Features:
 
     input_ids, token_type_ids: the tokens of all samples in one row (sum of lengths,).
     offsets: (samples + 1,), sample i is [offsets[i]:offsets[i + 1]].
-    labels: (samples,) int64, float32 for regression; None where the file has none.
+    labels: (samples,) int64, float32 for regression; None for a file without labels.
     """
 
     input_ids: np.ndarray
@@ -38,7 +38,7 @@ class Features:
         return np.diff(self.offsets)
 
     def first(self, count: int) -> "Features":
-        """The first `count` samples, or all where there are fewer."""
+        """The first `count` samples, or all if there are fewer."""
         count = min(count, len(self))
         end, labels = self.offsets[count], None if self.labels is None else self.labels[:count]
         return Features(self.input_ids[:end], self.token_type_ids[:end], self.offsets[: count + 1], labels)
@@ -91,7 +91,7 @@ def load_features(
     max_seq_length: int,
     overwrite_cache: bool = False,
 ) -> Features:
-    """The features of a split, from the cache where exactly these have been made before."""
+    """The features of a split, from the cache if they are there. Raises InputError."""
     path = data_file(data_dir, split)
     key = _cache_key(task.name, split, labels, fingerprint(tokenizer), max_seq_length, path)
     cached = cache_dir() / f"{task.name}-{split}-{max_seq_length}-{key}.npz"
@@ -104,7 +104,7 @@ def load_features(
 
 
 def cache_dir() -> Path:
-    """Where features are kept: never beside the data, which may be shared or read-only."""
+    """The cache folder. It is not beside the data, which may be shared or read-only."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "deebert" / "features"
 
@@ -112,7 +112,7 @@ def cache_dir() -> Path:
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of all that decides a fast tokenizer's output: vocabulary, merges, normalisation, special tokens.
 
-    The state of truncation and padding is left out: it is that of the last call.
+    It excludes the settings of truncation and padding, because they depend on the last call. Raises InputError.
     """
     if not tokenizer.is_fast:
         raise InputError(f"--tokenizer_name {tokenizer.name_or_path}: it has no fast tokenizer (tokenizer.json)")
@@ -130,7 +130,7 @@ def _cache_key(task: str, split: str, labels: tuple[str, ...], tokenizer: str, m
 
 
 def _write_cache(path: Path, features: Features) -> None:
-    """A cache that can't be written only costs time."""
+    """Writes the cache. If that fails, only time is lost, so there is just a note."""
     try:
         with replacing(path, "wb") as file:
             np.savez(file, **{name: array for name, array in vars(features).items() if array is not None})

@@ -1,4 +1,4 @@
-"""The GLUE tasks, and one of our own: what their TSV files look like, how to read them, and their metrics.
+"""The GLUE tasks, and one of our own: the format of their TSV files, how to read them, and their metrics.
 
 `deebert download MRPC --data_dir DIR` fetches a task from the Hugging Face hub and writes those files.
 """
@@ -15,7 +15,7 @@ from deebert.utils.files import replacing
 
 @dataclass(frozen=True)
 class Example:
-    """One line of a TSV file. label: an index into the task's labels, a float for regression, None where unlabelled."""
+    """One line of a TSV file. label: an index into the task's labels, a float for regression, None without a label."""
 
     text_a: str
     text_b: str | None
@@ -31,10 +31,10 @@ class Task:
     label_column: str
     labels: tuple[str, ...]  # () for regression
     metrics: tuple[str, ...] = ("acc",)
-    headerless: tuple[str, ...] = ()  # the columns of train and dev files that have no header line (CoLA)
-    short_rows: bool = False  # the download is known to have some: they are skipped and counted (QQP)
+    headerless: tuple[str, ...] = ()  # columns of train and dev files without a header line (CoLA)
+    short_rows: bool = False  # the download has a few: they are skipped and counted (QQP)
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("dev", "validation"), ("test", "test"))  # file, hub
-    hub_columns: tuple[str, ...] = ()  # where the hub names the text columns differently
+    hub_columns: tuple[str, ...] = ()  # the hub's names of the text columns, if they differ
 
     @property
     def num_labels(self) -> int:
@@ -82,7 +82,10 @@ TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name in any spelling of case ('mrpc'); MNLI-mm is MNLI, which is scored on both dev sets."""
+    """The task of that name in upper or lower case; MNLI-mm is MNLI, which is scored on both dev sets.
+
+    Raises InputError.
+    """
     by_lower_case = {key.lower(): task for key, task in TASKS.items()} | {"mnli-mm": TASKS["MNLI"]}
     if name.lower() not in by_lower_case:
         raise InputError(f"--task_name {name}: no such GLUE task; choose one of {', '.join(TASKS)}")
@@ -92,8 +95,8 @@ def get_task(name: str) -> Task:
 def label_order(task: Task, model_type: str, id2label: dict[int, str] | None = None) -> tuple[str, ...]:
     """The task's labels in the order of a model's outputs.
 
-    A checkpoint that names the task's labels decides. Otherwise RoBERTa's MNLI order, inherited from fairseq, has
-    entailment and neutral exchanged; the original's RoBERTa checkpoints have it too.
+    If the checkpoint names the task's labels, its order counts. Otherwise RoBERTa's MNLI order, inherited from
+    fairseq, has entailment and neutral exchanged; the original's RoBERTa checkpoints have it too.
     """
     named = tuple(id2label[i] for i in sorted(id2label)) if id2label else ()
     if task.labels and sorted(named) == sorted(task.labels):
@@ -104,12 +107,12 @@ def label_order(task: Task, model_type: str, id2label: dict[int, str] | None = N
 
 
 def eval_splits(task: Task) -> dict[str, str]:
-    """The dev files to score and the suffix that keeps their results apart: {"dev": ""}, for MNLI two."""
+    """The dev files to score, each with the suffix of its results' folder: {"dev": ""}; MNLI has two."""
     return {"dev_matched": "", "dev_mismatched": "-MM"} if task.name == "MNLI" else {"dev": ""}
 
 
 def data_file(data_dir: str | Path, split: str) -> Path:
-    """The path of a split's TSV file. Raises InputError where it is missing."""
+    """The path of a split's TSV file. Raises InputError if it is missing."""
     path = Path(data_dir) / f"{split}.tsv"
     if not Path(data_dir).is_dir():
         raise InputError(f"--data_dir {data_dir}: no such directory; it should hold the task's TSV files")
@@ -136,7 +139,7 @@ def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[st
         missing.append(task.label_column)
     if missing:
         raise InputError(
-            f"{path}, line 1: no column {', '.join(map(repr, missing))}; found {', '.join(header) or 'none'}"
+            f"{path}, line 1: no column {', '.join(map(repr, missing))}; the file has {', '.join(header) or 'none'}"
         )
     text_at = [header.index(column) for column in task.text_columns]
     label_at = header.index(task.label_column) if labelled else -1
@@ -193,7 +196,7 @@ def download(task: Task, data_dir: str | Path) -> list[Path]:
     try:
         dataset = load_dataset("nyu-mll/glue", task.name.lower().replace("-", ""))
     except (OSError, ValueError) as error:
-        raise InputError(f"--download {task.name}: the hub did not answer: {error}") from None
+        raise InputError(f"--download {task.name}: the hub cannot be reached, or has no such task: {error}") from None
     return [_write_split(task, dataset[hub], Path(data_dir) / f"{split}.tsv") for split, hub in task.splits]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training that is not finished yet, and how one stops so that it can go on."""
+"""Checkpoints of an unfinished training: the model, and all else that is needed to continue bit for bit."""
 
 import random
 import re
@@ -19,8 +19,8 @@ STATE = "training_state.pt"  # beside the model's files: optimizer, schedule, ra
 LEFTOVERS = (".saving-*", ".features-*", ".checkpoint-*.partial")  # of a process that was killed
 
 
-def checkpoint_folder(output_dir: Path, stage: int, updates: int) -> Path:
-    return output_dir / f"checkpoint-stage{stage}-{updates}"
+def checkpoint_folder(output_dir: Path, stage: int, step: int) -> Path:
+    return output_dir / f"checkpoint-stage{stage}-{step}"
 
 
 def saved_steps(output_dir: Path) -> list[Path]:
@@ -30,12 +30,12 @@ def saved_steps(output_dir: Path) -> list[Path]:
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The latest that a training can go on from. A folder has its name only once it is complete."""
+    """The latest checkpoint that a training can continue from. Only complete folders have a checkpoint's name."""
     return next((folder for folder in reversed(saved_steps(output_dir)) if (folder / STATE).is_file()), None)
 
 
 def write_checkpoint(folder: Path, model, tokenizer, training, accelerator: Accelerator) -> None:
-    """Model, tokenizer and all that an identical continuation needs. Every process calls it, the first one writes."""
+    """Writes model, tokenizer and training state. Every process calls it, the first one writes. Raises InputError."""
     states = gather_object([random_state()])
     if accelerator.is_main_process:
         state = {"stage": training.stage, "training": training.state_dict(), "random": states}
@@ -45,28 +45,36 @@ def write_checkpoint(folder: Path, model, tokenizer, training, accelerator: Acce
                 torch.save(state, partial / STATE)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise InputError(
-                f"{folder}: the checkpoint cannot be written ({error}); those before it are complete, and the same "
-                "command with --resume goes on from the newest"
+                f"{folder}: the checkpoint cannot be written ({error}); earlier ones are complete, and the same "
+                "command with --resume continues from the newest"
             ) from None
     accelerator.wait_for_everyone()
 
 
 def read_state(folder: Path) -> dict:
-    """What `write_checkpoint` stored: stage, training (StageTraining.state_dict), random (one for each process)."""
+    """The training state of a checkpoint: stage, training (StageTraining.state_dict), random (one for each process).
+
+    Raises InputError where it cannot be read.
+    """
     try:
         return torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder / STATE}: cannot be read ({error}); remove {folder} to go on from before") from None
+        raise InputError(
+            f"{folder / STATE}: cannot be read ({error}); remove {folder} to continue from an earlier one"
+        ) from None
 
 
 def keep_newest(output_dir: Path, limit: int | None) -> None:
-    """Removes the oldest checkpoints beyond the limit. None: none."""
+    """Removes the oldest checkpoints beyond the limit. None: removes nothing."""
     for folder in saved_steps(output_dir)[: -limit if limit else 0]:
         shutil.rmtree(folder)
 
 
 def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
-    """Once nothing goes on from them. keep_models: they become plain models, a third of the size."""
+    """Removes the checkpoints and best weights of a finished training.
+
+    keep_models: the checkpoints stay, without their training state: a third of the size.
+    """
     for folder in saved_steps(output_dir):
         if keep_models:
             (folder / STATE).unlink(missing_ok=True)
@@ -77,13 +85,14 @@ def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
 
 
 def remove_leftovers(output_dir: Path) -> None:
+    """Removes the temporary folders of a process that was killed."""
     for pattern in LEFTOVERS:
         for folder in output_dir.glob(pattern):
             shutil.rmtree(folder)
 
 
 def random_state() -> dict:
-    """The state of every generator that a training may draw from, of types that torch.load takes for safe."""
+    """The state of every random generator of a training, in types that torch.load considers safe."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -94,6 +103,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
+    """Restores what `random_state` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

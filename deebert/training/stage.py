@@ -1,22 +1,22 @@
-"""One stage of training. Which stages there are, and what they train, is the strategy's business (objectives.py)."""
+"""One stage of training: data, optimizer and the loop over its steps. strategies.py defines the stages."""
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from deebert.data.batching import Collator, Share, TrainBatches, data_loader
-from deebert.data.features import Features
+from deebert.data.batching import MicroBatch, TrainBatches
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.strategies import STRATEGIES, training_loss
+from deebert.training.train_data import TrainData
 from deebert.utils.cli import InputError
 from deebert.utils.memory import peak_memory, reset_peak_memory
 
@@ -25,9 +25,12 @@ from deebert.utils.memory import peak_memory, reset_peak_memory
 class TrainSettings:
     """The hyper-parameters of one stage; the defaults are the original's command-line defaults.
 
-    batch_size is per process; an update sees batch_size x accumulation x processes samples.
-    highway_learning_rate is that of the off-ramps, None: learning_rate. max_steps > 0 takes the place of epochs.
-    logging_steps and save_steps count updates; 0: never.
+    batch_size: per process; an optimizer step takes batch_size x accumulation x processes samples.
+    highway_learning_rate: that of the off-ramps; None: learning_rate.
+    max_steps: the number of optimizer steps, if above 0; else it follows from epochs.
+    train_strategy: a key of strategies.STRATEGIES.
+    distill: share of an off-ramp's loss that is the distillation loss, with distill_temperature.
+    logging_steps, save_steps: optimizer steps between two log entries, two checkpoints; 0: none within the stage.
     """
 
     batch_size: int = 8
@@ -41,67 +44,51 @@ class TrainSettings:
     max_steps: int = -1
     warmup_steps: int = 0
     seed: int = 42
+    train_strategy: str = "two_stage"
+    distill: float = 0.0
+    distill_temperature: float = 2.0
     logging_steps: int = 50
     save_steps: int = 50
 
-    def updates(self, per_epoch: int) -> int:
-        """How many optimizer updates the stage makes, with this many in an epoch."""
-        return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * per_epoch)
-
-
-class TrainData(Protocol):
-    """What a stage is trained on. lengths: (samples,) by which batches are made."""
-
-    lengths: np.ndarray
-
-    def load(self, batches: Iterable[list[int]]) -> Iterable[dict[str, Tensor]]:
-        """Batches of tensors of these sample indices: what the trainee is called with, and labels (B,)."""
-
-    def trainee(self, model) -> nn.Module:
-        """The module that is called."""
-
-
-@dataclass(frozen=True)
-class TokenData:
-    """Texts, for the whole model."""
-
-    features: Features
-    collate: Collator
-    workers: int = 0
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.features.lengths
-
-    def load(self, batches: Iterable[list[int]]) -> Iterable[dict[str, Tensor]]:
-        return data_loader(self.features, batches, self.collate, self.workers, pin_memory=torch.cuda.is_available())
-
-    def trainee(self, model) -> nn.Module:
-        return model
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The number of optimizer steps of the stage."""
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * steps_per_epoch)
 
 
 def parameter_groups(model, settings: TrainSettings) -> list[dict]:
-    """The parameters to be trained: off-ramps at their own rate; biases and LayerNorm weights are not decayed."""
+    """The trained parameters: off-ramps at their own rate; biases and LayerNorm weights without weight decay."""
     rates = (settings.learning_rate, settings.highway_learning_rate or settings.learning_rate)
     groups = [{"params": [], "lr": lr, "weight_decay": decay} for lr in rates for decay in (settings.weight_decay, 0.0)]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            highway = ".highway." in name or ".learn_to_exit." in name
             exempt = name.endswith("bias") or "LayerNorm.weight" in name
-            groups[2 * highway + exempt]["params"].append(parameter)
+            groups[2 * is_off_ramp(name) + exempt]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 
 
 class StageTraining:
-    """One stage of a model's train_strategy, from 1: `total` updates, of which `updates` have been made.
+    """One stage (from 1) of the strategy: `total` optimizer steps, of which `steps` are done.
 
-    Every stage has its own optimizer and linear schedule. `run` trains the model in place. `state_dict` is all that an
-    identical continuation needs beside the model's weights and the random states.
+    Every stage has its own optimizer and linear schedule. `run` trains the model in place. With the model's weights and
+    the random states, `state_dict` is all that is needed to continue bit for bit.
+
+    best, best_step: the best dev score so far and its step; None without evaluation. The caller sets them.
     """
+
+    # attribute -> its key in training_state.pt; the keys are those of 0.5, so that its checkpoints can be resumed
+    PROGRESS = {  # noqa: RUF012
+        "steps": "updates",
+        "seconds": "seconds",
+        "samples": "samples",
+        "peak_memory": "peak_memory",
+        "loss_sum": "loss_sum",
+        "best": "best",
+        "best_step": "best_update",
+    }
 
     def __init__(self, stage: int, model, data: TrainData, settings: TrainSettings, accelerator: Accelerator):
         self.stage, self.model, self.data, self.settings, self.accelerator = stage, model, data, settings, accelerator
-        self.plan = STRATEGIES[model.config.train_strategy][stage - 1]
+        self.plan = STRATEGIES[settings.train_strategy][stage - 1]
         model.set_trained(backbone=self.plan.backbone, highways=self.plan.highways)
         self.batches = TrainBatches(
             data.lengths,
@@ -111,24 +98,22 @@ class StageTraining:
             accelerator.num_processes,
             accelerator.process_index,
         )
-        self.total = settings.updates(len(self.batches))
+        self.total = settings.total_steps(len(self.batches))
         fused = accelerator.device.type in ("cpu", "cuda")  # one pass over the weights; a ninth of the time on a CPU
         optimizer = torch.optim.AdamW(parameter_groups(model, settings), eps=settings.adam_epsilon, fused=fused)
         self.module, self.optimizer = accelerator.prepare(data.trainee(model), optimizer)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, self.total)
 
-        exits = model.config.num_hidden_layers
-        self.updates, self.seconds, self.samples, self.peak_memory, self.loss_sum = 0, 0.0, 0, 0, 0.0
-        self.best: float | None = None  # dev score so far, where somebody asks for one, and when it was
-        self.best_update: int | None = None
-        # since the last line of the log: the sums of the loss and of each exit's own, and how many there were of each
-        self.sums, self.counts = np.zeros(1 + exits), np.zeros(1 + exits)
-
-    PROGRESS = ("updates", "seconds", "samples", "peak_memory", "loss_sum", "best", "best_update")
+        self.steps, self.seconds, self.samples, self.peak_memory, self.loss_sum = 0, 0.0, 0, 0, 0.0
+        self.best: float | None = None
+        self.best_step: int | None = None
+        # since the last log entry: sums of the loss and of each exit's own loss (1 + N,), and how many were added
+        self.sums = np.zeros(1 + model.config.num_hidden_layers)
+        self.counts = np.zeros_like(self.sums)
 
     def state_dict(self) -> dict:
         return {
-            **{name: getattr(self, name) for name in self.PROGRESS},
+            **{key: getattr(self, name) for name, key in self.PROGRESS.items()},
             "sums": self.sums.tolist(),
             "counts": self.counts.tolist(),
             "optimizer": self.optimizer.state_dict(),
@@ -137,8 +122,8 @@ class StageTraining:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        for name in self.PROGRESS:
-            setattr(self, name, state[name])
+        for name, key in self.PROGRESS.items():
+            setattr(self, name, state[key])
         self.sums, self.counts = np.array(state["sums"]), np.array(state["counts"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -147,7 +132,11 @@ class StageTraining:
 
     @property
     def mean_loss(self) -> float:
-        return self.loss_sum / max(self.updates, 1)
+        return self.loss_sum / max(self.steps, 1)
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / max(self.seconds, 1e-9)
 
     def run(
         self,
@@ -155,69 +144,70 @@ class StageTraining:
         save: Callable[["StageTraining"], None] = lambda training: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Makes the updates that are left; False where `stopped` ended that early, in any process.
+        """Makes the remaining optimizer steps. Returns False if `stopped` was True in any process before the end.
 
-        `log` gets loss, each exit's loss, learning_rate and grad_norm every logging_steps and at the end; `save` is
-        called every save_steps, at the end and when stopped. Raises InputError where the loss is not finite.
+        `log` gets loss, each exit's loss, learning_rate and grad_norm every logging_steps and at the end. `save` is
+        called every save_steps, at the end and when stopped. Raises InputError if the loss is not finite.
         """
         reset_peak_memory(self.accelerator.device)
         with self.progress_bar() as bar:
-            self.make_updates(bar, log, save, stopped)
+            self.make_steps(bar, log, save, stopped)
         self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)  # the next stage wraps other parameters
         self.accelerator.free_memory()
-        return self.updates == self.total
+        return self.steps == self.total
 
-    def make_updates(self, bar: tqdm, log, save, stopped) -> None:
+    def make_steps(self, bar: tqdm, log, save, stopped) -> None:
         """The loop of `run`."""
-        started = time.perf_counter()  # `seconds` leaves out what the callbacks take
-        loader = self.data.load(share.rows for share in self.batches.shares(self.updates, self.total))
+        started = time.perf_counter()  # `seconds` excludes the callbacks
+        loader = self.data.load(part.rows for part in self.batches.micro_batches(self.steps, self.total))
         losses = None
-        for share, batch in zip(self.batches.shares(self.updates, self.total), loader, strict=True):
-            part = self.backward(share, batch)
-            losses = part if losses is None else losses + part
-            if not share.last:
+        for part, batch in zip(self.batches.micro_batches(self.steps, self.total), loader, strict=True):
+            added = self.backward(part, batch)
+            losses = added if losses is None else losses + added
+            if not part.last:
                 continue
-            stop = self.reduce_losses(share, losses, stopped())
+            stop = self.reduce_losses(part, losses, stopped())
             norm = self.step()
             losses = None
-            self.samples += len(share.update)
+            self.samples += len(part.step_rows)
             self.seconds += time.perf_counter() - started
             self.peak_memory = max(self.peak_memory, peak_memory(self.accelerator.device))
-            bar.update(len(share.update))
+            bar.update(len(part.step_rows))
             self.report(log, bar, norm)
-            if stop or self.updates == self.total or self.due(self.settings.save_steps):
+            if stop or self.steps == self.total or self.due(self.settings.save_steps):
                 save(self)
             if stop:
                 break
             started = time.perf_counter()
 
-    def backward(self, share: Share, batch: dict[str, Tensor]) -> Tensor:
-        """Adds the gradients of a part of an update. Returns its contribution (1 + N,) to the update's losses."""
-        self.module.train()  # an evaluation in between leaves it in eval mode
+    def backward(self, part: MicroBatch, batch: dict[str, Tensor]) -> Tensor:
+        """Adds a micro-batch's gradients. Returns its contribution (1 + N,) to the losses of the step."""
+        self.module.train()  # an evaluation between two steps sets eval mode
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         batch.pop("index", None)
-        labels, weights = batch.pop("labels"), self.weights()
-        synchronise = nullcontext() if share.last else self.accelerator.no_sync(self.module)
+        labels, weights, settings = batch.pop("labels"), self.weights(), self.settings
+        synchronise = nullcontext() if part.last else self.accelerator.no_sync(self.module)
         with synchronise:
             output = self.module(**batch, output_all_exits=any(weights[:-1]), train_highway=not self.plan.backbone)
-            loss, of_exits = training_loss(output, labels, weights, self.model.config)
-            self.accelerator.backward(share.weight * loss)
-        return torch.cat([loss.detach().reshape(1), of_exits]) * (share.weight / self.accelerator.num_processes)
+            loss, exit_losses = training_loss(output, labels, weights, settings.distill, settings.distill_temperature)
+            self.accelerator.backward(part.weight * loss)
+        return torch.cat([loss.detach().reshape(1), exit_losses]) * (part.weight / self.accelerator.num_processes)
 
     def weights(self) -> list[float]:
-        return self.plan.weights(self.model.config.num_hidden_layers, self.updates + 1)
+        """The weight of each exit's loss in the next step."""
+        return self.plan.weights(self.model.config.num_hidden_layers, self.steps + 1)
 
-    def reduce_losses(self, share: Share, losses: Tensor, stopped: bool) -> bool:
-        """Adds up an update's losses over the processes, and whether one of them is to stop."""
+    def reduce_losses(self, part: MicroBatch, losses: Tensor, stopped: bool) -> bool:
+        """Adds up a step's losses over the processes. Returns whether one of them has to stop."""
         packed = torch.cat([losses.float(), losses.new_tensor([float(stopped)])])
         if self.accelerator.num_processes > 1:
             packed = self.accelerator.reduce(packed, "sum")
         *values, stop = packed.tolist()
         if not math.isfinite(values[0]):
-            samples = " ".join(str(row + 1) for row in np.sort(share.update)[:16])
+            samples = " ".join(str(row + 1) for row in np.sort(part.step_rows)[:16])
             raise InputError(
-                f"stage {self.stage}, step {self.updates + 1}: the loss is {values[0]}, on the training samples "
-                f"{samples}{' ...' if len(share.update) > 16 else ''}; lower --learning_rate"
+                f"stage {self.stage}, step {self.steps + 1}: the loss is {values[0]}, on the training samples "
+                f"{samples}{' ...' if len(part.step_rows) > 16 else ''}; lower --learning_rate"
                 + (" or --highway_learning_rate" if self.plan.highways else "")
             )
         self.loss_sum += values[0]
@@ -226,7 +216,7 @@ class StageTraining:
         return stop > 0
 
     def step(self) -> Tensor | None:
-        """Clips and applies the gradients. Returns their norm, None where they are not clipped."""
+        """Clips and applies the gradients. Returns their norm, None if they are not clipped."""
         norm = None
         if self.settings.max_grad_norm > 0:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -235,14 +225,16 @@ class StageTraining:
         if not self.accelerator.optimizer_step_was_skipped:  # fp16: the loss scale was too large
             self.schedule.step()
         self.optimizer.zero_grad()
-        self.updates += 1
+        self.steps += 1
         return norm
 
     def due(self, every: int) -> bool:
-        return every > 0 and (self.updates % every == 0 or self.updates == self.total)
+        """Whether something that happens every `every` steps and at the end is due now; 0: never."""
+        return every > 0 and (self.steps % every == 0 or self.steps == self.total)
 
     def report(self, log, bar: tqdm, norm: Tensor | None) -> None:
-        bar.set_postfix(loss=f"{self.sums[0] / self.counts[0]:.4f}", step=self.updates, refresh=False)
+        """Updates the progress bar and, every logging_steps, calls `log` with the mean losses since its last call."""
+        bar.set_postfix(loss=f"{self.sums[0] / self.counts[0]:.4f}", step=self.steps, refresh=False)
         if not self.due(self.settings.logging_steps):
             return
         loss, *exits = np.divide(self.sums, self.counts, out=np.full_like(self.sums, np.nan), where=self.counts > 0)
@@ -253,7 +245,7 @@ class StageTraining:
 
     def progress_bar(self) -> tqdm:
         epochs, rest = divmod(self.total, len(self.batches))
-        samples = epochs * len(self.data.lengths) + min(rest * self.batches.update_size, len(self.data.lengths))
+        samples = epochs * len(self.data.lengths) + min(rest * self.batches.samples_per_step, len(self.data.lengths))
         return tqdm(
             total=samples,
             initial=self.samples,

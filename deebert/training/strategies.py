@@ -1,6 +1,6 @@
-"""What is trained, in which stage, and on what loss: the training strategies.
+"""The training strategies: which parameters are trained in which stage, and on what loss.
 
-Every strategy minimises a weighted sum of the exits' losses; it is packed by the weights of each of its stages.
+STRATEGIES lists for each stage the weight of every exit's loss and which parameters are trained.
 Shapes: B batch, N layers, C labels.
 """
 
@@ -14,31 +14,31 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Stage:
-    """backbone, highways: what is trained. weights: (number of layers, update from 1) -> weight of each exit's loss."""
+    """backbone, highways: what is trained. weights: (number of layers, step from 1) -> weight of each exit's loss."""
 
     backbone: bool
     highways: bool
     weights: Callable[[int, int], list[float]]
 
 
-def final_exit(layers: int, update: int) -> list[float]:
+def final_exit(layers: int, step: int) -> list[float]:
     return [0.0] * (layers - 1) + [1.0]
 
 
-def off_ramps(layers: int, update: int) -> list[float]:
+def off_ramps(layers: int, step: int) -> list[float]:
     return [1.0] * (layers - 1) + [0.0]
 
 
-def every_exit(layers: int, update: int) -> list[float]:
+def every_exit(layers: int, step: int) -> list[float]:
     return [1.0] * layers
 
 
-def mean_by_depth(layers: int, update: int) -> list[float]:
+def mean_by_depth(layers: int, step: int) -> list[float]:
     return [layer / (layers * (layers + 1) / 2) for layer in range(1, layers + 1)]
 
 
-def in_turn(layers: int, update: int) -> list[float]:
-    return final_exit(layers, update) if update % 2 else every_exit(layers, update)
+def in_turn(layers: int, step: int) -> list[float]:
+    return final_exit(layers, step) if step % 2 else every_exit(layers, step)
 
 
 STRATEGIES: dict[str, tuple[Stage, ...]] = {
@@ -54,7 +54,7 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
 
 
 def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss (N,) of each exit against the labels (B,): cross-entropy, or squared error where there is one label."""
+    """The loss (N,) of each exit against the labels (B,): cross-entropy, or squared error if there is one label."""
     if all_logits.shape[2] == 1:
         return (all_logits.squeeze(2) - labels.to(all_logits.dtype).unsqueeze(1)).square().mean(dim=0)
     losses = functional.cross_entropy(
@@ -64,17 +64,17 @@ def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def distillation_losses(all_logits: Tensor, temperature: float) -> Tensor:
-    """The loss (N-1,) of each off-ramp against the final classifier's answers, which get no gradient of it.
+    """The distillation loss (N-1,) of each off-ramp: its distance from the final classifier, which gets no gradient.
 
     T^2 KL(softmax(z_N / T) || softmax(z_i / T)): FastBERT's self-distillation (Liu et al., 2020) with temperature and
-    direction of Hinton et al. (2015); squared error where there is one label.
+    direction of Hinton et al. (2015); squared error if there is one label.
     """
-    taught, teacher = all_logits[:, :-1], all_logits[:, -1:].detach()
+    students, teacher = all_logits[:, :-1], all_logits[:, -1:].detach()
     if all_logits.shape[2] == 1:
-        return (taught - teacher).square().mean(dim=(0, 2))
-    soft = functional.log_softmax(teacher / temperature, dim=-1).expand(taught.shape)
+        return (students - teacher).square().mean(dim=(0, 2))
+    soft = functional.log_softmax(teacher / temperature, dim=-1).expand(students.shape)
     divergence = functional.kl_div(
-        functional.log_softmax(taught / temperature, dim=-1), soft, reduction="none", log_target=True
+        functional.log_softmax(students / temperature, dim=-1), soft, reduction="none", log_target=True
     )
     return temperature**2 * divergence.sum(dim=-1).mean(dim=0)
 
@@ -82,29 +82,36 @@ def distillation_losses(all_logits: Tensor, temperature: float) -> Tensor:
 def certainty_losses(certainties: Tensor, all_logits: Tensor, labels: Tensor) -> Tensor:
     """The loss (N-1,) of the learning-to-exit head, whose certainties are (B, N-1): BERxiT, section 3.3.
 
-    The squared distance to 1 where the off-ramp is right and to 0 where it is wrong; for regression to 1 - tanh of the
+    The squared distance to 1 if the off-ramp is right and to 0 if it is wrong; for regression to 1 - tanh of the
     absolute error.
     """
-    answers = all_logits[:, :-1].detach()
+    logits = all_logits[:, :-1].detach()
     if all_logits.shape[2] == 1:
-        target = 1 - (answers.squeeze(2) - labels.to(answers.dtype).unsqueeze(1)).abs().tanh()
+        target = 1 - (logits.squeeze(2) - labels.to(logits.dtype).unsqueeze(1)).abs().tanh()
     else:
-        target = (answers.argmax(dim=-1) == labels.unsqueeze(1)).to(certainties.dtype)
+        target = (logits.argmax(dim=-1) == labels.unsqueeze(1)).to(certainties.dtype)
     return (certainties - target).square().mean(dim=0)
 
 
-def training_loss(output, labels: Tensor, weights: Sequence[float], config) -> tuple[Tensor, Tensor]:
-    """The loss of a stage, from the model's output: all exits where their weights ask for them, else the final one.
+def training_loss(
+    output, labels: Tensor, weights: Sequence[float], distill: float = 0.0, temperature: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the exits' losses, and each exit's own loss against the labels (N,), without gradient.
 
-    Also returns each exit's own loss against the labels (N,), without gradient, 0 for those that were not asked.
+    Args:
+        output: the model's; with all_logits (B, N, C) if any off-ramp has a weight, else with logits (B, C) only.
+        weights: N numbers, one for each exit's loss.
+        distill: the share of an off-ramp's loss that is the distillation loss, with this temperature.
+
+    Without all_logits the off-ramps' own losses are 0.
     """
     if output.all_logits is None:
         losses = exit_losses(output.logits.unsqueeze(1), labels)  # (1,)
         return weights[-1] * losses[0], functional.pad(losses.detach(), (len(weights) - 1, 0))
     losses = exit_losses(output.all_logits, labels)  # (N,)
     early, final = losses[:-1], losses[-1:]
-    if config.distill > 0:
-        early = torch.lerp(early, distillation_losses(output.all_logits, config.distill_temperature), config.distill)
+    if distill > 0:
+        early = torch.lerp(early, distillation_losses(output.all_logits, temperature), distill)
     if output.all_certainties is not None:
         early = early + certainty_losses(output.all_certainties, output.all_logits, labels)
     return torch.cat([early, final]) @ losses.new_tensor(weights), losses.detach()

@@ -1,4 +1,4 @@
-"""What the user can mend is raised as InputError: one line that names the file, line or flag, and what to do."""
+"""Commands: errors that the user can correct are InputErrors, one line that names the file or flag and what to do."""
 
 import argparse
 import math
@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):  # noqa: N818  not an error
-    """A signal ended the work in good order. Its message is one line that says how to go on."""
+    """A signal ended the work, and nothing is lost. Its message is one line that says how to continue."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -20,7 +20,7 @@ class Interrupted(Exception):  # noqa: N818  not an error
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A command line whose errors are InputErrors: one line, without the list of all flags."""
+    """A parser whose errors are InputErrors: one line, without the list of all flags."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
@@ -48,35 +48,37 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def whole(text: str) -> int:
+def non_negative(text: str) -> int:
     """An argparse type: a whole number from 0."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number")
     return int(text)
 
 
-def above_zero(text: str) -> float:
+def positive_float(text: str) -> float:
     """An argparse type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
 
-def not_negative(text: str) -> float:
+def non_negative_float(text: str) -> float:
     """An argparse type: a finite number from 0."""
-    return 0.0 if text in ("0", "0.0") else above_zero(text)
+    return 0.0 if text in ("0", "0.0") else positive_float(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
     return value
+
+
+def _number(text: str) -> float:
+    """The number in a text, NaN where there is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

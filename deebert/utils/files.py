@@ -1,4 +1,4 @@
-"""Writing files that matter: to a temporary name first, then renamed, so that no reader ever sees half of one."""
+"""Safe writing: to a temporary name first, then renamed, so that a file is either complete or absent."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder for results, before there are any. Raises InputError."""
+    """Makes a folder for results. Raises InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -36,7 +36,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when the block ends without an error and all of it is on the disk."""
+    """A temporary folder to fill. It gets its name when the block ends without an error and all is on the disk."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -52,7 +52,7 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Makes a folder for results, before there are any, and a file in it. Raises InputError."""
+    """Makes a folder for results and checks that a file can be written there. Raises InputError."""
     make_folder(folder)
     try:
         with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder) as file:
@@ -61,8 +61,8 @@ def check_writable(folder: Path, flag: str) -> None:
         raise InputError(f"{flag} {folder}: nothing can be written there ({error.strerror})") from None
 
 
-def check_room(folder: Path, size: int, what: str) -> None:
-    """Raises InputError where fewer bytes than this are free."""
+def check_disk_space(folder: Path, size: int, what: str) -> None:
+    """Raises InputError if fewer than `size` bytes are free. what: the subject of the message, in the plural."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise InputError(f"{folder}: {what} take up to {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")

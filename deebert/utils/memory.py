@@ -1,4 +1,4 @@
-"""The peak memory of a part of a run."""
+"""Peak memory of a part of a program."""
 
 import resource
 import sys
@@ -9,7 +9,7 @@ import torch
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begins a new peak. On a CPU only Linux can forget the one before; elsewhere it is that of the whole process."""
+    """Starts a new measurement. On a CPU only Linux can; elsewhere the peak is that of the process since its start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -18,7 +18,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at most since the last reset: allocated on a GPU, else resident in this process."""
+    """Peak bytes since the last reset: allocated on the GPU, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

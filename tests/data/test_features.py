@@ -1,4 +1,4 @@
-"""Tokenization, the cache that cannot mix things up, and batches."""
+"""Tokenization, its cache, and batches."""
 
 import os
 
@@ -41,14 +41,14 @@ def cached() -> list[str]:
 def test_pairs_are_cut_to_the_maximum_and_have_token_types(backbone, tmp_path):
     tokenizer = tiny_tokenizer(backbone)
     examples = [Example("good film " * 10, "bad plot", 1), Example("a", "b", 0)]
-    found = tokenize(examples, tokenizer, 16)
-    assert found.lengths.tolist()[0] == 16
-    assert found.labels.tolist() == [1, 0]
+    tokenized = tokenize(examples, tokenizer, 16)
+    assert tokenized.lengths.tolist()[0] == 16
+    assert tokenized.labels.tolist() == [1, 0]
     ids = tokenizer(examples[1].text_a, examples[1].text_b)["input_ids"]
-    assert found[1].input_ids.tolist() == ids
+    assert tokenized[1].input_ids.tolist() == ids
     if backbone == "bert":
-        assert found[1].token_type_ids.tolist() == [0, 0, 0, 1, 1]
-    batch = collator(tiny_config(backbone))([found[1], found[0]])
+        assert tokenized[1].token_type_ids.tolist() == [0, 0, 0, 1, 1]
+    batch = collator(tiny_config(backbone))([tokenized[1], tokenized[0]])
     assert batch["attention_mask"].sum(1).tolist() == [len(ids), 16]
     assert (batch["input_ids"][0, len(ids) :] == tokenizer.pad_token_id).all()
     assert batch["token_type_ids"].max() == (1 if backbone == "bert" else 0)
@@ -56,12 +56,12 @@ def test_pairs_are_cut_to_the_maximum_and_have_token_types(backbone, tmp_path):
 
 
 def test_regression_labels_are_floats(tokenizer):
-    found = tokenize([Example("a", "b", 3.25), Example("a", "b", 0.0)], tokenizer, 16)
-    assert found.labels.dtype == np.float32
-    assert collator(tiny_config("bert"))([found[0], found[1]])["labels"].tolist() == [3.25, 0.0]
+    tokenized = tokenize([Example("a", "b", 3.25), Example("a", "b", 0.0)], tokenizer, 16)
+    assert tokenized.labels.dtype == np.float32
+    assert collator(tiny_config("bert"))([tokenized[0], tokenized[1]])["labels"].tolist() == [3.25, 0.0]
 
 
-def test_the_cache_gives_back_what_was_tokenized(tiny_data, tokenizer, monkeypatch):
+def test_the_cache_returns_the_same_features(tiny_data, tokenizer, monkeypatch):
     first = load(tiny_data, tokenizer)
     assert len(cached()) == 1
     monkeypatch.setattr(features, "tokenize", lambda *_: pytest.fail("not from the cache"))
@@ -74,12 +74,12 @@ def test_the_cache_gives_back_what_was_tokenized(tiny_data, tokenizer, monkeypat
 def test_unlabelled_features_are_cached_too(tiny_data, tokenizer, tmp_path):
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta good film\n")
     for _ in range(2):
-        found = load(tiny_data, tokenizer, data_dir=tmp_path, split="test")
-        assert found.labels is None
-        assert "labels" not in collator(tiny_config("bert"))([found[0]])
+        tokenized = load(tiny_data, tokenizer, data_dir=tmp_path, split="test")
+        assert tokenized.labels is None
+        assert "labels" not in collator(tiny_config("bert"))([tokenized[0]])
 
 
-def test_the_cache_never_mixes_up(tiny_data, tokenizer, tmp_path):
+def test_each_input_has_its_own_cache_file(tiny_data, tokenizer, tmp_path):
     changed = tmp_path / "changed"
     changed.mkdir()
     text = (tiny_data / "SST-2/dev.tsv").read_text()
@@ -107,25 +107,25 @@ def test_a_tokenizers_fingerprint_does_not_depend_on_its_last_call(tokenizer):
     assert fingerprint(tokenizer) == before
 
 
-def test_a_tokenizers_fingerprint_knows_from_which_side_it_cuts(tokenizer):
+def test_a_tokenizers_fingerprint_depends_on_the_truncation_side(tokenizer):
     before = fingerprint(tokenizer)
     tokenizer.truncation_side = "left"
     assert fingerprint(tokenizer) != before
 
 
 @given(st.integers(1, 200), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.data())
-def test_processes_and_parts_make_the_same_updates(samples, batch_size, accumulation, processes, data):
-    """However an update is cut: every process has as many parts, and the weights make them the update's mean."""
+def test_steps_do_not_depend_on_processes_and_accumulation(samples, batch_size, accumulation, processes, data):
+    """Every process has the same number of micro-batches, and their weights give the mean over the step's samples."""
     lengths = np.arange(samples) % 17 + 1
     shards = [TrainBatches(lengths, batch_size, 0, accumulation, processes, rank) for rank in range(processes)]
     per_epoch = len(shards[0])
-    whole = TrainBatches(lengths, batch_size * accumulation * processes, 0)
-    assert per_epoch == len(whole)
+    single = TrainBatches(lengths, batch_size * accumulation * processes, 0)
+    assert per_epoch == len(single)
     total = data.draw(st.integers(1, 3 * per_epoch))
     done = data.draw(st.integers(0, total))
-    values, updates = np.random.default_rng(0).random(samples), whole.updates(done, total)
+    values, steps = np.random.default_rng(0).random(samples), single.steps(done, total)
     means, seen = np.zeros(total - done), [set() for _ in range(total - done)]
-    for parts in zip(*(shard.shares(done, total) for shard in shards), strict=True):
+    for parts in zip(*(shard.micro_batches(done, total) for shard in shards), strict=True):
         assert len({part.last for part in parts}) == 1
         made = total - done - len(means)
         for part in parts:
@@ -133,15 +133,15 @@ def test_processes_and_parts_make_the_same_updates(samples, batch_size, accumula
             means[0] += part.weight * values[part.rows].mean() / processes
             seen[made] |= set(part.rows)
         if parts[0].last:
-            expected = next(updates)
-            assert seen[made] == set(expected.tolist()) == set(parts[0].update.tolist())
+            expected = next(steps)
+            assert seen[made] == set(expected.tolist()) == set(parts[0].step_rows.tolist())
             assert means[0] == pytest.approx(values[expected].mean())
             means = means[1:]
     assert len(means) == 0
-    assert next(updates, None) is None
+    assert next(steps, None) is None
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tiny_data, tokenizer, monkeypatch, tmp_path, capsys):
+def test_an_unwritable_cache_is_no_error(tiny_data, tokenizer, monkeypatch, tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
@@ -188,9 +188,9 @@ def test_batches_are_of_similar_lengths():
 
 def test_bucketed_padding_gives_the_scores_of_fixed_padding(backbone, tiny_data, tmp_path):
     tokenizer, model = tiny_tokenizer(backbone), tiny_model(backbone, highway_pooling="mean")
-    found = tokenize(read_examples(SST2, tiny_data / "SST-2", "dev"), tokenizer, 40)
-    bucketed = run_all_exits(model, found, collator(model.config), batch_size=7)
+    tokenized = tokenize(read_examples(SST2, tiny_data / "SST-2", "dev"), tokenizer, 40)
+    bucketed = run_all_exits(model, tokenized, collator(model.config), batch_size=7)
     fixed_collator = collator(model.config, pad_to=40)
-    assert fixed_collator([found[0]])["input_ids"].shape == torch.Size([1, 40])
-    fixed = run_all_exits(model, found, fixed_collator, batch_size=1)
+    assert fixed_collator([tokenized[0]])["input_ids"].shape == torch.Size([1, 40])
+    fixed = run_all_exits(model, tokenized, fixed_collator, batch_size=1)
     np.testing.assert_allclose(bucketed.logits, fixed.logits, atol=1e-5)

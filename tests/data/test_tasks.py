@@ -1,4 +1,4 @@
-"""Reading real files' quirks, labels, metrics, and the download through a stand-in for the hub."""
+"""Reading TSV files with their quirks, labels, metrics, and the download from a stand-in for the hub."""
 
 import sys
 from types import SimpleNamespace
@@ -62,21 +62,21 @@ def test_test_files_have_no_labels_and_cola_then_has_a_header(tmp_path):
 @pytest.mark.parametrize(
     ("task", "text", "message"),
     [
-        ("SST-2", "sentence\tpolarity\nx\t1\n", r"dev.tsv, line 1: no column 'label'; found sentence, polarity"),
+        ("SST-2", "sentence\tpolarity\nx\t1\n", r"dev.tsv, line 1: no column 'label'; the file has sentence, polarity"),
         ("MRPC", "Quality\tA\tB\n", r"line 1: no column '#1 String', '#2 String'"),
         ("SST-2", "sentence\tlabel\nx\t1\n\ny\tyes\n", r"dev.tsv, line 4: unknown label 'yes'; the task has 0, 1"),
         ("RTE", "sentence1\tsentence2\tlabel\nx\ty\n", r"line 2: 2 columns where 3 are expected"),
         ("STS-B", "sentence1\tsentence2\tscore\nx\ty\tnan\n", r"line 2: 'nan' is not a number"),
         ("SST-2", "sentence\tlabel\n", r"dev.tsv: no examples"),
-        ("SST-2", "", r"dev.tsv, line 1: no column 'sentence', 'label'; found none"),
+        ("SST-2", "", r"dev.tsv, line 1: no column 'sentence', 'label'; the file has none"),
     ],
 )
-def test_bad_files_are_told_with_file_and_line(tmp_path, task, text, message):
+def test_bad_files_are_reported_with_file_and_line(tmp_path, task, text, message):
     with pytest.raises(InputError, match=message):
         read_examples(get_task(task), write(tmp_path, "dev", text), "dev")
 
 
-def test_files_that_are_not_there_or_not_text(tmp_path):
+def test_missing_and_binary_files_are_reported(tmp_path):
     with pytest.raises(InputError, match="no such directory"):
         read_examples(get_task("RTE"), tmp_path / "none", "dev")
     with pytest.raises(InputError, match=r"dev.tsv: no such file"):
@@ -105,17 +105,17 @@ def test_label_order():
 def test_primary_and_secondary_metrics():
     rng = np.random.default_rng(0)
     labels, logits = rng.integers(0, 2, 50), rng.normal(size=(50, 2))
-    answers = logits.argmax(1)
-    f1, acc = f1_score(labels, answers), (labels == answers).mean()
+    predictions = logits.argmax(1)
+    f1, acc = f1_score(labels, predictions), (labels == predictions).mean()
     for task, expected in {
         "MRPC": {"f1": f1, "acc": acc},
         "QQP": {"f1": f1, "acc": acc},
-        "CoLA": {"mcc": matthews_corrcoef(labels, answers)},
+        "CoLA": {"mcc": matthews_corrcoef(labels, predictions)},
         **{task: {"acc": acc} for task in ("SST-2", "QNLI", "RTE", "WNLI", "MNLI")},
     }.items():
-        found = scores(TASKS[task], logits, labels)
-        assert found == pytest.approx(expected)
-        assert list(found) == list(expected)  # the primary one first
+        metrics = scores(TASKS[task], logits, labels)
+        assert metrics == pytest.approx(expected)
+        assert list(metrics) == list(expected)  # the primary one first
     values, targets = logits[:, :1], rng.normal(size=50)
     assert scores(TASKS["STS-B"], values, targets) == pytest.approx(
         {"spearmanr": spearmanr(values[:, 0], targets)[0], "pearson": pearsonr(values[:, 0], targets)[0]}
@@ -181,6 +181,6 @@ def test_download_without_the_package_or_the_hub(tmp_path, monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(InputError, match="the hub did not answer"):
+    with pytest.raises(InputError, match="the hub cannot be reached"):
         tasks.download(TASKS["RTE"], tmp_path)
     assert not list(tmp_path.iterdir())

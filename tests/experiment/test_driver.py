@@ -40,7 +40,7 @@ def drive(monkeypatch, tmp_path, tiny_data, tiny_checkpoints):
     return run
 
 
-def test_training_and_evaluation_write_what_is_promised(drive, tmp_path, backbone, capsys):
+def test_training_and_evaluation_write_the_documented_files(drive, tmp_path, backbone, capsys):
     drive(f"{TRAIN} --eval_after_first_stage --evaluate_during_training --logging_steps 3", backbone=backbone)
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} >= {
@@ -79,7 +79,7 @@ def test_training_and_evaluation_write_what_is_promised(drive, tmp_path, backbon
     assert (out / "run_eval.json").is_file()
 
 
-def test_mnli_and_mnli_mm_are_both_scored_and_kept_apart(drive, tmp_path):
+def test_mnli_and_mnli_mm_have_separate_results(drive, tmp_path):
     drive(task="MNLI", backbone="roberta")
     drive("--do_eval --eval_each_highway --model_name_or_path out --max_seq_length 32", task="MNLI", backbone="roberta")
     matched, mismatched = (AllExits.load(tmp_path / f"results/out{mm}/all_exits.npz") for mm in ("", "-MM"))
@@ -95,13 +95,13 @@ def test_mnli_and_mnli_mm_are_both_scored_and_kept_apart(drive, tmp_path):
 def test_regression_end_to_end(drive, tmp_path):
     drive(task="STS-B")
     drive("--do_eval --eval_each_highway --model_name_or_path out --max_seq_length 32", task="STS-B")
-    found = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
+    scores = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
     exits = AllExits.load(tmp_path / "results/out/all_exits.npz")
     assert exits.logits.shape == (20, 4, 1)
     assert exits.labels.max() > 4  # the raw ratings
-    answers = exits.logits[:, -1, 0]
-    assert float(found["spearmanr"]) == pytest.approx(spearmanr(answers, exits.labels).statistic)
-    assert float(found["pearson"]) == pytest.approx(pearsonr(answers, exits.labels).statistic, abs=1e-6)
+    logits = exits.logits[:, -1, 0]
+    assert float(scores["spearmanr"]) == pytest.approx(spearmanr(logits, exits.labels).statistic)
+    assert float(scores["pearson"]) == pytest.approx(pearsonr(logits, exits.labels).statistic, abs=1e-6)
     assert json.loads((tmp_path / "out/config.json").read_text())["problem_type"] == "regression"
 
 
@@ -119,10 +119,11 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
     assert [row.rule for row in rows] == [rule] * 2
     assert rows[0].layers_run == 1
     assert rows[1].exits == tuple(np.bincount(exits.exit_layers(float(threshold)), minlength=5)[1:])
-    found = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
-    assert float(found[f"spearmanr_at_{rule}_{float(threshold)}"]) == rows[1].score
+    scores = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
+    assert float(scores[f"spearmanr_at_{rule}_{float(threshold)}"]) == rows[1].score
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert (config["exit_rule"], config["distill"], config["highway_pooling"]) == (rule, 0.5, "attention")
+    assert (config["exit_rule"], config["highway_pooling"]) == (rule, "attention")
+    assert json.loads((tmp_path / "out/run.json").read_text())["arguments"]["distill"] == 0.5
     assert config["exit_threshold"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
 
 
@@ -146,7 +147,7 @@ def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):
     assert json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"] == pytest.approx(temperatures)
 
 
-def test_another_rule_without_training_anew(drive, tmp_path):
+def test_another_rule_needs_no_new_training(drive, tmp_path):
     drive(f"{TRAIN} --exit_threshold 0.2")
     drive("--do_eval --exit_rule margin --target_saving 0.3 --model_name_or_path out --max_seq_length 32")
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -157,20 +158,32 @@ def test_another_rule_without_training_anew(drive, tmp_path):
     assert (config["exit_rule"], config["exit_threshold"]) == ("margin", -1.0)
 
 
-def test_a_shared_first_stage_changes_nothing(drive, tmp_path, capsys):
+def test_new_parts_are_listed_in_short():
+    modules = ("classifier", "bert.encoder.highway.0.classifier", "bert.encoder.highway.11.pooler.dense")
+    names = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+    assert run_glue_deebert.new_parts(names) == ["classifier", "2 off-ramps"]
+    head = "roberta.encoder.learn_to_exit.weight"
+    assert run_glue_deebert.new_parts([head]) == ["the learning-to-exit head"]
+    assert run_glue_deebert.new_parts([]) == []
+
+
+def test_a_shared_first_stage_gives_the_same_weights(drive, tmp_path, capsys):
     """Stage 2 after a stage 1 of another process gives the weights of an uninterrupted run, bit for bit."""
     stage_2 = "--highway_pooling attention --highway_learning_rate 1e-2 --exit_rule learned --distill 0.3"
-    drive(f"{TRAIN} {stage_2} --output_dir whole")
+    drive(f"{TRAIN} {stage_2} --output_dir uninterrupted")
     drive(f"{TRAIN} --first_stage shared --output_dir paper")
     assert "stage 1:" in capsys.readouterr().out
     drive(f"{TRAIN} {stage_2} --first_stage shared --output_dir second")
     assert "stage 1:" not in capsys.readouterr().out
-    whole, second = (load_file(tmp_path / f"{name}/model.safetensors") for name in ("whole", "second"))
-    assert all((tensor == second[name]).all() for name, tensor in whole.items())
+    uninterrupted, second = (load_file(tmp_path / f"{name}/model.safetensors") for name in ("uninterrupted", "second"))
+    assert all((tensor == second[name]).all() for name, tensor in uninterrupted.items())
     with pytest.raises(SystemExit):
         drive(f"{TRAIN} --first_stage shared --output_dir other --seed 7")
     assert "--first_stage shared: trained with another seed, 42; this run has 7" in capsys.readouterr().err
-    for folder, message in (("whole", "no model after stage 1 there"), ("new", "another folder than --output_dir")):
+    for folder, message in (
+        ("uninterrupted", "no model after stage 1 there"),
+        ("new", "another folder than --output_dir"),
+    ):
         before = files(tmp_path)
         with pytest.raises(SystemExit):
             drive(f"{TRAIN} --first_stage {folder} --output_dir new")
@@ -185,22 +198,22 @@ def test_strategies_of_one_stage(drive, tmp_path, strategy, capsys):
     printed = capsys.readouterr().out
     assert "stage 1: training the backbone and its classifier and the off-ramps" in printed
     assert "stage 2" not in printed
-    assert json.loads((tmp_path / "out/config.json").read_text())["train_strategy"] == strategy
+    assert json.loads((tmp_path / "out/run.json").read_text())["settings"]["train_strategy"] == strategy
 
 
-def test_checkpoints_on_the_way(drive, tmp_path, capsys):
+def test_checkpoints_are_kept_and_evaluated(drive, tmp_path, capsys):
     drive(f"{TRAIN} --save_steps 8 --eval_all_checkpoints --max_steps 16 --highway_learning_rate 1e-3")
-    found = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
-    assert found == sorted(f"checkpoint-stage{stage}-{step}" for stage in (1, 2) for step in (8, 16))
+    names = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert names == sorted(f"checkpoint-stage{stage}-{step}" for stage in (1, 2) for step in (8, 16))
     printed = capsys.readouterr().out
     order = [printed.index(f"Result of out/checkpoint-{name} on dev") for name in ("stage1-8", "stage1-16", "stage2-8")]
     assert order == sorted(order)
     assert (tmp_path / "out/checkpoint-stage2-8/eval_results.txt").is_file()
     drive(f"{TRAIN} --max_steps 2 --overwrite_output_dir")
-    assert not list((tmp_path / "out").glob("checkpoint-*"))  # they were of the training before
+    assert not list((tmp_path / "out").glob("checkpoint-*"))  # they belonged to the earlier training
 
 
-def test_stage_2_of_a_run_leaves_what_stage_1_trained(drive, tmp_path):
+def test_stage_2_does_not_change_the_weights_of_stage_1(drive, tmp_path):
     drive(f"{TRAIN} --save_steps 6")
     after_1, after_2 = (
         load_file(tmp_path / f"out/{name}/model.safetensors") for name in ("checkpoint-stage1-6", "checkpoint-stage2-6")
@@ -209,7 +222,7 @@ def test_stage_2_of_a_run_leaves_what_stage_1_trained(drive, tmp_path):
         assert (tensor == after_2[name]).all().item() == (".highway." not in name), name
 
 
-def test_flags_reach_the_config(drive, tmp_path):
+def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
     drive(f"{TRAIN} --highway_pooling mean --max_steps 1")
     assert json.loads((tmp_path / "out/config.json").read_text())["highway_pooling"] == "mean"
     drive("--do_eval --model_name_or_path out --max_seq_length 32")  # the checkpoint's pooling, without the flag
@@ -243,7 +256,7 @@ def test_flags_reach_the_config(drive, tmp_path):
         ("", "nothing to do: give --do_train, --do_eval or both"),
         ("--do_train --calibrate", "--calibrate is a part of the evaluation"),
         ("--do_train --do_eval --task_name STS-B --calibrate", "scales probabilities, and a regression model has none"),
-        ("--do_train --train_strategy joint --first_stage x", "--first_stage x: there is one in --do_train with"),
+        ("--do_train --train_strategy joint --first_stage x", "--first_stage x: it needs --do_train with"),
         ("--do_eval --output_dir trained --exit_rule learned", "trained without --exit_rule learned"),
         ("--do_train --exit_rule patience --exit_threshold 1.5", "--exit_threshold 1.5: patience counts"),
     ],
@@ -288,7 +301,7 @@ def test_regression_refuses_entropy_exits(drive, capsys):
     assert "needs at least two labels" in capsys.readouterr().err
 
 
-def test_a_checkpoints_own_label_order_decides(drive, tmp_path, tiny_checkpoints):
+def test_the_label_order_of_the_checkpoint_is_used(drive, tmp_path, tiny_checkpoints):
     """A model trained elsewhere with MNLI's labels in another order is scored by their names."""
     model = tiny_model("bert", num_labels=3)
     set_labels(model.config, ("neutral", "contradiction", "entailment"))
@@ -311,7 +324,7 @@ def test_a_checkpoints_own_label_order_decides(drive, tmp_path, tiny_checkpoints
         ("--save_total_limit", "0"),
     ],
 )
-def test_numbers_that_mean_nothing(drive, tmp_path, capsys, flag, value):
+def test_invalid_numbers_get_one_clear_line(drive, tmp_path, capsys, flag, value):
     with pytest.raises(SystemExit) as stop:
         drive(f"{TRAIN} {flag} {value}")
     assert stop.value.code == 2

@@ -25,8 +25,8 @@ from deebert.evaluation.all_exits import AllExits
     ],
     ids=["stages", "unused parameters", "cached"],
 )
-def test_two_processes_are_one(tmp_path, tiny_data, monkeypatch, capsys, backbone, strategy, flags):
-    """Half the batch each: the same losses, weights and scores. The last update of an epoch has an odd sample."""
+def test_two_processes_give_the_results_of_one(tmp_path, tiny_data, monkeypatch, capsys, backbone, strategy, flags):
+    """Half the batch each: the same losses, weights and scores. The last step of an epoch has an odd size."""
     monkeypatch.chdir(tmp_path)
     model = tiny_model(backbone, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, highway_pooling="mean")
     model.save_pretrained("model")
@@ -56,10 +56,10 @@ def test_two_processes_are_one(tmp_path, tiny_data, monkeypatch, capsys, backbon
 
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
     assert [record["processes"] for record in records] == [1, 2]
-    for stage, found in records[0]["stages"].items():
+    for stage, expected in records[0]["stages"].items():
         other = records[1]["stages"][stage]
-        assert other["mean_loss"] == pytest.approx(found["mean_loss"], rel=1e-4)
-        assert (other["updates"], other["best_dev_score"]) == (found["updates"], found["best_dev_score"])
+        assert other["mean_loss"] == pytest.approx(expected["mean_loss"], rel=1e-4)
+        assert (other["updates"], other["best_dev_score"]) == (expected["updates"], expected["best_dev_score"])
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=2e-3, msg=name)

@@ -1,4 +1,4 @@
-"""The benchmark of training: the plain loop trains what the original does, and the tables say what was measured."""
+"""The benchmark of training: the plain loop trains what the original does, and the tables have the right rows."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ def argv(monkeypatch, tmp_path, tiny_data):
     return flags
 
 
-def test_both_loops_make_the_same_update(argv):
+def test_both_loops_make_the_same_step(argv):
     """Of all samples at once, so that order and padding make no difference."""
     argv("--samples 16 --batch_size 16")
     args = benchmark_training.parse_args()
@@ -53,7 +53,7 @@ def test_both_loops_make_the_same_update(argv):
         torch.testing.assert_close(states["here"][name], tensor, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_the_tables(argv, monkeypatch, capsys):
+def test_the_tables_have_a_row_for_each_system(argv, monkeypatch, capsys):
 
     def thread(target, args, daemon):
         """In place of a process; it has a pipe of its own, as a process has."""

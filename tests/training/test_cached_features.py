@@ -1,4 +1,4 @@
-"""Off-ramps trained on cached reads become those that are trained behind the backbone."""
+"""Off-ramps trained on cached features equal those trained with the backbone."""
 
 import contextlib
 from itertools import product
@@ -12,11 +12,13 @@ from tiny import tiny_model, tiny_tokenizer
 from deebert.data.batching import collator
 from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training import cached_features
-from deebert.training.stage import StageTraining, TokenData, TrainSettings
+from deebert.training.stage import StageTraining, TrainSettings
+from deebert.training.train_data import TokenData
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-SETTINGS = TrainSettings(batch_size=5, accumulation=2, epochs=3, learning_rate=1e-2, adam_epsilon=1e-2)
+SETTINGS = TrainSettings(batch_size=5, accumulation=2, epochs=3, learning_rate=1e-2, adam_epsilon=1e-2, distill=0.3)
 
 
 def trained(model, features, cached: bool, tmp_path) -> dict[str, torch.Tensor]:
@@ -32,8 +34,10 @@ def trained(model, features, cached: bool, tmp_path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("task", ["SST-2", "STS-B"])
 @pytest.mark.parametrize(("pooling", "rule"), list(product(("first", "mean"), ("entropy", "learned"))))
-def test_a_cache_changes_nothing_but_the_backbones_dropout(backbone, pooling, rule, task, tiny_data, tmp_path):
-    config = {"highway_pooling": pooling, "exit_rule": rule, "num_labels": TASKS[task].num_labels, "distill": 0.3}
+def test_training_with_a_cache_equals_training_without_dropout_in_the_backbone(
+    backbone, pooling, rule, task, tiny_data, tmp_path
+):
+    config = {"highway_pooling": pooling, "exit_rule": rule, "num_labels": TASKS[task].num_labels}
     if rule == "entropy" and task == "STS-B":
         config["exit_rule"] = "patience"
     features = tokenize(read_examples(TASKS[task], tiny_data / task, "train"), tiny_tokenizer(backbone), 32)
@@ -43,11 +47,10 @@ def test_a_cache_changes_nothing_but_the_backbones_dropout(backbone, pooling, ru
     before = tiny_model(backbone, **config).state_dict()
     for name, tensor in plain.items():
         torch.testing.assert_close(cached[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
-        highway = ".highway." in name or ".learn_to_exit." in name
-        assert torch.equal(tensor, before[name]) != highway, name
+        assert torch.equal(tensor, before[name]) != is_off_ramp(name), name
 
 
-def test_large_reads_lie_in_a_file_until_the_end(tiny_data, tmp_path, monkeypatch):
+def test_a_large_cache_is_a_temporary_file(tiny_data, tmp_path, monkeypatch):
     features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train"), tiny_tokenizer("bert"), 32)
     in_memory = trained(tiny_model("bert"), features, True, tmp_path)
     monkeypatch.setattr(cached_features, "IN_MEMORY", 0)
@@ -55,14 +58,14 @@ def test_large_reads_lie_in_a_file_until_the_end(tiny_data, tmp_path, monkeypatc
     with cached_features.cached_features(
         model, features, collator(model.config), Accelerator(cpu=True), tmp_path
     ) as data:
-        assert isinstance(data.reads, np.memmap)
-        assert [path.name for path in tmp_path.glob(".features-*/*")] == ["reads.npy"]
+        assert isinstance(data.pooled, np.memmap)
+        assert [path.name for path in tmp_path.glob(".features-*/*")] == ["pooled.npy"]
     in_file = trained(model, features, True, tmp_path)
     assert all(torch.equal(in_memory[name], in_file[name]) for name in in_memory)  # dropout of the off-ramps, too
     assert not list(tmp_path.iterdir())
 
 
-def test_the_off_ramps_have_dropout_and_the_backbone_has_none(tiny_data, tmp_path):
+def test_only_the_off_ramps_have_dropout(tiny_data, tmp_path):
     features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train"), tiny_tokenizer("bert"), 32)
     states = []
     for dropout in (

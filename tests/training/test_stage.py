@@ -1,4 +1,4 @@
-"""Both stages: what they change, what they leave, and that they learn."""
+"""Both stages: which weights they change, that a step is the paper's, and that they learn."""
 
 import math
 from itertools import pairwise
@@ -33,7 +33,7 @@ def run(stage, model, features, **settings):
     return train(stage, model, features, settings).mean_loss
 
 
-def test_stage_1_leaves_the_off_ramps_and_stage_2_leaves_all_else(backbone, tiny_data, tmp_path):
+def test_stage_1_trains_all_but_the_off_ramps_and_stage_2_only_them(backbone, tiny_data, tmp_path):
     model, features = tiny_model(backbone), data(backbone, tiny_data, tmp_path)
     states = [snapshot(model)]
     for stage in (1, 2):
@@ -45,7 +45,7 @@ def test_stage_1_leaves_the_off_ramps_and_stage_2_leaves_all_else(backbone, tiny
         assert changed == (set(before) - off_ramps if stage == 1 else off_ramps)
 
 
-def test_two_stages_learn_the_words(backbone, tiny_data, tmp_path):
+def test_two_stages_learn_the_task(backbone, tiny_data, tmp_path):
     model = tiny_model(backbone, initializer_range=0.05, highway_pooling="mean")
     features, dev = data(backbone, tiny_data, tmp_path), data(backbone, tiny_data, tmp_path, "dev")
     first = run(1, model, features, epochs=12, learning_rate=3e-3)
@@ -55,8 +55,8 @@ def test_two_stages_learn_the_words(backbone, tiny_data, tmp_path):
     assert min(scores) >= 0.9, scores
 
 
-def test_a_step_is_the_papers_step(tiny_data, tmp_path):
-    """One update of stage 2 against AdamW on the sum of the off-ramps' losses, written out."""
+def test_a_step_of_stage_2_is_the_papers(tiny_data, tmp_path):
+    """One step of stage 2 against AdamW on the sum of the off-ramps' losses, written out."""
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model, reference = tiny_model("bert", **dropout), tiny_model("bert", **dropout)
     features = data("bert", tiny_data, tmp_path)
@@ -87,13 +87,13 @@ def test_gradient_accumulation_is_a_larger_batch(tiny_data, tmp_path):
     models = []
     for size, accumulation in ((20, 1), (5, 4), (3, 7)):
         model = tiny_model("bert", **dropout)
-        # a large epsilon: AdamW otherwise makes whole steps of gradients that are rounding errors
+        # a large epsilon: AdamW would otherwise turn rounding errors into full steps
         run(1, model, features, accumulation=accumulation, batch_size=size, epochs=2, adam_epsilon=0.1)
         models.append(model.state_dict())
-    for name, tensor in models[0].items():  # 48 samples: the last update has 8, in parts of 5 and 3
+    for name, tensor in models[0].items():  # 48 samples: the last step has 8, in micro-batches of 5 and 3
         torch.testing.assert_close(models[1][name], tensor, atol=2e-5, rtol=1e-3, msg=name)
     changed = [name for name in models[0] if not torch.allclose(models[2][name], models[0][name], atol=2e-5, rtol=1e-3)]
-    assert changed  # updates of 21 are others
+    assert changed  # steps of 21 samples differ
 
 
 def test_the_same_seed_gives_the_same_weights(tiny_data, tmp_path):
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_weights(tiny_data, tmp_path):
     assert not torch.equal(states[0]["classifier.weight"], states[2]["classifier.weight"])
 
 
-def test_what_is_logged_and_when_is_saved(tiny_data, tmp_path):
+def test_callbacks_are_called_at_the_right_steps(tiny_data, tmp_path):
     logged, saved = [], []
     model, features = tiny_model("bert"), data("bert", tiny_data, tmp_path)
     settings = TrainSettings(
@@ -118,14 +118,25 @@ def test_what_is_logged_and_when_is_saved(tiny_data, tmp_path):
         model,
         features,
         settings,
-        log=lambda training, scalars: logged.append((training.updates, scalars)),
-        save=lambda training: saved.append(training.updates),
+        log=lambda training, scalars: logged.append((training.steps, scalars)),
+        save=lambda training: saved.append(training.steps),
     )
     assert [step for step, _ in logged] == [3, 6, 9]  # 1.5 epochs of 6 batches
     assert saved == [4, 8, 9]  # and at the end
     rates = [scalars["learning_rate"] for _, scalars in logged]
     np.testing.assert_allclose(rates, [1e-4, 0.5e-4, 0], atol=1e-12)
     assert all(scalars["grad_norm"] > 0 and scalars["loss"] > 0 for _, scalars in logged)
+
+
+def test_the_training_state_has_the_keys_of_0_5(tiny_data, tmp_path):
+    """Checkpoints of 0.5 can be resumed."""
+    features = data("bert", tiny_data, tmp_path)
+    training = train(1, tiny_model("bert"), features, TrainSettings(max_steps=2, **QUIET))
+    state = training.state_dict()
+    assert {name for name in state if name not in ("optimizer", "schedule", "scaler")} == {
+        *("updates", "seconds", "samples", "peak_memory", "loss_sum", "best", "best_update", "sums", "counts")
+    }
+    assert (state["updates"], state["best_update"]) == (2, None)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tiny_data, tmp_path):

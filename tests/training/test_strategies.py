@@ -1,8 +1,7 @@
-"""Every training strategy's loss and steps against a few lines that say the same in plain words."""
+"""Every training strategy's loss and steps against a few lines of plain Python."""
 
 import math
 from itertools import combinations, product
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from deebert.data.tasks import TASKS, read_examples
 from deebert.evaluation.all_exits import run_all_exits
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
-from deebert.modeling.off_ramps import POOLINGS
+from deebert.modeling.off_ramps import POOLINGS, is_off_ramp
 from deebert.training.stage import TrainSettings
 from deebert.training.strategies import STRATEGIES, training_loss
 
@@ -31,7 +30,7 @@ def data(tiny_data, task="SST-2"):
 @pytest.mark.parametrize("labels", [1, 2, 3])
 @pytest.mark.parametrize("certain", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_loss_in_plain_words(labels, certain, share):
+def test_the_loss_equals_a_plain_loop(labels, certain, share):
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(5, LAYERS, labels, generator=generator)
     u = torch.rand(5, LAYERS - 1, generator=generator)
@@ -55,21 +54,18 @@ def test_the_loss_in_plain_words(labels, certain, share):
         expected += weights[layer] * loss / 5
 
     output = HighwayClassifierOutput(all_logits=z, all_certainties=u if certain else None)
-    config = SimpleNamespace(distill=share, distill_temperature=temperature)
-    assert training_loss(output, y, weights, config)[0].item() == pytest.approx(float(expected), rel=1e-5)
+    assert training_loss(output, y, weights, share, temperature)[0].item() == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_final_classifier_is_not_taught_by_its_pupils():
+def test_distillation_gives_the_final_classifier_no_gradient():
     z = torch.randn(5, LAYERS, 3, requires_grad=True)
-    config = SimpleNamespace(distill=1.0, distill_temperature=2.0)
-    training_loss(HighwayClassifierOutput(all_logits=z), torch.tensor([0, 1, 2, 0, 1]), [1.0, 1, 1, 0], config)[
-        0
-    ].backward()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    training_loss(HighwayClassifierOutput(all_logits=z), labels, [1.0, 1, 1, 0], distill=1.0)[0].backward()
     assert z.grad[:, -1].abs().max() == 0
     assert z.grad[:, :-1].abs().min() > 0
 
 
-def test_what_the_strategies_weigh():
+def test_weights_of_the_strategies():
     stages = {name: [stage.weights(4, 1) for stage in stages] for name, stages in STRATEGIES.items()}
     assert stages == {
         "two_stage": [[0, 0, 0, 1], [1, 1, 1, 0]],
@@ -82,12 +78,18 @@ def test_what_the_strategies_weigh():
 
 
 @pytest.mark.parametrize("strategy", ["joint", "weighted", "alternating"])
-def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
-    """Two updates of all parameters, the off-ramps at their own rate, against a plain loop."""
-    model, reference = (tiny_model("bert", train_strategy=strategy, **NO_DROPOUT) for _ in range(2))
+def test_two_steps_equal_a_plain_loop(strategy, tiny_data):
+    """Two optimizer steps of all parameters, the off-ramps at their own rate, against a plain loop."""
+    model, reference = (tiny_model("bert", **NO_DROPOUT) for _ in range(2))
     features = data(tiny_data)
     settings = TrainSettings(
-        learning_rate=1e-3, highway_learning_rate=4e-3, adam_epsilon=1e-2, max_steps=2, logging_steps=0, save_steps=0
+        learning_rate=1e-3,
+        highway_learning_rate=4e-3,
+        adam_epsilon=1e-2,
+        max_steps=2,
+        train_strategy=strategy,
+        logging_steps=0,
+        save_steps=0,
     )
     train(1, model, features, settings)
 
@@ -119,9 +121,9 @@ def test_two_updates_are_adamws_on_that_loss(strategy, tiny_data):
         torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_the_learned_rule_learns_what_is_right(tiny_data):
-    settings = TrainSettings(learning_rate=3e-3, epochs=12, logging_steps=0, save_steps=0)
-    config = {"exit_rule": "learned", "highway_pooling": "mean", "train_strategy": "joint", "initializer_range": 0.05}
+def test_the_learned_rule_learns_which_outputs_are_right(tiny_data):
+    settings = TrainSettings(learning_rate=3e-3, epochs=12, train_strategy="joint", logging_steps=0, save_steps=0)
+    config = {"exit_rule": "learned", "highway_pooling": "mean", "initializer_range": 0.05}
     model, features = tiny_model("bert", **config), data(tiny_data)
     train(1, model, features, settings)
     exits = run_all_exits(model, features, collator(model.config))
@@ -158,9 +160,7 @@ def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_
             backbone,
             num_labels=labels,
             highway_pooling=pooling,
-            train_strategy=strategy,
             exit_rule=rule,
-            distill=0.5,
             patience_tolerance=2.0,
         )
         batch = random_batch(model.config, [3, 9, 5, 7])
@@ -170,9 +170,9 @@ def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_
             model.zero_grad()
             weights = stage.weights(LAYERS, 2)
             output = model(**batch, output_all_exits=any(weights[:-1]), train_highway=not stage.backbone)
-            training_loss(output, y, weights, model.config)[0].backward()
+            training_loss(output, y, weights, distill=0.5)[0].backward()
             for name, parameter in model.named_parameters():
-                head = ".highway." in name or ".learn_to_exit." in name
+                head = is_off_ramp(name)
                 # the pooler is frozen, and does not count, where stage 2 leaves the final classifier out
                 assert (parameter.grad is not None) == (stage.highways if head else stage.backbone), name
         model.eval().config.exit_temperatures = temperatures

@@ -1,0 +1,149 @@
+"""Checks before the work: each raises InputError for one kind of wrong input, and none changes anything."""
+
+from pathlib import Path
+
+from deebert.data.tasks import Task, data_file, eval_splits
+from deebert.evaluation import results
+from deebert.experiment.arguments import Arguments
+from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
+from deebert.experiment.record import read_record
+from deebert.modeling.checkpoints import check_threshold, max_tokens
+from deebert.modeling.config import config_rule
+from deebert.modeling.off_ramps import is_off_ramp
+from deebert.training.strategies import STRATEGIES
+from deebert.utils.cli import InputError
+from deebert.utils.files import check_disk_space, check_writable
+
+MIN_TOKENS = 8  # the special tokens of a pair, and something between them
+
+
+def dev_splits(args: Arguments, task: Task) -> list[str]:
+    """The dev files that this run scores."""
+    needed = args.do_eval or args.eval_after_first_stage or args.evaluate_during_training
+    return list(eval_splits(task)) if needed else []
+
+
+def first_stage_record(args: Arguments) -> Path | None:
+    """The settings file of the model in --first_stage, which exists once that model is complete."""
+    return Path(args.first_stage, "first_stage.json") if args.first_stage else None
+
+
+def has_first_stage(args: Arguments) -> bool:
+    """Whether there is a model after stage 1 to start from."""
+    record = first_stage_record(args)
+    return record is not None and record.is_file()
+
+
+def check_flags(args: Arguments, task: Task) -> None:
+    """The flags against one another, and that the data files exist."""
+    folder, _ = Path(args.output_dir), args.target  # raises for targets that exclude one another
+    if not (args.do_train or args.do_eval):
+        raise InputError("nothing to do: give --do_train, --do_eval or both")
+    if folder.name in ("", ".."):
+        raise InputError(f"--output_dir {folder}: give a folder's name, results are named after it")
+    results.result_dir(args.plot_data_dir, args.model_name_or_path)  # raises for a name without a folder's name
+    for split in [*dev_splits(args, task), *(["train"] if args.do_train else [])]:
+        data_file(args.data_dir, split)
+    if args.calibrate and not args.do_eval:
+        raise InputError("--calibrate is a part of the evaluation: add --do_eval")
+    if args.first_stage and (not args.do_train or args.train_strategy != "two_stage"):
+        raise InputError(f"--first_stage {args.first_stage}: it needs --do_train with the strategy two_stage")
+    if args.first_stage and Path(args.first_stage).resolve() == folder.resolve():
+        raise InputError(f"--first_stage {args.first_stage}: give another folder than --output_dir")
+    if args.load_best_model_at_end and not (args.evaluate_during_training and args.logging_steps > 0):
+        raise InputError("--load_best_model_at_end needs scores: add --evaluate_during_training (--logging_steps)")
+    if args.cache_features and args.train_strategy != "two_stage":
+        raise InputError(f"--cache_features: in --train_strategy {args.train_strategy} no stage freezes the backbone")
+    if args.resume and not args.do_train:
+        raise InputError("--resume needs --do_train")
+
+
+def check_output_dir(args: Arguments, resumes: bool) -> None:
+    """An evaluation needs a model in output_dir; a training must not overwrite results by accident."""
+    folder = Path(args.output_dir)
+    if not args.do_train:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"--output_dir {folder}: no trained model there; train one with --do_train")
+        return
+    if args.overwrite_output_dir or resumes or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    record = read_record(folder)
+    if args.resume and record:
+        other = first_difference(record.get("settings", {}), training_settings(args))
+        raise InputError(
+            f"--resume: the training in {folder} had another {other}; --overwrite_output_dir starts a new one"
+        )
+    if record and not record["finished"]:
+        raise InputError(
+            f"--output_dir {folder}: a training that is not finished; --resume goes on with it, "
+            "--overwrite_output_dir starts again"
+        )
+    raise InputError(f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir")
+
+
+def check_first_stage(args: Arguments, resumes: bool) -> None:
+    """A model in --first_stage must have been trained with this run's settings."""
+    if has_first_stage(args):
+        recorded = results.read_json(first_stage_record(args))
+        if other := first_difference(recorded, first_stage_settings(args)):
+            raise InputError(f"--first_stage {args.first_stage}: trained with another {other}")
+    elif args.first_stage and Path(args.first_stage).exists() and not resumes:
+        raise InputError(f"--first_stage {args.first_stage}: no model after stage 1 there; give a new folder")
+
+
+def check_config(args: Arguments, task: Task, config, name: str) -> None:
+    """A model, to be trained or evaluated, must fit the flags and the task. name: of the model, for messages."""
+    limit = max_tokens(config)
+    if not MIN_TOKENS <= args.max_seq_length <= limit:
+        raise InputError(f"--max_seq_length {args.max_seq_length}: this model takes {MIN_TOKENS} to {limit} tokens")
+    if args.cache_features and config.highway_pooling == "attention":
+        raise InputError(
+            "--cache_features: off-ramps with --highway_pooling attention learn what to read; leave one of them out"
+        )
+    if config.num_hidden_layers < 2:
+        raise InputError(f"{name}: a model of one layer has no off-ramps")
+    if config.num_labels != task.num_labels:
+        raise InputError(
+            f"{name}: a model of {config.num_labels} labels, but {task.name} has {task.num_labels}; "
+            "was it trained for another task?"
+        )
+    if args.highway_pooling not in (None, config.highway_pooling):
+        raise InputError(f"--highway_pooling {args.highway_pooling}: {name} has {config.highway_pooling}; leave it out")
+    if (args.calibrate or config.exit_temperatures) and args.risk is not None:
+        raise InputError(
+            "--risk: exit_temperatures were fitted to the samples that the guarantee would be drawn from; "
+            "leave out --calibrate, and set them to null in the model's config.json"
+        )
+    if args.target and not config_rule(config).supported:
+        raise InputError(
+            f"{task.name}: no threshold can be chosen for the exit rule {config.exit_rule}: with one label its "
+            "uncertainty is always 0; use --exit_rule patience or learned"
+        )
+    if args.calibrate and config.num_labels == 1:
+        raise InputError(f"{task.name}: --calibrate scales probabilities, and a regression model has none")
+    for threshold in args.exit_threshold:
+        check_threshold(threshold, config)
+
+
+def check_outputs_writable(args: Arguments) -> None:
+    """Results that are written after hours of work need folders that can be written to."""
+    check_writable(Path(args.output_dir), "--output_dir")
+    if args.do_eval and (args.eval_each_highway or args.eval_highway or args.target):
+        check_writable(Path(args.plot_data_dir), "--plot_data_dir")
+
+
+def check_space_for_checkpoints(args: Arguments, model, samples: int, processes: int, first_stage: int) -> None:
+    """The checkpoints of the stages from first_stage on must fit on the disk. samples: of the training set."""
+    weights = 4 * model.num_parameters()
+    off_ramps = 4 * sum(p.numel() for name, p in model.named_parameters() if is_off_ramp(name))
+    samples_per_step = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * processes
+    sizes = []  # bytes of each checkpoint
+    for stage, plan in list(enumerate(STRATEGIES[args.train_strategy], 1))[first_stage - 1 :]:
+        steps = args.stage_settings(stage).total_steps(-(-samples // samples_per_step))
+        trained = plan.backbone * (weights - off_ramps) + plan.highways * off_ramps
+        count = -(-steps // args.save_steps) if args.save_steps > 0 else 1
+        sizes += [weights + 2 * trained] * count  # AdamW stores two numbers for each trained weight
+    if args.save_total_limit:  # a new one is written before the oldest is removed
+        sizes = sorted(sizes)[-args.save_total_limit - 1 :]
+    size = sum(sizes) + weights * (1 + 2 * args.load_best_model_at_end)
+    check_disk_space(Path(args.output_dir), size, "checkpoints (--save_steps, --save_total_limit)")

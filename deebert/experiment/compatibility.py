@@ -1,0 +1,51 @@
+"""What two trainings must agree on: to resume one, or to share a first stage.
+
+Each flag declares what it decides (flags.py). The training files count by their content, not by their place.
+"""
+
+import hashlib
+import os
+from dataclasses import fields
+
+from deebert.data.tasks import data_file, eval_splits, get_task
+from deebert.experiment.arguments import Arguments
+
+
+def first_stage_settings(args: Arguments) -> dict:
+    """All that decides the model after stage 1 of two_stage. Raises InputError where a data file is missing."""
+    return _flags(args, "first_stage") | _data_hashes(args) | _launch()
+
+
+def training_settings(args: Arguments) -> dict:
+    """All that decides the model after all stages. Raises InputError where a data file is missing."""
+    return first_stage_settings(args) | _flags(args, "training")
+
+
+def first_difference(recorded: dict, wanted: dict) -> str | None:
+    """The first setting that was another one in an earlier training, in words; None where all agree."""
+    for name, value in wanted.items():
+        if recorded.get(name) != value:
+            return f"{name}, {recorded.get(name)}; this run has {value}"
+    return None
+
+
+def _flags(args: Arguments, decides: str) -> dict:
+    """The values of the flags that decide this result, by name."""
+    chosen = [field for field in fields(args) if field.metadata["decides"] == decides]
+    switches = {field.name: field.metadata["only_with"] for field in chosen}
+    return {name: getattr(args, name) for name, needs in switches.items() if needs is None or getattr(args, needs)}
+
+
+def _data_hashes(args: Arguments) -> dict:
+    """The SHA-256 of each data file that decides the weights; the dev files do if the best weights are kept."""
+    splits = ["train", *(eval_splits(get_task(args.task_name)) if args.load_best_model_at_end else [])]
+    files = {f"{split}.tsv": data_file(args.data_dir, split) for split in splits}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
+
+def _launch() -> dict:
+    """What torchrun or accelerate launch set: the number of processes and the precision."""
+    return {
+        "WORLD_SIZE": os.environ.get("WORLD_SIZE", "1"),
+        "ACCELERATE_MIXED_PRECISION": os.environ.get("ACCELERATE_MIXED_PRECISION"),
+    }

@@ -1,0 +1,111 @@
+"""The evaluation of one saved model on one dev set, one method for each result."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from deebert.data.tasks import eval_splits
+from deebert.evaluation import all_exits, calibration, results, threshold_selection, timing
+from deebert.evaluation.all_exits import AllExits
+from deebert.evaluation.results import SweepRow
+from deebert.experiment.experiment import Experiment
+from deebert.modeling.exit_rules import NO_EXIT
+from deebert.utils.files import replacing
+
+
+class Evaluation:
+    """checkpoint: the model's folder. exits: the logits of all its exits on the split."""
+
+    def __init__(self, experiment: Experiment, checkpoint: Path, model, split: str, exits: AllExits):
+        self.experiment, self.args, self.task, self.say = experiment, experiment.args, experiment.task, experiment.say
+        self.checkpoint, self.model, self.split, self.exits = checkpoint, model, split, exits
+        name = self.args.model_name_or_path if checkpoint == experiment.output_dir else str(checkpoint)
+        self.suffix = eval_splits(self.task)[split]
+        self.folder = results.result_dir(self.args.plot_data_dir, name, self.suffix)
+        self.scores: dict[str, float] = {}  # the lines of eval_results.txt
+
+    @property
+    def first_split(self) -> bool:
+        """Only on the first dev set temperatures are fitted and a threshold is chosen."""
+        return not self.suffix
+
+    def calibrate(self) -> None:
+        """Fits the exits' temperatures to half of the samples, and stores them in the saved model's config."""
+        fit, held_out = self.exits.halves(self.args.seed)
+        config = self.model.config
+        config.exit_temperatures = calibration.fit_temperatures(fit)
+        config.exit_threshold = NO_EXIT  # a threshold chosen before has no meaning with new temperatures
+        self.say(f"temperatures of the exits: {' '.join(f'{t:.3f}' for t in config.exit_temperatures)}")
+        self.say(calibration.report(held_out, calibration.calibrated(held_out, config.exit_temperatures)))
+        self.write_config()
+        self.say(f"stored in {self.checkpoint / 'config.json'} (exit_temperatures), without a threshold")
+        self.exits = calibration.calibrated(self.exits, config.exit_temperatures)
+
+    def write_config(self) -> None:
+        with replacing(self.checkpoint / "config.json") as file:
+            file.write(self.model.config.to_json_string(use_diff=False))
+
+    def score(self) -> None:
+        """All metrics of the final classifier; with --eval_each_highway the score of each exit in each_layer.npy."""
+        each_layer = all_exits.layer_scores(self.task, self.exits)
+        self.scores = dict(each_layer[-1])
+        self.say(f"Result of {self.checkpoint} on {self.split}: {show(self.scores)}")
+        if self.args.eval_each_highway:
+            results.write_each_layer(self.folder, each_layer)
+            self.exits.save(self.folder / "all_exits.npz")
+            percents = results.percents(each_layer)
+            self.say(f"Score ({self.task.primary_metric}) of each layer: {percents}; written to {self.folder}")
+
+    def choose_threshold(self) -> None:
+        """Chooses the threshold for --target_drop, --target_saving or --risk, and stores it in the model's config."""
+        target = self.args.target
+        choice = threshold_selection.choose(self.task, self.exits, target, self.args.seed)
+        self.say(threshold_selection.report(choice, target))
+        results.write_json(self.folder / "threshold.json", {"target": asdict(target), **asdict(choice)})
+        self.model.config.exit_threshold = choice.threshold
+        self.write_config()
+        self.say(f"stored in {self.checkpoint / 'config.json'}: from_pretrained gives a model that exits at it")
+
+    def sweep(self) -> None:
+        """Score and layers run at each --exit_threshold from 0; with --eval_highway also the measured times."""
+        thresholds = [threshold for threshold in self.args.exit_threshold if threshold >= 0]
+        if self.args.eval_highway and not thresholds:
+            self.say("--eval_highway: nothing to time, give --exit_threshold 0 or more")
+        if not thresholds:
+            return
+        rows = all_exits.sweep(self.task, self.exits, thresholds)
+        if self.args.eval_highway:
+            rows = self.measure_times(rows)
+        self.say(results.sweep_table(rows))
+        for row in rows:
+            self.scores[f"{self.task.primary_metric}_at_{row.rule}_{row.threshold}"] = row.score
+            self.scores[f"layers_run_at_{row.rule}_{row.threshold}"] = row.layers_run
+
+    def measure_times(self, rows: list[SweepRow]) -> list[SweepRow]:
+        """The rows with their times. The thresholds take turns; the files are written after each repeat."""
+        dense = all_exits.dense_thresholds(self.exits)
+        results.write_sweep(self.folder, all_exits.sweep(self.task, self.exits, dense), results.CURVE)
+        dev_sets, size = self.experiment.dev_sets, self.args.per_gpu_eval_batch_size
+        features, repeats = dev_sets.features[self.split], self.args.timing_repeats
+        timed = rows
+        for timed in timing.timed_sweep(rows, self.exits, self.model, features, dev_sets.collate, size, repeats):
+            results.write_sweep(self.folder, timed)
+            for row in timed:
+                results.write_entropy(self.folder, row)
+        for row in timed:
+            if row.other_exits:
+                self.say(
+                    f"threshold {row.threshold}: {row.other_exits} samples exited after another layer than predicted "
+                    "(rounding)"
+                )
+        seconds = timed[0].full_seconds
+        self.say(f"Full model without off-ramps: {seconds:.2f} s at batch size {size}; written to {self.folder}")
+        return timed
+
+    def write_scores(self) -> None:
+        """eval_results.txt in the model's folder; that of MNLI-mm in a folder beside it."""
+        results.write_eval_results(self.checkpoint.with_name(self.checkpoint.name + self.suffix), self.scores)
+
+
+def show(scores: dict[str, float]) -> str:
+    """Scores as text, in per cent: 'f1 88.12, acc 84.00'."""
+    return ", ".join(f"{name} {100 * value:.2f}" for name, value in scores.items())

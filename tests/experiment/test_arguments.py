@@ -1,0 +1,136 @@
+"""The flags as data: what each decides, what --help shows, and that records of 0.5 stay comparable."""
+
+from dataclasses import fields, replace
+
+import pytest
+from tiny import ROOT
+
+from deebert.experiment.arguments import Arguments, make_parser, parse_args
+from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
+from deebert.experiment.flags import flag, help_of
+from deebert.utils.cli import InputError
+
+# the keys of "settings" in a run.json of 0.5, without those of the data and the launch
+FIRST_STAGE_0_5 = [
+    "model_name_or_path",
+    "task_name",
+    "max_seq_length",
+    "pad_to_max_length",
+    "do_lower_case",
+    "per_gpu_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "fp16",
+    "bf16",
+    "seed",
+    "config_name",
+    "tokenizer_name",
+    "load_best_model_at_end",
+]
+TRAINING_0_5 = [
+    "train_strategy",
+    "highway_pooling",
+    "highway_learning_rate",
+    "highway_epochs",
+    "distill",
+    "distill_temperature",
+    "exit_rule",
+    "cache_features",
+]
+LAUNCH = ["WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"]
+
+
+@pytest.fixture
+def args(tiny_data) -> Arguments:
+    flags = (
+        f"--model_type bert --model_name_or_path m --task_name SST-2 --output_dir o --data_dir {tiny_data / 'SST-2'}"
+    )
+    return parse_args(flags.split())
+
+
+@pytest.mark.parametrize("field", fields(Arguments), ids=lambda field: field.name)
+def test_every_flag_declares_what_it_decides_and_shows_one_default(field):
+    assert field.metadata["decides"] in ("first_stage", "training", None)
+    assert field.metadata["only_with"] in (None, *(other.name for other in fields(Arguments)))
+    text = help_of(field)
+    assert text.count("(default: ") + text.count("(required)") == 1
+    assert text.endswith(")")
+    assert "default: None" not in text
+
+
+def test_a_flag_that_does_not_declare_what_it_decides_cannot_be_defined():
+    with pytest.raises(TypeError, match="decides"):
+        flag("a new flag", default=0)
+
+
+def test_help_is_grouped():
+    text = make_parser().format_help()
+    titles = ["Run: ", "Model: ", "Data: ", "Training: ", "Logging and checkpoints: ", "Evaluation: "]
+    assert [text.index(f"\n{title}") for title in titles] == sorted(text.index(f"\n{title}") for title in titles)
+    options = text[text.index("Run: ") :]
+    assert options.count("(default: ") + options.count("(default:\n") + options.count("(required)") == len(
+        fields(Arguments)
+    )
+
+
+def test_arguments_cannot_be_changed(args):
+    with pytest.raises(AttributeError):
+        args.seed = 1
+    assert replace(args, exit_threshold=[0.1]).exit_threshold == [0.1]
+    assert args.exit_threshold == [-1.0]
+
+
+def test_the_original_name_of_the_threshold(args):
+    required = [
+        "--model_type",
+        "bert",
+        "--model_name_or_path",
+        "m",
+        "--task_name",
+        "SST-2",
+        "--output_dir",
+        "o",
+        "--data_dir",
+        "d",
+    ]
+    assert parse_args([*required, "--early_exit_entropy", "0.1", "2"]).exit_threshold == [0.1, 2.0]
+    assert parse_args([*required, "--distill"]).distill == 0.5
+    with pytest.raises(InputError, match="argument --exit_threshold/--early_exit_entropy: invalid float value: 'x'"):
+        parse_args([*required, "--exit_threshold", "x"])
+
+
+def test_records_of_0_5_stay_comparable(args):
+    assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv"}
+    assert {*training_settings(args)} == {*FIRST_STAGE_0_5, *TRAINING_0_5, *LAUNCH, "train.tsv"}
+    best = replace(args, load_best_model_at_end=True)  # then the dev set decides, and when it is scored
+    assert {*training_settings(best)} - {*training_settings(args)} == {"logging_steps", "dev.tsv"}
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in fields(Arguments) if field.name not in ("task_name", "data_dir")]
+)
+def test_only_flags_that_decide_something_make_a_difference(args, name):
+    other = replace(args, **{name: "another value"})
+    field = next(field for field in fields(Arguments) if field.name == name)
+    for settings, results in (
+        (first_stage_settings, {"first_stage"}),
+        (training_settings, {"first_stage", "training"}),
+    ):
+        decides = field.metadata["decides"] in results and field.metadata["only_with"] is None
+        assert (first_difference(settings(args), settings(other)) is not None) == decides
+
+
+def test_every_flag_of_the_scripts_exists():
+    known = {name for action in make_parser()._actions for name in action.option_strings}
+    for script in ("train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh"):
+        text = (ROOT / "scripts" / script).read_text()
+        used = {
+            word for line in text.splitlines() if not line.startswith("#") for word in line.split() if word[:2] == "--"
+        }
+        assert used <= known, script
