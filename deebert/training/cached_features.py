@@ -59,7 +59,7 @@ class OffRamps(nn.Module):
     def forward(self, pooled: Tensor, final_logits: Tensor, **_) -> HighwayClassifierOutput:
         """(B, N-1, H), (B, C) -> all_logits (B, N, C), all_certainties (B, N-1). Ignores the full model's switches."""
         states = pooled.unbind(dim=1)
-        early = [highway.answer(state) for highway, state in zip(self.highway, states, strict=True)]
+        early = [highway.classify(state) for highway, state in zip(self.highway, states, strict=True)]
         head = self.learn_to_exit
         return HighwayClassifierOutput(
             logits=final_logits,

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from deebert.evaluation import plotting, results
 from deebert.evaluation.results import SweepRow, read_each_layer, read_sweep, result_dir, sweep_table

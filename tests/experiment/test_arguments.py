@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 import pytest
-from tiny import ROOT
+from helpers import ROOT
 
 from deebert.experiment.arguments import Arguments, make_parser, parse_args
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
