@@ -18,7 +18,10 @@ def pair(backbone: str, labels: int, pooling: str, speculate: bool):
     """A model with all that a rule may need, and its runtime, made once: the states are reused by all examples."""
     key = (backbone, labels, pooling, speculate)
     if key not in MODELS:
-        model = tiny_model(backbone, num_labels=labels, highway_pooling=pooling, exit_rule="learned").to(DEVICE)
+        head = "linear" if pooling == "first" else "pooler"
+        model = tiny_model(
+            backbone, num_labels=labels, highway_pooling=pooling, highway_head=head, exit_rule="learned"
+        ).to(DEVICE)
         torch.nn.init.normal_(model.base_model.encoder.learn_to_exit.weight, std=3)
         model.config.exit_temperatures = [0.5, 2.0, 1.0, 3.0]
         MODELS[key] = model, GraphedDeeBert(model, speculate)
