@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deebert.commands import benchmark
 from deebert.modeling.checkpoints import save_model
+from deebert.modeling.first_token import first_token_layer
 from deebert.utils import cli
 
 
@@ -52,13 +53,16 @@ def test_the_floor_counts_the_products_of_the_layers_that_ran():
             run()
         return counter.get_total_flops()
 
-    one, last = counted(lambda: encoder.layer[0](hidden, None)), counted(lambda: encoder.last_layer(hidden, None))
+    one, last = (
+        counted(lambda: encoder.layer[0](hidden, None)),
+        counted(lambda: first_token_layer(encoder.layer[-1], hidden, None)),
+    )
     assert last < one / 2
     depth = model.config.num_hidden_layers
-    for exit_layer, asking, expected in (
+    for exit_layer, queries, expected in (
         (2, 1, 2 * one),
         (depth, tokens, depth * one),
         (depth, 1, (depth - 1) * one + last),
     ):
-        found = benchmark.operations(model.config, tokens, np.array([exit_layer]), asking)
+        found = benchmark.operations(model.config, tokens, np.array([exit_layer]), queries)
         assert found.item() == pytest.approx(expected, rel=1e-6)
