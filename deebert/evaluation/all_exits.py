@@ -39,7 +39,7 @@ class AllExits:
     labels: (S,), None for unlabelled data.
     certainties: (S, N-1) of the learning-to-exit head, None where the model has none.
     rule, tolerance: the arguments of `exit_rules.make_rule`.
-    layer_operations, off_ramp_operations: (S, N) and (S, N-1), see `Costs`; None in files of version 0.6 and before.
+    layer_operations, off_ramp_operations: (S, N) and (S, N-1), see `Costs`; None in files of version 0.5 and before.
     """
 
     logits: np.ndarray

@@ -40,7 +40,7 @@ class SweepRow:
     other_exits: samples that exit at another layer in the timed pass than in the all-exits pass (rounding).
     rule: the exit rule that the threshold belongs to.
     cost: floating-point operations that ran / those of the full model (see cost.py), the mean over the samples; None in
-        npy files and in CSV files of version 0.6 and before.
+        npy files and in CSV files of version 0.5 and before.
     """
 
     threshold: float
@@ -199,7 +199,7 @@ def _entropy_row(threshold: float, path: Path) -> SweepRow:
 
 
 def _sweep_row(cells: dict[str, str]) -> SweepRow:
-    cells = {"cost": ""} | cells  # files of version 0.6 and before have none
+    cells = {"cost": ""} | cells  # files of version 0.5 and before have none
     scalars = {name: float(cells[name]) if cells[name] else None for name in SCALARS}
     exits = tuple(int(v) for name, v in cells.items() if name.startswith("exits_"))
     return SweepRow(**scalars, exits=exits, rule=cells.get("rule", "entropy"))  # files of version 0.1 have no rule

@@ -159,7 +159,7 @@ def test_files_without_operations_have_no_cost(tmp_path):
     (row,) = sweep(TASKS["SST-2"], AllExits.load(tmp_path / "new.npz"), [0.3])
     assert row == sweep(TASKS["SST-2"], exits, [0.3])[0]
     assert 0 < row.cost < 1
-    with np.load(tmp_path / "new.npz") as arrays:  # what version 0.6 wrote
+    with np.load(tmp_path / "new.npz") as arrays:  # what version 0.5 wrote
         names = ("logits", "labels", "rule", "tolerance")
         np.savez(tmp_path / "old.npz", **{name: arrays[name] for name in names})
     (old,) = sweep(TASKS["SST-2"], AllExits.load(tmp_path / "old.npz"), [0.3])
