@@ -16,13 +16,13 @@ export OUTPUT_DIR=$SAMPLE/saved_model RESULTS_DIR=$SAMPLE/results EPOCHS=${EPOCH
 export ENTROPIES=${ENTROPIES:-0 0.1 0.2 0.3 0.4 0.5 0.6}
 RESULTS=$RESULTS_DIR/$OUTPUT_DIR
 
-# Not the paper's recipe: off-ramps that read the mean of all tokens, and learn ten times faster than the backbone.
-# On a small model the paper's first-token off-ramps of the lower layers learn nothing (see the README).
+# Not the paper's recipe: linear off-ramps that read the mean of all tokens, and learn fast on cached features.
+# On a small model the paper's first-token off-ramps of the lower layers learn nothing (see docs/off_ramps.md).
 if [ -f $OUTPUT_DIR/config.json ]; then
-    echo "using the model trained before; to train anew: rm -r $ROOT/$OUTPUT_DIR"
+    echo "using the model trained before; to train again: rm -r $ROOT/$OUTPUT_DIR"
 else
-    bash scripts/train_deebert.sh --highway_pooling mean --highway_learning_rate 5e-4 --learning_rate 5e-5 \
-        --per_gpu_train_batch_size 16 --overwrite_output_dir --resume
+    bash scripts/train_deebert.sh --recipe fast --learning_rate 5e-5 --per_gpu_train_batch_size 16 \
+        --overwrite_output_dir --resume
 fi
 bash scripts/eval_deebert.sh
 bash scripts/entropy_eval.sh

@@ -10,7 +10,7 @@ from deebert.experiment.flags import add_flags, flag, number, switch
 from deebert.experiment.training_arguments import CheckpointArguments, TrainingArguments
 from deebert.modeling.checkpoints import MODELS
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.modeling.off_ramps import POOLINGS
+from deebert.modeling.off_ramps import HEADS, POOLINGS
 from deebert.training.stage import TrainSettings
 from deebert.utils.cli import ArgumentParser, non_negative, positive, positive_float
 
@@ -60,6 +60,13 @@ class ModelArguments:
         default=None,
         default_help="the checkpoint's, else first",
         choices=tuple(POOLINGS),
+    )
+    highway_head: str | None = flag(
+        "the classifier of an off-ramp: after a pooler like BERT's, or linear alone",
+        decides="training",
+        default=None,
+        default_help="the checkpoint's, else pooler",
+        choices=HEADS,
     )
     exit_rule: str | None = flag(
         "the uncertainty that is compared with the threshold",
@@ -174,6 +181,19 @@ class Arguments(
         )
 
 
+# What --recipe sets; a flag that is given wins. docs/off_ramps.md has the measurements.
+RECIPES: dict[str, dict] = {
+    "paper": {},
+    "fast": {
+        "highway_pooling": "mean",
+        "highway_head": "linear",
+        "highway_learning_rate": 5e-3,
+        "highway_epochs": 6.0,
+        "cache_features": True,
+    },
+}
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of run_glue_deebert.py's flags, with one group for each class of them."""
     parser = ArgumentParser(prog="run_glue_deebert.py", description=DESCRIPTION)
@@ -183,4 +203,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: Sequence[str] | None = None) -> Arguments:
     """argv: sys.argv[1:] if it is None. Raises InputError."""
-    return Arguments(**vars(make_parser().parse_args(argv)))
+    parser = make_parser()
+    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
+    return Arguments(**vars(parser.parse_args(argv)))

@@ -107,8 +107,10 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
             f"{name}: a model of {config.num_labels} labels, but {task.name} has {task.num_labels}; "
             "was it trained for another task?"
         )
-    if args.highway_pooling not in (None, config.highway_pooling):
-        raise InputError(f"--highway_pooling {args.highway_pooling}: {name} has {config.highway_pooling}; leave it out")
+    for flag in ("highway_pooling", "highway_head"):
+        wanted, trained = getattr(args, flag), getattr(config, flag)
+        if wanted not in (None, trained):
+            raise InputError(f"--{flag} {wanted}: {name} has {trained}; leave it out")
     if (args.calibrate or config.exit_temperatures) and args.risk is not None:
         raise InputError(
             "--risk: exit_temperatures were fitted to the samples that the guarantee would be drawn from; "

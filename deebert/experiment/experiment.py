@@ -78,6 +78,7 @@ class Experiment:
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_temperatures = None
             config.highway_pooling = args.highway_pooling or config.highway_pooling
+            config.highway_head = args.highway_head or config.highway_head
         checks.check_config(args, task, config, source)
         tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
 

@@ -11,6 +11,13 @@ from deebert.utils.cli import fraction, non_negative, non_negative_float, positi
 class TrainingArguments:
     """Training: strategy, loss and optimizer."""
 
+    recipe: str = flag(
+        "defaults of other flags; paper: the paper's; fast: off-ramps that cost next to nothing (--highway_pooling "
+        "mean --highway_head linear --highway_learning_rate 5e-3 --highway_epochs 6 --cache_features)",
+        decides=None,  # the flags that it sets do
+        default="paper",
+        choices=("paper", "fast"),
+    )
     train_strategy: str = flag(
         "which exits' losses are trained in which stage",
         decides="training",

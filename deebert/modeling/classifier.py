@@ -134,7 +134,7 @@ class HighwayClassifier(OwnInit):
         size = len(inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"])
         batch, exited = ActiveBatch(torch.arange(size)), ExitedSamples()
         if can_exit:
-            batch.pooling_weights = self.pooling_weights(mask)
+            batch.pooling_weights = None if _is_unpadded_text(mask) else self.pooling_weights(mask)
             batch.lengths = None if size == 1 else token_lengths(mask)  # a batch of one never shrinks
 
         def off_ramp(i: int, batch: ActiveBatch) -> tuple[Tensor, Tensor | None]:
@@ -231,3 +231,12 @@ class HighwayClassifier(OwnInit):
 
 def _given(value) -> bool:
     return value is not None and value is not False
+
+
+def _is_unpadded_text(attention_mask: Tensor | None) -> bool:
+    """Whether this is the mask of a single text without padding, so that pooling weights are not needed.
+
+    On a GPU the answer would cost a synchronisation.
+    """
+    mask = attention_mask
+    return mask is not None and mask.dim() == 2 and len(mask) == 1 and mask.device.type == "cpu" and bool(mask.all())

@@ -19,6 +19,7 @@ class HighwayConfig:
     patience_tolerance: the difference up to which values of a regression model agree, for the rule patience.
     exit_temperatures: N numbers, the last is the final classifier's; an exit's logits are divided by its own. None: 1.
     highway_pooling: what an off-ramp reads, a key of off_ramps.POOLINGS.
+    highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
@@ -29,6 +30,7 @@ class HighwayConfig:
     patience_tolerance: float = 0.5
     exit_temperatures: list[float] | None = None
     highway_pooling: str = "first"
+    highway_head: str = "pooler"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**{name: value for name, value in kwargs.items() if name not in self.OF_0_5})

@@ -110,15 +110,24 @@ class HighwayPooler(nn.Module):
         return torch.tanh(self.dense(pooled))
 
 
+HEADS = ("pooler", "linear")
+
+
 class Highway(nn.Module):
-    """One off-ramp: pooling (see `config.highway_pooling`), BERT's pooler, dropout, linear classifier (section 3.1)."""
+    """One off-ramp: pooling, BERT's pooler, dropout, linear classifier (section 3.1).
+
+    With `config.highway_head` "linear" there is no pooler: an off-ramp then has a thousandth of the weights and costs
+    next to nothing.
+    """
 
     def __init__(self, config):
         super().__init__()
         if config.highway_pooling not in POOLINGS:
             raise ValueError(f"highway_pooling is {config.highway_pooling!r}; choose one of {', '.join(POOLINGS)}")
+        if config.highway_head not in HEADS:
+            raise ValueError(f"highway_head is {config.highway_head!r}; choose one of {', '.join(HEADS)}")
         self.pool = POOLINGS[config.highway_pooling](config)
-        self.pooler = HighwayPooler(config)
+        self.pooler = HighwayPooler(config) if config.highway_head == "pooler" else None
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
@@ -129,7 +138,8 @@ class Highway(nn.Module):
 
     def classify(self, pooled: Tensor) -> Tensor:
         """(B, H) -> logits (B, C)."""
-        return self.classifier(self.dropout(self.pooler(pooled)))
+        features = pooled if self.pooler is None else self.pooler(pooled)
+        return self.classifier(self.dropout(features) if self.training else features)
 
 
 class LearnToExit(nn.Linear):
@@ -167,9 +177,10 @@ class HighwayEncoder:
     set_early_exit_entropy = set_exit_threshold  # the original's name
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:
-        """Copies the backbone's pooler into every off-ramp's: their initialisation in the original."""
+        """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
         for highway in self.highway:
-            highway.pooler.load_state_dict(pooler.state_dict())
+            if highway.pooler is not None:
+                highway.pooler.load_state_dict(pooler.state_dict())
 
     def off_ramp(self, i: int, hidden_states: Tensor, pooling_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Off-ramp i's calibrated logits (b, C), and the learning-to-exit head's certainty (b,), if there is one."""

@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, H hidden, C labels; b samples are still active. Graph
 is padded to a power of two, texts to one of LENGTHS. A slot is a row of such a shape.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -118,7 +119,7 @@ class GraphedDeeBert:
     Weights, temperatures and dtype (float32, bfloat16 or float16) are the model's and must not change any more; the
     threshold and the exit rule in `config` may. Graphs are captured when a shape first occurs. On a CPU the same steps
     run without graphs. speculate: launch a layer before the result of the previous exit is known.
-    Not thread-safe: the graphs' buffers are shared. Use one object per thread.
+    Calls from several threads wait for one another, since the graphs' buffers are shared.
     """
 
     def __init__(self, model, speculate: bool = True):
@@ -127,6 +128,7 @@ class GraphedDeeBert:
         self.longest = max_tokens(model.config)
         self.states: dict[tuple[int, int], State] = {}
         self.layers: dict[tuple, GraphedLayer] = {}
+        self.lock = threading.Lock()
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     @torch.inference_mode()
@@ -144,11 +146,12 @@ class GraphedDeeBert:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         size = len(input_ids)
         batch = SlottedBatch(np.arange(size), token_lengths(mask).numpy(), slots=np.arange(size))
-        state = self.state(size, batch.longest)
-        state.fill(input_ids, mask, token_type_ids)
         logits = torch.from_numpy(np.empty((size, self.config.num_labels), np.float32))
         exit_layer = torch.zeros(size, dtype=torch.long)
-        self.run_layers(batch, state, rule, cutoffs, logits.numpy(), exit_layer.numpy())
+        with self.lock:
+            state = self.state(size, batch.longest)
+            state.fill(input_ids, mask, token_type_ids)
+            self.run_layers(batch, state, rule, cutoffs, logits.numpy(), exit_layer.numpy())
         return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))
 
     def run_layers(

@@ -26,6 +26,7 @@ from deebert.runtime.onnx_runtime import FORMAT
 from deebert.utils.cli import InputError
 from deebert.utils.files import make_folder
 
+SMALLEST = 1.2e-38  # above the smallest normal float32
 MISSING = "exporting needs more packages: pip install 'deebert[onnx]', or pip install onnx onnxruntime onnxscript"
 
 
@@ -135,6 +136,16 @@ def quiet_exporters() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def lean_operators() -> dict:
+    """Our own ONNX operators in place of torch's. -x ln x takes four of them; torch's translation takes nine."""
+    from onnxscript import opset18 as op
+
+    def entr(x):
+        return op.Neg(op.Mul(x, op.Log(op.Max(x, op.CastLike(SMALLEST, x)))))  # 0 at 0, NaN for NaN
+
+    return {torch.ops.aten.special_entr.default: entr}
+
+
 def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
     """Writes the graph of a module for these inputs, of any batch size and length."""
     any_size = torch.export.Dim.DYNAMIC
@@ -148,6 +159,7 @@ def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str],
             input_names=list(inputs),
             output_names=outputs,
             dynamic_shapes=shapes,
+            custom_translation_table=lean_operators(),
         )
         program.save(path)
 

@@ -66,20 +66,19 @@ def test_off_ramps_by_pooling_and_rule(settings, expected):
 
 
 def test_linear_off_ramps_have_no_pooler():
-    config = small_config(highway_pooling="mean")
-    config.highway_head = "linear"
+    config = small_config(highway_pooling="mean", highway_head="linear")
     assert costs_of(config, np.array([5])).off_ramps.tolist() == [[2 * 5 * 4 + 24] * 2]
 
 
-@pytest.mark.parametrize("rule", ["entropy", "learned"])
+@pytest.mark.parametrize(("head", "rule"), [("pooler", "entropy"), ("pooler", "learned"), ("linear", "entropy")])
 @pytest.mark.parametrize("pooling", ["first", "mean", "attention"])
-def test_cost_agrees_with_the_counter_of_pytorch(backbone, pooling, rule):
+def test_cost_agrees_with_the_counter_of_pytorch(backbone, pooling, head, rule):
     """At batch size 1, for given exits. The counter counts matrix products and nothing else.
 
     So it counts all that we do, except for a pooling that PyTorch computes as a reduction or as a product with a
     vector: the difference is at most the pooling of the off-ramps that ran, and 0 where the first token is read.
     """
-    model = tiny_model(backbone, highway_pooling=pooling, exit_rule=rule)
+    model = tiny_model(backbone, highway_pooling=pooling, highway_head=head, exit_rule=rule)
     for thresholds, exit_layer, off_ramps in (
         ([NO_EXIT] * 3, 4, 0),
         ([CERTAIN] * 3, 1, 1),

@@ -242,7 +242,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
             "--do_train --model_name_or_path distilbert",
             "distilbert: a distilbert checkpoint; DeeBERT takes bert or roberta",
         ),
-        ("--do_train --model_name_or_path nowhere/model", "nowhere/model: no model folder"),
+        ("--do_train --model_name_or_path nowhere/model", "nowhere/model: neither a model folder"),
         ("--do_train --model_type roberta", "use --model_type bert"),
         ("--do_train --exit_threshold nan", "--exit_threshold nan"),
         ("--do_train --fp16 --no_cuda", "--fp16 needs a GPU"),

@@ -222,9 +222,9 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, capsys):
         ("--resume --first_stage other --output_dir new", "--first_stage other: no model after stage 1 there"),
     ):
         assert ends(argv(f"{TRAIN} {flags}")) == 2, flags
-        found = capsys.readouterr().err
-        assert message in found
-        assert found.count("\n") == 1
+        actual = capsys.readouterr().err
+        assert message in actual
+        assert actual.count("\n") == 1
         assert snapshot_files(tmp_path) == before
     run_glue_deebert.main(argv(f"{TRAIN} --resume --seed 7 --overwrite_output_dir"))  # both: what was asked for last
 
@@ -284,8 +284,8 @@ def test_run_json_tells_what_each_stage_took(argv, tmp_path, uninterrupted):
     assert record["arguments"]["learning_rate"] == 3e-3
     assert record["versions"].keys() == {"deebert", "torch", "transformers"}
     for stage in "12":
-        found = record["stages"][stage]
-        assert found["updates"] == UPDATES
-        assert found["samples_per_second"] == pytest.approx(96 / found["seconds"])
-        assert 0.1 < found["peak_memory_gib"] < 20
+        actual = record["stages"][stage]
+        assert actual["updates"] == UPDATES
+        assert actual["samples_per_second"] == pytest.approx(96 / actual["seconds"])
+        assert 0.1 < actual["peak_memory_gib"] < 20
     assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)  # whatever the number of workers

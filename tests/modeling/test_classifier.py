@@ -59,6 +59,7 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "patience_tolerance": 0.5,
         "exit_temperatures": None,
         "highway_pooling": "first",
+        "highway_head": "pooler",
     }
     batch = random_batch(model.config, [4, 9])
     for layer in range(4):
@@ -114,6 +115,45 @@ def test_a_plain_config_gets_the_papers_defaults():
         BertConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=20)
     )
     assert (model.config.highway_pooling, model.config.exit_threshold) == ("first", -1.0)
+
+
+def test_a_linear_off_ramp_is_the_classifier_alone():
+    model = tiny_model("bert", highway_pooling="mean", highway_head="linear")
+    names = {name for name in model.state_dict() if ".highway.0." in name}
+    assert names == {"bert.encoder.highway.0.classifier.weight", "bert.encoder.highway.0.classifier.bias"}
+    states, highway = torch.randn(2, 5, 32), model.bert.encoder.highway[0]
+    expected = states.mean(dim=1) @ highway.classifier.weight.T + highway.classifier.bias
+    torch.testing.assert_close(highway(states)[0], expected)
+    model.bert.init_highway_pooler()  # there is no pooler to copy into
+
+
+@pytest.mark.parametrize("name", ["exit_threshold", "early_exit_entropy"])
+def test_the_threshold_has_the_originals_name_as_alias(name, tmp_path):
+    model = tiny_model("bert", **{name: 0.3})
+    assert (model.config.exit_threshold, model.config.early_exit_entropy) == (0.3, 0.3)
+    for set_threshold in (model.set_exit_threshold, model.set_early_exit_entropy):
+        set_threshold(0.2)
+        assert model.config.exit_threshold == model.config.early_exit_entropy == 0.2
+        set_threshold(0.1)
+    model.bert.encoder.set_early_exit_entropy(0.4)
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["exit_threshold"] == 0.4
+    batch = random_batch(model.config, [4, 9])
+    with torch.no_grad():
+        assert model(**batch, **{name: 10.0}).exit_layer.tolist() == [1, 1]
+
+
+def test_a_config_of_version_0_5_loads(tmp_path):
+    model = tiny_model("bert", exit_threshold=0.3)
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["early_exit_entropy"] = stored.pop("exit_threshold")
+    stored |= {"train_strategy": "joint", "distill": 0.5, "distill_temperature": 3.0}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    config = load_config(str(tmp_path))
+    assert config.exit_threshold == 0.3
+    assert not {"train_strategy", "distill", "distill_temperature"} & set(config.to_dict())
 
 
 def test_unknown_pooling_is_refused():

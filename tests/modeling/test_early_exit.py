@@ -22,7 +22,10 @@ from deebert.modeling.first_token import first_token_layer
 from deebert.modeling.off_ramps import mean_weights
 from deebert.runtime.layer_runner import LayerRunner
 
-MODELS = {backbone: tiny_model(backbone) for backbone in BACKBONES}
+MODELS = {  # both heads, and both ways to pool without learned weights
+    "bert": tiny_model("bert"),
+    "roberta": tiny_model("roberta", highway_pooling="mean", highway_head="linear"),
+}
 
 
 def brute_force(all_logits: torch.Tensor, thresholds: list[float]) -> list[int]:
@@ -328,3 +331,19 @@ def test_mean_pooling_needs_the_padding_mask():
     batch["attention_mask"] = torch.ones(2, 1, 4, 4, dtype=torch.bool)
     with pytest.raises(ValueError, match="attention_mask"):
         model(**batch, exit_threshold=0.3)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "attention"])
+@pytest.mark.parametrize("threshold", [-1, 0.4, math.inf])
+def test_a_row_of_padding_only_harms_no_other(backbone, pooling, threshold):
+    model = tiny_model(backbone, highway_pooling=pooling)
+    batch = random_batch(model.config, [7, 3, 12, 1])
+    batch["attention_mask"][1] = 0
+    with torch.no_grad():
+        full = model(**batch, output_all_exits=True).all_logits
+        for exit_threshold in [threshold, *(entropy(full[:, :-1]).flatten() + 3e-6).tolist()]:
+            found = model(**batch, exit_threshold=exit_threshold)
+            assert found.logits.isfinite().all()
+            others = {name: tensor[[0, 2, 3]] for name, tensor in batch.items()}
+            expected = model(**others, exit_threshold=exit_threshold)
+            torch.testing.assert_close(found.logits[[0, 2, 3]], expected.logits, atol=1e-4, rtol=1e-4)

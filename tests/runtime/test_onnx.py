@@ -79,15 +79,15 @@ def test_every_rule_whatever_the_graph_was_made_with(models, backbone, name, len
         for one in (model, exported):
             one.set_exit_rule(name, thresholds)
         with torch.no_grad():
-            expected, found = model(**batch), exported(**batch)
+            expected, actual = model(**batch), exported(**batch)
             full = model(**batch, output_all_exits=True)
     finally:
         for one in (model, exported):
             one.set_exit_rule(own)
     uncertainties = rule.uncertainties(full.all_logits, full.all_certainties)
     assume(rule.decision_margin(full.all_logits, uncertainties, rule.cutoffs(thresholds, LAYERS)).min() > 2e-6)
-    assert found.exit_layer.tolist() == expected.exit_layer.tolist()
-    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+    assert actual.exit_layer.tolist() == expected.exit_layer.tolist()
+    torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=0)
 
 
 class ExitByEveryRule(torch.nn.Module):
@@ -111,8 +111,8 @@ def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, labels):
     hidden = torch.randn(5, 4, model.config.hidden_size)
     path = tmp_path / "exit.onnx"
     onnx_export.save_graph(ExitByEveryRule(model), {"hidden": hidden}, list(EXIT_RULES), path)
-    found = onnxruntime.InferenceSession(path).run(list(EXIT_RULES), {"hidden": hidden.numpy()})
-    for name, uncertainty in zip(EXIT_RULES, found, strict=True):
+    actual = onnxruntime.InferenceSession(path).run(list(EXIT_RULES), {"hidden": hidden.numpy()})
+    for name, uncertainty in zip(EXIT_RULES, actual, strict=True):
         with torch.no_grad():
             expected, _ = make_rule(name, labels).uncertainty(*model.bert.encoder.off_ramp(0, hidden, None), None)
         np.testing.assert_allclose(uncertainty, expected, atol=1e-5, err_msg=name)
@@ -132,9 +132,9 @@ def test_a_single_text_is_one_run_of_the_graph(models):
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         assert exported.session.run(["exit_layer"], feed)[0] == LAYERS  # its own threshold: never
         feed["limits"] = cutoffs.numpy()
-        layer, found, uncertainty = exported.session.run(["exit_layer", "logits", "uncertainty"], feed)
+        layer, actual, uncertainty = exported.session.run(["exit_layer", "logits", "uncertainty"], feed)
         assert layer == exit_layer
-        np.testing.assert_allclose(found[0], expected[layer - 1], atol=1e-4)
+        np.testing.assert_allclose(actual[0], expected[layer - 1], atol=1e-4)
         np.testing.assert_allclose(uncertainty, entropy(expected[layer - 1]), atol=1e-4)
         with counted_runs(exported) as runs:
             exported(**batch, exit_threshold=cutoffs.tolist())
@@ -190,9 +190,9 @@ def test_a_sample_that_is_not_a_number_harms_no_other(models, backbone, broken, 
     assume((uncertainties - torch.tensor(thresholds)).abs().nan_to_num(1).min() >= 2e-6)
     with torch.no_grad():
         expected = model(**batch, exit_threshold=thresholds)
-    found = exported(**batch, exit_threshold=thresholds)
-    assert found.exit_layer.tolist() == expected.exit_layer.tolist()
-    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0, equal_nan=True)
+    actual = exported(**batch, exit_threshold=thresholds)
+    assert actual.exit_layer.tolist() == expected.exit_layer.tolist()
+    torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=0, equal_nan=True)
 
 
 def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path, exports):

@@ -160,6 +160,7 @@ def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_
             backbone,
             num_labels=labels,
             highway_pooling=pooling,
+            highway_head="linear" if scaled else "pooler",
             exit_rule=rule,
             patience_tolerance=2.0,
         )
@@ -216,6 +217,6 @@ def test_temperatures_divide_the_logits(backbone):
 
 
 def test_unknown_choices_are_refused():
-    for field, value in (("highway_pooling", "last"), ("exit_rule", "boredom")):
+    for field, value in (("highway_pooling", "last"), ("highway_head", "deep"), ("exit_rule", "boredom")):
         with pytest.raises(ValueError, match=f"{field} is '{value}'; choose one of"):
             tiny_model("bert", **{field: value})
