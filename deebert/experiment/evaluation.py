@@ -66,7 +66,7 @@ class Evaluation:
         self.say(f"stored in {self.checkpoint / 'config.json'}: from_pretrained gives a model that exits at it")
 
     def sweep(self) -> None:
-        """Score and layers run at each --exit_threshold from 0; with --eval_highway also the measured times."""
+        """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""
         thresholds = [threshold for threshold in self.args.exit_threshold if threshold >= 0]
         if self.args.eval_highway and not thresholds:
             self.say("--eval_highway: nothing to time, give --exit_threshold 0 or more")
@@ -79,6 +79,7 @@ class Evaluation:
         for row in rows:
             self.scores[f"{self.task.primary_metric}_at_{row.rule}_{row.threshold}"] = row.score
             self.scores[f"layers_run_at_{row.rule}_{row.threshold}"] = row.layers_run
+            self.scores[f"cost_at_{row.rule}_{row.threshold}"] = row.cost
 
     def measure_times(self, rows: list[SweepRow]) -> list[SweepRow]:
         """The rows with their times. The thresholds take turns; the files are written after each repeat."""
