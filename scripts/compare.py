@@ -1,4 +1,4 @@
-"""Trains settings of run_glue_deebert.py with several seeds and compares the layers they save. compare.sh runs it.
+"""Trains settings of run_glue_deebert.py with several seeds and compares the cost they save. compare.sh runs it.
 
 COMPARISON_DIR/runs/FLAGS/seed{n}/all_exits.npz is the result of a finished training; the model is deleted once that
 file is written. first_stage/ holds the models after stage 1; settings with the same stage 1 share one.
@@ -138,8 +138,8 @@ def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: li
     with replacing(folder / "comparison.md") as file:
         file.write(comparison.table(outcomes) + "\n")
     comparison.write_csv(folder / "comparison.csv", outcomes, seeds)
-    curves = {name: [o.curve for o in of_seeds] for name, of_seeds in outcomes.items()}
-    figures = plotting.draw_comparison(comparison.GRID, curves, folder / "comparison")
+    curves, unit = comparison.curves(outcomes), comparison.common_unit(outcomes)
+    figures = plotting.draw_comparison(comparison.GRID, curves, unit, folder / "comparison")
     return [folder / "comparison.md", folder / "comparison.csv", *figures]
 
 

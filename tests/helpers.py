@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,10 @@ def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExit
     evidence = (2 * labels - 1)[:, None] * np.linspace(0.4, 2.0, layers) / (0.2 + difficulty[:, None])
     margin = evidence + noise * rng.normal(size=(n, layers)) * np.linspace(1, 0.3, layers)
     return AllExits(np.stack([-margin, margin], axis=-1).astype(np.float32), labels)
+
+
+def with_costs(exits: AllExits, off_ramp: float = 0.1) -> AllExits:
+    """The exits of a model whose off-ramps cost that share of a layer, and whose last layer costs less than others."""
+    layers = np.ones(exits.logits.shape[:2])
+    layers[:, -1] = np.random.default_rng(0).uniform(0.1, 0.4, len(layers))
+    return replace(exits, layer_operations=layers, off_ramp_operations=np.full_like(layers[:, 1:], off_ramp))

@@ -26,6 +26,7 @@ from deebert.data.features import Features
 from deebert.data.tasks import get_task
 from deebert.evaluation import plotting
 from deebert.evaluation.all_exits import dev_features
+from deebert.evaluation.cost import operations
 from deebert.evaluation.metrics import predictions, scores
 from deebert.evaluation.timing import Timing, timed_passes
 from deebert.modeling.checkpoints import (
@@ -163,22 +164,6 @@ def gemm_rate(config, tokens: float, device: torch.device) -> float:
         "states @ weights", globals={"states": states, "weights": weights}, num_threads=torch.get_num_threads()
     )
     return 2 * states.numel() * weights.shape[1] / timer.blocked_autorange(min_run_time=GEMM_SECONDS).median
-
-
-def layer_operations(config, tokens: np.ndarray, queries: np.ndarray | int) -> np.ndarray:
-    """Floating-point operations of one layer's matrix products on sequences of `tokens` (S,) tokens.
-
-    queries: for how many of them the layer is computed; these attend to all.
-    """
-    wide, inner = config.hidden_size, config.intermediate_size
-    return 4 * tokens * wide**2 + 4 * queries * (wide**2 + wide * inner + tokens * wide)
-
-
-def operations(config, tokens: np.ndarray, exit_layers: np.ndarray, last: np.ndarray | int) -> np.ndarray:
-    """Those (S,) of the layers up to the exit layers (S,), from 1; the last layer is computed for `last` tokens."""
-    final = exit_layers == config.num_hidden_layers
-    full, short = layer_operations(config, tokens, tokens), layer_operations(config, tokens, last)
-    return np.where(final, exit_layers - 1, exit_layers) * full + final * short
 
 
 def measure(

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from deebert.evaluation.plotting import draw, read_series
+from deebert.evaluation.plotting import draw
+from deebert.evaluation.series import read_series
 from deebert.utils.cli import ArgumentParser
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from deebert.evaluation.results import read_sweep, summary, sweep_table
+from deebert.evaluation.results import read_sweep
+from deebert.evaluation.tables import summary, sweep_table
 from deebert.utils.cli import ArgumentParser
 
 

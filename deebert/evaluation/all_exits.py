@@ -1,7 +1,7 @@
 """One full pass that stores the logits of every exit, and all that follows from them without running the model again.
 
-From the stored logits follow, exactly: the score of each exit, and for every threshold the exit layers, the score and
-the layers run. Only times have to be measured (see timing.py).
+From the stored logits follow, exactly: the score of each exit, and for every threshold the exit layers, the score,
+the layers run and the cost. Only times have to be measured (see timing.py).
 Shapes: S samples of a data set, N layers, C labels.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features, load_features
 from deebert.data.tasks import Task, eval_splits, label_order
+from deebert.evaluation.cost import Costs, costs_of
 from deebert.evaluation.metrics import scores
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.checkpoints import max_tokens
@@ -26,6 +27,7 @@ from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
+PER_SAMPLE = ("logits", "labels", "certainties", "layer_operations", "off_ramp_operations")  # arrays (S, ...)
 UNTIMED_BATCH_SIZE = 32  # of the all-exits pass; its logits do not depend on the batch size
 
 
@@ -37,6 +39,7 @@ class AllExits:
     labels: (S,), None for unlabelled data.
     certainties: (S, N-1) of the learning-to-exit head, None where the model has none.
     rule, tolerance: the arguments of `exit_rules.make_rule`.
+    layer_operations, off_ramp_operations: (S, N) and (S, N-1), see `Costs`; None in files of version 0.5 and before.
     """
 
     logits: np.ndarray
@@ -44,6 +47,8 @@ class AllExits:
     certainties: np.ndarray | None = None
     rule: str = "entropy"
     tolerance: float = 0.5
+    layer_operations: np.ndarray | None = None
+    off_ramp_operations: np.ndarray | None = None
 
     def save(self, path: Path) -> None:
         """Writes an npz file without pickles."""
@@ -70,8 +75,14 @@ class AllExits:
 
     def take(self, rows: np.ndarray) -> "AllExits":
         """A copy with these samples only: their indices, or a mask (S,)."""
-        arrays = {name: getattr(self, name) for name in ("logits", "labels", "certainties")}
+        arrays = {name: getattr(self, name) for name in PER_SAMPLE}
         return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
+
+    @classmethod
+    def joined(cls, parts: Sequence["AllExits"]) -> "AllExits":
+        """The samples of several parts of one data set, one part after the other."""
+        names = [name for name in PER_SAMPLE if getattr(parts[0], name) is not None]
+        return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def halves(self, seed: int) -> tuple["AllExits", "AllExits"]:
         """Two disjoint random halves: one to fit on, one to report on."""
@@ -89,6 +100,17 @@ class AllExits:
     def logits_at(self, exit_layers: np.ndarray) -> np.ndarray:
         """The logits (S, C) of samples that exit at these layers (S,)."""
         return self.logits[np.arange(len(self.logits)), exit_layers - 1]
+
+    def cost(self, exit_layers: np.ndarray, threshold: float | Sequence[float]) -> np.ndarray | None:
+        """(S,) of samples that exit at these layers (S,) with this threshold, as shares of the full model's cost.
+
+        It includes the off-ramps that run. None where the operations are not known.
+        """
+        if self.layer_operations is None or self.off_ramp_operations is None:
+            return None
+        rule, cutoffs = self.exit_rule, self.cutoffs(threshold)
+        consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
+        return Costs(self.layer_operations, self.off_ramp_operations).of(exit_layers, consulted)
 
     @cached_property
     def uncertainties(self) -> np.ndarray:
@@ -133,7 +155,16 @@ def run_all_exits(
             certainties = np.empty((len(features), num_layers - 1), np.float32) if certainties is None else certainties
             certainties[index] = batch_certainties[0]
     _check_logits(logits)
-    return AllExits(logits, features.labels, certainties, model.config.exit_rule, model.config.patience_tolerance)
+    config, costs = model.config, costs_of(model.config, features.lengths)
+    return AllExits(
+        logits=logits,
+        labels=features.labels,
+        certainties=certainties,
+        rule=config.exit_rule,
+        tolerance=config.patience_tolerance,
+        layer_operations=costs.layers,
+        off_ramp_operations=costs.off_ramps,
+    )
 
 
 def _check_logits(logits: np.ndarray) -> None:
@@ -153,12 +184,13 @@ def layer_scores(task: Task, exits: AllExits) -> list[dict[str, float]]:
 
 
 def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[SweepRow]:
-    """The score, exits and layers run of each threshold, without running the model."""
+    """The score, exits, layers run and cost of each threshold, without running the model."""
     full_score = scores(task, exits.logits[:, -1], exits.labels)[task.primary_metric]
     rows = []
     for threshold in thresholds:
         exit_layers = exits.exit_layers(threshold)
         score = scores(task, exits.logits_at(exit_layers), exits.labels)[task.primary_metric]
+        cost = exits.cost(exit_layers, threshold)
         rows.append(
             SweepRow(
                 threshold=threshold,
@@ -167,6 +199,7 @@ def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[Swee
                 layers_run=float(exit_layers.mean() / exits.num_layers),
                 exits=tuple(np.bincount(exit_layers, minlength=exits.num_layers + 1)[1:].tolist()),
                 rule=exits.rule,
+                cost=None if cost is None else float(cost.mean()),
             )
         )
     return rows

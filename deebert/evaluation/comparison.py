@@ -1,4 +1,4 @@
-"""Compares training settings: the layers that each saves at a given drop of the score, over several seeds.
+"""Compares training settings: the cost that each saves at a given drop of the score, over several seeds.
 
 scripts/compare.py trains the models; this module computes the table, the CSV and the curves from their logits.
 Shapes: N layers, G points of a curve.
@@ -7,7 +7,7 @@ Shapes: N layers, G points of a curve.
 import csv
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +16,38 @@ from scipy.integrate import trapezoid
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, layer_scores, sweep
 from deebert.evaluation.calibration import calibrated, fit_temperatures
+from deebert.evaluation.results import COST, LAYERS, SweepRow, saving_unit
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
 DROPS = (0.0, 0.005, 0.01, 0.02)  # of the score, in shares, at which savings are compared
-GRID = np.linspace(0, 1, 101)  # (G,) the shares of layers saved at which a curve has its points
+GRID = np.linspace(0, 1, 101)  # (G,) the shares saved at which a curve has its points
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What the thresholds of one model save of the cost, or of the layers, in shares.
+
+    saved: the largest share that any threshold saves, for each of DROPS.
+    area: the mean of the score over the share that is run, from the smallest one to 1.
+    curve: (G,) the best score that saves at least GRID, NaN where no threshold does.
+    """
+
+    saved: list[float]
+    area: float
+    curve: np.ndarray
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of one setting with one seed, in shares.
+    """The results of one setting with one seed.
 
     exits: (N,) the score of each exit; the last is the final classifier.
-    saved: the largest share of layers that any threshold saves, for each of DROPS.
-    area: the mean of the score over the share of layers run, from the smallest share to 1.
-    curve: (G,) the best score that saves at least GRID of the layers, NaN where no threshold does.
+    savings: by unit; COST only where the operations are known.
     """
 
     exits: list[float]
-    saved: list[float]
-    area: float
-    curve: np.ndarray
+    savings: dict[str, Savings]
 
 
 def read_settings(path: Path) -> dict[str, list[str]]:
@@ -62,11 +73,7 @@ def cross_calibrated(exits: AllExits, seed: int) -> AllExits:
     """Calibrates each random half of the samples with temperatures fitted to the other half."""
     halves = exits.halves(seed)
     parts = [calibrated(part, fit_temperatures(other)) for part, other in zip(halves, halves[::-1], strict=True)]
-    joined = {
-        name: None if getattr(exits, name) is None else np.concatenate([getattr(part, name) for part in parts])
-        for name in ("logits", "labels", "certainties")
-    }
-    return replace(exits, **joined)
+    return AllExits.joined(parts)
 
 
 def all_thresholds(exits: AllExits, most: int = 1000) -> list[float]:
@@ -87,33 +94,71 @@ def outcome(task: Task, exits: AllExits) -> Outcome:
     Thresholds are chosen and scored on the same samples, so the savings are upper bounds.
     """
     rows = sweep(task, exits, all_thresholds(exits))
-    saved = np.array([row.layers_saved for row in rows])
-    score, change = np.array([row.score for row in rows]), np.array([row.score_change for row in rows])
-    width = saved.max() - saved.min()
-    order = np.argsort(saved, kind="stable")
-    area = trapezoid(score[order], saved[order]) / width if width > 0 else score[0]
-    best = [score[saved >= share - 1e-9].max(initial=-np.inf) for share in GRID]
+    units = {saving_unit(rows), LAYERS}
     return Outcome(
         exits=[next(iter(scores.values())) for scores in layer_scores(task, exits)],
+        savings={unit: savings(rows, unit) for unit in units},
+    )
+
+
+def savings(rows: Sequence[SweepRow], unit: str) -> Savings:
+    """What a sweep saves, counted in a unit of `results.saving_unit`."""
+    saved = np.array([row.saved(unit) for row in rows])
+    score, change = np.array([row.score for row in rows]), np.array([row.score_change for row in rows])
+    best = [score[saved >= share - 1e-9].max(initial=-np.inf) for share in GRID]
+    return Savings(
         saved=[float(saved[change >= -drop - 1e-9].max()) for drop in DROPS],
-        area=float(area),
+        area=area(saved, score),
         curve=np.where(np.isfinite(best), best, np.nan),
     )
 
 
+def area(saved: np.ndarray, score: np.ndarray) -> float:
+    """The mean of the score over the share saved, from 0 to the largest; thresholds that cost more than 1 are left out.
+
+    saved, score: of each threshold; one of them saves 0.
+    """
+    inside = saved >= 0
+    saved, score = saved[inside], score[inside]
+    order = np.argsort(saved, kind="stable")
+    return float(trapezoid(score[order], saved[order]) / saved.max() if saved.max() > 0 else score[0])
+
+
+def common_unit(outcomes: dict[str, list[Outcome]]) -> str:
+    """COST where all outcomes have it, else LAYERS: a table never mixes the two."""
+    return COST if all(COST in o.savings for of_seeds in outcomes.values() for o in of_seeds) else LAYERS
+
+
+def without_cost(outcomes: dict[str, list[Outcome]]) -> str:
+    """One line that says which settings keep the others from being compared by cost; "" where there is none."""
+    names = [name for name, of_seeds in outcomes.items() if any(COST not in o.savings for o in of_seeds)]
+    if not names:
+        return ""
+    return f"Savings are counted in layers: runs of an older version hold no cost ({', '.join(names)})."
+
+
+def curves(outcomes: dict[str, list[Outcome]]) -> dict[str, list[np.ndarray]]:
+    """For each setting the curve of each seed, in the common unit."""
+    unit = common_unit(outcomes)
+    return {name: [o.savings[unit].curve for o in of_seeds] for name, of_seeds in outcomes.items()}
+
+
 def table(outcomes: dict[str, list[Outcome]]) -> str:
     """A Markdown table in per cent: means over the seeds, with standard deviations where there are several."""
-    drops = " | ".join(f"saved at {100 * drop:g}" for drop in DROPS)
+    unit = common_unit(outcomes)
+    drops = " | ".join(f"{unit} saved at {100 * drop:g}" for drop in DROPS)
     lines = [
         f"| setting | final score | exits | {drops} | area |",
         f"| --- | ---: | --- | {' | '.join(['---:'] * len(DROPS))} | ---: |",
     ]
     for name, of_seeds in outcomes.items():
         exits = " ".join(f"{100 * score:.1f}" for score in np.mean([o.exits for o in of_seeds], axis=0)[:-1])
-        saved = " | ".join(mean_and_deviation([o.saved[i] for o in of_seeds]) for i in range(len(DROPS)))
+        of_unit = [o.savings[unit] for o in of_seeds]
+        saved = " | ".join(mean_and_deviation([s.saved[i] for s in of_unit]) for i in range(len(DROPS)))
         final = mean_and_deviation([o.exits[-1] for o in of_seeds])
-        lines.append(f"| {name} | {final} | {exits} | {saved} | {mean_and_deviation([o.area for o in of_seeds])} |")
-    return "\n".join(lines)
+        lines.append(f"| {name} | {final} | {exits} | {saved} | {mean_and_deviation([s.area for s in of_unit])} |")
+    note = without_cost(outcomes)
+    return "\n".join([*lines, "", note] if note else lines)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -123,13 +168,15 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def write_csv(path: Path, outcomes: dict[str, list[Outcome]], seeds: Sequence[int]) -> None:
-    """Writes one line for each setting and seed."""
+    """Writes one line for each setting and seed; the columns of savings are named after the common unit."""
+    unit = common_unit(outcomes)
     layers = max(len(o.exits) for of_seeds in outcomes.values() for o in of_seeds)
     header = ["setting", "seed", *(f"exit_{i}" for i in range(1, layers + 1))]
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*header, *(f"layers_saved_at_drop_{drop:g}" for drop in DROPS), "area"])
+        writer.writerow([*header, *(f"{unit}_saved_at_drop_{drop:g}" for drop in DROPS), f"area_over_{unit}"])
         for name, of_seeds in outcomes.items():
             for seed, o in zip(seeds, of_seeds, strict=True):
                 missing = [""] * (layers - len(o.exits))  # of a model with fewer layers
-                writer.writerow([name, seed, *o.exits, *missing, *o.saved, o.area])
+                of_unit = o.savings[unit]
+                writer.writerow([name, seed, *o.exits, *missing, *of_unit.saved, of_unit.area])

@@ -3,9 +3,7 @@
 `deebert plot RESULT_DIR ... --output_dir DIR` draws all folders together, every figure that there are files for.
 """
 
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,18 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deebert.evaluation.results import (
-    CURVE,
-    EACH_LAYER,
-    EACH_LAYER_NPY,
-    SWEEP,
-    SweepRow,
-    entropy_files,
-    read_each_layer,
-    read_sweep,
-    threshold_name,
-)
-from deebert.utils.cli import InputError
+from deebert.evaluation.results import COST, SweepRow, saving_unit
+from deebert.evaluation.series import Series
+from deebert.evaluation.tables import threshold_name
 from deebert.utils.files import replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and line styles do so in grey print.
@@ -32,51 +21,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than COLORS, so that a pair of both repeats late
 LINES = ("-", "--", "-.", ":")
 STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False}
-
-
-@dataclass(frozen=True)
-class Series:
-    """The results of one model on one task. A list is empty where the folder has no file for it."""
-
-    label: str
-    metric: str
-    each_layer: list[float]
-    sweep: list[SweepRow]
-    curve: list[SweepRow]
-
-    @property
-    def timed(self) -> list[SweepRow]:
-        """The rows of the sweep whose time was measured."""
-        return [row for row in self.sweep if row.time_saved is not None]
-
-
-def read_series(folders: Sequence[Path]) -> list[Series]:
-    """Reads result folders: CSV files, or the original's npy files. Raises InputError where a folder holds neither."""
-    series = []
-    for folder, label in zip(folders, labels(folders), strict=True):
-        has_layers = any((folder / name).is_file() for name in (EACH_LAYER, EACH_LAYER_NPY))
-        has_sweep = (folder / SWEEP).is_file() or bool(entropy_files(folder))
-        if not has_layers and not has_sweep:
-            raise InputError(
-                f"{folder}: no results there; run scripts/eval_deebert.sh and scripts/entropy_eval.sh first"
-            )
-        metric, each_layer = read_each_layer(folder) if has_layers else ("", [])
-        sweep = read_sweep(folder) if has_sweep else []
-        curve = read_sweep(folder, CURVE) if (folder / CURVE).is_file() else []
-        series.append(Series(label, metric, each_layer, sweep, curve))
-    return series
-
-
-def labels(folders: Sequence[Path]) -> list[str]:
-    """The part of each folder's path in which they differ; for a single folder its last three parts."""
-    paths = [folder.resolve() for folder in folders]
-    if len(paths) == 1:
-        return ["/".join(paths[0].parts[1:][-3:]).removesuffix("/two_stage")]
-    shared = Path(os.path.commonpath(paths))
-    return [
-        (path.relative_to(shared).as_posix() if path != shared else path.name).removesuffix("/two_stage")
-        for path in paths
-    ]
 
 
 def percent(values: Iterable[float]) -> list[float]:
@@ -98,41 +42,57 @@ def time_label(series: Sequence[Series]) -> str:
     return "time saved against threshold 0 (%, measured)" if True in from_npy else "time saved (%, measured)"
 
 
+def common_unit(series: Sequence[Series]) -> str:
+    """The unit of all savings in one figure: cost where every file holds it, else layers."""
+    return saving_unit(row for s in series for row in [*s.sweep, *s.curve])
+
+
+def saving_label(series: Sequence[Series]) -> str:
+    """The name of an axis of savings; it says where layers are shown because one of several files holds no cost."""
+    unit = common_unit(series)
+    mixed = unit != COST and any(saving_unit(s.sweep) == COST for s in series)
+    return f"{unit} saved (%{'; not every file holds the cost' if mixed else ''})"
+
+
+def saved(rows: Iterable[SweepRow], unit: str) -> list[float]:
+    """What these rows save, in per cent."""
+    return percent(row.saved(unit) for row in rows)
+
+
 def line_style(i: int) -> dict:
     """Colour, marker and line style of the i-th of several lines."""
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": LINES[i % len(LINES)]}
 
 
 def plot_tradeoff(series: Sequence[Series]) -> Figure:
-    """Score against layers saved (counted, with the dense curve) and against time saved (measured)."""
+    """Score against cost (or layers) saved, with the dense curve, and against measured time saved."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    by_layers, by_time = figure.subplots(1, 2, sharey=True)
+    by_cost, by_time = figure.subplots(1, 2, sharey=True)
+    unit = common_unit(series)
     for i, s in enumerate(series):
         line, dots = line_style(i) | {"marker": ""}, line_style(i) | {"linestyle": ""}
         curve = s.curve or s.sweep
-        by_layers.plot(percent(r.layers_saved for r in curve), percent(r.score for r in curve), **line, linewidth=1)
-        by_layers.plot(
-            percent(r.layers_saved for r in s.sweep), percent(r.score for r in s.sweep), **dots, label=s.label
-        )
+        by_cost.plot(saved(curve, unit), percent(r.score for r in curve), **line, linewidth=1)
+        by_cost.plot(saved(s.sweep, unit), percent(r.score for r in s.sweep), **dots, label=s.label)
         by_time.plot(
             percent(r.time_saved for r in s.timed), percent(r.score for r in s.timed), **line_style(i), linewidth=1
         )
         for row in s.sweep[:1]:
             if row.score_change is not None:
                 full_score = 100 * (row.score - row.score_change)
-                for axes in (by_layers, by_time):
+                for axes in (by_cost, by_time):
                     axes.axhline(full_score, color=COLORS[i % len(COLORS)], linewidth=0.8, alpha=0.6)
     if len(series) == 1:
         sweep, timed = series[0].sweep, series[0].timed
-        annotate_thresholds(by_layers, sweep, percent(r.layers_saved for r in sweep), percent(r.score for r in sweep))
+        annotate_thresholds(by_cost, sweep, saved(sweep, unit), percent(r.score for r in sweep))
         annotate_thresholds(by_time, timed, percent(r.time_saved for r in timed), percent(r.score for r in timed))
-    by_layers.set(xlabel="layers saved (%, counted)", ylabel=score_label(series))
+    by_cost.set(xlabel=f"expected: {saving_label(series)}", ylabel=score_label(series))
     by_time.set(xlabel=time_label(series))
     note = "horizontal line: full model" + (f"; numbers: {threshold_name(series[0].sweep)}" if len(series) == 1 else "")
-    by_layers.set_title(note, fontsize=9, loc="left")
-    for axes in (by_layers, by_time):
+    by_cost.set_title(note, fontsize=9, loc="left")
+    for axes in (by_cost, by_time):
         axes.margins(x=0.08, y=0.1)  # room for the numbers
-    by_layers.legend(loc="lower left")
+    by_cost.legend(loc="lower left")
     return figure
 
 
@@ -188,41 +148,44 @@ def plot_exits(series: Sequence[Series]) -> Figure:
 
 
 def plot_savings(series: Sequence[Series]) -> Figure:
-    """Time saved (measured) against layers saved (counted). On the diagonal, only layers cost time."""
+    """Measured time saved against cost (or layers) saved. On the diagonal, time is saved as expected."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
-    ends = [0, 100 * max(r.layers_saved for s in series for r in s.timed)]
-    axes.plot(ends, ends, color="0.5", linewidth=1, label="time saved = layers saved")
+    unit = common_unit(series)
+    ends = [0, max(value for s in series for value in saved(s.timed, unit))]
+    axes.plot(ends, ends, color="0.5", linewidth=1, label=f"time saved = {unit} saved")
     for i, s in enumerate(series):
-        expected, measured = percent(r.layers_saved for r in s.timed), percent(r.time_saved for r in s.timed)
+        expected, measured = saved(s.timed, unit), percent(r.time_saved for r in s.timed)
         spread = percent((r.time_saved_spread or 0) / 2 for r in s.timed)
         axes.errorbar(expected, measured, yerr=spread, **line_style(i) | {"linestyle": ""}, capsize=2, label=s.label)
     if len(series) == 1:
         axes.set_title(f"numbers: {threshold_name(series[0].timed)}", fontsize=9, loc="left")
         annotate_thresholds(axes, series[0].timed, expected, measured)
-    axes.set(xlabel="expected: layers saved (%)", ylabel=f"measured: {time_label(series).replace(', measured', '')}")
+    axes.set(
+        xlabel=f"expected: {saving_label(series)}", ylabel=f"measured: {time_label(series).replace(', measured', '')}"
+    )
     axes.margins(0.08)
     axes.legend(loc="upper left")
     return figure
 
 
-def plot_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]]) -> Figure:
-    """For each setting the best score (G,) that saves the share grid (G,) of the layers, the mean over the seeds."""
+def plot_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], unit: str) -> Figure:
+    """For each setting the best score (G,) that saves the share grid (G,) of the unit, the mean over the seeds."""
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axes = figure.subplots()
     for i, (name, of_seeds) in enumerate(curves.items()):
         style = line_style(i) | {"linestyle": LINES[i // len(COLORS) % len(LINES)]}
         mean = 100 * np.mean(of_seeds, axis=0)
         axes.plot(100 * grid, mean, **style, markevery=(i % 10, 10), markersize=4, label=name)
-    axes.set(xlabel="layers saved (%, counted)", ylabel="score (%), mean over the seeds")
+    axes.set(xlabel=f"{unit} saved (%)", ylabel="score (%), mean over the seeds")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def draw_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], stem: Path) -> list[Path]:
+def draw_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], unit: str, stem: Path) -> list[Path]:
     """Draws the figure of `plot_comparison` and returns the files written."""
     with mpl.rc_context(STYLE):
-        return save(plot_comparison(grid, curves), stem)
+        return save(plot_comparison(grid, curves, unit), stem)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 Reading prefers the CSV, which holds what npy files do not: all metrics, the spread of the times, the full model's time.
 Folders with npy files only, such as the original's, are read too. This module needs neither torch nor a model.
-`deebert results RESULT_DIR ...` prints the sweep of each folder as a table.
 """
 
 import csv
@@ -21,6 +20,7 @@ from deebert.utils.files import replacing
 
 EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
+COST, LAYERS = "cost", "layers"  # units of a saving
 RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
 
 
@@ -39,6 +39,8 @@ class SweepRow:
     time_saved_spread: the largest minus the smallest time_saved of the repeats.
     other_exits: samples that exit at another layer in the timed pass than in the all-exits pass (rounding).
     rule: the exit rule that the threshold belongs to.
+    cost: floating-point operations that ran / those of the full model (see cost.py), the mean over the samples; None in
+        npy files and in CSV files of version 0.5 and before.
     """
 
     threshold: float
@@ -52,11 +54,26 @@ class SweepRow:
     time_saved_spread: float | None = None
     other_exits: int | None = None
     rule: str = "entropy"
+    cost: float | None = None
 
     @property
     def layers_saved(self) -> float:
         """1 - layers_run."""
         return 1 - self.layers_run
+
+    @property
+    def cost_saved(self) -> float | None:
+        """1 - cost; below 0 where off-ramps cost more than early exit saves."""
+        return None if self.cost is None else 1 - self.cost
+
+    def saved(self, unit: str) -> float:
+        """The saving in a unit of `saving_unit`."""
+        return self.layers_saved if unit == LAYERS else self.cost_saved
+
+
+def saving_unit(rows: Iterable[SweepRow]) -> str:
+    """The unit in which savings of these rows can be compared: COST where all have one, else LAYERS."""
+    return COST if all(row.cost is not None for row in rows) else LAYERS
 
 
 def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str = "") -> Path:
@@ -112,17 +129,15 @@ SCALARS = tuple(field.name for field in fields(SweepRow) if field.name not in ("
 
 
 def write_sweep(folder: Path, rows: Iterable[SweepRow], name: str = SWEEP) -> None:
-    """Writes one line per threshold: SweepRow's fields, layers_saved, and a column exits_{layer} for each layer."""
+    """Writes one line per threshold: SweepRow's fields, what is saved, and a column exits_{layer} for each layer."""
     rows = list(rows)
     with replacing(folder / name) as file:
         writer = csv.writer(file, lineterminator="\n")
         exits = [f"exits_{i}" for i in range(1, len(rows[0].exits) + 1)]
-        writer.writerow([*SCALARS, "layers_saved", *exits, "rule"])
+        writer.writerow([*SCALARS, "layers_saved", "cost_saved", *exits, "rule"])
         for row in rows:
-            scalars = [getattr(row, field) for field in SCALARS]
-            writer.writerow(
-                ["" if value is None else value for value in scalars] + [row.layers_saved, *row.exits, row.rule]
-            )
+            scalars = [getattr(row, field) for field in (*SCALARS, "layers_saved", "cost_saved")]
+            writer.writerow(["" if value is None else value for value in scalars] + [*row.exits, row.rule])
 
 
 def read_sweep(folder: Path, name: str = SWEEP) -> list[SweepRow]:
@@ -184,6 +199,7 @@ def _entropy_row(threshold: float, path: Path) -> SweepRow:
 
 
 def _sweep_row(cells: dict[str, str]) -> SweepRow:
+    cells = {"cost": ""} | cells  # files of version 0.5 and before have none
     scalars = {name: float(cells[name]) if cells[name] else None for name in SCALARS}
     exits = tuple(int(v) for name, v in cells.items() if name.startswith("exits_"))
     return SweepRow(**scalars, exits=exits, rule=cells.get("rule", "entropy"))  # files of version 0.1 have no rule
@@ -218,44 +234,3 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); remove it") from None
-
-
-def percents(layer_scores: Sequence[dict[str, float]]) -> str:
-    """The primary metric of each layer, in per cent."""
-    return " ".join(f"{100 * next(iter(scores.values())):.2f}" for scores in layer_scores)
-
-
-def threshold_name(rows: Sequence[SweepRow]) -> str:
-    """The name of a sweep's thresholds with their unit, for tables and axes."""
-    return "threshold (nats)" if rows[0].rule == "entropy" else f"threshold ({rows[0].rule})"
-
-
-def sweep_table(rows: Sequence[SweepRow]) -> str:
-    """A Markdown table of a sweep, in per cent and seconds."""
-    lines = [
-        f"| {threshold_name(rows)} | score (%) | change (points) | layers run (%) | time (s) | time saved (%) |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        change = "-" if row.score_change is None else f"{100 * row.score_change:+.2f}"
-        seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
-        time_saved = "-" if row.time_saved is None else f"{100 * row.time_saved:.1f}"
-        lines.append(
-            f"| {row.threshold:g} | {100 * row.score:.2f} | {change} | {100 * row.layers_run:.1f} "
-            f"| {seconds} | {time_saved} |"
-        )
-    return "\n".join(lines)
-
-
-def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
-    """One sentence: the largest saving at a score within `drop` of the full model's, on the samples of the sweep."""
-    compared = [row for row in rows if row.score_change is not None]
-    if not compared:
-        return "The full model's score is not known: there is neither each_layer.npy nor a sweep at threshold 0."
-    within = [row for row in compared if row.score_change >= -drop - 1e-9]
-    if not within:
-        return f"No threshold keeps the score within {100 * drop:g} points of the full model's."
-    best = max(within, key=lambda row: row.layers_saved)
-    time = "" if best.time_saved is None else f" and {100 * best.time_saved:.1f} % of the time"
-    saved = f"On this dev set threshold {best.threshold:g} saves {100 * best.layers_saved:.1f} % of the layers{time}"
-    return f"{saved}; the score changes by {100 * best.score_change:+.2f} points."

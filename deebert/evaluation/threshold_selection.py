@@ -26,7 +26,7 @@ class SelectionTarget:
     """The aim of the choice; exactly one of drop, saving and risk is given.
 
     drop: the score may fall by this share; the threshold with the largest saving is chosen.
-    saving: at least this share of the layers is to be saved; the threshold with the best score is chosen.
+    saving: at least this share of the cost (see cost.py) is to be saved; the threshold with the best score is chosen.
     risk: the highest probability, with the given confidence, that early exit gets a sample wrong that the full model
         gets right. The accuracy never falls by more.
     Raises InputError for values out of range.
@@ -49,12 +49,21 @@ class SelectionTarget:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The score, its change against the full model, and the share of layers saved, on one set of samples."""
+    """The score, its change against the full model, and the shares that are saved, on one set of samples.
+
+    cost_saved: None where the operations are not known; layers are ranked in its place then.
+    """
 
     score: float
     score_change: float
     layers_saved: float
+    cost_saved: float | None
     samples: int
+
+    @property
+    def saved(self) -> float:
+        """What is ranked: the cost saved, or the layers saved where the cost is not known."""
+        return self.layers_saved if self.cost_saved is None else self.cost_saved
 
 
 @dataclass(frozen=True)
@@ -122,14 +131,21 @@ def operating_point(task: Task, exits: AllExits, threshold: float | Sequence[flo
         scores(task, logits, exits.labels)[task.primary_metric]
         for logits in (exits.logits_at(layers), exits.logits[:, -1])
     )
-    return OperatingPoint(score, score - full_score, 1 - float(layers.mean()) / exits.num_layers, len(layers))
+    cost = exits.cost(layers, threshold)
+    return OperatingPoint(
+        score=score,
+        score_change=score - full_score,
+        layers_saved=1 - float(layers.mean()) / exits.num_layers,
+        cost_saved=None if cost is None else 1 - float(cost.mean()),
+        samples=len(layers),
+    )
 
 
 def best_thresholds(task: Task, exits: AllExits, target: SelectionTarget) -> float | list[float]:
     """Chooses a single threshold, or one per layer where these are clearly better.
 
     Thresholds per layer are returned only if, on held-out samples, they beat every single threshold that saves at least
-    as many layers.
+    as much.
     """
     half = len(exits.labels) // 2
     fit, held_out = exits.take(np.arange(half)), exits.take(np.arange(half, len(exits.labels)))
@@ -138,7 +154,7 @@ def best_thresholds(task: Task, exits: AllExits, target: SelectionTarget) -> flo
         operating_point(task, held_out, threshold)
         for threshold in [*dense_thresholds(held_out), held_out.exit_rule.exit_all_threshold()]
     ]
-    if all(per_layer.score > single.score for single in singles if single.layers_saved >= per_layer.layers_saved):
+    if all(per_layer.score > single.score for single in singles if single.saved >= per_layer.saved):
         thresholds = fit_per_layer(task, exits, target)
         return thresholds if len(set(thresholds)) > 1 else thresholds[0]
     return fit_single(task, exits, target)
@@ -148,14 +164,14 @@ def surplus(point: OperatingPoint, target: SelectionTarget) -> float:
     """By how much a point meets the target's drop or saving; negative where it misses it."""
     if target.drop is not None:
         return point.score_change + target.drop
-    return point.layers_saved - target.saving
+    return point.saved - target.saving
 
 
 def objective(point: OperatingPoint, target: SelectionTarget) -> float:
     """The number to maximise: the saving (or score) of a point that meets the target, else the surplus, below -1."""
     if surplus(point, target) < -ROUNDING:
         return surplus(point, target) - 1
-    return point.layers_saved if target.drop is not None else point.score
+    return point.saved if target.drop is not None else point.score
 
 
 def fit_single(task: Task, exits: AllExits, target: SelectionTarget) -> float:
@@ -225,21 +241,23 @@ def report(choice: ThresholdChoice, target: SelectionTarget) -> str:
             f"exiting early; {100 * choice.risk_observed:.2f} % of the other samples were"
         )
     else:
-        lines.append(f"the target, a {describe_target(target)}, {verdict(choice, target)} on the other samples")
+        aim = describe_target(target, choice.reported_on)
+        lines.append(f"the target, a {aim}, {verdict(choice, target)} on the other samples")
     return "\n".join(lines)
 
 
 def describe(point: OperatingPoint) -> str:
-    """The point in words: the score, its change and the layers saved."""
+    """The point in words: the score, its change, and the cost and layers saved."""
     score = f"score {100 * point.score:.2f} % ({100 * point.score_change:+.2f})"
-    return f"{score}, {100 * point.layers_saved:.1f} % of the layers saved"
+    cost = "" if point.cost_saved is None else f"{100 * point.cost_saved:.1f} % of the cost and "
+    return f"{score}, {cost}{100 * point.layers_saved:.1f} % of the layers saved"
 
 
-def describe_target(target: SelectionTarget) -> str:
-    """A target with a drop or a saving in words."""
+def describe_target(target: SelectionTarget, point: OperatingPoint) -> str:
+    """A target with a drop or a saving in words; the point shows what is counted."""
     if target.drop is not None:
         return f"drop of at most {100 * target.drop:g} points"
-    return f"saving of {100 * target.saving:g} % of the layers"
+    return f"saving of {100 * target.saving:g} % of the {'layers' if point.cost_saved is None else 'cost'}"
 
 
 def verdict(choice: ThresholdChoice, target: SelectionTarget) -> str:

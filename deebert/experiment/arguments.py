@@ -132,7 +132,7 @@ class EvaluationArguments:
     )
     target_saving: float | None = number(
         float,
-        "choose the threshold: the best score at this share of layers saved, such as 0.4",
+        "choose the threshold: the best score at this share of cost saved, such as 0.4",
         decides=None,
         default=None,
         default_help="none",

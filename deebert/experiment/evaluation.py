@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from deebert.data.tasks import eval_splits
-from deebert.evaluation import all_exits, calibration, results, threshold_selection, timing
+from deebert.evaluation import all_exits, calibration, results, tables, threshold_selection, timing
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import SweepRow
 from deebert.experiment.experiment import Experiment
@@ -52,7 +52,7 @@ class Evaluation:
         if self.args.eval_each_highway:
             results.write_each_layer(self.folder, each_layer)
             self.exits.save(self.folder / "all_exits.npz")
-            percents = results.percents(each_layer)
+            percents = tables.percents(each_layer)
             self.say(f"Score ({self.task.primary_metric}) of each layer: {percents}; written to {self.folder}")
 
     def choose_threshold(self) -> None:
@@ -66,7 +66,7 @@ class Evaluation:
         self.say(f"stored in {self.checkpoint / 'config.json'}: from_pretrained gives a model that exits at it")
 
     def sweep(self) -> None:
-        """Score and layers run at each --exit_threshold from 0; with --eval_highway also the measured times."""
+        """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""
         thresholds = [threshold for threshold in self.args.exit_threshold if threshold >= 0]
         if self.args.eval_highway and not thresholds:
             self.say("--eval_highway: nothing to time, give --exit_threshold 0 or more")
@@ -75,10 +75,11 @@ class Evaluation:
         rows = all_exits.sweep(self.task, self.exits, thresholds)
         if self.args.eval_highway:
             rows = self.measure_times(rows)
-        self.say(results.sweep_table(rows))
+        self.say(tables.sweep_table(rows))
         for row in rows:
             self.scores[f"{self.task.primary_metric}_at_{row.rule}_{row.threshold}"] = row.score
             self.scores[f"layers_run_at_{row.rule}_{row.threshold}"] = row.layers_run
+            self.scores[f"cost_at_{row.rule}_{row.threshold}"] = row.cost
 
     def measure_times(self, rows: list[SweepRow]) -> list[SweepRow]:
         """The rows with their times. The thresholds take turns; the files are written after each repeat."""

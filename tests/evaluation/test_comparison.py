@@ -8,7 +8,7 @@ from dataclasses import replace
 import compare
 import numpy as np
 import pytest
-from helpers import ROOT, script, simulated
+from helpers import ROOT, script, simulated, with_costs
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS
@@ -22,39 +22,51 @@ from deebert.utils import cli
 SST2 = TASKS["SST-2"]
 
 
-def test_savings_are_the_largest_at_each_drop():
-    exits = simulated(300, 0)
+@pytest.mark.parametrize("unit", ["layers", "cost"])
+def test_savings_are_the_largest_at_each_drop(unit):
+    exits = with_costs(simulated(300, 0))
     result = outcome(SST2, exits)
+    savings = result.savings[unit]
     full = (exits.logits[:, -1].argmax(-1) == exits.labels).mean()
     assert result.exits[-1] == full
     tried = []
     for threshold in np.linspace(0, 0.7, 2000):
         layers = exits.exit_layers(threshold)
-        tried.append((1 - layers.mean() / 5, (exits.logits_at(layers).argmax(-1) == exits.labels).mean()))
-    for drop, saved in zip(DROPS, result.saved, strict=True):
+        run = layers / 5 if unit == "layers" else exits.cost(layers, threshold)
+        tried.append((1 - run.mean(), (exits.logits_at(layers).argmax(-1) == exits.labels).mean()))
+    for drop, saved in zip(DROPS, savings.saved, strict=True):
         assert saved == pytest.approx(max(s for s, score in tried if score >= full - drop - 1e-9), abs=0.02)
-    for share, best in zip(GRID, result.curve, strict=True):
+    for share, best in zip(GRID, savings.curve, strict=True):
         scores = [score for s, score in tried if s >= share]
         assert np.isnan(best) if not scores else best == pytest.approx(max(scores), abs=0.01)
-    assert min(result.exits) < result.area < full
+    assert min(result.exits) < savings.area < full
 
 
 def test_rules_with_the_same_order_of_samples_save_the_same():
     exits = simulated(300, 3)  # two labels: the entropy falls as the confidence grows
-    first, *others = [outcome(SST2, replace(exits, rule=rule)) for rule in ("entropy", "confidence", "margin")]
+    rules = ("entropy", "confidence", "margin")
+    first, *others = [outcome(SST2, replace(exits, rule=rule)).savings["layers"] for rule in rules]
     for other in others:
         assert other.saved == pytest.approx(first.saved)
         assert other.area == pytest.approx(first.area)
 
 
 def test_area_of_equal_exits_is_their_score():
-    exits = simulated(200, 1)
+    exits = with_costs(simulated(200, 1))
     exits.logits[:] = exits.logits[:, -1:]
-    assert outcome(SST2, exits).area == pytest.approx(outcome(SST2, exits).exits[0])
+    result = outcome(SST2, exits)
+    for unit in ("layers", "cost"):
+        assert result.savings[unit].area == pytest.approx(result.exits[0])
+
+
+def test_area_leaves_out_thresholds_that_cost_more_than_the_full_model():
+    saved, score = np.array([0, -0.5, -0.1, 0.4, 0.2]), np.array([1.0, 0.0, 0.0, 0.6, 0.9])
+    assert comparison.area(saved, score) == pytest.approx((0.2 * 0.95 + 0.2 * 0.75) / 0.4)
+    assert comparison.area(np.array([0.0]), np.array([0.7])) == 0.7
 
 
 def test_each_half_is_calibrated_with_the_other():
-    exits = simulated(400, 2)
+    exits = with_costs(simulated(400, 2))
     mixed = cross_calibrated(exits, 5)
     first, second = exits.halves(5)
     np.testing.assert_allclose(
@@ -64,6 +76,8 @@ def test_each_half_is_calibrated_with_the_other():
         mixed.logits[200:], second.logits / np.array(fit_temperatures(first))[:, None], rtol=1e-4
     )
     assert mixed.labels.tolist() == [*first.labels, *second.labels]
+    operations = np.concatenate([first.layer_operations, second.layer_operations])
+    np.testing.assert_array_equal(mixed.layer_operations, operations)
 
 
 def test_table_has_means_and_deviations():
@@ -72,6 +86,27 @@ def test_table_has_means_and_deviations():
     final = [100 * o.exits[-1] for o in outcomes]
     assert line.startswith(f"| mine | {np.mean(final):.1f} ± {abs(final[0] - final[1]) / np.sqrt(2):.1f} | ")
     assert "±" not in table({"mine": outcomes[:1]})
+
+
+def test_cost_and_layers_are_never_in_one_table(tmp_path):
+    """A run of an older version has no cost: all are compared by layers, and one line says so."""
+    new, old = outcome(SST2, with_costs(simulated(300, 0))), outcome(SST2, simulated(300, 0))
+    assert new.savings["layers"].saved == old.savings["layers"].saved != new.savings["cost"].saved
+    for outcomes, unit in (({"new": [new]}, "cost"), ({"new": [new], "old": [old]}, "layers")):
+        header, _, line, *rest = table(outcomes).splitlines()
+        assert [name.strip() for name in header.split("|")][4:8] == [
+            f"{unit} saved at {points}" for points in ("0", "0.5", "1", "2")
+        ]
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[6] == f"{100 * new.savings[unit].saved[2]:.1f}"
+        assert cells[8] == f"{100 * new.savings[unit].area:.1f}"
+        note = "Savings are counted in layers: runs of an older version hold no cost (old)."
+        assert [line for line in rest if "counted" in line] == ([] if unit == "cost" else [note])
+        comparison.write_csv(tmp_path / "comparison.csv", outcomes, [1])
+        row = next(csv.DictReader((tmp_path / "comparison.csv").open()))
+        assert float(row[f"{unit}_saved_at_drop_0.01"]) == new.savings[unit].saved[2]
+        assert float(row[f"area_over_{unit}"]) == new.savings[unit].area
+        np.testing.assert_array_equal(comparison.curves(outcomes)["new"][0], new.savings[unit].curve)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +182,7 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, m
     for row in rows[4:6]:  # "sure", of the same training as "mean"
         exits = AllExits.load(folder / "runs/highway_pooling+mean" / f"seed{row['seed']}" / "all_exits.npz")
         expected = outcome(SST2, cross_calibrated(replace(exits, rule="confidence"), int(row["seed"])))
-        assert float(row["area"]) == pytest.approx(expected.area)
+        assert float(row["area_over_cost"]) == pytest.approx(expected.savings["cost"].area)
     assert [(exits.rule, bool(exits.logits.flags.owndata)) for exits in measured[4:6]] == [("confidence", True)] * 2
     assert {exits.rule for exits in measured[:4]} == {"entropy"}
     for plain, sure in zip(measured[2:4], measured[4:6], strict=True):

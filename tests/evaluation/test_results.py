@@ -6,13 +6,16 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import ROOT
 
 from deebert.evaluation import plotting, results
-from deebert.evaluation.results import SweepRow, read_each_layer, read_sweep, result_dir, sweep_table
+from deebert.evaluation.results import SweepRow, read_each_layer, read_sweep, result_dir
+from deebert.evaluation.series import read_series
+from deebert.evaluation.tables import summary, sweep_table
 from deebert.utils import cli
 from deebert.utils.cli import InputError
 
@@ -21,6 +24,9 @@ ROWS = [
     SweepRow(0.1, 0.75, -0.125, 2 / 3, (2, 4, 2), 1.5, 2.1, 0.29, 0.02, 1),
     SweepRow(1e-05, 0.75, -0.125, 0.5, (5, 2, 1)),
 ]
+
+
+COSTED = [replace(row, cost=cost) for row, cost in zip(ROWS, (1.0, 0.7, 0.75), strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -92,30 +98,47 @@ def test_missing_and_foreign_files_get_an_input_error(tmp_path):
     with pytest.raises(InputError, match="not a sweep of this version"):
         read_sweep(tmp_path)
     with pytest.raises(InputError, match="no results there"):
-        plotting.read_series([tmp_path / "none"])
+        read_series([tmp_path / "none"])
 
 
 def test_table_shows_per_cent_and_a_dash_for_missing_times():
     lines = sweep_table(ROWS).splitlines()
-    assert lines[3] == "| 0.1 | 75.00 | -12.50 | 66.7 | 1.50 | 29.0 |"
-    assert lines[4].endswith("| 50.0 | - | - |")
+    assert lines[3] == "| 0.1 | 75.00 | -12.50 | 66.7 | - | 1.50 | 29.0 |"
+    assert lines[4].endswith("| 50.0 | - | - | - |")
 
 
 def test_summary_names_the_largest_saving_within_the_drop():
-    assert "threshold 0 saves 0.0 % of the layers and 5.0 % of the time; the score changes by +0.00" in results.summary(
-        ROWS
-    )
-    assert "threshold 1e-05 saves 50.0 % of the layers; the score changes by -12.50" in results.summary(ROWS, 0.125)
-    assert results.summary(ROWS[1:]) == "No threshold keeps the score within 0.5 points of the full model's."
+    assert "threshold 0 saves 0.0 % of the layers and 5.0 % of the time; the score changes by +0.00" in summary(ROWS)
+    assert "threshold 1e-05 saves 50.0 % of the layers; the score changes by -12.50" in summary(ROWS, 0.125)
+    assert summary(ROWS[1:]) == "No threshold keeps the score within 0.5 points of the full model's."
 
 
-def write_results(folder, rows=ROWS[:2], curve=True, layers=True):
+def test_summary_ranks_by_cost_where_it_is_known():
+    assert sweep_table(COSTED).splitlines()[3] == "| 0.1 | 75.00 | -12.50 | 66.7 | 70.0 | 1.50 | 29.0 |"
+    expected = "threshold 0.1 saves 30.0 % of the cost, 33.3 % of the layers and 29.0 % of the time; "
+    assert expected in summary(COSTED, 0.125)
+    assert "threshold 1e-05 saves 50.0 % of the layers; " in summary([*COSTED[:2], ROWS[2]], 0.125)  # one has none
+
+
+def test_cost_reads_back_and_older_sweeps_have_none(tmp_path):
+    results.write_sweep(tmp_path, COSTED)
+    assert read_sweep(tmp_path) == COSTED
+    lines = [line.split(",") for line in (tmp_path / "entropy_sweep.csv").read_text().splitlines()]
+    cost = {name: lines[0].index(name) for name in ("cost", "cost_saved")}
+    assert lines[2][cost["cost"]] == "0.7"
+    assert float(lines[2][cost["cost_saved"]]) == pytest.approx(0.3)
+    older = [[cell for i, cell in enumerate(line) if i not in cost.values()] for line in lines]
+    (tmp_path / "entropy_sweep.csv").write_text("".join(f"{','.join(line)}\n" for line in older))
+    assert read_sweep(tmp_path) == ROWS
+
+
+def write_results(folder, rows=ROWS[:2], curve=ROWS, layers=True):
     if layers:
         results.write_each_layer(folder, [{"acc": 0.5}, {"acc": 0.7}, {"acc": 0.875}])
     if rows:
         results.write_sweep(folder, rows)
     if curve:
-        results.write_sweep(folder, ROWS, results.CURVE)
+        results.write_sweep(folder, curve, results.CURVE)
     return folder
 
 
@@ -126,7 +149,7 @@ def test_figures_of_one_and_of_two_folders(tmp_path):
     ]
     names = {"score_by_saving", "score_by_layer", "exits_by_threshold", "expected_and_measured_saving"}
     for i, chosen in enumerate((folders[:1], folders)):
-        series = plotting.read_series(chosen)
+        series = read_series(chosen)
         written = plotting.draw(series, tmp_path / f"figures{i}")
         assert {path.stem for path in written} == names
         assert {path.suffix for path in written} == {".png", ".pdf"}
@@ -135,7 +158,7 @@ def test_figures_of_one_and_of_two_folders(tmp_path):
 
 
 def test_figures_show_the_numbers(tmp_path):
-    (series,) = plotting.read_series([write_results(tmp_path / "model")])
+    (series,) = read_series([write_results(tmp_path / "model")])
     by_layers, by_time = plotting.plot_tradeoff([series]).axes
     np.testing.assert_allclose(by_layers.lines[1].get_xydata(), [[0, 87.5], [100 / 3, 75]])
     np.testing.assert_allclose(by_time.lines[0].get_xydata(), [[5, 87.5], [29, 75]])
@@ -155,14 +178,34 @@ def test_figures_show_the_numbers(tmp_path):
             assert "%" in axes.get_xlabel() + axes.get_ylabel()
 
 
+def test_figures_show_the_cost_where_every_file_holds_it(tmp_path):
+    costed = write_results(tmp_path / "new", rows=COSTED[:2], curve=COSTED)
+    older = write_results(tmp_path / "old")
+    layers, note = [0, 100 / 3], "; not every file holds the cost"
+    for folders, unit, expected in (
+        ([costed], "cost saved (%)", [0, 30]),
+        ([older], "layers saved (%)", layers),
+        ([costed, older], f"layers saved (%{note})", layers),
+    ):
+        series = read_series(folders)
+        by_cost, _ = plotting.plot_tradeoff(series).axes
+        (savings,) = plotting.plot_savings(series).axes
+        assert by_cost.get_xlabel() == savings.get_xlabel() == f"expected: {unit}"
+        np.testing.assert_allclose(by_cost.lines[1].get_xdata(), expected)
+        np.testing.assert_allclose(np.array(savings.containers[0].lines[0].get_xdata(), float), expected)
+        assert savings.lines[0].get_label() == f"time saved = {unit.split()[0]} saved"
+    (exact,) = plotting.plot_savings(read_series([costed])).axes
+    np.testing.assert_allclose([text.xy for text in exact.texts], [(0, 5), (30, 29)])
+
+
 def test_only_figures_with_data_are_drawn(tmp_path):
-    untimed = write_results(tmp_path / "a", rows=ROWS[2:], curve=False, layers=False)
-    layers = write_results(tmp_path / "b", rows=(), curve=False)
-    assert {p.stem for p in plotting.draw(plotting.read_series([untimed]), tmp_path)} == {
+    untimed = write_results(tmp_path / "a", rows=ROWS[2:], curve=(), layers=False)
+    layers = write_results(tmp_path / "b", rows=(), curve=())
+    assert {p.stem for p in plotting.draw(read_series([untimed]), tmp_path)} == {
         "score_by_saving",
         "exits_by_threshold",
     }
-    assert {p.stem for p in plotting.draw(plotting.read_series([layers]), tmp_path)} == {"score_by_layer"}
+    assert {p.stem for p in plotting.draw(read_series([layers]), tmp_path)} == {"score_by_layer"}
 
 
 LAYERS, SAMPLES = 12, 408
@@ -214,7 +257,7 @@ def test_original_npy_files_are_read(tmp_path, protocol):
         assert row.score_change == pytest.approx(-row.threshold / 10)
         assert row.time_saved == pytest.approx(1 - layers_run)  # against threshold 0
         assert (row.time_saved_spread, row.full_seconds) == (None, None)
-    assert "saves 2" in results.summary(rows, drop=0.0501)
+    assert "saves 2" in summary(rows, drop=0.0501)
 
 
 def test_numpy_integers_as_layers_and_counts_are_read(tmp_path):
@@ -239,17 +282,17 @@ def test_npy_files_without_a_full_model_have_no_change_and_no_saved_time(tmp_pat
     write_original(tmp_path, layers=False, thresholds=[0.1, 0.2])
     rows = read_sweep(tmp_path)
     assert {(row.score_change, row.time_saved) for row in rows} == {(None, None)}
-    assert sweep_table(rows).splitlines()[2] == "| 0.1 | 86.50 | - | 95.0 | 19.00 | - |"
-    assert results.summary(rows).startswith("The full model's score is not known")
-    written = plotting.draw(plotting.read_series([tmp_path]), tmp_path / "figures")
+    assert sweep_table(rows).splitlines()[2] == "| 0.1 | 86.50 | - | 95.0 | - | 19.00 | - |"
+    assert summary(rows).startswith("The full model's score is not known")
+    written = plotting.draw(read_series([tmp_path]), tmp_path / "figures")
     assert {path.stem for path in written} == {"score_by_saving", "exits_by_threshold"}
 
 
 def test_figures_from_npy_files_only(tmp_path):
     folder = write_original(tmp_path / "MRPC/two_stage")
-    written = plotting.draw(plotting.read_series([folder]), tmp_path / "figures")
+    written = plotting.draw(read_series([folder]), tmp_path / "figures")
     assert len(written) == 8
-    (series,) = plotting.read_series([folder])
+    (series,) = read_series([folder])
     by_layers, by_time = plotting.plot_tradeoff([series]).axes
     scores = [100 * (0.875 - t / 10) for t in ORIGINAL_THRESHOLDS]
     np.testing.assert_allclose(by_layers.lines[1].get_ydata(), scores)
@@ -333,7 +376,7 @@ def test_damaged_each_layer_files_get_an_input_error(tmp_path, content):
     else:
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"each_layer.npy: not a result file"):
-        plotting.read_series([tmp_path])
+        read_series([tmp_path])
     assert not (tmp_path / "executed").exists()
 
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import simulated
+from helpers import simulated, with_costs
 from tiny import CLASSES, tiny_model
 
 import run_glue_deebert
@@ -40,17 +40,19 @@ def test_halves_are_disjoint_and_seeded(monkeypatch):
     assert choose(SST2, exits, SelectionTarget(drop=0.02), seed=2) != first
 
 
+@pytest.mark.parametrize("unit", ["layers_saved", "cost_saved"])
 @pytest.mark.parametrize(("aim", "limit"), [("drop", 0.0), ("drop", 0.02), ("saving", 0.3), ("saving", 0.6)])
-def test_single_threshold_is_the_best_candidate(aim, limit):
+def test_single_threshold_is_the_best_candidate(aim, limit, unit):
     exits, target = simulated(400, 1), SelectionTarget(**{aim: limit})
+    exits = exits if unit == "layers_saved" else with_costs(exits)
     chosen = operating_point(SST2, exits, fit_single(SST2, exits, target))
     candidates = [operating_point(SST2, exits, threshold) for threshold in dense_thresholds(exits)]
     if aim == "drop":
         assert chosen.score_change >= -limit - 1e-9
-        assert chosen.layers_saved == max(m.layers_saved for m in candidates if m.score_change >= -limit - 1e-9)
+        assert getattr(chosen, unit) == max(getattr(m, unit) for m in candidates if m.score_change >= -limit - 1e-9)
     else:
-        assert chosen.layers_saved >= limit
-        assert chosen.score == max(m.score for m in candidates if m.layers_saved >= limit)
+        assert getattr(chosen, unit) >= limit
+        assert chosen.score == max(m.score for m in candidates if getattr(m, unit) >= limit)
 
 
 def test_thresholds_per_layer_are_at_least_as_good_on_the_samples_they_fit():
@@ -72,6 +74,32 @@ def test_over_confident_useless_off_ramp_needs_thresholds_per_layer():
     assert choice.reported_on.layers_saved > 0.1
     without_it = choose(SST2, simulated(2000, 3), SelectionTarget(saving=0.6))
     assert isinstance(without_it.threshold, float)  # as good, and simpler
+
+
+def test_off_ramp_that_costs_more_than_it_saves_is_switched_off():
+    """By layers alone such an off-ramp does no harm: no sample is certain at the first one here.
+
+    The last one costs 0.4 of a layer, and the layer after it less than that.
+    """
+    exits = simulated(600, 3)
+    exits.logits[:, 0] = 0
+    target = SelectionTarget(drop=0.02)
+    choice = choose(SST2, with_costs(exits, off_ramp=0.4), target)
+    assert [threshold > 0 for threshold in choice.threshold] == [False, True, True, False]
+    point = choice.reported_on
+    assert 0 < point.cost_saved < point.layers_saved  # the other off-ramps cost, and the last layer is a cheap one
+    assert f"{100 * point.cost_saved:.1f} % of the cost and {100 * point.layers_saved:.1f} % of the layers saved" in (
+        threshold_selection.report(choice, target)
+    )
+
+
+def test_saving_is_one_of_cost_where_the_cost_is_known():
+    target = SelectionTarget(saving=0.4)
+    for exits, unit in ((simulated(400, 1), "layers"), (with_costs(simulated(400, 1)), "cost")):
+        choice = choose(SST2, exits, target)
+        assert choice.holds == (getattr(choice.reported_on, f"{unit}_saved") >= 0.4)
+        assert f"a saving of 40 % of the {unit}, " in threshold_selection.report(choice, target)
+        assert (choice.reported_on.cost_saved is None) == (unit == "layers")
 
 
 def test_report_says_whether_the_target_holds():
@@ -169,5 +197,5 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     assert model.config.exit_threshold == written["threshold"]
     assert model.config.highway_pooling == "mean"
     assert written["target"]["saving"] == 0.5
-    assert written["chosen_on"]["layers_saved"] >= 0.5
+    assert written["chosen_on"]["cost_saved"] >= 0.5
     assert "stored in" in capsys.readouterr().out

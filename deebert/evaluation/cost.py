@@ -1,0 +1,77 @@
+"""What early exit costs: floating-point operations of what ran, over those of the full model without off-ramps.
+
+Counting layers misleads: the last layer is computed for the first token only and costs about a fifth of a layer, and
+off-ramps are not free. Counted are matrix products and the off-ramps' pooling; the embeddings are left out. Each sample
+counts with its own number of tokens, without padding.
+Shapes: S samples, N layers; T tokens, H hidden, C labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deebert.modeling.config import config_rule
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The operations of each part of a model, for each sample.
+
+    layers: (S, N) of each layer; the last one includes the final pooler and classifier. Their sum is the full model.
+    off_ramps: (S, N-1) of each off-ramp, with its learning-to-exit head.
+    """
+
+    layers: np.ndarray
+    off_ramps: np.ndarray
+
+    def of(self, exit_layers: np.ndarray, consulted: Sequence[bool]) -> np.ndarray:
+        """(S,) the cost of samples that exit at these layers (S,), as a share of the full model's.
+
+        consulted: (N-1,) whether each off-ramp runs at all (see `ExitRule.consults`). It is 1 exactly for a sample that
+        runs every layer and no off-ramp, and above 1 for one that runs off-ramps without exiting.
+        """
+        ran = np.arange(self.layers.shape[1]) < np.asarray(exit_layers)[:, None]  # (S, N)
+        off_ramps_ran = ran[:, :-1] & np.asarray(consulted, bool)
+        operations = (self.layers * ran).sum(axis=1) + (self.off_ramps * off_ramps_ran).sum(axis=1)
+        return operations / self.layers.sum(axis=1)
+
+
+def costs_of(config, lengths: np.ndarray) -> Costs:
+    """The costs of samples of these lengths (S,), in tokens, in a model of this config."""
+    tokens = np.asarray(lengths, float)
+    layers = np.tile(layer_operations(config, tokens, tokens)[:, None], config.num_hidden_layers)
+    final_classifier = head_operations(config, has_pooler=True)
+    layers[:, -1] = layer_operations(config, tokens, 1) + final_classifier
+    off_ramps = np.tile(off_ramp_operations(config, tokens)[:, None], config.num_hidden_layers - 1)
+    return Costs(layers, off_ramps)
+
+
+def layer_operations(config, tokens: np.ndarray, queries: np.ndarray | int) -> np.ndarray:
+    """Floating-point operations of one layer's matrix products on sequences of `tokens` (S,) tokens.
+
+    queries: for how many of them the layer is computed; these attend to all.
+    """
+    wide, inner = config.hidden_size, config.intermediate_size
+    return 4 * tokens * wide**2 + 4 * queries * (wide**2 + wide * inner + tokens * wide)
+
+
+def operations(config, tokens: np.ndarray, exit_layers: np.ndarray, last: np.ndarray | int) -> np.ndarray:
+    """Those (S,) of the layers up to the exit layers (S,), from 1; the last layer is computed for `last` tokens."""
+    final = exit_layers == config.num_hidden_layers
+    full, short = layer_operations(config, tokens, tokens), layer_operations(config, tokens, last)
+    return np.where(final, exit_layers - 1, exit_layers) * full + final * short
+
+
+def head_operations(config, has_pooler: bool) -> int:
+    """Those of a classifier on one state, and of the pooler before it, if there is one."""
+    pooler = 2 * config.hidden_size**2 if has_pooler else 0
+    return pooler + 2 * config.hidden_size * config.num_labels
+
+
+def off_ramp_operations(config, tokens: np.ndarray) -> np.ndarray:
+    """Those (S,) of one off-ramp: pooling over `tokens` (S,) tokens, pooler, classifier, learning-to-exit head."""
+    per_token = {"first": 0, "mean": 2, "attention": 4}[getattr(config, "highway_pooling", "first")]
+    has_pooler = getattr(config, "highway_head", "pooler") == "pooler"
+    learning_to_exit = 2 * config.hidden_size if config_rule(config).learned else 0
+    return per_token * tokens * config.hidden_size + head_operations(config, has_pooler) + learning_to_exit

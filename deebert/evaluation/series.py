@@ -1,0 +1,63 @@
+"""Reads result folders as series: what a figure shows of one model on one task. Needs neither torch nor a model."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deebert.evaluation.results import (
+    CURVE,
+    EACH_LAYER,
+    EACH_LAYER_NPY,
+    SWEEP,
+    SweepRow,
+    entropy_files,
+    read_each_layer,
+    read_sweep,
+)
+from deebert.utils.cli import InputError
+
+
+@dataclass(frozen=True)
+class Series:
+    """The results of one model on one task. A list is empty where the folder has no file for it."""
+
+    label: str
+    metric: str
+    each_layer: list[float]
+    sweep: list[SweepRow]
+    curve: list[SweepRow]
+
+    @property
+    def timed(self) -> list[SweepRow]:
+        """The rows of the sweep whose time was measured."""
+        return [row for row in self.sweep if row.time_saved is not None]
+
+
+def read_series(folders: Sequence[Path]) -> list[Series]:
+    """Reads result folders: CSV files, or the original's npy files. Raises InputError where a folder holds neither."""
+    series = []
+    for folder, label in zip(folders, labels(folders), strict=True):
+        has_layers = any((folder / name).is_file() for name in (EACH_LAYER, EACH_LAYER_NPY))
+        has_sweep = (folder / SWEEP).is_file() or bool(entropy_files(folder))
+        if not has_layers and not has_sweep:
+            raise InputError(
+                f"{folder}: no results there; run scripts/eval_deebert.sh and scripts/entropy_eval.sh first"
+            )
+        metric, each_layer = read_each_layer(folder) if has_layers else ("", [])
+        sweep = read_sweep(folder) if has_sweep else []
+        curve = read_sweep(folder, CURVE) if (folder / CURVE).is_file() else []
+        series.append(Series(label, metric, each_layer, sweep, curve))
+    return series
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """The part of each folder's path in which they differ; for a single folder its last three parts."""
+    paths = [folder.resolve() for folder in folders]
+    if len(paths) == 1:
+        return ["/".join(paths[0].parts[1:][-3:]).removesuffix("/two_stage")]
+    shared = Path(os.path.commonpath(paths))
+    return [
+        (path.relative_to(shared).as_posix() if path != shared else path.name).removesuffix("/two_stage")
+        for path in paths
+    ]

@@ -1,0 +1,56 @@
+"""Results as text: the Markdown table of a sweep, and its summary in one sentence. Needs neither torch nor a model."""
+
+from collections.abc import Sequence
+
+from deebert.evaluation.results import COST, SweepRow, saving_unit
+
+
+def percents(layer_scores: Sequence[dict[str, float]]) -> str:
+    """The primary metric of each layer, in per cent."""
+    return " ".join(f"{100 * next(iter(scores.values())):.2f}" for scores in layer_scores)
+
+
+def threshold_name(rows: Sequence[SweepRow]) -> str:
+    """The name of a sweep's thresholds with their unit, for tables and axes."""
+    return "threshold (nats)" if rows[0].rule == "entropy" else f"threshold ({rows[0].rule})"
+
+
+def sweep_table(rows: Sequence[SweepRow]) -> str:
+    """A Markdown table of a sweep, in per cent and seconds."""
+    columns = "score (%) | change (points) | layers run (%) | cost (%) | time (s) | time saved (%)"
+    lines = [f"| {threshold_name(rows)} | {columns} |", "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        change = "-" if row.score_change is None else f"{100 * row.score_change:+.2f}"
+        cost = "-" if row.cost is None else f"{100 * row.cost:.1f}"
+        seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
+        time_saved = "-" if row.time_saved is None else f"{100 * row.time_saved:.1f}"
+        lines.append(
+            f"| {row.threshold:g} | {100 * row.score:.2f} | {change} | {100 * row.layers_run:.1f} "
+            f"| {cost} | {seconds} | {time_saved} |"
+        )
+    return "\n".join(lines)
+
+
+def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
+    """One sentence: the largest saving at a score within `drop` of the full model's, on the samples of the sweep."""
+    compared = [row for row in rows if row.score_change is not None]
+    if not compared:
+        return "The full model's score is not known: there is neither each_layer.npy nor a sweep at threshold 0."
+    within = [row for row in compared if row.score_change >= -drop - 1e-9]
+    if not within:
+        return f"No threshold keeps the score within {100 * drop:g} points of the full model's."
+    unit = saving_unit(compared)
+    best = max(within, key=lambda row: row.saved(unit))
+    savings = [f"{100 * best.layers_saved:.1f} % of the layers"]
+    if unit == COST:
+        savings.insert(0, f"{100 * best.cost_saved:.1f} % of the cost")
+    if best.time_saved is not None:
+        savings.append(f"{100 * best.time_saved:.1f} % of the time")
+    saved = f"On this dev set threshold {best.threshold:g} saves {in_words(savings)}"
+    return f"{saved}; the score changes by {100 * best.score_change:+.2f} points."
+
+
+def in_words(parts: Sequence[str]) -> str:
+    """'a', 'a and b', or 'a, b and c'."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

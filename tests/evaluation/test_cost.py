@@ -1,0 +1,166 @@
+"""The cost that is counted is what runs: written out by hand, and as PyTorch's own counter sees it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import simulated, with_costs
+from tiny import random_batch, tiny_config, tiny_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from deebert.data.batching import collator
+from deebert.data.features import Features
+from deebert.data.tasks import TASKS
+from deebert.evaluation.all_exits import AllExits, run_all_exits, sweep
+from deebert.evaluation.cost import costs_of, operations
+from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.first_token import first_token_layer
+
+CERTAIN = 1e9  # a threshold at which every sample exits
+NEVER_REACHED = 1e-9  # one at which the off-ramp runs and no sample exits
+
+
+def small_config(**overrides):
+    """3 layers, 4 wide, 6 inside, 3 labels."""
+    sizes = {"hidden_size": 4, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 6}
+    return tiny_config("bert", **sizes, num_labels=3, **overrides)
+
+
+def counted_by_pytorch(run, *inputs, **named_inputs) -> tuple[int, object]:
+    """The operations of the matrix products that run(...) computes, and its result."""
+    plain = sdpa_kernel(SDPBackend.MATH)  # whose products are counted
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
+        result = run(*inputs, **named_inputs)
+    return counter.get_total_flops(), result
+
+
+def test_cost_written_out_by_hand():
+    costs = costs_of(small_config(), np.array([5, 1]))
+    # 5 tokens: 4 projections of 4 x 4, scores and their sum over 5 tokens, 2 products of 4 x 6; 2 operations for each
+    layer = 2 * (4 * 5 * 16 + 2 * 5 * 5 * 4 + 2 * 5 * 24)
+    last = 2 * (2 * 5 * 16 + 2 * 16 + 2 * 5 * 4 + 2 * 24)  # keys and values of all tokens, the rest of the first one
+    head = 2 * (16 + 4 * 3)  # pooler, classifier
+    assert (layer, last, head) == (1520, 560, 56)
+    assert costs.layers.tolist() == [[1520, 1520, 616], [240, 240, 296]]
+    assert costs.off_ramps.tolist() == [[56, 56], [56, 56]]
+    exit_layers = np.array([2, 3])
+    assert costs.of(exit_layers, [True, True]).tolist() == [3152 / 3656, 888 / 776]
+    assert costs.of(exit_layers, [False, True]).tolist() == [3096 / 3656, 832 / 776]
+    assert costs.of(np.array([1, 1]), [True, True]).tolist() == [1576 / 3656, 296 / 776]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"highway_pooling": "mean"}, 2 * 5 * 4 + 32 + 24),
+        ({"highway_pooling": "attention"}, 4 * 5 * 4 + 32 + 24),
+        ({"exit_rule": "learned"}, 32 + 24 + 8),
+    ],
+)
+def test_off_ramps_by_pooling_and_rule(settings, expected):
+    costs = costs_of(small_config(**settings), np.array([5]))
+    assert costs.off_ramps.tolist() == [[expected, expected]]
+    assert costs.layers.tolist() == [[1520, 1520, 616]]
+
+
+def test_linear_off_ramps_have_no_pooler():
+    config = small_config(highway_pooling="mean", highway_head="linear")
+    assert costs_of(config, np.array([5])).off_ramps.tolist() == [[2 * 5 * 4 + 24] * 2]
+
+
+@pytest.mark.parametrize(("head", "rule"), [("pooler", "entropy"), ("pooler", "learned"), ("linear", "entropy")])
+@pytest.mark.parametrize("pooling", ["first", "mean", "attention"])
+def test_cost_agrees_with_the_counter_of_pytorch(backbone, pooling, head, rule):
+    """At batch size 1, for given exits. The counter counts matrix products and nothing else.
+
+    So it counts all that we do, except for a pooling that PyTorch computes as a reduction or as a product with a
+    vector: the difference is at most the pooling of the off-ramps that ran, and 0 where the first token is read.
+    """
+    model = tiny_model(backbone, highway_pooling=pooling, highway_head=head, exit_rule=rule)
+    for thresholds, exit_layer, off_ramps in (
+        ([NO_EXIT] * 3, 4, 0),
+        ([CERTAIN] * 3, 1, 1),
+        ([NO_EXIT, CERTAIN, NO_EXIT], 2, 1),
+        ([NEVER_REACHED, NO_EXIT, CERTAIN], 3, 2),
+        ([NEVER_REACHED] * 3, 4, 3),
+    ):
+        for length in (3, 11):
+            batch, costs = random_batch(model.config, [length]), costs_of(model.config, np.array([length]))
+            by_pytorch, output = counted_by_pytorch(model, **batch, exit_threshold=thresholds)
+            assert output.exit_layer.tolist() == [exit_layer]
+            counted = costs.of(np.array([exit_layer]), np.array(thresholds) > 0) * costs.layers.sum()
+            pooling_operations = {"first": 0, "mean": 2, "attention": 4}[pooling] * length * 32 * off_ramps
+            assert 0 <= round(counted.item()) - by_pytorch <= pooling_operations
+
+
+def test_the_floor_counts_the_products_of_the_layers_that_ran():
+    """Against PyTorch's own count of their matrix products."""
+    model = tiny_model("bert", attn_implementation="eager")
+    encoder, hidden, (tokens,) = model.base_model.encoder, torch.randn(1, 9, 32), np.array([[9]])
+
+    one, _ = counted_by_pytorch(encoder.layer[0], hidden, None)
+    last, _ = counted_by_pytorch(first_token_layer, encoder.layer[-1], hidden, None)
+    assert last < one / 2
+    depth = model.config.num_hidden_layers
+    for exit_layer, queries, expected in (
+        (2, 1, 2 * one),
+        (depth, tokens, depth * one),
+        (depth, 1, (depth - 1) * one + last),
+    ):
+        found = operations(model.config, tokens, np.array([exit_layer]), queries)
+        assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_each_sample_counts_with_its_own_length():
+    """Also in a batch that is padded, and after samples were reordered."""
+    model, lengths = tiny_model("bert"), [5, 12, 7, 3]
+    batch = random_batch(model.config, lengths)
+    ids = np.concatenate([row[:n].numpy() for row, n in zip(batch["input_ids"], lengths, strict=True)])
+    features = Features(ids, np.zeros_like(ids), np.cumsum([0, *lengths]), np.array([0, 1, 1, 0]))
+    exits = run_all_exits(model, features, collator(model.config), batch_size=4)
+    expected = costs_of(model.config, np.array(lengths))
+    np.testing.assert_array_equal(exits.layer_operations, expected.layers)
+    np.testing.assert_array_equal(exits.off_ramp_operations, expected.off_ramps)
+    first, second = exits.halves(0)
+    again = AllExits.joined([first, second])
+    rows = [np.flatnonzero((exits.logits == sample).all(axis=(1, 2))).item() for sample in again.logits]
+    assert sorted(rows) == [0, 1, 2, 3] != rows
+    np.testing.assert_array_equal(again.layer_operations, expected.layers[rows])
+    np.testing.assert_array_equal(again.off_ramp_operations, expected.off_ramps[rows])
+
+
+def test_never_is_1_and_off_ramps_that_nobody_takes_cost_more():
+    exits, task = with_costs(simulated(50, 0)), TASKS["SST-2"]
+    full = exits.layer_operations.sum(axis=1)
+    never, nobody, all_at_once = sweep(task, exits, [0.0, 1e-12, 1.0])
+    assert (never.cost, never.cost_saved) == (1, 0)
+    assert never.exits == nobody.exits == (0, 0, 0, 0, 50)
+    assert nobody.cost == pytest.approx((1 + exits.off_ramp_operations.sum(axis=1) / full).mean())
+    assert nobody.cost > 1 == nobody.layers_run
+    first = exits.layer_operations[:, 0] + exits.off_ramp_operations[:, 0]
+    assert all_at_once.cost == pytest.approx((first / full).mean())
+
+
+def test_off_ramps_that_a_rule_needs_for_its_state_cost_too():
+    exits = replace(with_costs(simulated(20, 0)), rule="patience")
+    only_the_last = [NO_EXIT, NO_EXIT, NO_EXIT, 1]
+    layers = exits.exit_layers(only_the_last)
+    assert set(layers) == {4}
+    ran = exits.layer_operations[:, :4].sum(axis=1) + exits.off_ramp_operations.sum(axis=1)
+    np.testing.assert_allclose(exits.cost(layers, only_the_last), ran / exits.layer_operations.sum(axis=1))
+
+
+def test_files_without_operations_have_no_cost(tmp_path):
+    exits = with_costs(simulated(30, 0))
+    exits.save(tmp_path / "new.npz")
+    (row,) = sweep(TASKS["SST-2"], AllExits.load(tmp_path / "new.npz"), [0.3])
+    assert row == sweep(TASKS["SST-2"], exits, [0.3])[0]
+    assert 0 < row.cost < 1
+    with np.load(tmp_path / "new.npz") as arrays:  # what version 0.5 wrote
+        names = ("logits", "labels", "rule", "tolerance")
+        np.savez(tmp_path / "old.npz", **{name: arrays[name] for name in names})
+    (old,) = sweep(TASKS["SST-2"], AllExits.load(tmp_path / "old.npz"), [0.3])
+    assert (old.cost, old.cost_saved) == (None, None)
+    assert replace(old, cost=row.cost) == row
