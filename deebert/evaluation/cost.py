@@ -71,7 +71,7 @@ def head_operations(config, has_pooler: bool) -> int:
 
 def off_ramp_operations(config, tokens: np.ndarray) -> np.ndarray:
     """Those (S,) of one off-ramp: pooling over `tokens` (S,) tokens, pooler, classifier, learning-to-exit head."""
-    per_token = {"first": 0, "mean": 2, "attention": 4}[getattr(config, "highway_pooling", "first")]
-    has_pooler = getattr(config, "highway_head", "pooler") == "pooler"
+    per_token = {"first": 0, "mean": 2, "attention": 4}[config.highway_pooling]
+    has_pooler = config.highway_head == "pooler"
     learning_to_exit = 2 * config.hidden_size if config_rule(config).learned else 0
     return per_token * tokens * config.hidden_size + head_operations(config, has_pooler) + learning_to_exit
