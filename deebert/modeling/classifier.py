@@ -147,7 +147,8 @@ class HighwayClassifier(OwnInit):
 
         own_loop = not can_exit and not last_layer  # stage 1, for one, runs the backbone as it is
         outputs = self.base_model(**inputs, layer_loop=None if own_loop else loop)
-        exited.add(batch.index, self.final_logits(outputs.pooler_output), self.config.num_hidden_layers)
+        if len(batch):
+            exited.add(batch.index, self.final_logits(outputs.pooler_output), self.config.num_hidden_layers)
         logits, exit_layer = exited.in_input_order()
         return HighwayClassifierOutput(
             logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions

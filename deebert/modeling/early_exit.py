@@ -90,6 +90,8 @@ class ExitedSamples:
 
     def in_input_order(self) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and exit layers (B,), once all samples have exited."""
+        if len(self.index) == 1:  # all samples exited together, so they are in order
+            return self.logits[0], self.layers[0].to(self.logits[0].device)
         logits, layers = torch.cat(self.logits), torch.cat(self.layers)
         order = torch.cat(self.index).argsort()
         return logits[order], layers[order].to(logits.device)
