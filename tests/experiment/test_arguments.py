@@ -107,9 +107,35 @@ def test_the_original_name_of_the_threshold(args):
 
 def test_records_of_0_5_stay_comparable(args):
     assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv"}
-    assert {*training_settings(args)} == {*FIRST_STAGE_0_5, *TRAINING_0_5, *LAUNCH, "train.tsv"}
+    settings = training_settings(args)
+    new = {*settings} - {*FIRST_STAGE_0_5, *TRAINING_0_5, *LAUNCH, "train.tsv"}
+    assert new == {"highway_head"}
+    recorded = {name: value for name, value in settings.items() if name not in new}  # 0.5 did not record these flags
+    assert first_difference(recorded, settings) is None
+    linear = training_settings(replace(args, highway_head="linear"))
+    assert first_difference(recorded, linear) == "highway_head, None; this run has linear"
     best = replace(args, load_best_model_at_end=True)  # then the dev set decides, and when it is scored
     assert {*training_settings(best)} - {*training_settings(args)} == {"logging_steps", "dev.tsv"}
+
+
+def test_a_recipe_sets_defaults_and_flags_win():
+    required = [
+        "--model_type",
+        "bert",
+        "--model_name_or_path",
+        "m",
+        "--task_name",
+        "SST-2",
+        "--output_dir",
+        "o",
+        "--data_dir",
+        "d",
+    ]
+    paper = parse_args(required)
+    assert (paper.highway_head, paper.highway_pooling, paper.cache_features) == (None, None, False)
+    fast = parse_args([*required, "--recipe", "fast", "--highway_epochs", "2"])
+    assert (fast.highway_head, fast.highway_pooling, fast.cache_features) == ("linear", "mean", True)
+    assert (fast.highway_learning_rate, fast.highway_epochs) == (5e-3, 2.0)
 
 
 @pytest.mark.parametrize(
