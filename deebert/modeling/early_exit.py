@@ -1,13 +1,13 @@
 """Early exit, on one page: samples come in, layers run, some samples exit, the rest goes on.
 
-    exits_now        the decision     is this sample certain enough?
-    ActiveBatch      the compaction   the samples still in the network, without padding that none of them needs
+    exits_now        the decision     is this sample certain enough? (first_exit_layer: for all layers at once)
+    ActiveBatch      the compaction   the samples still in the network, padded no longer than the longest of them
     ExitedSamples    the gathering    logits and exit layers, given back in input order
     run_with_exits   the loop         that uses all three
 
 This file knows neither BERT nor off-ramps. Read on in exit_rules.py (uncertainties), off_ramps.py (logits), then
 classifier.py (how the loop gets into the model). The runtimes in deebert/runtime use the same decision, compaction and
-gathering; only the graph inside ONNX repeats them.
+gathering; the ONNX graph has to repeat the decision as operators of its own.
 
 Shapes: B samples came in, b of them are still active; T tokens, H hidden, N layers, C labels.
 """
@@ -43,9 +43,9 @@ class ActiveBatch:
     """The samples that are still in the network. Fields are tensors or, in the CUDA runtime, numpy arrays."""
 
     index: Tensor | np.ndarray  # (b,) position of each sample in the input; on the CPU
-    lengths: Tensor | np.ndarray | None = None  # (b,) on the CPU, so that trimming needs no GPU synchronisation
+    lengths: Tensor | np.ndarray | None = None  # (b,) position of the last token + 1; on the CPU: needs no GPU wait
     hidden_states: Tensor | None = None  # (b, T, H)
-    attention_mask: Tensor | None = None  # as the layers take it: (b, T) or (b, 1, 1 or T, T)
+    attention_mask: Tensor | None = None  # as the layers take it: (b, T), (b, 1, 1, T) or (b, 1, T, T)
     pooling_weights: Tensor | None = None  # (b, T) for the off-ramps' pooling; None: there is no padding
     rule_state: Tensor | None = None  # (b, ...) of a stateful exit rule
 
@@ -54,7 +54,7 @@ class ActiveBatch:
 
     @property
     def longest(self) -> int | None:
-        """The length to which the batch may be trimmed, None: it may not. A row of padding only keeps one token."""
+        """The number of tokens that the batch needs, at least 1 (a row may be padding only). None: keep all."""
         return None if self.lengths is None or len(self) == 0 else max(1, int(self.lengths.max()))
 
     def keep(self, staying: Tensor | np.ndarray) -> None:
@@ -102,7 +102,7 @@ def let_exit(
 ) -> None:
     """Moves the samples that exit after this layer, from 1, out of the batch, with their logits (b, C)."""
     if len(batch) == 1 and not exits_now(uncertainty.item(), cutoff):
-        return  # most decisions about a single text end here: numbers compare ten times as fast as tensors
+        return  # a shortcut: for a single text, comparing a number is ten times as fast as comparing a tensor
     exiting = exits_now(uncertainty, cutoff).cpu()  # the one device synchronisation of a layer
     if exiting.any():
         exited.add(batch.index[exiting], logits[exiting], layer)
@@ -117,7 +117,9 @@ def run_with_exits(
     rule: ExitRule,
     cutoffs: Sequence[float],
 ) -> None:
-    """THE loop: runs the layers until every sample has exited. Those still in the batch go to the final classifier.
+    """THE loop: runs the layers until all samples have exited, or there are no more layers.
+
+    The samples that are left in `batch` are the caller's: it adds them to `exited` with the final classifier's logits.
 
     layers: (hidden states, attention mask) -> hidden states. off_ramp: (layer from 0, batch) -> logits (b, C) and the
     certainty (b,) of a learning-to-exit head, or None. cutoffs: (N-1,) of the off-ramps.
