@@ -19,7 +19,7 @@ from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features, load_features
 from deebert.data.tasks import Task, eval_splits, label_order
 from deebert.evaluation.cost import Costs, costs_of
-from deebert.evaluation.metrics import scores
+from deebert.evaluation.metrics import primary_score, scores
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.checkpoints import max_tokens
 from deebert.modeling.early_exit import first_exit_layer
@@ -112,6 +112,16 @@ class AllExits:
         consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
         return Costs(self.layer_operations, self.off_ramp_operations).of(exit_layers, consulted)
 
+    def full_score(self, task: Task) -> float:
+        """The primary metric of the full model; computed once."""
+        if task.primary_metric not in self._full_scores:
+            self._full_scores[task.primary_metric] = primary_score(task, self.logits[:, -1], self.labels)
+        return self._full_scores[task.primary_metric]
+
+    @cached_property
+    def _full_scores(self) -> dict[str, float]:
+        return {}
+
     @cached_property
     def uncertainties(self) -> np.ndarray:
         """The rule's uncertainty (S, N-1) of each sample after each off-ramp."""
@@ -185,11 +195,11 @@ def layer_scores(task: Task, exits: AllExits) -> list[dict[str, float]]:
 
 def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[SweepRow]:
     """The score, exits, layers run and cost of each threshold, without running the model."""
-    full_score = scores(task, exits.logits[:, -1], exits.labels)[task.primary_metric]
+    full_score = exits.full_score(task)
     rows = []
     for threshold in thresholds:
         exit_layers = exits.exit_layers(threshold)
-        score = scores(task, exits.logits_at(exit_layers), exits.labels)[task.primary_metric]
+        score = primary_score(task, exits.logits_at(exit_layers), exits.labels)
         cost = exits.cost(exit_layers, threshold)
         rows.append(
             SweepRow(

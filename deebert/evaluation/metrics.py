@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from deebert.data.tasks import Task
 
@@ -22,7 +22,8 @@ def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float
 
 # Name -> function of labels (S,) and predictions (S,). A name is a column of the result files.
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "acc": accuracy_score,
+    # sklearn's accuracy_score checks its input for longer than it counts; thresholds are chosen by thousands of scores
+    "acc": lambda labels, predicted: np.mean(labels == predicted),
     "f1": lambda labels, predictions: f1_score(labels, predictions, average="binary", zero_division=0),
     "mcc": matthews_corrcoef,
     "pearson": _correlation(pearsonr),
@@ -39,3 +40,9 @@ def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
     """The task's metrics, the primary one first, of logits (S, C) against labels (S,)."""
     predicted = predictions(logits)
     return {name: float(METRICS[name](labels, predicted)) for name in task.metrics}
+
+
+def primary_score(task: Task, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The task's primary metric, see `scores`."""
+    name = task.primary_metric
+    return float(METRICS[name](labels, predictions(logits)))

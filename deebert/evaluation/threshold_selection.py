@@ -11,7 +11,7 @@ import numpy as np
 
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, dense_thresholds
-from deebert.evaluation.metrics import scores
+from deebert.evaluation.metrics import primary_score
 from deebert.evaluation.risk_control import controlled_threshold, lost_to_early_exit
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.cli import InputError
@@ -127,10 +127,7 @@ def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42)
 def operating_point(task: Task, exits: AllExits, threshold: float | Sequence[float]) -> OperatingPoint:
     """The results of one threshold, or of one per layer, on these samples."""
     layers = exits.exit_layers(threshold)
-    score, full_score = (
-        scores(task, logits, exits.labels)[task.primary_metric]
-        for logits in (exits.logits_at(layers), exits.logits[:, -1])
-    )
+    score, full_score = primary_score(task, exits.logits_at(layers), exits.labels), exits.full_score(task)
     cost = exits.cost(layers, threshold)
     return OperatingPoint(
         score=score,
@@ -216,7 +213,7 @@ def bootstrap(
     values = []
     for _ in range(BOOTSTRAP_SAMPLES):
         rows = rng.integers(0, len(early), len(early))
-        score, full_score = (scores(task, x[rows], exits.labels[rows])[task.primary_metric] for x in (early, full))
+        score, full_score = (primary_score(task, x[rows], exits.labels[rows]) for x in (early, full))
         values.append((score, score - full_score))
     low, high = np.quantile(values, [0.025, 0.975], axis=0).tolist()
     return (low[0], high[0]), (low[1], high[1])

@@ -100,6 +100,7 @@ def test_it_streams(folder, monkeypatch):
     assert len(answers.getvalue().splitlines()) == 3
 
 
+@pytest.mark.parametrize("backbone", ["bert"])  # the pipe is the same for all
 def test_a_reader_that_has_seen_enough_is_no_error(folder):
     predict = f"{sys.executable} -m deebert predict --model {folder} --batch_size 1"
     command = f"yes 'a good film' | head -500 | {predict} | head -1"
