@@ -26,6 +26,9 @@ def main() -> None:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="the command's own flags")
+    if len(sys.argv) == 1:
+        parser.print_help()
+        return
     args = parser.parse_args()
     sys.argv = [f"deebert {args.command}", *args.flags]
     import_module(f"deebert.commands.{args.command}").main()  # imported late: not every command needs torch
@@ -38,7 +41,7 @@ def run() -> None:
 
 def renamed(command: str) -> None:
     """Runs a command under the name it had in 0.5, with a note on stderr."""
-    print(f"note: this is now `deebert {command}`; the old name goes with the next version", file=sys.stderr)
+    print(f"note: this is now `deebert {command}`; the old name will be removed in the next version", file=sys.stderr)
     sys.argv[1:1] = [command]
     run()
 

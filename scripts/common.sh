@@ -1,4 +1,4 @@
-# Sourced by the other scripts: where the code is, which Python runs it, and how errors are told.
+# Sourced by the other scripts: where the code is, which Python runs it, and how errors are reported.
 
 ROOT=$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)
 

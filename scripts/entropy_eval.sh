@@ -17,5 +17,5 @@ need_data
 need_model
 
 # shellcheck disable=SC2086  # one argument for each threshold
-run_glue --model_name_or_path "$OUTPUT_DIR" --do_eval --eval_highway --early_exit_entropy $ENTROPIES \
+run_glue --model_name_or_path "$OUTPUT_DIR" --do_eval --eval_highway --exit_threshold $ENTROPIES \
     --per_gpu_eval_batch_size 1 "$@"

@@ -50,14 +50,14 @@ def download(package: tuple[str, str], *options: str) -> bytes:
 
 
 def check(data: bytes, sha256: str, name: str) -> bytes:
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        sys.exit(f"error: {name} has the sha256 {found}, not {sha256}; what was fetched is not used")
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256:
+        sys.exit(f"error: {name} has the sha256 {actual}, not {sha256}; what was fetched is not used")
     return data
 
 
 def write(path: Path, data: bytes) -> None:
-    """To a temporary name first, so that a file that exists is whole."""
+    """To a temporary name first, so that a file that exists is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument("--output", required=True, type=Path, help="folder for the graphs")
     parser.add_argument(
-        "--int8", action="store_true", help="8-bit weights of matrix products: faster, and a little off"
+        "--int8", action="store_true", help="8-bit weights of matrix products: faster, with slightly different logits"
     )
     parser.add_argument("--task_name", help="with --data_dir: score model and graphs on the task's dev set")
     parser.add_argument("--data_dir", help="folder with the task's TSV files")

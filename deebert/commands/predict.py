@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--exit_rule", choices=EXIT_RULES, help="which uncertainty is compared with it; default: the model's own"
     )
-    parser.add_argument("--batch_size", type=positive, default=32, help="1 answers each line before it reads the next")
+    parser.add_argument("--batch_size", type=positive, default=32, help="1 prints each result before it reads on")
     parser.add_argument(
         "--continuous_batching",
         "--refill",

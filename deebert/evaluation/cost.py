@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deebert.modeling.config import config_rule
+from deebert.modeling.off_ramps import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def head_operations(config, has_pooler: bool) -> int:
 
 def off_ramp_operations(config, tokens: np.ndarray) -> np.ndarray:
     """Those (S,) of one off-ramp: pooling over `tokens` (S,) tokens, pooler, classifier, learning-to-exit head."""
-    per_token = {"first": 0, "mean": 2, "attention": 4}[config.highway_pooling]
+    per_token = POOLINGS[config.highway_pooling].operations
     has_pooler = config.highway_head == "pooler"
     learning_to_exit = 2 * config.hidden_size if config_rule(config).learned else 0
     return per_token * tokens * config.hidden_size + head_operations(config, has_pooler) + learning_to_exit

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deebert.data.tasks import TASKS
 from deebert.evaluation.threshold_selection import SelectionTarget
 from deebert.experiment.flags import add_flags, flag, number, switch
-from deebert.experiment.training_arguments import CheckpointArguments, TrainingArguments
+from deebert.experiment.training_arguments import RECIPES, CheckpointArguments, TrainingArguments
 from deebert.modeling.checkpoints import MODELS
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.modeling.off_ramps import HEADS, POOLINGS
@@ -181,19 +181,6 @@ class Arguments(
         )
 
 
-# What --recipe sets; a flag that is given wins. docs/off_ramps.md has the measurements.
-RECIPES: dict[str, dict] = {
-    "paper": {},
-    "fast": {
-        "highway_pooling": "mean",
-        "highway_head": "linear",
-        "highway_learning_rate": 5e-3,
-        "highway_epochs": 6.0,
-        "cache_features": True,
-    },
-}
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser of run_glue_deebert.py's flags, with one group for each class of them."""
     parser = ArgumentParser(prog="run_glue_deebert.py", description=DESCRIPTION)
@@ -204,5 +191,13 @@ def make_parser() -> argparse.ArgumentParser:
 def parse_args(argv: Sequence[str] | None = None) -> Arguments:
     """argv: sys.argv[1:] if it is None. Raises InputError."""
     parser = make_parser()
-    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
+    parser.set_defaults(**recipe_defaults(parser.parse_args(argv)))
     return Arguments(**vars(parser.parse_args(argv)))
+
+
+def recipe_defaults(args: argparse.Namespace) -> dict:
+    """The defaults that --recipe sets, without the cache where it is of no use."""
+    defaults = dict(RECIPES[args.recipe])
+    if args.train_strategy != "two_stage" or args.highway_pooling == "attention":  # no stage can use it
+        defaults.pop("cache_features", None)
+    return defaults

@@ -91,6 +91,16 @@ def check_first_stage(args: Arguments, resumes: bool) -> None:
         raise InputError(f"--first_stage {args.first_stage}: no model after stage 1 there; give a new folder")
 
 
+def check_head(args: Arguments, config, name: str) -> None:
+    """A training must not start from off-ramps of another head: their classifiers were trained on another input."""
+    has_off_ramps = any(architecture.startswith("Dee") for architecture in config.architectures or ())
+    if has_off_ramps and args.highway_head not in (None, config.highway_head):
+        raise InputError(
+            f"--highway_head {args.highway_head}: the off-ramps of {name} have {config.highway_head}; leave it out, or "
+            "start from a model without off-ramps"
+        )
+
+
 def check_config(args: Arguments, task: Task, config, name: str) -> None:
     """A model, to be trained or evaluated, must fit the flags and the task. name: of the model, for messages."""
     limit = max_tokens(config)

@@ -74,6 +74,7 @@ class Experiment:
         config = config_with_rule(args, args.config_name if args.do_train and args.config_name else source)
         labels = label_order(task, args.model_type, config.id2label)
         if args.do_train:
+            checks.check_head(args, config, source)
             set_labels(config, labels)
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_temperatures = None

@@ -36,7 +36,7 @@ class DeeBertForSequenceClassification(HighwayClassifier, BertForSequenceClassif
     config_class = DeeBertConfig
 
     def __init__(self, config):
-        add_highway_fields(config)
+        add_highway_fields(config, self.config_class)
         super(BertForSequenceClassification, self).__init__(config)  # HF's __init__ builds a BERT without off-ramps
         self.bert = DeeBertModel(config)
         self.init_head(config)

@@ -112,7 +112,7 @@ class HighwayClassifier(OwnInit):
         }
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
         rule, cutoffs = self._cutoffs(threshold, output_layer)
-        can_exit, full_batches = any(cutoff > 0 for cutoff in cutoffs), self._returns_states(kwargs)
+        can_exit, full_batches = any(cutoff > 0 for cutoff in cutoffs), self._needs_full_batches(kwargs)
         last_layer = self._short_last_layer(full_batches or any(map(_given, kwargs.values())))
         if output_all_exits or train_highway or (can_exit and full_batches):
             output = self._run_all_exits(inputs | kwargs, last_layer, rule, cutoffs, train_highway)
@@ -120,8 +120,8 @@ class HighwayClassifier(OwnInit):
             output = self._run_early_exit(inputs | kwargs, last_layer, rule, cutoffs, can_exit)
         output.entropy = entropy(output.logits.detach())
         if labels is not None:
-            exits = output.all_logits[:, :-1].unbind(dim=1) if train_highway else [output.logits]
-            output.loss = sum(self._loss(logits, labels) for logits in exits)
+            trained = output.all_logits[:, :-1].unbind(dim=1) if train_highway else [output.logits]
+            output.loss = sum(self._loss(logits, labels) for logits in trained)
         if not (output_all_exits or train_highway):
             output.all_logits = output.all_certainties = None
         return output
@@ -130,23 +130,29 @@ class HighwayClassifier(OwnInit):
         self, inputs: dict, last_layer: list[Callable], rule: ExitRule, cutoffs: list[float], can_exit: bool
     ) -> HighwayClassifierOutput:
         """Path 1: samples exit on their way through the layers."""
-        encoder, mask = self.base_model.encoder, inputs["attention_mask"]
-        size = len(inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"])
-        batch, exited = ActiveBatch(torch.arange(size)), ExitedSamples()
-        if can_exit:
-            batch.pooling_weights = None if _is_unpadded_text(mask) else self.pooling_weights(mask)
-            batch.lengths = None if size == 1 else token_lengths(mask)  # a batch of one never shrinks
+        if not can_exit and not last_layer:  # stage 1, for one, runs the backbone as it is
+            outputs = self.base_model(**inputs)
+            logits = self.final_logits(outputs.pooler_output)
+            exit_layer = torch.full((len(logits),), self.config.num_hidden_layers, device=logits.device)
+            return HighwayClassifierOutput(
+                logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            )
+        encoder, mask, exited = self.base_model.encoder, inputs["attention_mask"], ExitedSamples()
+        batch = ActiveBatch(index=torch.arange(0))
 
         def off_ramp(i: int, batch: ActiveBatch) -> tuple[Tensor, Tensor | None]:
             return encoder.off_ramp(i, batch.hidden_states, batch.pooling_weights)
 
         def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+            batch.index = torch.arange(len(hidden_states))
             batch.hidden_states, batch.attention_mask = hidden_states, attention_mask
+            if can_exit:
+                batch.pooling_weights = None if self._is_unpadded_text(mask) else self.pooling_weights(mask)
+                batch.lengths = None if len(batch) == 1 else token_lengths(mask)  # a batch of one never shrinks
             run_with_exits(layers[:-1] + (last_layer or layers[-1:]), off_ramp, batch, exited, rule, cutoffs)
-            return batch.hidden_states
+            return batch.hidden_states[: len(batch)]
 
-        own_loop = not can_exit and not last_layer  # stage 1, for one, runs the backbone as it is
-        outputs = self.base_model(**inputs, layer_loop=None if own_loop else loop)
+        outputs = self.base_model(**inputs, layer_loop=loop)
         if len(batch):
             exited.add(batch.index, self.final_logits(outputs.pooler_output), self.config.num_hidden_layers)
         logits, exit_layer = exited.in_input_order()
@@ -172,20 +178,9 @@ class HighwayClassifier(OwnInit):
         with torch.set_grad_enabled(train_off_ramps and not train_highway):
             outputs = self.base_model(**inputs, layer_loop=loop)
             final_logits = self.final_logits(outputs.pooler_output)
-        all_logits = torch.stack([*(logits for logits, _ in exits), final_logits], dim=1)
-        certainties = None
-        if encoder.learn_to_exit is not None and exits:
-            certainties = torch.stack([certainty for _, certainty in exits], dim=1)
-        with torch.no_grad():
-            exit_layer = first_exit_layer(rule.uncertainties(all_logits, certainties), cutoffs)
-        return HighwayClassifierOutput(
-            logits=all_logits[torch.arange(len(all_logits), device=all_logits.device), exit_layer - 1],
-            exit_layer=exit_layer,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            all_logits=all_logits,
-            all_certainties=certainties,
-        )
+        output = output_of_all_exits([*exits, (final_logits, None)], rule, cutoffs)
+        output.hidden_states, output.attentions = outputs.hidden_states, outputs.attentions
+        return output
 
     def _short_last_layer(self, outputs_requested: bool) -> list[Callable]:
         """What may take the last layer's place: one callable, or none where the backbone's own has to run."""
@@ -207,6 +202,15 @@ class HighwayClassifier(OwnInit):
             raise ValueError("attention_mask must be (B, T): the off-ramps' pooling reads the padding from it")
         return mean_weights(attention_mask, self.dtype)
 
+    def _is_unpadded_text(self, mask: Tensor | None) -> bool:
+        """Whether this is the mask (B, T) of a single text without padding, so that pooling needs no weights.
+
+        On a GPU the question would cost a synchronisation, so the answer is no.
+        """
+        if self.config.highway_pooling == "first" or mask is None or mask.dim() != 2:
+            return False
+        return len(mask) == 1 and mask.device.type == "cpu" and bool(mask.all())
+
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """HF's own choice: cross-entropy, or mean squared error where there is one label."""
         labels = labels.to(logits.dtype) if self.num_labels == 1 else labels
@@ -222,7 +226,7 @@ class HighwayClassifier(OwnInit):
             return config_rule(self.config), [math.inf if i == output_layer else NO_EXIT for i in range(num_layers - 1)]
         return config_cutoffs(self.config, NO_EXIT if self.training else threshold)
 
-    def _returns_states(self, kwargs: dict) -> bool:
+    def _needs_full_batches(self, kwargs: dict) -> bool:
         """Whether hidden states or attentions are requested. Flex attention counts too: its masks cannot be trimmed."""
         return self.config._attn_implementation == "flex_attention" or any(
             kwargs.get(name, getattr(self.config, name, False))
@@ -234,10 +238,21 @@ def _given(value) -> bool:
     return value is not None and value is not False
 
 
-def _is_unpadded_text(attention_mask: Tensor | None) -> bool:
-    """Whether this is the mask of a single text without padding, so that pooling weights are not needed.
+def output_of_all_exits(
+    exits: Sequence[tuple[Tensor, Tensor | None]], rule: ExitRule, cutoffs: Sequence[float]
+) -> HighwayClassifierOutput:
+    """The output that follows from every exit: where each sample would exit, and with which logits.
 
-    On a GPU the answer would cost a synchronisation.
+    exits: of each, logits (B, C) and, but for the last, the certainty (B,) of a learning-to-exit head or None.
     """
-    mask = attention_mask
-    return mask is not None and mask.dim() == 2 and len(mask) == 1 and mask.device.type == "cpu" and bool(mask.all())
+    all_logits = torch.stack([logits for logits, _ in exits], dim=1)
+    certainties = [certainty for _, certainty in exits[:-1] if certainty is not None]
+    all_certainties = torch.stack(certainties, dim=1) if certainties else None
+    with torch.no_grad():
+        exit_layer = first_exit_layer(rule.uncertainties(all_logits, all_certainties), cutoffs)
+    return HighwayClassifierOutput(
+        logits=all_logits[torch.arange(len(all_logits), device=all_logits.device), exit_layer - 1],
+        exit_layer=exit_layer,
+        all_logits=all_logits,
+        all_certainties=all_certainties,
+    )

@@ -36,14 +36,17 @@ class HighwayConfig:
         super().__post_init__(**{name: value for name, value in kwargs.items() if name not in self.OF_0_5})
 
 
-def add_highway_fields(config) -> None:
-    """Gives a plain HF config the fields of HighwayConfig that it lacks."""
+def add_highway_fields(config, config_class: type) -> None:
+    """Turns a plain HF config, in place, into a `config_class`: with the fields of HighwayConfig and their aliases."""
+    if isinstance(config, HighwayConfig):
+        return
     for alias, name in HighwayConfig.ALIASES.items():
-        if hasattr(config, alias) and not hasattr(config, name):
-            setattr(config, name, getattr(config, alias))
+        if alias in vars(config):
+            setattr(config, name, vars(config).pop(alias))
     for field in dataclasses.fields(HighwayConfig):
         if not hasattr(config, field.name):
             setattr(config, field.name, field.default)
+    config.__class__ = config_class
 
 
 def config_rule(config) -> ExitRule:

@@ -60,17 +60,17 @@ class ActiveBatch:
     def keep(self, staying: Tensor | np.ndarray) -> None:
         """THE compaction: keeps the samples `staying`, (b,) bool on the CPU, and the tokens up to the longest one."""
         self.index = self.index[staying]
-        if self.lengths is not None:
-            self.lengths = self.lengths[staying]
+        self.lengths = None if self.lengths is None else self.lengths[staying]
+        if self.hidden_states is None:  # the tensors are elsewhere, as in the CUDA runtime
+            return
+        rows, tokens = staying.nonzero().squeeze(1).to(self.hidden_states.device), slice(self.longest)
+        self.hidden_states = self.hidden_states[rows, tokens]
         if self.rule_state is not None:
-            self.rule_state = self.rule_state[staying]
-        tokens = slice(self.longest)
-        if self.hidden_states is not None:
-            self.hidden_states = self.hidden_states[staying, tokens]
+            self.rule_state = self.rule_state[rows]
         if self.pooling_weights is not None:
-            self.pooling_weights = self.pooling_weights[staying, tokens]
+            self.pooling_weights = self.pooling_weights[rows, tokens]
         if self.attention_mask is not None:
-            mask = self.attention_mask[staying]
+            mask = self.attention_mask[rows]
             self.attention_mask = mask[:, tokens] if mask.dim() == 2 else mask[..., tokens, tokens]
 
 
@@ -90,7 +90,7 @@ class ExitedSamples:
 
     def in_input_order(self) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and exit layers (B,), once all samples have exited."""
-        if len(self.index) == 1:  # all samples exited together, so they are in order
+        if len(self.index) == 1:  # all samples exited together, and a batch keeps their order
             return self.logits[0], self.layers[0].to(self.logits[0].device)
         logits, layers = torch.cat(self.logits), torch.cat(self.layers)
         order = torch.cat(self.index).argsort()
@@ -101,10 +101,13 @@ def let_exit(
     batch: ActiveBatch, exited: ExitedSamples, layer: int, logits: Tensor, uncertainty: Tensor, cutoff: float
 ) -> None:
     """Moves the samples that exit after this layer, from 1, out of the batch, with their logits (b, C)."""
-    if len(batch) == 1 and not exits_now(uncertainty.item(), cutoff):
-        return  # a shortcut: for a single text, comparing a number is ten times as fast as comparing a tensor
-    exiting = exits_now(uncertainty, cutoff).cpu()  # the one device synchronisation of a layer
-    if exiting.any():
+    alone = len(batch) == 1  # for a single text, comparing a number is ten times as fast as comparing a tensor
+    exiting = exits_now(uncertainty.item() if alone else uncertainty.cpu(), cutoff)  # waits for the device, once
+    count = int(exiting if alone else exiting.count_nonzero())
+    if count == len(batch):
+        exited.add(batch.index, logits, layer)
+        batch.index = batch.index[:0]
+    elif count > 0:
         exited.add(batch.index[exiting], logits[exiting], layer)
         batch.keep(~exiting)
 

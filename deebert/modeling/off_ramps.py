@@ -41,6 +41,8 @@ class OwnInit:
 class Pooling(nn.Module):
     """Hidden states (B, T, H) and `mean_weights` (B, T), or None -> pooled state (B, H). Built from the config."""
 
+    operations = 0  # floating-point operations for each number of the hidden states, see evaluation/cost.py
+
     def __init__(self, config):
         super().__init__()
 
@@ -55,6 +57,8 @@ class FirstToken(Pooling):
 class MeanOfTokens(Pooling):
     """The mean over the tokens that are not padding; over all tokens where pooling_weights is None."""
 
+    operations = 2
+
     def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
         if pooling_weights is None:
             return hidden_states.mean(dim=1)
@@ -63,6 +67,8 @@ class MeanOfTokens(Pooling):
 
 class AttentionOverTokens(Pooling):
     """A mean weighted by how well tokens match a learned query. It starts as the plain mean."""
+
+    operations = 4
 
     def __init__(self, config):
         super().__init__(config)
@@ -219,7 +225,7 @@ class HighwayModel(OwnInit):
     encoder_class: type
 
     def __init__(self, config, add_pooling_layer: bool = True):
-        add_highway_fields(config)
+        add_highway_fields(config, self.config_class)
         super().__init__(config, add_pooling_layer=add_pooling_layer)
         self.encoder = self.encoder_class(config)
         self.post_init()

@@ -41,7 +41,7 @@ class DeeRobertaForSequenceClassification(HighwayClassifier, RobertaForSequenceC
     config_class = DeeRobertaConfig
 
     def __init__(self, config):
-        add_highway_fields(config)
+        add_highway_fields(config, self.config_class)
         super(RobertaForSequenceClassification, self).__init__(
             config
         )  # HF's __init__ builds a RoBERTa without off-ramps

@@ -89,7 +89,7 @@ class ContinuousBatcher:
         batch.hidden_states = hidden
         if last:
             self.exited.add(batch.index, logits, i + 1)
-            batch.keep(torch.zeros(len(batch), dtype=torch.bool))
+            batch.index = batch.index[:0]
         elif consult:
             uncertainty, batch.rule_state = self.rule.uncertainty(logits, certainty, batch.rule_state)
             let_exit(batch, self.exited, i + 1, logits, uncertainty, self.cutoffs[i])

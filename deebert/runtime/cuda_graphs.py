@@ -143,9 +143,15 @@ class GraphedDeeBert:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
         rule, cutoffs = config_cutoffs(self.config, threshold)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        size = len(input_ids)
-        batch = SlottedBatch(np.arange(size), token_lengths(mask).numpy(), slots=np.arange(size))
+        size, mask = len(input_ids), attention_mask
+        if size == 0 or (mask is not None and mask.dim() != 2):
+            raise ValueError("give input_ids (B, T) of at least one text, and attention_mask (B, T)")
+        if mask is None or (size == 1 and mask.is_cuda):  # the lengths on a GPU are not worth waiting for
+            lengths = np.full(size, input_ids.shape[1])
+        else:
+            lengths = token_lengths(mask).numpy()
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        batch = SlottedBatch(np.arange(size), lengths, slots=np.arange(size))
         logits = torch.from_numpy(np.empty((size, self.config.num_labels), np.float32))
         exit_layer = torch.zeros(size, dtype=torch.long)
         with self.lock:

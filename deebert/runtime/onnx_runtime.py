@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deebert.modeling.checkpoints import GRAPH, MANIFEST, is_exported, load_config
-from deebert.modeling.classifier import HighwayClassifierOutput
+from deebert.modeling.checkpoints import GRAPH, MANIFEST, load_config
+from deebert.modeling.classifier import HighwayClassifierOutput, output_of_all_exits
 from deebert.modeling.config import config_rule, set_rule, set_threshold
-from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, first_exit_layer, let_exit
+from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, let_exit
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule, plain_threshold
 from deebert.modeling.off_ramps import token_lengths
 from deebert.utils.cli import InputError
-
-__all__ = ["GRAPH", "MANIFEST", "OnnxDeeBert", "is_exported", "one_torch_thread", "open_session"]
 
 FORMAT = 3  # raise it when this file can no longer run the graphs of before
 NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
@@ -186,7 +184,10 @@ class OnnxDeeBert:
         token_type_ids: Tensor | None = None,
         consult: bool = True,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Layer i with the exit after it, see `layer_runner.LayerSteps.step`. Without `consult` too: the run ends."""
+        """Layer i with the exit after it, see `layer_runner.LayerSteps.step`.
+
+        The graph cannot end after a layer whose off-ramp does not run, so `consult` makes no difference here.
+        """
         outputs = self.run(i, self._stop_everywhere(), inputs, attention_mask, token_type_ids)
         return outputs.hidden, outputs.logits, outputs.certainty
 
@@ -277,23 +278,14 @@ class OnnxDeeBert:
         token_type_ids: Tensor | None,
     ) -> HighwayClassifierOutput:
         """Every layer and every exit for every sample; where each would exit follows from that."""
-        state, logits, certainties = input_ids, [], []
+        state, exits = input_ids, []
         for i in range(self.num_layers):
             outputs = self.run(i, self._stop_everywhere(), state, mask, token_type_ids)
             state = outputs.hidden
-            logits.append(outputs.logits)
-            certainties.append(outputs.certainty)
-        all_logits = torch.stack(logits, dim=1)
-        all_certainties = torch.stack(certainties[:-1], dim=1) if self.has_certainty and len(certainties) > 1 else None
-        exit_layer = first_exit_layer(rule.uncertainties(all_logits, all_certainties), cutoffs)
-        chosen = all_logits[torch.arange(len(all_logits)), exit_layer - 1]
-        return HighwayClassifierOutput(
-            logits=chosen,
-            exit_layer=exit_layer,
-            entropy=entropy(chosen),
-            all_logits=all_logits,
-            all_certainties=all_certainties,
-        )
+            exits.append((outputs.logits, outputs.certainty))
+        output = output_of_all_exits(exits, rule, cutoffs)
+        output.entropy = entropy(output.logits)
+        return output
 
     def _stop_everywhere(self) -> np.ndarray:
         return np.full(self.num_layers - 1, np.inf, np.float32)

@@ -11,8 +11,8 @@ from helpers import once_for_all_workers
 from tiny import random_batch, tiny_model, tiny_tokenizer
 
 from deebert.commands import export, predict
-from deebert.modeling.checkpoints import save_model
-from deebert.runtime.onnx_runtime import MANIFEST, OnnxDeeBert
+from deebert.modeling.checkpoints import MANIFEST, save_model
+from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.utils import cli
 from deebert.utils.cli import InputError
 

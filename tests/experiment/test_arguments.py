@@ -136,6 +136,8 @@ def test_a_recipe_sets_defaults_and_flags_win():
     fast = parse_args([*required, "--recipe", "fast", "--highway_epochs", "2"])
     assert (fast.highway_head, fast.highway_pooling, fast.cache_features) == ("linear", "mean", True)
     assert (fast.highway_learning_rate, fast.highway_epochs) == (5e-3, 2.0)
+    for other in ("--train_strategy joint", "--highway_pooling attention"):  # neither can use the cache
+        assert not parse_args([*required, "--recipe", "fast", *other.split()]).cache_features
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,8 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_eval", "--output_dir out: no trained model there"),
         ("--do_eval --output_dir untrained", "untrained: not a trained DeeBERT"),
         ("--do_eval --output_dir trained --highway_pooling mean", "trained has first; leave it out"),
+        ("--do_eval --output_dir trained --highway_head linear", "trained has pooler; leave it out"),
+        ("--do_train --model_name_or_path trained --highway_head linear", "the off-ramps of trained have pooler"),
         ("--do_train --data_dir bad_train", "train.tsv, line 2: unknown label 'x'"),
         ("--do_train --output_dir .", "--output_dir .: give a folder's name"),
         ("--do_train --do_eval --task_name STS-B --target_drop 0.1", "no threshold can be chosen"),

@@ -144,6 +144,15 @@ def test_the_threshold_has_the_originals_name_as_alias(name, tmp_path):
         assert model(**batch, **{name: 10.0}).exit_layer.tolist() == [1, 1]
 
 
+def test_a_plain_config_knows_the_alias_too():
+    plain = BertConfig(**{**tiny_config("bert").to_diff_dict(), "early_exit_entropy": 0.3})
+    model = DeeBertForSequenceClassification(plain).eval()
+    assert (model.config.exit_threshold, model.config.early_exit_entropy) == (0.3, 0.3)
+    model.config.early_exit_entropy = 10.0
+    with torch.no_grad():
+        assert model(**random_batch(model.config, [4, 9])).exit_layer.tolist() == [1, 1]
+
+
 def test_a_config_of_version_0_5_loads(tmp_path):
     model = tiny_model("bert", exit_threshold=0.3)
     model.save_pretrained(tmp_path)
