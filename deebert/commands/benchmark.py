@@ -7,28 +7,20 @@ throughput at others. On a GPU: the full model in fp32 and bf16, and early exit 
 
 import argparse
 import copy
-import csv
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import matplotlib as mpl
-import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch.utils.benchmark import Timer
 from transformers import BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from deebert.data.batching import collator
-from deebert.data.features import Features
 from deebert.data.tasks import get_task
 from deebert.evaluation import plotting
 from deebert.evaluation.all_exits import dev_features
-from deebert.evaluation.cost import operations
-from deebert.evaluation.metrics import predictions, scores
-from deebert.evaluation.timing import Timing, timed_passes
+from deebert.evaluation.benchmarking import System, measure, plot, table, write_csv
 from deebert.modeling.checkpoints import (
     check_threshold,
     disable_cudnn_attention,
@@ -50,41 +42,6 @@ from deebert.runtime.onnx_export import (
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
 from deebert.utils.cli import ArgumentParser, InputError, positive
 from deebert.utils.files import make_folder, replacing
-
-CPU = torch.device("cpu")
-GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
-
-
-@dataclass(frozen=True)
-class System:
-    """A way to classify a batch. threshold: None for a full model without off-ramps."""
-
-    name: str
-    threshold: float | None
-    forward: Callable[[dict], object]
-
-
-@dataclass
-class Row:
-    """What one system gives. Shares from 0 to 1, times in milliseconds.
-
-    agreement: share of the samples with the label that PyTorch gives at batch size 1 (at the same threshold).
-    p50, p90, p99: latency at batch size 1, over the samples, of each one's median over the repeats.
-    per_sample: by batch size, median over the repeats.
-    floor: the matrix products of the layers that ran, mean over the samples, at the rate that PyTorch reaches for such
-        products in fp32 at batch size 1.
-    """
-
-    system: str
-    threshold: float | None
-    score: float
-    layers_run: float
-    p50: float
-    p90: float
-    p99: float
-    floor: float
-    agreement: float = 1.0
-    per_sample: dict[int, float] = field(default_factory=dict)
 
 
 def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
@@ -154,108 +111,6 @@ def early_systems(folder: str, model, work: Path, thresholds: Sequence[float]) -
             write_export(parts, model.config, tokenizer, work / precision, int8=precision == "int8")
             runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision)
     return [early_exit(runner, threshold, name) for name, runner in runners.items() for threshold in thresholds]
-
-
-def gemm_rate(config, tokens: float, device: torch.device) -> float:
-    """Floating-point operations per second of matrix products of a layer's shape, for this many tokens."""
-    states = torch.randn(max(round(tokens), 1), config.hidden_size, device=device)
-    weights = torch.randn(config.hidden_size, 4 * config.hidden_size, device=device)
-    timer = Timer(
-        "states @ weights", globals={"states": states, "weights": weights}, num_threads=torch.get_num_threads()
-    )
-    return 2 * states.numel() * weights.shape[1] / timer.blocked_autorange(min_run_time=GEMM_SECONDS).median
-
-
-def measure(
-    systems: list[System],
-    features: Features,
-    task,
-    config,
-    batch_sizes: list[int],
-    repeats: int,
-    device: torch.device = CPU,
-) -> list[Row]:
-    """Runs all systems side by side at every batch size; 1 comes first, as labels are compared with PyTorch's there."""
-    rows: list[Row] = []
-    reference: dict[float, np.ndarray] = {}  # PyTorch's labels (S,) at each threshold
-    for size in batch_sizes:
-        forwards = [system.forward for system in systems]
-        *_, timings = timed_passes(forwards, features, collator(config), device, size, repeats)
-        if size == 1:
-            rate = gemm_rate(config, features.lengths.mean(), device)
-            rows = [
-                latency(system, timing, features, task, config, rate)
-                for system, timing in zip(systems, timings, strict=True)
-            ]
-        for row, timing in zip(rows, timings, strict=True):
-            labels = predictions(timing.logits)
-            expected = reference.setdefault(NO_EXIT if row.threshold is None else row.threshold, labels)
-            row.agreement = min(row.agreement, float((labels == expected).mean()))
-            row.per_sample[size] = 1e3 * float(np.median(timing.seconds)) / len(features)
-    return rows
-
-
-def latency(system: System, timing: Timing, features: Features, task, config, rate: float) -> Row:
-    """The row of one system, from its passes at batch size 1."""
-    layers = np.where(timing.exit_layers > 0, timing.exit_layers, config.num_hidden_layers)
-    last = features.lengths if system.threshold is None else 1  # early exit computes only what is classified
-    p50, p90, p99 = np.percentile(1e3 * np.median(timing.batch_seconds, axis=0), [50, 90, 99])
-    return Row(
-        system=system.name,
-        threshold=system.threshold,
-        score=scores(task, timing.logits, features.labels)[task.primary_metric],
-        layers_run=layers.mean() / config.num_hidden_layers,
-        p50=p50,
-        p90=p90,
-        p99=p99,
-        floor=1e3 * float(operations(config, features.lengths, layers, last).mean()) / rate,
-    )
-
-
-def table(rows: list[Row]) -> str:
-    """Markdown; the floor beside the latency it is for."""
-    sizes = list(rows[0].per_sample)
-    heads = " | ".join(f"batch {size}" for size in sizes)
-    lines = [
-        f"| system | threshold | score (%) | layers run (%) | same label (%) | p50 | p90 | p99 | floor | {heads} |",
-        f"| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |{' ---: |' * len(sizes)}",
-    ]
-    for row in rows:
-        threshold = "-" if row.threshold is None else "never" if row.threshold <= 0 else f"{row.threshold:g}"
-        times = " | ".join(f"{value:.2f}" for value in (row.p50, row.p90, row.p99, row.floor, *row.per_sample.values()))
-        shares = " | ".join(f"{100 * value:.1f}" for value in (row.score, row.layers_run, row.agreement))
-        lines.append(f"| {row.system} | {threshold} | {shares} | {times} |")
-    return "\n".join(lines)
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """One line for each system and threshold; times in milliseconds."""
-    flat = [{**asdict(row), **{f"batch_{size}": ms for size, ms in row.per_sample.items()}} for row in rows]
-    with replacing(path) as file:
-        writer = csv.DictWriter(file, [name for name in flat[0] if name != "per_sample"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(flat)
-
-
-def plot(rows: list[Row], metric: str) -> Figure:
-    """Score against time per sample, a panel for each batch size, a curve for each system, with its thresholds."""
-    sizes = list(rows[0].per_sample)
-    figure = Figure(figsize=(4.2 * len(sizes) + 2.6, 4), layout="constrained")
-    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
-    for axes, size in zip(panels, sizes, strict=True):
-        for i, name in enumerate(dict.fromkeys(row.system for row in rows)):
-            mine = [row for row in rows if row.system == name]
-            look = plotting.line_style(i) | {"markersize": 5, "linewidth": 1}
-            axes.plot([row.per_sample[size] for row in mine], [100 * row.score for row in mine], **look, label=name)
-            early = [row for row in mine if (row.threshold or NO_EXIT) > 0]
-            across, up = [row.per_sample[size] for row in early], [100 * row.score for row in early]
-            plotting.annotate_thresholds(axes, early, across, up)
-        axes.margins(x=0.08, y=0.08)  # room for the thresholds
-        axes.set_title("numbers: threshold", fontsize=9, loc="left")
-        axes.set(xlabel=f"ms per sample, batch size {size}", xlim=(0, None))
-    panels[0].set_ylabel(f"score ({metric}, %)")
-    panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
 
 
 def parse_args() -> argparse.Namespace:
