@@ -33,7 +33,9 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
-    """A threshold, or one per layer, of any kind of numbers (numpy's, a tensor's) as Python floats."""
+    """A threshold, or one per layer, of any kind of numbers (numpy's, a tensor's) as floats. Raises ValueError."""
+    if isinstance(threshold, str):
+        raise ValueError(f"exit_threshold is the string {threshold!r}; give a number")
     return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
 
 

@@ -1,5 +1,6 @@
 """A trained or exported model with its tokenizer: texts in, labels out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,20 +56,22 @@ class Predictor:
                 rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
                 raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
 
-    def __call__(self, texts: list[tuple[str, ...]]) -> list[Prediction]:
-        """Classifies one batch of texts or pairs, all of the same kind."""
+    def __call__(self, texts: Sequence[str | tuple[str, ...]]) -> list[Prediction]:
+        """Classifies one batch of texts, or of pairs (text, text). Raises ValueError for anything else."""
+        texts = as_tuples(texts)
         with torch.inference_mode():
             return self._predictions(self.model(**self._inputs(texts).to(self.model.device)))
 
-    def stream(self, texts: list[tuple[str, ...]], batch_size: int) -> list[Prediction]:
+    def stream(self, texts: Sequence[str | tuple[str, ...]], batch_size: int) -> list[Prediction]:
         """Classifies any number of texts by continuous batching, in batches of texts of similar length."""
+        texts = as_tuples(texts)
         order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         batches = (self._inputs([texts[i] for i in chunk]).to(self.model.device) for chunk in chunks)
         predictions = self._predictions(classify_stream(self.model, batches, batch_size))
         return [prediction for _, prediction in sorted(zip(order, predictions, strict=True), key=lambda pair: pair[0])]
 
-    def _inputs(self, texts: list[tuple[str, ...]]):
+    def _inputs(self, texts: Sequence[str | tuple[str, ...]]):
         columns = [list(column) for column in zip(*texts, strict=True)]
         return self.tokenizer(
             *columns, truncation="longest_first", max_length=self.max_seq_length, padding=True, return_tensors="pt"
@@ -82,3 +85,13 @@ class Predictor:
         probability, label = output.logits.float().softmax(dim=-1).max(dim=-1)
         names = [self.model.config.id2label[i] for i in label.tolist()]
         return [Prediction(*fields) for fields in zip(names, probability.tolist(), layers, strict=True)]
+
+
+def as_tuples(texts: Sequence[str | tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Texts as tuples of one, pairs as tuples of two. Raises ValueError for a bare string, and for mixed kinds."""
+    if isinstance(texts, str):
+        raise ValueError("give a list of texts, or of pairs; this is a single string")
+    tuples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
+        raise ValueError("give at least one text; all items have to be texts, or all of them pairs")
+    return tuples

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+# The packages without which a command cannot run, by the names that Python imports
+REQUIREMENTS = "torch transformers accelerate numpy sklearn scipy tqdm matplotlib tensorboardX"
+
 
 class InputError(ValueError):
     """Bad input from the user. Its message is one line and complete; no traceback is needed to understand it."""
@@ -32,6 +35,14 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in REQUIREMENTS.split():
+            raise  # a fault of our own
+        print(
+            f"error: {error.name} is missing: activate your environment, or pip install -r requirements.txt",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except Interrupted as stop:
         print(stop, file=sys.stderr)

@@ -10,6 +10,7 @@ import torch
 from helpers import ROOT
 from tiny import sentences, tiny_model
 
+from deebert import Predictor
 from deebert.commands import predict
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.modeling.exit_rules import entropy
@@ -161,3 +162,14 @@ def test_a_file_that_is_no_text(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(InputError, match="not UTF-8"):
         predict.main()
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
+def test_the_predictor_takes_texts_and_pairs_and_refuses_the_rest(folder):
+    predictor = Predictor(str(folder))
+    assert predictor(["ok", "no"]) == predictor([("ok",), ("no",)])
+    assert predictor.stream(["ok", "no"], 2) == predictor(["ok", "no"])
+    assert len(predictor([("a film", "good"), ("a film", "bad")])) == 2
+    for wrong in ("a film", [], ["a", ("b", "c")], [("a", "b", "c")]):
+        with pytest.raises(ValueError, match=r"give (a list of texts|at least one text)"):
+            predictor(wrong)

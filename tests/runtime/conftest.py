@@ -1,6 +1,8 @@
 """Exports take seconds: the tests of all runtimes share them."""
 
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,26 +14,30 @@ from deebert.runtime import onnx_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 
 
-def export_and_keep_parts(folder: Path) -> None:
-    """Exports each backbone's model to folder/{backbone}; the parts of its graph go to folder/{backbone}_parts."""
+def export_and_keep_parts(backbone: str, folder: Path) -> None:
+    """Exports a backbone's model to folder/export; the parts of its graph go to folder/parts."""
     export_parts = onnx_export.export_parts
-    for backbone in BACKBONES:
 
-        def kept(model, parts, *more, backbone=backbone, **options):
-            export_parts(model, parts, *more, **options)
-            shutil.copytree(parts, folder / f"{backbone}_parts")
+    def kept(model, parts, *more, **options):
+        export_parts(model, parts, *more, **options)
+        shutil.copytree(parts, folder / "parts")
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(onnx_export, "export_parts", kept)
-            onnx_export.export(model_to_export(backbone), tiny_tokenizer(backbone), folder / backbone)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "export_parts", kept)
+        onnx_export.export(model_to_export(backbone), tiny_tokenizer(backbone), folder / "export")
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory) -> Path:
-    return once_for_all_workers(tmp_path_factory, "exports", export_and_keep_parts)
+def exports(tmp_path_factory) -> dict[str, Path]:
+    """For each backbone a folder with its export and the parts of the graph."""
+    odd = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[-1] in "13579"
+    return {  # in different orders, so that two workers make one each rather than wait for one another
+        backbone: once_for_all_workers(tmp_path_factory, f"export_{backbone}", partial(export_and_keep_parts, backbone))
+        for backbone in (reversed(BACKBONES) if odd else BACKBONES)
+    }
 
 
 @pytest.fixture(scope="session")
 def models(exports):
     """For each backbone the PyTorch model and its export. A test that changes one sets it back."""
-    return {backbone: (model_to_export(backbone), OnnxDeeBert(exports / backbone)) for backbone in BACKBONES}
+    return {backbone: (model_to_export(backbone), OnnxDeeBert(exports[backbone] / "export")) for backbone in BACKBONES}

@@ -197,7 +197,7 @@ def test_a_sample_that_is_not_a_number_harms_no_other(models, backbone, broken, 
 
 def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path, exports):
     model = model_to_export("bert")
-    shutil.copytree(exports / "bert_parts", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(exports["bert"] / "parts", tmp_path, dirs_exist_ok=True)
     for name in ("layer", "exit"):
         (tmp_path / f"{name}_2.onnx").rename(tmp_path / f"{name}_{MOST_LAYERS - 1}.onnx")
         for i in range(2, MOST_LAYERS - 1):
