@@ -45,6 +45,12 @@ TRAINING_0_5 = [
 ]
 LAUNCH = ["WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"]
 
+# The flags without which nothing can be parsed
+REQUIRED = [
+    *("--model_type", "bert", "--model_name_or_path", "m", "--task_name", "SST-2"),
+    *("--output_dir", "o", "--data_dir", "d"),
+]
+
 
 @pytest.fixture
 def args(tiny_data) -> Arguments:
@@ -87,22 +93,10 @@ def test_arguments_cannot_be_changed(args):
 
 
 def test_the_original_name_of_the_threshold(args):
-    required = [
-        "--model_type",
-        "bert",
-        "--model_name_or_path",
-        "m",
-        "--task_name",
-        "SST-2",
-        "--output_dir",
-        "o",
-        "--data_dir",
-        "d",
-    ]
-    assert parse_args([*required, "--early_exit_entropy", "0.1", "2"]).exit_threshold == [0.1, 2.0]
-    assert parse_args([*required, "--distill"]).distill == 0.5
+    assert parse_args([*REQUIRED, "--early_exit_entropy", "0.1", "2"]).exit_threshold == [0.1, 2.0]
+    assert parse_args([*REQUIRED, "--distill"]).distill == 0.5
     with pytest.raises(InputError, match="argument --exit_threshold/--early_exit_entropy: invalid float value: 'x'"):
-        parse_args([*required, "--exit_threshold", "x"])
+        parse_args([*REQUIRED, "--exit_threshold", "x"])
 
 
 def test_records_of_0_5_stay_comparable(args):
@@ -119,25 +113,13 @@ def test_records_of_0_5_stay_comparable(args):
 
 
 def test_a_recipe_sets_defaults_and_flags_win():
-    required = [
-        "--model_type",
-        "bert",
-        "--model_name_or_path",
-        "m",
-        "--task_name",
-        "SST-2",
-        "--output_dir",
-        "o",
-        "--data_dir",
-        "d",
-    ]
-    paper = parse_args(required)
+    paper = parse_args(REQUIRED)
     assert (paper.highway_head, paper.highway_pooling, paper.cache_features) == (None, None, False)
-    fast = parse_args([*required, "--recipe", "fast", "--highway_epochs", "2"])
+    fast = parse_args([*REQUIRED, "--recipe", "fast", "--highway_epochs", "2"])
     assert (fast.highway_head, fast.highway_pooling, fast.cache_features) == ("linear", "mean", True)
     assert (fast.highway_learning_rate, fast.highway_epochs) == (5e-3, 2.0)
     for other in ("--train_strategy joint", "--highway_pooling attention"):  # neither can use the cache
-        assert not parse_args([*required, "--recipe", "fast", *other.split()]).cache_features
+        assert not parse_args([*REQUIRED, "--recipe", "fast", *other.split()]).cache_features
 
 
 @pytest.mark.parametrize(
