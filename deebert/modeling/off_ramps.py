@@ -168,6 +168,18 @@ class LearnToExit(nn.Linear):
 LayerLoop = Callable[[list[Callable], Tensor, Tensor | None], Tensor]  # layers, hidden states, mask -> hidden states
 
 
+# Hidden states (b, T, H) and pooling weights (b, T) or None -> calibrated logits (b, C), and the certainty (b,) of the
+# learning-to-exit head, if there is one.
+OffRamp = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+
+def _off_ramp(highway, temperature, learn_to_exit, hidden_states, pooling_weights):
+    logits, pooled = highway(hidden_states, pooling_weights)
+    if temperature is not None:
+        logits = logits / temperature
+    return logits, None if learn_to_exit is None else learn_to_exit(pooled)
+
+
 class HighwayEncoder:
     """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps."""
 
@@ -188,12 +200,13 @@ class HighwayEncoder:
             if highway.pooler is not None:
                 highway.pooler.load_state_dict(pooler.state_dict())
 
-    def off_ramp(self, i: int, hidden_states: Tensor, pooling_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Off-ramp i's calibrated logits (b, C), and the learning-to-exit head's certainty (b,), if there is one."""
-        logits, pooled = self.highway[i](hidden_states, pooling_weights)
-        if self.config.exit_temperatures is not None:
-            logits = logits / self.config.exit_temperatures[i]
-        return logits, None if self.learn_to_exit is None else self.learn_to_exit(pooled)
+    def off_ramps(self) -> list[OffRamp]:
+        """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
+        temperatures = self.config.exit_temperatures or [None] * len(self.highway)
+        return [
+            partial(_off_ramp, highway, temperature, self.learn_to_exit)
+            for highway, temperature in zip(self.highway, temperatures[: len(self.highway)], strict=True)
+        ]
 
     def forward(
         self,
