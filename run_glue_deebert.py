@@ -107,7 +107,7 @@ def new_parts(names: list[str]) -> list[str]:
     head = any(".learn_to_exit." in name for name in names)
     return [
         *modules,
-        *([f"{len(off_ramps)} off-ramps"] if off_ramps else []),
+        *([f"{len(off_ramps)} off-ramp{'s' if len(off_ramps) > 1 else ''}"] if off_ramps else []),
         *(["the learning-to-exit head"] if head else []),
     ]
 

@@ -42,11 +42,7 @@ class HighwayClassifier(OwnInit):
 
     # The original has an off-ramp after the last layer too: never trained, yet consulted. It is not carried over.
     # A model that exits by another rule does not need the learning-to-exit head; exit 0 can be switched off.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [
-        r"encoder\.highway\.\d+\.",
-        r"encoder\.highway_embeddings\.",
-        r"encoder\.learn_to_exit\.",
-    ]
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"encoder\.(highway\.\d+|highway_embeddings|learn_to_exit)\."]
 
     def init_head(self, config) -> None:
         self.num_labels = config.num_labels
@@ -95,8 +91,7 @@ class HighwayClassifier(OwnInit):
             labels: (B,) long, or float where there is one label: adds the loss of the returned logits.
             train_highway: no gradient is kept for the backbone. All exits are returned, and the loss is the sum of the
                 off-ramps' losses (paper, section 3.2; our trainings compute theirs in training/strategies.py).
-            output_layer: from 0; every sample gets the logits of the exit after this layer, and nothing after it runs.
-                -1: exit 0, where the model has it.
+            output_layer: from 0 (exit 0: -1); every sample gets this exit's logits, and nothing after it runs.
             output_all_exits: also return `all_logits` (B, E, C). Runs every layer.
             exit_threshold: in place of the config's, for this call. In training mode no sample exits.
             early_exit_entropy: the original's name for exit_threshold.
@@ -222,14 +217,11 @@ class HighwayClassifier(OwnInit):
     def _cutoffs(
         self, threshold: float | Sequence[float] | None, output_layer: int | None
     ) -> tuple[ExitRule, list[float]]:
-        layers = self.config.exit_layers
         if output_layer is not None:
-            if output_layer + 1 not in layers:  # it counts layers from 0, as the original does
-                raise ValueError(
-                    f"output_layer is {output_layer}; the model has exits {layers[0] - 1} to {layers[-1] - 1}"
-                )
-            cutoffs = [math.inf if layer == output_layer + 1 else NO_EXIT for layer in layers[:-1]]
-            return config_rule(self.config), cutoffs
+            counted = [layer - 1 for layer in self.config.exit_layers]  # from 0, as the original does
+            if output_layer not in counted:
+                raise ValueError(f"output_layer is {output_layer}; the model has exits {counted[0]} to {counted[-1]}")
+            return config_rule(self.config), [math.inf if i == output_layer else NO_EXIT for i in counted[:-1]]
         return config_cutoffs(self.config, NO_EXIT if self.training else threshold)
 
     def _needs_full_batches(self, kwargs: dict) -> bool:

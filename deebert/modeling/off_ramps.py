@@ -126,8 +126,7 @@ NEEDS_ALL_TOKENS = (
 class Highway(nn.Module):
     """One off-ramp: pooling, BERT's pooler, dropout, linear classifier (section 3.1).
 
-    With `config.highway_head` "linear" there is no pooler: an off-ramp then has a thousandth of the weights and costs
-    next to nothing.
+    With `config.highway_head` "linear" there is no pooler, and a thousandth of the weights and of the cost remain.
     """
 
     def __init__(self, config):
@@ -200,12 +199,12 @@ class HighwayEncoder:
     @property
     def off_ramps(self) -> list[Highway]:
         """All off-ramps, (E-1,) in the order of the exits."""
-        return [*([] if self.highway_embeddings is None else [self.highway_embeddings]), *self.highway]
+        return list(self.highway) if self.highway_embeddings is None else [self.highway_embeddings, *self.highway]
 
     @property
     def blocks(self) -> list[Callable]:
         """What runs between each exit and the one before it, (E,): a layer, before exit 0 none."""
-        return [*([] if self.highway_embeddings is None else [unchanged]), *self.layer]
+        return list(self.layer) if self.highway_embeddings is None else [unchanged, *self.layer]
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""

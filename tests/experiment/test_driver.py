@@ -166,7 +166,7 @@ def test_new_parts_are_listed_in_short():
     assert run_glue_deebert.new_parts(names) == ["classifier", "2 off-ramps"]
     head = "roberta.encoder.learn_to_exit.weight"
     assert run_glue_deebert.new_parts([head]) == ["the learning-to-exit head"]
-    assert run_glue_deebert.new_parts(["bert.encoder.highway_embeddings.classifier.bias"]) == ["1 off-ramps"]
+    assert run_glue_deebert.new_parts(["bert.encoder.highway_embeddings.classifier.bias"]) == ["1 off-ramp"]
     assert run_glue_deebert.new_parts([]) == []
 
 
@@ -202,7 +202,7 @@ def test_an_exit_before_the_first_layer_is_added_in_stage_2(drive, tmp_path, cap
     stage_2 = "--highway_pooling mean --exit_before_first_layer --cache_features --highway_learning_rate 1e-2"
     drive(f"{TRAIN} {stage_2} --first_stage shared --evaluate_during_training --logging_steps 3")
     printed = capsys.readouterr().out
-    assert "new, not in the checkpoint: 1 off-ramps\n" in printed
+    assert "new, not in the checkpoint: 1 off-ramp\n" in printed
     assert "dev acc of exits 0 to 3 " in printed
     before, after = (load_file(tmp_path / f"{name}/model.safetensors") for name in ("shared", "out"))
     assert len(after) == len(before) + 4
