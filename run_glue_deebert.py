@@ -103,11 +103,11 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
 def new_parts(names: list[str]) -> list[str]:
     """The modules of these weights, off-ramps only counted: ['classifier', '5 off-ramps']."""
     modules = sorted({name.rsplit(".", 1)[0] for name in names if not is_off_ramp(name)})
-    off_ramps = {match[1] for name in names if (match := re.search(r"\.highway\.(\d+)\.", name))}
-    head = any(is_off_ramp(name) and ".highway." not in name for name in names)
+    off_ramps = {match[0] for name in names if (match := re.search(r"\.highway(\.\d+|_embeddings)\.", name))}
+    head = any(".learn_to_exit." in name for name in names)
     return [
         *modules,
-        *([f"{len(off_ramps)} off-ramps"] if off_ramps else []),
+        *([f"{len(off_ramps)} off-ramp{'s' if len(off_ramps) > 1 else ''}"] if off_ramps else []),
         *(["the learning-to-exit head"] if head else []),
     ]
 
@@ -158,7 +158,8 @@ def finish_stage(experiment: Experiment, model, stage: int) -> None:
     args = experiment.args
     if stage == 1 and args.eval_after_first_stage:
         for split, exits in experiment.dev_sets.all_exits(model):
-            experiment.say(f"After the first stage, {split}: {show(layer_scores(experiment.task, exits)[-1])}")
+            final = layer_scores(experiment.task, exits)[exits.num_layers]
+            experiment.say(f"After the first stage, {split}: {show(final)}")
     if stage == 1 and args.first_stage and experiment.accelerator.is_main_process:
         save_model(model, experiment.tokenizer, Path(args.first_stage))
         results.write_json(checks.first_stage_record(args), first_stage_settings(args))

@@ -137,7 +137,7 @@ class Trainer:
         """The dev score of every exit."""
         dev = self.features(next(iter(eval_splits(self.task))))
         exits = run_all_exits(self.model, dev, collator(self.model.config), progress=False)
-        return [metrics[self.task.primary_metric] for metrics in layer_scores(self.task, exits)]
+        return [metrics[self.task.primary_metric] for metrics in layer_scores(self.task, exits).values()]
 
 
 def endless(loader: DataLoader) -> Iterator[dict]:

@@ -5,9 +5,14 @@ import math
 import torch
 from tiny import tiny_model
 
-CONFIGS = {  # between them: both backbones, every pooling, a head, temperatures, one label and three
+CONFIGS = {  # between them: both backbones, two poolings, both heads, temperatures, an exit before the first layer
     "bert": {"highway_pooling": "mean", "exit_rule": "learned", "num_labels": 3},
-    "roberta": {"highway_pooling": "attention", "highway_head": "linear", "exit_temperatures": [0.5, 2.0, 3.0]},
+    "roberta": {
+        "highway_pooling": "attention",
+        "highway_head": "linear",
+        "exit_before_first_layer": True,
+        "exit_temperatures": [1.5, 0.5, 2.0, 3.0],
+    },
 }
 LAYERS = 3
 NAN_TOKEN = 4  # no random batch has it

@@ -2,7 +2,7 @@
 
 From the stored logits follow, exactly: the score of each exit, and for every threshold the exit layers, the score,
 the layers run and the cost. Only times have to be measured (see timing.py).
-Shapes: S samples of a data set, N layers, C labels.
+Shapes: S samples of a data set, N layers, E exits (N, or N+1 with one before the first layer), C labels.
 """
 
 from collections.abc import Sequence
@@ -35,11 +35,12 @@ UNTIMED_BATCH_SIZE = 32  # of the all-exits pass; its logits do not depend on th
 class AllExits:
     """The logits of every exit for every sample, and the rule by which samples exit.
 
-    logits: (S, N, C) float32.
+    logits: (S, E, C) float32.
     labels: (S,), None for unlabelled data.
-    certainties: (S, N-1) of the learning-to-exit head, None where the model has none.
+    certainties: (S, E-1) of the learning-to-exit head, None where the model has none.
     rule, tolerance: the arguments of `exit_rules.make_rule`.
-    layer_operations, off_ramp_operations: (S, N) and (S, N-1), see `Costs`; None in files of version 0.5 and before.
+    layer_operations, off_ramp_operations: (S, N) and (S, E-1), see `Costs`; None in files of version 0.5 and before.
+    first_layer: the layer of the first exit: 1, or 0 where it is before the first layer.
     """
 
     logits: np.ndarray
@@ -49,6 +50,7 @@ class AllExits:
     tolerance: float = 0.5
     layer_operations: np.ndarray | None = None
     off_ramp_operations: np.ndarray | None = None
+    first_layer: int = 1
 
     def save(self, path: Path) -> None:
         """Writes an npz file without pickles."""
@@ -64,9 +66,19 @@ class AllExits:
         return cls(**{"labels": None, **values})
 
     @property
-    def num_layers(self) -> int:
-        """N, the final classifier included."""
+    def num_exits(self) -> int:
+        """E, the final classifier included."""
         return self.logits.shape[1]
+
+    @property
+    def layers(self) -> range:
+        """The layer of each exit (see `HighwayConfig.exit_layers`)."""
+        return range(self.first_layer, self.first_layer + self.num_exits)
+
+    @property
+    def num_layers(self) -> int:
+        """N."""
+        return self.layers[-1]
 
     @property
     def exit_rule(self) -> ExitRule:
@@ -90,16 +102,17 @@ class AllExits:
         return self.take(order[: len(order) // 2]), self.take(order[len(order) // 2 :])
 
     def cutoffs(self, threshold: float | Sequence[float]) -> list[float]:
-        """The cut-offs (N-1,) of a threshold, or of one per layer. Raises ValueError (see `ExitRule.cutoffs`)."""
-        return self.exit_rule.cutoffs(threshold, self.num_layers)
+        """The cut-offs (E-1,) of a threshold, or of one per off-ramp. Raises ValueError (see `ExitRule.cutoffs`)."""
+        return self.exit_rule.cutoffs(threshold, self.num_exits)
 
     def exit_layers(self, threshold: float | Sequence[float]) -> np.ndarray:
-        """The exit layer (S,), from 1, of each sample. Raises ValueError (see `ExitRule.cutoffs`)."""
-        return first_exit_layer(torch.from_numpy(self.uncertainties), self.cutoffs(threshold)).numpy()
+        """The exit layer (S,) of each sample. Raises ValueError (see `ExitRule.cutoffs`)."""
+        uncertainties = torch.from_numpy(self.uncertainties)
+        return first_exit_layer(uncertainties, self.cutoffs(threshold), self.first_layer).numpy()
 
     def logits_at(self, exit_layers: np.ndarray) -> np.ndarray:
         """The logits (S, C) of samples that exit at these layers (S,)."""
-        return self.logits[np.arange(len(self.logits)), exit_layers - 1]
+        return self.logits[np.arange(len(self.logits)), exit_layers - self.first_layer]
 
     def cost(self, exit_layers: np.ndarray, threshold: float | Sequence[float]) -> np.ndarray | None:
         """(S,) of samples that exit at these layers (S,) with this threshold, as shares of the full model's cost.
@@ -124,7 +137,7 @@ class AllExits:
 
     @cached_property
     def uncertainties(self) -> np.ndarray:
-        """The rule's uncertainty (S, N-1) of each sample after each off-ramp."""
+        """The rule's uncertainty (S, E-1) of each sample after each off-ramp."""
         certainties = None if self.certainties is None else torch.from_numpy(self.certainties)
         return self.exit_rule.uncertainties(torch.from_numpy(self.logits), certainties).numpy()
 
@@ -148,8 +161,8 @@ def run_all_exits(
     Raises InputError where an exit's logits have no entropy: NaN, +inf, or -inf for all labels.
     """
     model.eval()
-    num_layers, num_labels = model.config.num_hidden_layers, model.config.num_labels
-    logits = np.empty((len(features), num_layers, num_labels), np.float32)
+    layers = model.config.exit_layers
+    logits = np.empty((len(features), len(layers), model.config.num_labels), np.float32)
     certainties = None
 
     def forward_fn(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -162,9 +175,9 @@ def run_all_exits(
     ):
         logits[index] = batch_logits
         if batch_certainties:
-            certainties = np.empty((len(features), num_layers - 1), np.float32) if certainties is None else certainties
+            certainties = np.empty(logits[:, 1:, 0].shape, np.float32) if certainties is None else certainties
             certainties[index] = batch_certainties[0]
-    _check_logits(logits)
+    _check_logits(logits, layers)
     config, costs = model.config, costs_of(model.config, features.lengths)
     return AllExits(
         logits=logits,
@@ -174,23 +187,24 @@ def run_all_exits(
         tolerance=config.patience_tolerance,
         layer_operations=costs.layers,
         off_ramp_operations=costs.off_ramps,
+        first_layer=layers[0],
     )
 
 
-def _check_logits(logits: np.ndarray) -> None:
-    """Raises InputError where logits (S, N, C) have no entropy."""
+def _check_logits(logits: np.ndarray, layers: range) -> None:
+    """Raises InputError where logits (S, E, C) of the exits at these layers have no entropy."""
     bad = np.argwhere(entropy(torch.from_numpy(logits)).isnan().numpy())
     if len(bad):
-        sample, layer = bad[0]
+        sample, i = bad[0]
         raise InputError(
-            f"the model's logits are {logits[sample, layer].tolist()} at exit {layer + 1} for sample {sample + 1} "
+            f"the model's logits are {logits[sample, i].tolist()} at exit {layers[i]} for sample {sample + 1} "
             f"({len(np.unique(bad[:, 0]))} of {len(logits)} samples have such logits); its weights are not usable"
         )
 
 
-def layer_scores(task: Task, exits: AllExits) -> list[dict[str, float]]:
-    """The task's metrics of each exit 1..N; the last exit is the final classifier."""
-    return [scores(task, exits.logits[:, layer], exits.labels) for layer in range(exits.num_layers)]
+def layer_scores(task: Task, exits: AllExits) -> dict[int, dict[str, float]]:
+    """The task's metrics of each exit, by its layer; that of the last layer is the final classifier."""
+    return {layer: scores(task, exits.logits[:, i], exits.labels) for i, layer in enumerate(exits.layers)}
 
 
 def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[SweepRow]:
@@ -207,7 +221,7 @@ def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[Swee
                 score=score,
                 score_change=score - full_score,
                 layers_run=float(exit_layers.mean() / exits.num_layers),
-                exits=tuple(np.bincount(exit_layers, minlength=exits.num_layers + 1)[1:].tolist()),
+                exits={layer: int((exit_layers == layer).sum()) for layer in exits.layers},
                 rule=exits.rule,
                 cost=None if cost is None else float(cost.mean()),
             )
@@ -220,7 +234,7 @@ def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
     rule = exits.exit_rule
     if not rule.supported:
         return [0.0]
-    thresholds = [0.0, *rule.grid(points, exits.num_layers)]
+    thresholds = [0.0, *rule.grid(points, exits.num_exits)]
     if not rule.stateful:  # a stateful rule counts, and its grid holds every count
         thresholds += np.quantile(exits.uncertainties, np.linspace(0, 1, points)).tolist()
     return sorted({float(f"{value:.6g}") for value in thresholds if value >= 0}, key=rule.cutoff)

@@ -34,23 +34,23 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_temperatures(exits: AllExits) -> list[float]:
-    """The temperature of each of the N exits. Raises InputError for regression and for samples without labels."""
+    """The temperature of each exit, (E,). Raises InputError for regression and for samples without labels."""
     if exits.logits.shape[2] == 1:
         raise InputError("--calibrate scales probabilities, and a regression model has none")
     if exits.labels is None:
         raise InputError("--calibrate needs samples with labels")
-    return [fit_temperature(exits.logits[:, i], exits.labels) for i in range(exits.num_layers)]
+    return [fit_temperature(exits.logits[:, i], exits.labels) for i in range(exits.num_exits)]
 
 
 def calibrated(exits: AllExits, temperatures: list[float]) -> AllExits:
-    """The exits with their logits divided by these temperatures (N,)."""
+    """The exits with their logits divided by these temperatures (E,)."""
     return replace(exits, logits=exits.logits / np.array(temperatures, np.float32)[:, None])
 
 
 def report(before: AllExits, after: AllExits) -> str:
     """One line: the likelihood of each exit, without and with temperatures, on samples not used to fit them."""
     losses = [
-        " ".join(f"{negative_log_likelihood(exits.logits[:, i], exits.labels):.3f}" for i in range(exits.num_layers))
+        " ".join(f"{negative_log_likelihood(exits.logits[:, i], exits.labels):.3f}" for i in range(exits.num_exits))
         for exits in (before, after)
     ]
     title = f"negative log-likelihood of the exits on {len(before.logits)} other samples"

@@ -16,7 +16,7 @@ from scipy.integrate import trapezoid
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, layer_scores, sweep
 from deebert.evaluation.calibration import calibrated, fit_temperatures
-from deebert.evaluation.results import COST, LAYERS, SweepRow, saving_unit
+from deebert.evaluation.results import COST, LAYERS, SweepRow, primary_scores, saving_unit
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
@@ -42,11 +42,11 @@ class Savings:
 class Outcome:
     """The results of one setting with one seed.
 
-    exits: (N,) the score of each exit; the last is the final classifier.
+    exits: the score of each exit, by its layer; that of the last layer is the final classifier.
     savings: by unit; COST only where the operations are known.
     """
 
-    exits: list[float]
+    exits: dict[int, float]
     savings: dict[str, Savings]
 
 
@@ -77,12 +77,12 @@ def cross_calibrated(exits: AllExits, seed: int) -> AllExits:
 
 
 def all_thresholds(exits: AllExits, most: int = 1000) -> list[float]:
-    """Every threshold that makes a difference, from no early exit to all at layer 1, or `most` of them."""
+    """Every threshold that makes a difference, from no early exit to all at the first off-ramp, or `most` of them."""
     rule = exits.exit_rule
     if not rule.supported:
         return [0.0]
     if rule.stateful:
-        return [0.0, *rule.grid(most, exits.num_layers)]
+        return [0.0, *rule.grid(most, exits.num_exits)]
     # "nearest": no interpolation, so that rules which order samples in the same way give the same curve
     observed = np.quantile(exits.uncertainties, np.linspace(0, 1, most), method="nearest")
     return [0.0, *np.unique(observed).tolist(), rule.exit_all_threshold()]
@@ -96,7 +96,7 @@ def outcome(task: Task, exits: AllExits) -> Outcome:
     rows = sweep(task, exits, all_thresholds(exits))
     units = {saving_unit(rows), LAYERS}
     return Outcome(
-        exits=[next(iter(scores.values())) for scores in layer_scores(task, exits)],
+        exits=primary_scores(layer_scores(task, exits)),
         savings={unit: savings(rows, unit) for unit in units},
     )
 
@@ -152,10 +152,13 @@ def table(outcomes: dict[str, list[Outcome]]) -> str:
         f"| --- | ---: | --- | {' | '.join(['---:'] * len(DROPS))} | ---: |",
     ]
     for name, of_seeds in outcomes.items():
-        exits = " ".join(f"{100 * score:.1f}" for score in np.mean([o.exits for o in of_seeds], axis=0)[:-1])
+        *layers, last = of_seeds[0].exits
+        exits = " ".join(
+            f"{'0: ' if layer == 0 else ''}{100 * np.mean([o.exits[layer] for o in of_seeds]):.1f}" for layer in layers
+        )
         of_unit = [o.savings[unit] for o in of_seeds]
         saved = " | ".join(mean_and_deviation([s.saved[i] for s in of_unit]) for i in range(len(DROPS)))
-        final = mean_and_deviation([o.exits[-1] for o in of_seeds])
+        final = mean_and_deviation([o.exits[last] for o in of_seeds])
         lines.append(f"| {name} | {final} | {exits} | {saved} | {mean_and_deviation([s.area for s in of_unit])} |")
     note = without_cost(outcomes)
     return "\n".join([*lines, "", note] if note else lines)
@@ -170,13 +173,13 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 def write_csv(path: Path, outcomes: dict[str, list[Outcome]], seeds: Sequence[int]) -> None:
     """Writes one line for each setting and seed; the columns of savings are named after the common unit."""
     unit = common_unit(outcomes)
-    layers = max(len(o.exits) for of_seeds in outcomes.values() for o in of_seeds)
-    header = ["setting", "seed", *(f"exit_{i}" for i in range(1, layers + 1))]
+    layers = sorted({layer for of_seeds in outcomes.values() for o in of_seeds for layer in o.exits})
+    header = ["setting", "seed", *(f"exit_{layer}" for layer in layers)]
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*header, *(f"{unit}_saved_at_drop_{drop:g}" for drop in DROPS), f"area_over_{unit}"])
         for name, of_seeds in outcomes.items():
             for seed, o in zip(seeds, of_seeds, strict=True):
-                missing = [""] * (layers - len(o.exits))  # of a model with fewer layers
+                exits = [o.exits.get(layer, "") for layer in layers]  # a model may have fewer layers, or no exit 0
                 of_unit = o.savings[unit]
-                writer.writerow([name, seed, *o.exits, *missing, *of_unit.saved, of_unit.area])
+                writer.writerow([name, seed, *exits, *of_unit.saved, of_unit.area])

@@ -3,7 +3,7 @@
 Counting layers misleads: the last layer is computed for the first token only and costs about a fifth of a layer, and
 off-ramps are not free. Counted are matrix products and the off-ramps' pooling; the embeddings are left out. Each sample
 counts with its own number of tokens, without padding.
-Shapes: S samples, N layers; T tokens, H hidden, C labels.
+Shapes: S samples, N layers, E exits (N, or N+1 with one before the first layer); T tokens, H hidden, C labels.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Costs:
     """The operations of each part of a model, for each sample.
 
     layers: (S, N) of each layer; the last one includes the final pooler and classifier. Their sum is the full model.
-    off_ramps: (S, N-1) of each off-ramp, with its learning-to-exit head.
+    off_ramps: (S, E-1) of each off-ramp, with its learning-to-exit head. The last of them is after layer N-1.
     """
 
     layers: np.ndarray
@@ -29,11 +29,13 @@ class Costs:
     def of(self, exit_layers: np.ndarray, consulted: Sequence[bool]) -> np.ndarray:
         """(S,) the cost of samples that exit at these layers (S,), as a share of the full model's.
 
-        consulted: (N-1,) whether each off-ramp runs at all (see `ExitRule.consults`). It is 1 exactly for a sample that
+        consulted: (E-1,) whether each off-ramp runs at all (see `ExitRule.consults`). It is 1 exactly for a sample that
         runs every layer and no off-ramp, and above 1 for one that runs off-ramps without exiting.
         """
-        ran = np.arange(self.layers.shape[1]) < np.asarray(exit_layers)[:, None]  # (S, N)
-        off_ramps_ran = ran[:, :-1] & np.asarray(consulted, bool)
+        num_layers, exit_layers = self.layers.shape[1], np.asarray(exit_layers)[:, None]
+        ran = np.arange(1, num_layers + 1) <= exit_layers  # (S, N)
+        after_layer = np.arange(num_layers - self.off_ramps.shape[1], num_layers)  # of each off-ramp
+        off_ramps_ran = (after_layer <= exit_layers) & np.asarray(consulted, bool)
         operations = (self.layers * ran).sum(axis=1) + (self.off_ramps * off_ramps_ran).sum(axis=1)
         return operations / self.layers.sum(axis=1)
 
@@ -44,7 +46,7 @@ def costs_of(config, lengths: np.ndarray) -> Costs:
     layers = np.tile(layer_operations(config, tokens, tokens)[:, None], config.num_hidden_layers)
     final_classifier = head_operations(config, has_pooler=True)
     layers[:, -1] = layer_operations(config, tokens, 1) + final_classifier
-    off_ramps = np.tile(off_ramp_operations(config, tokens)[:, None], config.num_hidden_layers - 1)
+    off_ramps = np.tile(off_ramp_operations(config, tokens)[:, None], len(config.exit_layers) - 1)
     return Costs(layers, off_ramps)
 
 
@@ -58,7 +60,7 @@ def layer_operations(config, tokens: np.ndarray, queries: np.ndarray | int) -> n
 
 
 def operations(config, tokens: np.ndarray, exit_layers: np.ndarray, last: np.ndarray | int) -> np.ndarray:
-    """Those (S,) of the layers up to the exit layers (S,), from 1; the last layer is computed for `last` tokens."""
+    """Those (S,) of the layers up to the exit layers (S,); the last layer is computed for `last` tokens."""
     final = exit_layers == config.num_hidden_layers
     full, short = layer_operations(config, tokens, tokens), layer_operations(config, tokens, last)
     return np.where(final, exit_layers - 1, exit_layers) * full + final * short

@@ -111,7 +111,7 @@ def plot_layers(series: Sequence[Series]) -> Figure:
     figure = Figure(figsize=(5, 3.8), layout="constrained")
     axes = figure.subplots()
     for i, s in enumerate(series):
-        axes.plot(range(1, len(s.each_layer) + 1), percent(s.each_layer), **line_style(i), label=s.label)
+        axes.plot(list(s.each_layer), percent(s.each_layer.values()), **line_style(i), label=s.label)
     axes.set(xlabel="exit layer (the last is the final classifier)", ylabel=score_label(series))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="best")
@@ -122,15 +122,13 @@ def plot_exits(series: Sequence[Series]) -> Figure:
     """The share of samples that exit at each layer, for each threshold; one panel for each series."""
     figure = Figure(figsize=(5.4, 0.6 + 3.2 * len(series)), layout="constrained")
     for axes, s in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
-        layers = len(s.sweep[0].exits)
-        colors = mpl.colormaps["viridis"].resampled(layers)
+        layers = list(s.sweep[0].exits)
+        colors = mpl.colormaps["viridis"].resampled(len(layers))
         names = [f"{row.threshold:g}" for row in s.sweep]
         bottom = [0.0] * len(s.sweep)
-        for layer in range(layers):
-            share = [100 * row.exits[layer] / sum(row.exits) for row in s.sweep]
-            axes.bar(
-                names, share, bottom=bottom, color=colors(layer), width=0.8, edgecolor="white", label=f"{layer + 1}"
-            )
+        for i, layer in enumerate(layers):
+            share = [100 * row.exits[layer] / sum(row.exits.values()) for row in s.sweep]
+            axes.bar(names, share, bottom=bottom, color=colors(i), width=0.8, edgecolor="white", label=f"{layer}")
             bottom = [b + h for b, h in zip(bottom, share, strict=True)]
         axes.set(xlabel=threshold_name(s.sweep), ylabel="samples that exit (%)", ylim=(0, 100))
         axes.grid(visible=False)
@@ -142,7 +140,7 @@ def plot_exits(series: Sequence[Series]) -> Figure:
             title="exit layer",
             loc="center left",
             bbox_to_anchor=(1, 0.5),
-            ncols=1 + layers // 13,
+            ncols=1 + len(layers) // 13,
         )
     return figure
 

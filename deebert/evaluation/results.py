@@ -7,7 +7,7 @@ Folders with npy files only, such as the original's, are read too. This module n
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
@@ -31,7 +31,7 @@ class SweepRow:
     score: the task's primary metric, in [0, 1].
     score_change: score minus the full model's; None where no file holds the full model's.
     layers_run: layers run / layers of the full model, over all samples.
-    exits: how many samples exit after layer 1..N.
+    exits: how many samples exit after each layer, by layer; 0: before the first layer, where the model has that exit.
     seconds: time of the forward passes over the data set, the median over the repeats.
     full_seconds: the same for the full model without off-ramps, timed in the same turns.
     time_saved: 1 - seconds / full_seconds, the median over the repeats; of npy files, which hold no full_seconds,
@@ -47,7 +47,7 @@ class SweepRow:
     score: float
     score_change: float | None
     layers_run: float
-    exits: tuple[int, ...]
+    exits: dict[int, int]
     seconds: float | None = None
     full_seconds: float | None = None
     time_saved: float | None = None
@@ -90,26 +90,34 @@ def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str =
     return Path(plot_data_dir, *parts[:-1], parts[-1] + suffix)
 
 
-def write_each_layer(folder: Path, layer_scores: Sequence[dict[str, float]]) -> None:
-    """Writes each_layer.npy, the primary metric of exits 1..N as in the original, and each_layer.csv, all metrics."""
+def primary_scores(layer_scores: dict[int, dict[str, float]]) -> dict[int, float]:
+    """The primary metric, which is the first, of each exit, by its layer."""
+    return {layer: next(iter(scores.values())) for layer, scores in layer_scores.items()}
+
+
+def write_each_layer(folder: Path, layer_scores: dict[int, dict[str, float]]) -> None:
+    """Writes each_layer.csv, all metrics of each exit, and each_layer.npy, the primary metric of exits 1..N.
+
+    The npy file is the original's, and its first entry is layer 1: the exit before the first layer is in the CSV only.
+    """
     with replacing(folder / EACH_LAYER_NPY, "wb") as file:
-        np.save(file, np.array([next(iter(scores.values())) for scores in layer_scores]))
+        np.save(file, np.array([score for layer, score in primary_scores(layer_scores).items() if layer > 0]))
     with replacing(folder / EACH_LAYER) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["layer", *layer_scores[0]])
-        writer.writerows([layer, *scores.values()] for layer, scores in enumerate(layer_scores, 1))
+        writer.writerow(["layer", *next(iter(layer_scores.values()))])
+        writer.writerows([layer, *scores.values()] for layer, scores in layer_scores.items())
 
 
-def read_each_layer(folder: Path) -> tuple[str, list[float]]:
-    """Reads the primary metric's name ("" where only the npy file is there) and its value for each exit 1..N.
+def read_each_layer(folder: Path) -> tuple[str, dict[int, float]]:
+    """Reads the primary metric's name ("" where only the npy file is there) and its value for each exit, by layer.
 
     Raises InputError.
     """
     if not (folder / EACH_LAYER).is_file() and (folder / EACH_LAYER_NPY).is_file():
-        return "", read_float_array(folder / EACH_LAYER_NPY, RERUN)
+        return "", dict(enumerate(read_float_array(folder / EACH_LAYER_NPY, RERUN), 1))
     header, *rows = _read_csv(folder / EACH_LAYER)
     try:
-        return header[1], [float(row[1]) for row in rows]
+        return header[1], {int(row[0]): float(row[1]) for row in rows}
     except (IndexError, ValueError) as error:
         raise InputError(f"{folder / EACH_LAYER}: not a table of scores ({error}); {RERUN}") from None
 
@@ -119,9 +127,8 @@ def write_entropy(folder: Path, row: SweepRow) -> None:
 
     For another exit rule the file's name begins with that rule's name.
     """
-    exits = dict(enumerate(row.exits, 1))
     with replacing(folder / f"{row.rule}_{float(row.threshold)}.npy", "wb") as file:
-        np.save(file, np.array([exits, row.seconds, row.layers_run, row.score], dtype=object))
+        np.save(file, np.array([row.exits, row.seconds, row.layers_run, row.score], dtype=object))
 
 
 # The columns of a sweep's CSV that hold one number.
@@ -133,11 +140,11 @@ def write_sweep(folder: Path, rows: Iterable[SweepRow], name: str = SWEEP) -> No
     rows = list(rows)
     with replacing(folder / name) as file:
         writer = csv.writer(file, lineterminator="\n")
-        exits = [f"exits_{i}" for i in range(1, len(rows[0].exits) + 1)]
+        exits = [f"exits_{layer}" for layer in rows[0].exits]
         writer.writerow([*SCALARS, "layers_saved", "cost_saved", *exits, "rule"])
         for row in rows:
             scalars = [getattr(row, field) for field in (*SCALARS, "layers_saved", "cost_saved")]
-            writer.writerow(["" if value is None else value for value in scalars] + [*row.exits, row.rule])
+            writer.writerow(["" if value is None else value for value in scalars] + [*row.exits.values(), row.rule])
 
 
 def read_sweep(folder: Path, name: str = SWEEP) -> list[SweepRow]:
@@ -165,12 +172,12 @@ def entropy_files(folder: Path) -> dict[float, Path]:
 def _read_entropy_files(folder: Path) -> list[SweepRow]:
     """The sweep as far as npy files hold it, compared with the full model's score and with the time at threshold 0."""
     rows = [_entropy_row(threshold, path) for threshold, path in entropy_files(folder).items()]
-    if len({len(row.exits) for row in rows}) > 1:
+    if len({tuple(row.exits) for row in rows}) > 1:
         raise InputError(f"{folder}: its entropy_*.npy files are of models of different depth; move some of them away")
     without_exits = [row for row in rows if row.threshold <= 0]
     full_score = without_exits[-1].score if without_exits else None
     if any((folder / name).is_file() for name in (EACH_LAYER, EACH_LAYER_NPY)):
-        full_score = read_each_layer(folder)[1][-1]
+        *_, full_score = read_each_layer(folder)[1].values()
     full_seconds = without_exits[-1].seconds if without_exits else None
     return [
         replace(
@@ -187,9 +194,10 @@ def _entropy_row(threshold: float, path: Path) -> SweepRow:
     items = read_object_array(path, RERUN)
     try:
         exits, seconds, layers_run, score = items
-        counts = tuple(exits[layer] for layer in range(1, len(exits) + 1))
-        measured = [layers_run, score] if seconds is None else [layers_run, score, seconds]
-        valid = all(map(math.isfinite, [*counts, *measured])) and min(counts) >= 0 and sum(counts) > 0
+        first = 0 if 0 in exits else 1
+        counts = {layer: exits[layer] for layer in range(first, first + len(exits))}
+        samples, measured = counts.values(), [layers_run, score] if seconds is None else [layers_run, score, seconds]
+        valid = all(map(math.isfinite, [*samples, *measured])) and min(samples) >= 0 and sum(samples) > 0
         if not valid or (seconds is not None and seconds <= 0):
             raise ValueError
     except (IndexError, KeyError, OverflowError, TypeError, ValueError):
@@ -201,7 +209,7 @@ def _entropy_row(threshold: float, path: Path) -> SweepRow:
 def _sweep_row(cells: dict[str, str]) -> SweepRow:
     cells = {"cost": ""} | cells  # files of version 0.5 and before have none
     scalars = {name: float(cells[name]) if cells[name] else None for name in SCALARS}
-    exits = tuple(int(v) for name, v in cells.items() if name.startswith("exits_"))
+    exits = {int(name.removeprefix("exits_")): int(v) for name, v in cells.items() if name.startswith("exits_")}
     return SweepRow(**scalars, exits=exits, rule=cells.get("rule", "entropy"))  # files of version 0.1 have no rule
 
 

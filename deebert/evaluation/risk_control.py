@@ -41,7 +41,7 @@ def controlled_threshold(exits: AllExits, risk: float, confidence: float, points
             f"choose a threshold, and half of the dev set has {len(exits.labels)}; allow a larger risk"
         )
     safe = 0.0
-    for threshold in exits.exit_rule.grid(points, exits.num_layers):
+    for threshold in exits.exit_rule.grid(points, exits.num_exits):
         lost = int(lost_to_early_exit(exits, threshold).sum())
         if binom.cdf(lost, len(exits.labels), risk) > 1 - confidence:
             break

@@ -20,11 +20,14 @@ from deebert.utils.cli import InputError
 
 @dataclass(frozen=True)
 class Series:
-    """The results of one model on one task. A list is empty where the folder has no file for it."""
+    """The results of one model on one task. A field is empty where the folder has no file for it.
+
+    each_layer: the score of each exit, by its layer.
+    """
 
     label: str
     metric: str
-    each_layer: list[float]
+    each_layer: dict[int, float]
     sweep: list[SweepRow]
     curve: list[SweepRow]
 
@@ -44,7 +47,7 @@ def read_series(folders: Sequence[Path]) -> list[Series]:
             raise InputError(
                 f"{folder}: no results there; run scripts/eval_deebert.sh and scripts/entropy_eval.sh first"
             )
-        metric, each_layer = read_each_layer(folder) if has_layers else ("", [])
+        metric, each_layer = read_each_layer(folder) if has_layers else ("", {})
         sweep = read_sweep(folder) if has_sweep else []
         curve = read_sweep(folder, CURVE) if (folder / CURVE).is_file() else []
         series.append(Series(label, metric, each_layer, sweep, curve))

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from deebert.evaluation.results import COST, SweepRow, saving_unit
+from deebert.evaluation.results import COST, SweepRow, primary_scores, saving_unit
 
 
-def percents(layer_scores: Sequence[dict[str, float]]) -> str:
-    """The primary metric of each layer, in per cent."""
-    return " ".join(f"{100 * next(iter(scores.values())):.2f}" for scores in layer_scores)
+def percents(layer_scores: dict[int, dict[str, float]]) -> str:
+    """The primary metric of each exit, in per cent; that of exit 0 with its number."""
+    scores = primary_scores(layer_scores).items()
+    return " ".join(f"{'0: ' if layer == 0 else ''}{100 * score:.2f}" for layer, score in scores)
 
 
 def threshold_name(rows: Sequence[SweepRow]) -> str:

@@ -180,7 +180,7 @@ def fit_single(task: Task, exits: AllExits, target: SelectionTarget) -> float:
 
 def fit_per_layer(task: Task, exits: AllExits, target: SelectionTarget) -> list[float]:
     """Coordinate ascent from the best single threshold: each off-ramp in turn gets its best, until none improves."""
-    thresholds = [fit_single(task, exits, target)] * (exits.num_layers - 1)
+    thresholds = [fit_single(task, exits, target)] * (exits.num_exits - 1)
     best = objective(operating_point(task, exits, thresholds), target)
     improved = True
     while improved:
@@ -198,7 +198,7 @@ def layer_candidates(exits: AllExits, off_ramp: int) -> list[float]:
     """Thresholds to try for one off-ramp (from 0), from "no sample exits there" to "all do"."""
     rule = exits.exit_rule
     if rule.stateful:
-        between = rule.grid(PER_LAYER_CANDIDATES, exits.num_layers)
+        between = rule.grid(PER_LAYER_CANDIDATES, exits.num_exits)
     else:
         between = np.quantile(exits.uncertainties[:, off_ramp], np.linspace(0, 1, PER_LAYER_CANDIDATES)).tolist()
     return [NO_EXIT, *between, rule.exit_all_threshold()]

@@ -34,12 +34,12 @@ class Timing:
     """The times and results of one system.
 
     batch_seconds: (repeats, batches) of the forward passes.
-    exit_layers: (S,), 0 for a system without exits.
+    exit_layers: (S,), None for a system without exits.
     logits: (S, C) float32.
     """
 
     batch_seconds: np.ndarray
-    exit_layers: np.ndarray
+    exit_layers: np.ndarray | None
     logits: np.ndarray
 
     @property
@@ -61,16 +61,17 @@ class _Recorder:
     """Collects the times and results of one system."""
 
     def __init__(self, repeats: int, batches: int, samples: int):
-        self.batch_seconds = np.zeros((repeats, batches))
-        self.exit_layers = np.zeros(samples, np.int64)
-        self.logits: np.ndarray | None = None  # made at the first batch, which shows the number of labels
+        self.batch_seconds, self.samples = np.zeros((repeats, batches)), samples
+        self.exit_layers: np.ndarray | None = None  # made at the first batch, which shows whether there are exits
+        self.logits: np.ndarray | None = None  # and how many labels
 
     def add(self, repeat: int, batch: _Batch, seconds: float, output: ModelOutput) -> None:
         self.batch_seconds[repeat, batch.number] = seconds
-        if "exit_layer" in output:
-            self.exit_layers[batch.index] = output.exit_layer.cpu()
         if self.logits is None:
-            self.logits = np.empty((len(self.exit_layers), output.logits.shape[1]), np.float32)
+            self.logits = np.empty((self.samples, output.logits.shape[1]), np.float32)
+            self.exit_layers = np.empty(self.samples, np.int64) if "exit_layer" in output else None
+        if self.exit_layers is not None:
+            self.exit_layers[batch.index] = output.exit_layer.cpu()
         self.logits[batch.index] = output.logits.float().cpu()
 
     def timing(self, repeats: int) -> Timing:
@@ -190,7 +191,7 @@ def _count_ties(exits: AllExits, threshold: float, timed_layers: np.ndarray) -> 
     """
     predicted = exits.exit_layers(threshold)
     (moved,) = np.nonzero(predicted != timed_layers)
-    decided_at = np.minimum(predicted, timed_layers)[moved] - 1  # the off-ramp at which the two passes disagree
+    decided_at = np.minimum(predicted, timed_layers)[moved] - exits.first_layer  # the off-ramp where the passes differ
     logits, uncertainties = torch.from_numpy(exits.logits), torch.from_numpy(exits.uncertainties)
     gap = exits.exit_rule.decision_margin(logits, uncertainties, exits.cutoffs(threshold)).numpy()[moved, decided_at]
     if len(moved) and gap.max() > TIE:

@@ -15,6 +15,7 @@ from deebert.training.stage import TrainSettings
 from deebert.utils.cli import ArgumentParser, non_negative, positive, positive_float
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on a GLUE task."
+OFF_RAMP_FLAGS = ("highway_pooling", "highway_head", "exit_before_first_layer")  # None: as the checkpoint's config says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,13 @@ class ModelArguments:
         default=None,
         default_help="the checkpoint's, else pooler",
         choices=HEADS,
+    )
+    exit_before_first_layer: bool | None = flag(
+        "an off-ramp on the embeddings, too: exit layer 0",
+        decides="training",
+        default=None,
+        default_help="as the checkpoint, else off",
+        action=argparse.BooleanOptionalAction,
     )
     exit_rule: str | None = flag(
         "the uncertainty that is compared with the threshold",
@@ -196,8 +204,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Arguments:
 
 
 def recipe_defaults(args: argparse.Namespace) -> dict:
-    """The defaults that --recipe sets, without the cache where it is of no use."""
+    """The defaults that --recipe sets, without those that make no sense beside the flags that are given."""
     defaults = dict(RECIPES[args.recipe])
     if args.train_strategy != "two_stage" or args.highway_pooling == "attention":  # no stage can use it
         defaults.pop("cache_features", None)
+    if args.highway_pooling == "first":  # which says nothing about the embeddings
+        defaults.pop("exit_before_first_layer", None)
     return defaults

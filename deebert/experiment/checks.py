@@ -4,12 +4,12 @@ from pathlib import Path
 
 from deebert.data.tasks import Task, data_file, eval_splits
 from deebert.evaluation import results
-from deebert.experiment.arguments import Arguments
+from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
 from deebert.experiment.record import read_record
 from deebert.modeling.checkpoints import check_threshold, max_tokens
 from deebert.modeling.config import config_rule
-from deebert.modeling.off_ramps import is_off_ramp
+from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, is_off_ramp
 from deebert.training.strategies import STRATEGIES
 from deebert.utils.cli import InputError
 from deebert.utils.files import check_disk_space, check_writable
@@ -117,7 +117,9 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
             f"{name}: a model of {config.num_labels} labels, but {task.name} has {task.num_labels}; "
             "was it trained for another task?"
         )
-    for flag in ("highway_pooling", "highway_head"):
+    if config.exit_before_first_layer and config.highway_pooling == "first":
+        raise InputError(f"--{NEEDS_ALL_TOKENS}")
+    for flag in OFF_RAMP_FLAGS:
         wanted, trained = getattr(args, flag), getattr(config, flag)
         if wanted not in (None, trained):
             raise InputError(f"--{flag} {wanted}: {name} has {trained}; leave it out")

@@ -47,7 +47,7 @@ class Evaluation:
     def score(self) -> None:
         """All metrics of the final classifier; with --eval_each_highway the score of each exit in each_layer.npy."""
         each_layer = all_exits.layer_scores(self.task, self.exits)
-        self.scores = dict(each_layer[-1])
+        self.scores = dict(each_layer[self.exits.num_layers])
         self.say(f"Result of {self.checkpoint} on {self.split}: {show(self.scores)}")
         if self.args.eval_each_highway:
             results.write_each_layer(self.folder, each_layer)

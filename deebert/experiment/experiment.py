@@ -21,7 +21,7 @@ from deebert.data.batching import collator
 from deebert.data.features import Features, load_features
 from deebert.data.tasks import Task, get_task, label_order
 from deebert.experiment import checks
-from deebert.experiment.arguments import Arguments
+from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.dev_sets import DevSets
 from deebert.experiment.record import RunRecord, decide_resume
 from deebert.modeling.checkpoints import (
@@ -78,8 +78,9 @@ class Experiment:
             set_labels(config, labels)
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_temperatures = None
-            config.highway_pooling = args.highway_pooling or config.highway_pooling
-            config.highway_head = args.highway_head or config.highway_head
+            for name in OFF_RAMP_FLAGS:
+                if getattr(args, name) is not None:
+                    setattr(config, name, getattr(args, name))
         checks.check_config(args, task, config, source)
         tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
 

@@ -42,15 +42,17 @@ class Monitor:
 
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
         """All metrics of the exits that the stage trains. Saves the weights if they are the best so far."""
-        task, layers = self.dev_sets.task, self.model.config.num_hidden_layers
-        trained = range(1 if training.plan.highways else layers, layers + training.plan.backbone)
+        task, layers = self.dev_sets.task, self.model.config.exit_layers
+        trained = [*(layers[:-1] if training.plan.highways else []), *(layers[-1:] if training.plan.backbone else [])]
         suffixes, scalars = eval_splits(task), {}
         for split, exits in self.dev_sets.all_exits(self.model, progress=False):
             each_layer = layer_scores(task, exits)
-            scores = {layer: each_layer[layer - 1] for layer in trained}
+            scores = {layer: each_layer[layer] for layer in trained}
             scalars |= {f"{split}_layer{i}_{name}": x for i, metrics in scores.items() for name, x in metrics.items()}
             primary = [metrics[task.primary_metric] for metrics in scores.values()]
-            name = f"{split} {task.primary_metric}{'' if len(scores) == 1 else f' of exits 1 to {len(scores)}'}"
+            name = (
+                f"{split} {task.primary_metric}{'' if len(scores) == 1 else f' of exits {trained[0]} to {trained[-1]}'}"
+            )
             if self.accelerator.is_main_process:
                 shown = " ".join(f"{100 * score:.2f}" for score in primary)
                 tqdm.write(f"stage {training.stage}, step {training.steps}: {name} {shown}")

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
 from deebert.modeling.config import config_cutoffs
-from deebert.modeling.off_ramps import is_off_ramp
+from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
 from deebert.utils.cli import InputError
 
@@ -69,10 +69,10 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
         config_cutoffs(config)
     except ValueError as error:
         raise InputError(f"{name_or_path}/config.json: {error}") from None
-    if config.exit_temperatures is not None and len(config.exit_temperatures) != config.num_hidden_layers:
+    if config.exit_temperatures is not None and len(config.exit_temperatures) != len(config.exit_layers):
         raise InputError(
             f"{name_or_path}/config.json: {len(config.exit_temperatures)} exit_temperatures for "
-            f"{config.num_hidden_layers} exits"
+            f"{len(config.exit_layers)} exits"
         )
     return config
 
@@ -146,8 +146,9 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     unknown = [name for name in missing if not (name.startswith("classifier.") or is_off_ramp(name))]
     if any(".pooler." not in name for name in unknown):
         raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
-    if any(".highway." in name and ".pooler." in name for name in missing) and not unknown:
-        model.base_model.init_highway_pooler()
+    for name, module in model.named_modules():
+        if isinstance(module, HighwayPooler) and f"{name}.dense.weight" in missing and not unknown:
+            module.load_state_dict(model.base_model.pooler.state_dict())
     return model, missing
 
 

@@ -1,6 +1,6 @@
 """The classifier that all backbones share: embed, run the layers with exits, score, loss.
 
-Shapes: B batch, T tokens, H hidden, N layers, C labels; b samples are still active.
+Shapes: B batch, T tokens, H hidden, N layers, E exits (see config.exit_layers), C labels; b samples are still active.
 """
 
 import math
@@ -18,17 +18,17 @@ from deebert.modeling.config import config_cutoffs, config_rule, set_rule
 from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, first_exit_layer, run_with_exits
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy
 from deebert.modeling.first_token import first_token_layer, needs_full_last_layer
-from deebert.modeling.off_ramps import OwnInit, classifier_dropout, mean_weights, token_lengths
+from deebert.modeling.off_ramps import OwnInit, classifier_dropout, is_off_ramp, mean_weights, token_lengths
 
 
 @dataclass
 class HighwayClassifierOutput(SequenceClassifierOutput):
     """HF's classifier output (loss, logits (B, C), hidden_states, attentions) and what early exit adds.
 
-    exit_layer: (B,) the layer, from 1, at which each sample exited.
+    exit_layer: (B,) the layer, from 1, at which each sample exited; 0: before the first layer.
     entropy: (B,) of `logits`, in nats.
-    all_logits: (B, N, C) of every exit, the final classifier last; only if requested.
-    all_certainties: (B, N-1) of the learning-to-exit head, with all_logits, where the model has one.
+    all_logits: (B, E, C) of every exit, the final classifier last; only if requested.
+    all_certainties: (B, E-1) of the learning-to-exit head, with all_logits, where the model has one.
     """
 
     exit_layer: torch.LongTensor | None = None
@@ -41,8 +41,8 @@ class HighwayClassifier(OwnInit):
     """Mixin in front of an HF sequence classification class."""
 
     # The original has an off-ramp after the last layer too: never trained, yet consulted. It is not carried over.
-    # A model that exits by another rule does not need the learning-to-exit head.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"encoder\.highway\.\d+\.", r"encoder\.learn_to_exit\."]
+    # A model that exits by another rule does not need the learning-to-exit head; exit 0 can be switched off.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"encoder\.(highway\.\d+|highway_embeddings|learn_to_exit)\."]
 
     def init_head(self, config) -> None:
         self.num_labels = config.num_labels
@@ -50,7 +50,7 @@ class HighwayClassifier(OwnInit):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def set_exit_threshold(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold in the exit rule's units, one or one per layer; it is saved, too. Raises ValueError."""
+        """Sets the threshold in the exit rule's units, one or one per off-ramp; it is saved, too. Raises ValueError."""
         self.base_model.encoder.set_exit_threshold(value)
 
     set_early_exit_entropy = set_exit_threshold  # the original's name
@@ -64,11 +64,8 @@ class HighwayClassifier(OwnInit):
 
     def set_trained(self, *, backbone: bool, highways: bool) -> None:
         """Chooses what is trained: the backbone with its classifier, and the off-ramps with all that exits need."""
-        self.requires_grad_(backbone)
-        encoder = self.base_model.encoder
-        for module in (encoder.highway, encoder.learn_to_exit):
-            if module is not None:
-                module.requires_grad_(highways)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(highways if is_off_ramp(name) else backbone)
 
     @can_return_tuple
     def forward(
@@ -94,8 +91,8 @@ class HighwayClassifier(OwnInit):
             labels: (B,) long, or float where there is one label: adds the loss of the returned logits.
             train_highway: no gradient is kept for the backbone. All exits are returned, and the loss is the sum of the
                 off-ramps' losses (paper, section 3.2; our trainings compute theirs in training/strategies.py).
-            output_layer: from 0; every sample gets this exit's logits, and nothing after it runs.
-            output_all_exits: also return `all_logits` (B, N, C). Runs every layer.
+            output_layer: from 0 (exit 0: -1); every sample gets this exit's logits, and nothing after it runs.
+            output_all_exits: also return `all_logits` (B, E, C). Runs every layer.
             exit_threshold: in place of the config's, for this call. In training mode no sample exits.
             early_exit_entropy: the original's name for exit_threshold.
             kwargs: `output_hidden_states`, `output_attentions` (both run every layer for every sample), `return_dict`.
@@ -146,8 +143,9 @@ class HighwayClassifier(OwnInit):
             if can_exit:
                 batch.pooling_weights = self.pooling_weights(mask)
                 batch.lengths = None if len(batch) == 1 else token_lengths(mask)  # a batch of one never shrinks
-            off_ramps = self.base_model.encoder.off_ramps() if can_exit else []
-            run_with_exits(layers[:-1] + (last_layer or layers[-1:]), off_ramps, batch, exited, rule, cutoffs)
+            layers = layers[:-1] + (last_layer or layers[-1:])
+            off_ramps = self.base_model.encoder.exit_functions() if can_exit else []
+            run_with_exits(layers, off_ramps, batch, exited, rule, cutoffs, self.config.exit_layers)
             return batch.hidden_states[: len(batch)]
 
         outputs = self.base_model(**inputs, layer_loop=loop)
@@ -166,7 +164,7 @@ class HighwayClassifier(OwnInit):
         pooling_weights, train_off_ramps = self.pooling_weights(inputs["attention_mask"]), torch.is_grad_enabled()
 
         def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-            for layer, off_ramp in zip(layers[:-1], self.base_model.encoder.off_ramps(), strict=True):
+            for layer, off_ramp in zip(layers[:-1], self.base_model.encoder.exit_functions(), strict=True):
                 hidden_states = layer(hidden_states, attention_mask)
                 with torch.set_grad_enabled(train_off_ramps):
                     exits.append(off_ramp(hidden_states, pooling_weights))
@@ -176,7 +174,7 @@ class HighwayClassifier(OwnInit):
         with torch.set_grad_enabled(train_off_ramps and not train_highway):
             outputs = self.base_model(**inputs, layer_loop=loop)
             final_logits = self.final_logits(outputs.pooler_output)
-        output = output_of_all_exits([*exits, (final_logits, None)], rule, cutoffs)
+        output = output_of_all_exits([*exits, (final_logits, None)], rule, cutoffs, self.config.exit_layers)
         output.hidden_states, output.attentions = outputs.hidden_states, outputs.attentions
         return output
 
@@ -208,11 +206,11 @@ class HighwayClassifier(OwnInit):
     def _cutoffs(
         self, threshold: float | Sequence[float] | None, output_layer: int | None
     ) -> tuple[ExitRule, list[float]]:
-        num_layers = self.config.num_hidden_layers
         if output_layer is not None:
-            if not 0 <= output_layer < num_layers:
-                raise ValueError(f"output_layer is {output_layer}; the model has exits 0 to {num_layers - 1}")
-            return config_rule(self.config), [math.inf if i == output_layer else NO_EXIT for i in range(num_layers - 1)]
+            counted = [layer - 1 for layer in self.config.exit_layers]  # from 0, as the original does
+            if output_layer not in counted:
+                raise ValueError(f"output_layer is {output_layer}; the model has exits {counted[0]} to {counted[-1]}")
+            return config_rule(self.config), [math.inf if i == output_layer else NO_EXIT for i in counted[:-1]]
         return config_cutoffs(self.config, NO_EXIT if self.training else threshold)
 
     def _needs_full_batches(self, kwargs: dict) -> bool:
@@ -228,19 +226,20 @@ def _given(value) -> bool:
 
 
 def output_of_all_exits(
-    exits: Sequence[tuple[Tensor, Tensor | None]], rule: ExitRule, cutoffs: Sequence[float]
+    exits: Sequence[tuple[Tensor, Tensor | None]], rule: ExitRule, cutoffs: Sequence[float], exit_layers: range
 ) -> HighwayClassifierOutput:
     """The output that follows from every exit: where each sample would exit, and with which logits.
 
     exits: of each, logits (B, C) and, but for the last, the certainty (B,) of a learning-to-exit head or None.
+    exit_layers: the layer of each exit.
     """
     all_logits = torch.stack([logits for logits, _ in exits], dim=1)
     certainties = [certainty for _, certainty in exits[:-1] if certainty is not None]
     all_certainties = torch.stack(certainties, dim=1) if certainties else None
     with torch.no_grad():
-        exit_layer = first_exit_layer(rule.uncertainties(all_logits, all_certainties), cutoffs)
+        exit_layer = first_exit_layer(rule.uncertainties(all_logits, all_certainties), cutoffs, exit_layers[0])
     return HighwayClassifierOutput(
-        logits=all_logits[torch.arange(len(all_logits), device=all_logits.device), exit_layer - 1],
+        logits=all_logits[torch.arange(len(all_logits), device=all_logits.device), exit_layer - exit_layers[0]],
         exit_layer=exit_layer,
         all_logits=all_logits,
         all_certainties=all_certainties,

@@ -13,13 +13,16 @@ class HighwayConfig:
     """Mixin in front of an HF config. Checkpoints without these fields get the defaults, which are the paper's.
 
     exit_threshold: a sample exits at the first off-ramp whose uncertainty (entropy in nats, unless exit_rule says
-        otherwise) is below it. One number, or one per layer (N-1 off-ramps; an N-th value is allowed and has no
-        meaning). <= 0: nothing exits early. Its name in the original and in 0.5, early_exit_entropy, is an alias.
+        otherwise) is below it. One number, or one for each off-ramp (one more is allowed and has no meaning).
+        <= 0: nothing exits early. Its name in the original and in 0.5, early_exit_entropy, is an alias.
     exit_rule: which uncertainty, a key of exit_rules.EXIT_RULES.
     patience_tolerance: the difference up to which values of a regression model agree, for the rule patience.
-    exit_temperatures: N numbers, the last is the final classifier's; an exit's logits are divided by its own. None: 1.
+    exit_temperatures: one for each exit, the last is the final classifier's; an exit's logits are divided by its own.
+        None: 1.
     highway_pooling: what an off-ramp reads, a key of off_ramps.POOLINGS.
     highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
+    exit_before_first_layer: whether there is an off-ramp on the embeddings, exit layer 0. It reads all tokens, so it
+        needs another highway_pooling than first.
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
@@ -31,6 +34,15 @@ class HighwayConfig:
     exit_temperatures: list[float] | None = None
     highway_pooling: str = "first"
     highway_head: str = "pooler"
+    exit_before_first_layer: bool = False
+
+    @property
+    def exit_layers(self) -> range:
+        """The layer of each exit, (E,): 1 to N, or 0 to N with exit_before_first_layer; N is the final classifier.
+
+        `exit_layers[i]` is the layer of exit i, `exit_layers.index(layer)` the exit of a layer.
+        """
+        return range(0 if self.exit_before_first_layer else 1, self.num_hidden_layers + 1)
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**{name: value for name, value in kwargs.items() if name not in self.OF_0_5})
@@ -55,17 +67,17 @@ def config_rule(config) -> ExitRule:
 
 
 def config_cutoffs(config, exit_threshold: float | Sequence[float] | None = None) -> tuple[ExitRule, list[float]]:
-    """The exit rule, and a cut-off for each of the N-1 off-ramps: of this threshold, None: of the config's.
+    """The exit rule, and a cut-off for each off-ramp, (E-1,): of this threshold, None: of the config's.
 
     Raises ValueError for a threshold that the rule or the model does not have.
     """
     rule = config_rule(config)
     threshold = config.exit_threshold if exit_threshold is None else exit_threshold
-    return rule, rule.cutoffs(threshold, config.num_hidden_layers)
+    return rule, rule.cutoffs(threshold, len(config.exit_layers))
 
 
 def set_threshold(config, value: float | Sequence[float]) -> None:
-    """Stores a threshold, or one per layer, in a config. Raises ValueError (see `ExitRule.cutoffs`)."""
+    """Stores a threshold, or one per off-ramp, in a config. Raises ValueError (see `ExitRule.cutoffs`)."""
     config_cutoffs(config, value)
     config.exit_threshold = plain_threshold(value)
 
@@ -73,6 +85,6 @@ def set_threshold(config, value: float | Sequence[float]) -> None:
 def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bool) -> None:
     """Stores rule and threshold in a config of a model with or without a learning-to-exit head. Raises ValueError."""
     rule = make_rule(name, config.num_labels, config.patience_tolerance)
-    rule.cutoffs(threshold, config.num_hidden_layers)
+    rule.cutoffs(threshold, len(config.exit_layers))
     rule.check_head(has_head)
     config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)

@@ -9,7 +9,10 @@ This file knows neither BERT nor off-ramps. Read on in exit_rules.py (uncertaint
 classifier.py (how the loop gets into the model). The runtimes in deebert/runtime use the same decision, compaction and
 gathering; the ONNX graph has to repeat the decision as operators of its own.
 
-Shapes: B samples came in, b of them are still active; T tokens, H hidden, N layers, C labels.
+An exit is an off-ramp or, at the end, the final classifier. Exits are counted by i, from 0. The layer of exit i is
+`config.exit_layers[i]`: layers are counted from 1, and layer 0 is the exit before the first layer.
+
+Shapes: B samples came in, b of them are still active; T tokens, H hidden, N layers, E exits, C labels.
 """
 
 import math
@@ -31,11 +34,14 @@ def exits_now(uncertainty, cutoff):
     return (uncertainty < cutoff) | (cutoff == math.inf)
 
 
-def first_exit_layer(uncertainties: Tensor, cutoffs: Sequence[float]) -> Tensor:
-    """The exit layer (B,), from 1, of each sample, from its uncertainties (B, N-1) at all off-ramps."""
+def first_exit_layer(uncertainties: Tensor, cutoffs: Sequence[float], first: int = 1) -> Tensor:
+    """The exit layer (B,) of each sample, from its uncertainties (B, E-1) at all off-ramps.
+
+    first: the layer of the first off-ramp.
+    """
     exits = exits_now(uncertainties, torch.tensor(cutoffs, device=uncertainties.device))
     exits = torch.cat([exits, exits.new_ones(len(exits), 1)], dim=1)  # after layer N every sample exits
-    return exits.int().argmax(dim=1) + 1  # argmax gives the first of equals
+    return exits.int().argmax(dim=1) + first  # argmax gives the first of equals
 
 
 @dataclass
@@ -83,7 +89,7 @@ class ExitedSamples:
     layers: list[Tensor] = field(default_factory=list)
 
     def add(self, index: Tensor, logits: Tensor, layer: int) -> None:
-        """The samples at these input positions (b,) exit after this layer, from 1, with these logits (b, C)."""
+        """The samples at these input positions (b,) exit after this layer with these logits (b, C)."""
         self.index.append(index)
         self.logits.append(logits)
         self.layers.append(torch.full_like(index, layer))
@@ -100,7 +106,7 @@ class ExitedSamples:
 def let_exit(
     batch: ActiveBatch, exited: ExitedSamples, layer: int, logits: Tensor, uncertainty: Tensor | float, cutoff: float
 ) -> None:
-    """Moves the samples that exit after this layer, from 1, out of the batch, with their logits (b, C).
+    """Moves the samples that exit after this layer out of the batch, with their logits (b, C).
 
     uncertainty: (b,), or a number for a single sample.
     """
@@ -122,13 +128,15 @@ def run_with_exits(
     exited: ExitedSamples,
     rule: ExitRule,
     cutoffs: Sequence[float],
+    exit_layers: Sequence[int],
 ) -> None:
     """THE loop: runs the layers until all samples have exited, or there are no more layers.
 
     The samples that are left in `batch` are the caller's: it adds them to `exited` with the final classifier's logits.
 
-    layers: (hidden states, attention mask) -> hidden states. off_ramps: (N-1,) (hidden states, pooling weights) ->
-    logits (b, C) and the certainty (b,) of a learning-to-exit head, or None. cutoffs: (N-1,) of the off-ramps.
+    layers: what runs before each exit (see `HighwayEncoder.blocks`), (hidden states, attention mask) -> hidden states.
+    off_ramps: (E-1,) (hidden states, pooling weights) -> logits (b, C) and the certainty (b,) of a learning-to-exit
+    head, or None. cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit.
     """
     for i, layer in enumerate(layers):
         batch.hidden_states = layer(batch.hidden_states, batch.attention_mask)
@@ -137,6 +145,6 @@ def run_with_exits(
         logits, certainty = off_ramps[i](batch.hidden_states, batch.pooling_weights)
         uncertainty_of = rule.uncertainty_alone if len(batch) == 1 else rule.uncertainty  # faster for a single sample
         uncertainty, batch.rule_state = uncertainty_of(logits, certainty, batch.rule_state)
-        let_exit(batch, exited, i + 1, logits, uncertainty, cutoffs[i])
+        let_exit(batch, exited, exit_layers[i], logits, uncertainty, cutoffs[i])
         if len(batch) == 0:
             break

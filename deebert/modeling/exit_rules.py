@@ -4,7 +4,7 @@ After each off-ramp the rule computes an uncertainty; a sample exits at the firs
 the cut-off. Users set a threshold. For most rules it is the cut-off itself; patience converts a count into one. A
 threshold <= 0 disables exits.
 
-Shapes: B batch, N layers, C labels; b <= B samples are still active.
+Shapes: B batch, E exits, of which E-1 are off-ramps, C labels; b <= B samples are still active.
 """
 
 import math
@@ -33,7 +33,7 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
-    """A threshold, or one per layer, of any kind of numbers (numpy's, a tensor's) as floats. Raises ValueError."""
+    """A threshold, or one per off-ramp, of any kind of numbers (numpy's, a tensor's) as floats. Raises ValueError."""
     if isinstance(threshold, str):
         raise ValueError(f"exit_threshold is the string {threshold!r}; give a number")
     return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
@@ -86,7 +86,7 @@ class ExitRule:
         return uncertainty.item(), state
 
     def uncertainties(self, all_logits: Tensor, certainties: Tensor | None = None) -> Tensor:
-        """(B, N-1) of all off-ramps, from the logits (B, N, C) of all exits and the certainties (B, N-1), if any."""
+        """(B, E-1) of all off-ramps, from the logits (B, E, C) of all exits and the certainties (B, E-1), if any."""
         columns, state = [], None
         for i in range(all_logits.shape[1] - 1):
             certainty = None if certainties is None else certainties[:, i]
@@ -94,48 +94,48 @@ class ExitRule:
             columns.append(column)
         return torch.stack(columns, dim=1) if columns else all_logits.new_empty(len(all_logits), 0)
 
-    def consults(self, cutoffs: Sequence[float], layer: int) -> bool:
-        """Whether the off-ramp after this layer (0-based) has to run: not where nothing can exit and no state needs it.
+    def consults(self, cutoffs: Sequence[float], i: int) -> bool:
+        """Whether off-ramp i, from 0, has to run: not where nothing can exit and no state needs it.
 
-        cutoffs: (N-1,) of all off-ramps.
+        cutoffs: (E-1,) of all off-ramps.
         """
-        if layer >= len(cutoffs):  # the last layer has none
+        if i >= len(cutoffs):  # the final classifier is no off-ramp
             return False
-        return cutoffs[layer] > 0 or (self.stateful and any(0 < c < math.inf for c in cutoffs[layer:]))
+        return cutoffs[i] > 0 or (self.stateful and any(0 < c < math.inf for c in cutoffs[i:]))
 
     def cutoff(self, threshold: float) -> float:
         """The cut-off of this threshold: samples exit where their uncertainty is below it. Raises ValueError."""
         return threshold
 
-    def cutoffs(self, threshold: float | Sequence[float], num_layers: int) -> list[float]:
-        """A cut-off for each of the N-1 off-ramps, from one threshold or one per layer. Raises ValueError."""
+    def cutoffs(self, threshold: float | Sequence[float], num_exits: int) -> list[float]:
+        """A cut-off for each off-ramp, (E-1,), from one threshold or one for each. Raises ValueError."""
         threshold = plain_threshold(threshold)
-        per_layer = [threshold] * (num_layers - 1) if isinstance(threshold, float) else threshold
-        if len(per_layer) not in (num_layers - 1, num_layers):
+        per_layer = [threshold] * (num_exits - 1) if isinstance(threshold, float) else threshold
+        if len(per_layer) not in (num_exits - 1, num_exits):
             raise ValueError(
-                f"exit_threshold has {len(per_layer)} values; a model of {num_layers} layers takes one number, "
-                f"or {num_layers - 1}: one for each off-ramp"
+                f"exit_threshold has {len(per_layer)} values; a model of {num_exits} exits takes one number, "
+                f"or {num_exits - 1}: one for each off-ramp"
             )
-        per_layer = per_layer[: num_layers - 1]
+        per_layer = per_layer[: num_exits - 1]
         if any(math.isnan(v) for v in per_layer):
             raise ValueError("exit_threshold is NaN; give a number")
         if not self.supported and any(v > 0 for v in per_layer):
             raise ValueError(
                 f"the exit rule {self.name} needs at least two labels: with one (regression) every sample would exit "
-                "at layer 1. Use the rule patience or learned, or -1"
+                "at the first off-ramp. Use the rule patience or learned, or -1"
             )
         return [self.cutoff(v) for v in per_layer]
 
-    def grid(self, points: int, num_layers: int) -> list[float]:
+    def grid(self, points: int, num_exits: int) -> list[float]:
         """Thresholds that do not depend on data, safest first: evenly spaced, up to the largest uncertainty."""
         return [self.max_uncertainty * i / points for i in range(1, points + 1)]
 
     def exit_all_threshold(self) -> float:
-        """A threshold at which all samples exit at layer 1."""
+        """A threshold at which all samples exit at the first off-ramp."""
         return self.max_uncertainty + 0.001
 
     def decision_margin(self, all_logits: Tensor, uncertainties: Tensor, cutoffs: Sequence[float]) -> Tensor:
-        """(B, N-1) how far each decision is from its opposite: the rounding error that would turn it."""
+        """(B, E-1) how far each decision is from its opposite: the rounding error that would turn it."""
         return (uncertainties - torch.tensor(cutoffs)).abs()
 
 
@@ -252,8 +252,8 @@ class Patience(ExitRule):
             )
         return 1 / (threshold - 0.5)  # between 1 / k and 1 / (k - 1)
 
-    def grid(self, points: int, num_layers: int) -> list[float]:
-        return [float(k) for k in range(num_layers - 1, 0, -1)]
+    def grid(self, points: int, num_exits: int) -> list[float]:
+        return [float(k) for k in range(num_exits - 1, 0, -1)]
 
     def exit_all_threshold(self) -> float:
         return 1.0
@@ -262,7 +262,7 @@ class Patience(ExitRule):
         """A decision turns where one of the predictions so far does."""
         if self.num_labels == 1:
             steps = all_logits[:, :-1, 0].float().diff(dim=1).abs()
-            margins = torch.nn.functional.pad((steps - self.tolerance).abs(), (1, 0), value=math.inf)  # (B, N-1)
+            margins = torch.nn.functional.pad((steps - self.tolerance).abs(), (1, 0), value=math.inf)  # (B, E-1)
         else:
             first, second = probabilities(all_logits[:, :-1]).topk(2, dim=-1).values.unbind(dim=-1)
             margins = first - second

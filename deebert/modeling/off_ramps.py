@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from deebert.modeling.config import add_highway_fields, config_rule, set_threshold
 
-OFF_RAMP_PARAMETER = re.compile(r"\.(highway|learn_to_exit)\.")
+OFF_RAMP_PARAMETER = re.compile(r"\.(highway|highway_embeddings|learn_to_exit)\.")
 
 
 def is_off_ramp(parameter_name: str) -> bool:
@@ -117,13 +117,16 @@ class HighwayPooler(nn.Module):
 
 
 HEADS = ("pooler", "linear")
+NEEDS_ALL_TOKENS = (
+    "exit_before_first_layer: the first token's embedding is the same in every text; "
+    "set highway_pooling to mean or attention"
+)
 
 
 class Highway(nn.Module):
     """One off-ramp: pooling, BERT's pooler, dropout, linear classifier (section 3.1).
 
-    With `config.highway_head` "linear" there is no pooler: an off-ramp then has a thousandth of the weights and costs
-    next to nothing.
+    With `config.highway_head` "linear" there is no pooler, and a thousandth of the weights and of the cost remain.
     """
 
     def __init__(self, config):
@@ -165,7 +168,12 @@ class LearnToExit(nn.Linear):
         return torch.sigmoid(super().forward(pooled).squeeze(-1).float())
 
 
-LayerLoop = Callable[[list[Callable], Tensor, Tensor | None], Tensor]  # layers, hidden states, mask -> hidden states
+LayerLoop = Callable[[list[Callable], Tensor, Tensor | None], Tensor]  # blocks, hidden states, mask -> hidden states
+
+
+def unchanged(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+    """What runs before exit 0: no layer."""
+    return hidden_states
 
 
 # Hidden states (b, T, H) and pooling weights (b, T) or None -> calibrated logits (b, C), and the certainty (b,) of the
@@ -181,11 +189,17 @@ def _off_ramp(highway, temperature, learn_to_exit, hidden_states, pooling_weight
 
 
 class HighwayEncoder:
-    """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps."""
+    """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps.
+
+    highway: those after layers 1 to N-1, as in the original. highway_embeddings: exit 0, None without one.
+    """
 
     def __init__(self, config):
         super().__init__(config)
+        if config.exit_before_first_layer and config.highway_pooling == "first":
+            raise ValueError(NEEDS_ALL_TOKENS)
         self.highway = nn.ModuleList(Highway(config) for _ in range(config.num_hidden_layers - 1))
+        self.highway_embeddings = Highway(config) if config.exit_before_first_layer else None
         self.learn_to_exit = LearnToExit(config) if config_rule(config).learned else None
 
     def set_exit_threshold(self, value: float | Sequence[float]) -> None:
@@ -194,18 +208,29 @@ class HighwayEncoder:
 
     set_early_exit_entropy = set_exit_threshold  # the original's name
 
+    @property
+    def off_ramps(self) -> list[Highway]:
+        """All off-ramps, (E-1,) in the order of the exits."""
+        return list(self.highway) if self.highway_embeddings is None else [self.highway_embeddings, *self.highway]
+
+    @property
+    def blocks(self) -> list[Callable]:
+        """What runs between each exit and the one before it, (E,): a layer, before exit 0 none."""
+        return list(self.layer) if self.highway_embeddings is None else [unchanged, *self.layer]
+
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
-        for highway in self.highway:
+        for highway in self.off_ramps:
             if highway.pooler is not None:
                 highway.pooler.load_state_dict(pooler.state_dict())
 
-    def off_ramps(self) -> list[OffRamp]:
+    def exit_functions(self) -> list[OffRamp]:
         """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
-        temperatures = self.config.exit_temperatures or [None] * len(self.highway)
+        off_ramps = self.off_ramps
+        temperatures = self.config.exit_temperatures or [None] * (len(off_ramps) + 1)
         return [
             partial(_off_ramp, highway, temperature, self.learn_to_exit)
-            for highway, temperature in zip(self.highway, temperatures[: len(self.highway)], strict=True)
+            for highway, temperature in zip(off_ramps, temperatures[:-1], strict=True)
         ]
 
     def forward(
@@ -226,7 +251,7 @@ class HighwayEncoder:
             return super().forward(
                 hidden_states, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache, **kwargs
             )
-        layers = [partial(layer, **kwargs) for layer in self.layer]
+        layers = [partial(block, **kwargs) for block in self.blocks]
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=layer_loop(layers, hidden_states, attention_mask)
         )

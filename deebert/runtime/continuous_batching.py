@@ -40,12 +40,21 @@ def joined(batches: Sequence[ActiveBatch]) -> ActiveBatch:
 class ContinuousBatcher:
     """Runs batches through the layers. A batch of which less than half is left waits until others join it.
 
-    cutoffs: (N-1,) of the off-ramps. After `flush`, `exited` holds all samples in the order of the input.
+    cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit. After `flush`, `exited` holds all
+    samples in the order of the input.
     """
 
-    def __init__(self, steps: LayerSteps, rule: ExitRule, cutoffs: Sequence[float], batch_size: int):
+    def __init__(
+        self,
+        steps: LayerSteps,
+        rule: ExitRule,
+        cutoffs: Sequence[float],
+        exit_layers: Sequence[int],
+        batch_size: int,
+    ):
         self.steps, self.rule, self.cutoffs, self.batch_size = steps, rule, cutoffs, batch_size
-        self.waiting: list[list[ActiveBatch]] = [[] for _ in range(len(cutoffs) + 1)]  # at each layer
+        self.exit_layers = exit_layers
+        self.waiting: list[list[ActiveBatch]] = [[] for _ in exit_layers]  # before each step
         self.exited = ExitedSamples()
         self.samples = 0
 
@@ -58,29 +67,27 @@ class ContinuousBatcher:
 
     def flush(self) -> None:
         """Runs all that wait to the end."""
-        for layer, batches in enumerate(self.waiting):
+        for i, batches in enumerate(self.waiting):
             if batches:
-                self._run(self._with_waiting(None, layer), layer, flushing=True)
+                self._run(self._with_waiting(None, i), i, flushing=True)
 
-    def _run(
-        self, batch: ActiveBatch, layer: int, token_type_ids: Tensor | None = None, flushing: bool = False
-    ) -> None:
+    def _run(self, batch: ActiveBatch, i: int, token_type_ids: Tensor | None = None, flushing: bool = False) -> None:
         while len(batch):
-            waiting = sum(map(len, self.waiting[layer]))
-            if layer > 0 and not flushing and len(batch) + waiting < self.batch_size / 2:
-                self.waiting[layer].append(batch)
+            waiting = sum(map(len, self.waiting[i]))
+            if i > 0 and not flushing and len(batch) + waiting < self.batch_size / 2:
+                self.waiting[i].append(batch)
                 return
-            batch = self._with_waiting(batch, layer)
-            self._step(batch, layer, token_type_ids)
-            layer += 1
+            batch = self._with_waiting(batch, i)
+            self._step(batch, i, token_type_ids)
+            i += 1
 
-    def _with_waiting(self, batch: ActiveBatch | None, layer: int) -> ActiveBatch:
-        batches = [*self.waiting[layer], *([] if batch is None else [batch])]
-        self.waiting[layer].clear()
+    def _with_waiting(self, batch: ActiveBatch | None, i: int) -> ActiveBatch:
+        batches = [*self.waiting[i], *([] if batch is None else [batch])]
+        self.waiting[i].clear()
         return joined(batches)
 
     def _step(self, batch: ActiveBatch, i: int, token_type_ids: Tensor | None) -> None:
-        """Layer i, from 0, and the exit after it, unless nothing can exit there."""
+        """Step i, from 0, and the exit after it, unless nothing can exit there."""
         last = i == len(self.cutoffs)
         consult = last or self.rule.consults(self.cutoffs, i)
         hidden, logits, certainty = self.steps.step(
@@ -88,11 +95,11 @@ class ContinuousBatcher:
         )
         batch.hidden_states = hidden
         if last:
-            self.exited.add(batch.index, logits, i + 1)
+            self.exited.add(batch.index, logits, self.exit_layers[i])
             batch.index = batch.index[:0]
         elif consult:
             uncertainty, batch.rule_state = self.rule.uncertainty(logits, certainty, batch.rule_state)
-            let_exit(batch, self.exited, i + 1, logits, uncertainty, self.cutoffs[i])
+            let_exit(batch, self.exited, self.exit_layers[i], logits, uncertainty, self.cutoffs[i])
 
 
 @torch.inference_mode()
@@ -109,7 +116,8 @@ def classify_stream(
     ValueError for thresholds that the model does not have, and where there are no batches.
     """
     steps = model if hasattr(model, "step") else LayerRunner(model)
-    batcher = ContinuousBatcher(steps, *config_cutoffs(model.config, exit_threshold), batch_size)
+    rule, cutoffs = config_cutoffs(model.config, exit_threshold)
+    batcher = ContinuousBatcher(steps, rule, cutoffs, model.config.exit_layers, batch_size)
     with steps.running():
         for batch in batches:
             batcher.add(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))

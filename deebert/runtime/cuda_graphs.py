@@ -1,8 +1,8 @@
 """CUDA-graph runtime with speculation: on a GPU, the next layer begins before the previous exit is known.
 
 At small batches a GPU is faster than Python can launch work. Here each layer with its off-ramp is one CUDA graph, and
-layer i+1 is launched before the host has read off-ramp i's result: if all samples exit at layer i, one layer of GPU
-work is wasted, but no latency is added.
+the next layer is launched before the host has read the off-ramp's result: if all samples exit there, one layer of GPU
+work is wasted, but no latency is added. Graph i, from 0, ends at exit i (see layer_runner.py).
 
 Shapes: B batch, T tokens, H hidden, C labels; b samples are still active. Graphs have fixed shapes: the number of rows
 is padded to a power of two, texts to one of LENGTHS. A slot is a row of such a shape.
@@ -82,7 +82,7 @@ class State:
 
 
 class GraphedLayer:
-    """Layer i of one shape with the exit after it. Its outputs lie in memory that the host reads.
+    """Step i of one shape with the exit after it. Its outputs lie in memory that the host reads.
 
     logits: (b, C), uncertainty: (b,), both float32.
     """
@@ -124,7 +124,7 @@ class GraphedDeeBert:
 
     def __init__(self, model, speculate: bool = True):
         self.model, self.config, self.device, self.speculate = model.eval(), model.config, model.device, speculate
-        self.runner, self.num_layers = LayerRunner(model), model.config.num_hidden_layers
+        self.runner, self.exit_layers = LayerRunner(model), model.config.exit_layers
         self.longest = max_tokens(model.config)
         self.states: dict[tuple[int, int], State] = {}
         self.layers: dict[tuple, GraphedLayer] = {}
@@ -172,8 +172,8 @@ class GraphedDeeBert:
         """The loop of early_exit.py with speculation. Writes logits (B, C) and exit layers (B,) in input order."""
         current = self.layer(state, 0, rule, cutoffs).launch()
         current_slots = batch.slots  # in the state in which `current` runs; batch.slots are those of `state`
-        for i in range(self.num_layers):
-            last = i == self.num_layers - 1
+        for i, exit_here in enumerate(self.exit_layers):
+            last = i == self.runner.last
             upcoming = None
             if self.speculate and not last:
                 upcoming = self.layer(state, i + 1, rule, cutoffs).launch()
@@ -181,7 +181,7 @@ class GraphedDeeBert:
                 current.wait()
                 exiting = exits_now(current.uncertainty[current_slots], np.inf if last else cutoffs[i])
                 logits[batch.index[exiting]] = current.logits[current_slots[exiting]]
-                exit_layer[batch.index[exiting]] = i + 1
+                exit_layer[batch.index[exiting]] = exit_here
                 batch.keep(~exiting)
             if len(batch) == 0:
                 break
@@ -190,7 +190,7 @@ class GraphedDeeBert:
                 upcoming, current_slots = self.layer(state, i + 1, rule, cutoffs).launch(), batch.slots
             else:
                 current_slots = batch.slots
-                if i + 2 < self.num_layers:
+                if i + 1 < self.runner.last:
                     state = self.compacted(state, batch)
             current = upcoming
 
@@ -212,7 +212,7 @@ class GraphedDeeBert:
         return self.states[shape]
 
     def layer(self, state: State, i: int, rule: ExitRule, cutoffs: Sequence[float]) -> GraphedLayer:
-        """Layer i for this shape, captured where it is new."""
+        """Step i for this shape, captured where it is new."""
         consult = rule.consults(cutoffs, i)
         key = (state.shape, i, consult, rule)
         if key not in self.layers:
@@ -221,8 +221,8 @@ class GraphedDeeBert:
         return self.layers[key]
 
     def run_layer(self, state: State, i: int, consult: bool, rule: ExitRule, layer: GraphedLayer) -> None:
-        """Runs layer i on the state, and the exit after it where it is consulted."""
-        last = i == self.num_layers - 1
+        """Runs step i on the state, and the exit after it where it is consulted."""
+        last = i == self.runner.last
         inputs, types = (state.ids, state.types) if i == 0 else (state.hidden, None)
         hidden, logits, certainty = self.runner.step(i, inputs, state.mask, types, consult=consult or last)
         if not last:

@@ -1,6 +1,7 @@
 """A model's layers one at a time, for runtimes that decide themselves which samples run where.
 
-Shapes: b samples, T tokens, H hidden, C labels.
+Step i, from 0, ends at exit i: it runs one layer, the first one the embeddings too. Where there is an exit before the
+first layer, step 0 is the embeddings alone. Shapes: b samples, T tokens, H hidden, C labels.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -23,12 +24,12 @@ class LayerSteps(Protocol):
         token_type_ids: Tensor | None = None,
         consult: bool = True,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Layer i, from 0, and the exit after it.
+        """Step i, from 0, and the exit after it.
 
-        inputs: input_ids (b, T) for the first layer, for others the hidden states (b, T, H) of the previous layer.
-        attention_mask: (b, T). token_type_ids: (b, T), of the first layer only. consult: whether the exit runs too.
+        inputs: input_ids (b, T) for the first step, for others the hidden states (b, T, H) of the previous step.
+        attention_mask: (b, T). token_type_ids: (b, T), of the first step only. consult: whether the exit runs too.
 
-        Returns hidden states (b, T, H), after the last layer (b, 1, H); logits (b, C); and the certainty (b,) of the
+        Returns hidden states (b, T, H), after the last step (b, 1, H); logits (b, C); and the certainty (b,) of the
         learning-to-exit head or None. Without `consult` logits and certainty may be None.
         """
 
@@ -41,7 +42,8 @@ class LayerRunner:
 
     def __init__(self, model):
         self.model, self.base = model, model.base_model
-        self.last = model.config.num_hidden_layers - 1
+        self.blocks = self.base.encoder.blocks
+        self.last = len(self.blocks) - 1
 
     def step(
         self,
@@ -67,13 +69,13 @@ class LayerRunner:
         return (attention_mask == 0).to(dtype)[:, None, None] * torch.finfo(dtype).min
 
     def layer(self, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Layer i, the first with the embeddings, the last for the first token. mask: see `additive_mask`."""
+        """Step i without its exit; the last step's layer is computed for the first token. mask: see `additive_mask`."""
         hidden = self.base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
-        layer = self.base.encoder.layer[i]
-        return first_token_layer(layer, hidden, mask) if i == self.last else layer(hidden, mask)
+        block = self.blocks[i]
+        return first_token_layer(block, hidden, mask) if i == self.last else block(hidden, mask)
 
     def exit(self, i: int, hidden: Tensor, pooling_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The exit after layer i, also the last: logits (b, C), and the certainty (b,) or None."""
+        """Exit i, also the last: logits (b, C), and the certainty (b,) or None."""
         if i == self.last:
             return self.model.final_logits(self.base.pooler(hidden)), None
-        return self.base.encoder.off_ramps()[i](hidden, pooling_weights)
+        return self.base.encoder.exit_functions()[i](hidden, pooling_weights)

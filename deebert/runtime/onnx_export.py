@@ -43,7 +43,7 @@ class MasksGraph(nn.Module):
 
 
 class LayerGraph(nn.Module):
-    """One layer, see `LayerRunner.layer`."""
+    """One step, see `LayerRunner.layer`."""
 
     def __init__(self, model, i: int):
         super().__init__()
@@ -54,7 +54,7 @@ class LayerGraph(nn.Module):
 
 
 class ExitGraph(nn.Module):
-    """The exit after a layer, see `LayerRunner.exit`, and the uncertainty (b,) by the model's rule."""
+    """The exit after a step, see `LayerRunner.exit`, and the uncertainty (b,) by the model's rule."""
 
     def __init__(self, model, i: int):
         super().__init__()
@@ -94,7 +94,7 @@ def export_parts(model, folder: Path) -> None:
     weights = {} if pooling_weights is None else {"pooling_weights": pooling_weights}
     outputs = ["logits", "uncertainty", "certainty"][: 2 if model.base_model.encoder.learn_to_exit is None else 3]
     save_graph(MasksGraph(model), {"attention_mask": ids}, ["mask", *weights], folder / "masks.onnx")
-    last = model.config.num_hidden_layers - 1
+    last = len(model.config.exit_layers) - 1
     for i in range(last + 1):
         inputs = {"inputs": hidden, "mask": mask}
         if i == 0:
@@ -107,7 +107,7 @@ def export_parts(model, folder: Path) -> None:
 def exportable(model):
     """A copy of the model on the CPU, with eager attention, which exports as plain products. Raises InputError.
 
-    Raises it where packages are missing, or the model has too many layers for a graph.
+    Raises it where packages are missing, or the model has too many exits for a graph.
     """
     try:
         import onnx  # noqa: F401
@@ -115,10 +115,10 @@ def exportable(model):
         import onnxscript  # noqa: F401  torch.onnx.export needs it
     except ImportError:
         raise InputError(MISSING) from None
-    from deebert.runtime.onnx_graph import MOST_LAYERS
+    from deebert.runtime.onnx_graph import MOST_EXITS
 
-    if model.config.num_hidden_layers > MOST_LAYERS:
-        raise InputError(f"the model has {model.config.num_hidden_layers} layers; a graph holds up to {MOST_LAYERS}")
+    if len(model.config.exit_layers) > MOST_EXITS:
+        raise InputError(f"the model has {len(model.config.exit_layers)} exits; a graph holds up to {MOST_EXITS}")
     model = copy.deepcopy(model).cpu().float().eval()
     model.set_attn_implementation("eager")
     return model

@@ -5,7 +5,8 @@ that a single text costs one run. A run may begin at any layer: there the sample
 resume. One session serves all layers, and its threads stay awake from one to the next; a session for each layer wakes
 them again each time, which costs a quarter of a small model's time. A Loop over layers is 6 % slower than nested Ifs.
 
-This is the one place that repeats the decision of modeling/early_exit.py; the parity tests hold the two together.
+Step i, from 0, ends at exit i (see layer_runner.py). This is the one place that repeats the decision of
+modeling/early_exit.py; the parity tests hold the two together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,33 +19,36 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 
 from deebert.modeling.config import config_rule
 
-MOST_LAYERS = 32  # readers of protobuf, and so of ONNX, take messages within messages a hundred deep
+MOST_EXITS = 32  # readers of protobuf, and so of ONNX, take messages within messages a hundred deep
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 SHARED = {name: name for name in ("attention_mask", "token_type_ids", "mask", "pooling_weights")}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The graphs of a model's parts; N layers, b samples, T tokens, H hidden, C labels.
+    """The graphs of a model's parts; E exits, b samples, T tokens, H hidden, C labels.
 
     masks: attention_mask (b, T) -> mask (b, 1, 1, T) and, where off-ramps need it, pooling_weights (b, T).
-    layers: (N,) inputs, token ids (b, T) of the first, hidden states (b, T, H) of others, mask, and token_type_ids
-        (b, T) of the first -> hidden (b, T, H), of the last (b, 1, H).
-    exits: (N,) hidden and, where they need it, pooling_weights -> logits (b, C), uncertainty (b,) by the model's exit
+    layers: (E,) of each step: inputs, token ids (b, T) of the first, hidden states (b, T, H) of others, mask, and
+        token_type_ids (b, T) of the first -> hidden (b, T, H), of the last (b, 1, H).
+    exits: (E,) hidden and, where they need it, pooling_weights -> logits (b, C), uncertainty (b,) by the model's exit
         rule (a stateful one as if there were no state) and, where there is a learning-to-exit head, certainty (b,).
+    exit_layers: (E,) the layer of each exit.
     """
 
     masks: ModelProto
     layers: Sequence[ModelProto]
     exits: Sequence[ModelProto]
+    exit_layers: Sequence[int]
 
     @classmethod
-    def load(cls, folder: Path, layers: int) -> "Parts":
+    def load(cls, folder: Path, exit_layers: Sequence[int]) -> "Parts":
         """As onnx_export.export_parts writes them."""
         return cls(
             onnx.load(folder / "masks.onnx"),
-            [onnx.load(folder / f"layer_{i}.onnx") for i in range(layers)],
-            [onnx.load(folder / f"exit_{i}.onnx") for i in range(layers)],
+            [onnx.load(folder / f"layer_{i}.onnx") for i in range(len(exit_layers))],
+            [onnx.load(folder / f"exit_{i}.onnx") for i in range(len(exit_layers))],
+            exit_layers,
         )
 
     def __iter__(self) -> Iterator[ModelProto]:
@@ -52,7 +56,7 @@ class Parts:
 
     @property
     def last(self) -> int:
-        """The last layer, from 0."""
+        """The last step, from 0."""
         return len(self.layers) - 1
 
     @property
@@ -62,20 +66,20 @@ class Parts:
 
 
 def merge(folder: Path, config, path: Path) -> None:
-    """Writes one graph of all parts in a folder, of a model of that config, which has at most MOST_LAYERS layers.
+    """Writes one graph of all parts in a folder, of a model of that config, which has at most MOST_EXITS exits.
 
     Inputs: input_ids, token_type_ids and attention_mask, (b, T) int64. They suffice to run the model at its stored
     threshold; for patience they do not, as it needs state. Optional inputs:
-        layer () int64, from 0: where to begin, 0 if not given.
-        hidden_in (b, T, H): the previous layer's hidden states where layer > 0; the ids may be empty then.
-        limits (N-1,): the cut-offs. The run ends after a layer where an uncertainty is below its cut-off. An off-ramp
+        layer () int64: the step, from 0, with which to begin; 0 if not given.
+        hidden_in (b, T, H): the previous step's hidden states where layer > 0; the ids may be empty then.
+        limits (E-1,): the cut-offs. The run ends after a layer where an uncertainty is below its cut-off. An off-ramp
             whose cut-off is 0 or less does not run.
     Outputs, all of the layer where the run ended:
-        exit_layer () int64, from 1.
+        exit_layer () int64, from 1; 0: before the first layer.
         hidden (b, T, H), after the last layer (b, 1, H).
         logits (b, C), uncertainty (b,) and, where the model has a learning-to-exit head, certainty (b,).
     """
-    parts = Parts.load(folder, config.num_hidden_layers)
+    parts = Parts.load(folder, config.exit_layers)
     nodes, tensors = with_prefix(parts.masks, "masks")
     tensors += [scalar("yes", BOOL, True), scalar("zero", FLOAT, 0)]
     for name in parts.exit_outputs:
@@ -92,7 +96,7 @@ def merge(folder: Path, config, path: Path) -> None:
         "attention_mask",
     ):  # sizes of their own: inputs that are not read may be empty
         inputs.append(make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]))
-    cutoffs = config_rule(config).cutoffs(config.exit_threshold, config.num_hidden_layers)
+    cutoffs = config_rule(config).cutoffs(config.exit_threshold, len(config.exit_layers))
     for name, kind, shape, default in (
         ("layer", INT64, [], [0]),
         ("hidden_in", FLOAT, ["hidden_in_b", "hidden_in_t", config.hidden_size], []),
@@ -113,7 +117,7 @@ def merge(folder: Path, config, path: Path) -> None:
 
 
 def layers_from(parts: Parts, i: int) -> GraphProto:
-    """Runs layer i, unless the run begins after it, and the following layers, until the run ends."""
+    """Runs step i, unless the run begins after it, and the following ones, until the run ends."""
     label, layer = f"level_{i}", layer_and_exit(parts, i)
     if i == parts.last:
         end = stop_subgraph(parts, i, layer.output)
@@ -132,15 +136,17 @@ def layers_from(parts: Parts, i: int) -> GraphProto:
 
 
 def stop_subgraph(parts: Parts, i: int, outputs_here: Sequence[ValueInfoProto]) -> GraphProto:
-    """The run ends with the outputs of layer i: hidden states and those of the exit."""
+    """The run ends with the outputs of step i: hidden states and those of the exit."""
     outputs = results(f"end_{i}", ["exit_layer", "hidden", *parts.exit_outputs])
     reads = [f"end_{i}/number", *(x.name for x in outputs_here)]
     nodes = [make_node("Identity", [x], [y.name]) for x, y in zip(reads, outputs, strict=True)]
-    return make_graph(nodes, f"end_{i}", [], outputs, initializer=[scalar(f"end_{i}/number", INT64, i + 1)])
+    return make_graph(
+        nodes, f"end_{i}", [], outputs, initializer=[scalar(f"end_{i}/number", INT64, parts.exit_layers[i])]
+    )
 
 
 def layer_and_exit(parts: Parts, i: int) -> GraphProto:
-    """Runs layer i and, where its cut-off is above 0, the exit after it; the last layer's always."""
+    """Runs step i and, where its cut-off is above 0, the exit after it; the last one always."""
     label, exit_ = f"layer_{i}", exit_subgraph(parts, i)
     nodes, tensors = with_prefix(
         parts.layers[i],
@@ -161,7 +167,7 @@ def layer_and_exit(parts: Parts, i: int) -> GraphProto:
 
 
 def exit_subgraph(parts: Parts, i: int) -> GraphProto:
-    """Runs the exit after layer i; but for the last, output `go` says whether the run continues."""
+    """Runs exit i; but for the last, output `go` says whether the run continues."""
     label = f"exit_{i}"
     names = {name: f"{label}/{name}" for name in parts.exit_outputs}
     nodes, tensors = with_prefix(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})

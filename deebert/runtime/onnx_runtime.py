@@ -1,6 +1,7 @@
 """Early exit in ONNX Runtime: loads what `deebert export` wrote, and gives the outputs of the PyTorch model.
 
-Shapes: B batch, T tokens, H hidden, N layers, C labels; b samples are still active.
+Steps are those of layer_runner.py: step i, from 0, ends at exit i.
+Shapes: B batch, T tokens, H hidden, E exits, C labels; b samples are still active.
 """
 
 import json
@@ -82,14 +83,14 @@ def read_manifest(folder: Path) -> dict:
 
 @lru_cache
 def rule_and_cutoffs(
-    name: str, num_labels: int, tolerance: float, threshold: float | tuple[float, ...], num_layers: int
+    name: str, num_labels: int, tolerance: float, threshold: float | tuple[float, ...], num_exits: int
 ) -> tuple[ExitRule, tuple[float, ...], np.ndarray]:
-    """A rule and its cut-offs (N-1,), as numbers and as the graph takes them. Raises ValueError.
+    """A rule and its cut-offs (E-1,), as numbers and as the graph takes them. Raises ValueError.
 
     Cached: a single text takes so little time that computing them counts.
     """
     rule = make_rule(name, num_labels, tolerance)
-    cutoffs = tuple(rule.cutoffs(threshold, num_layers))
+    cutoffs = tuple(rule.cutoffs(threshold, num_exits))
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
         array = np.array(cutoffs, np.float32)
     array.setflags(write=False)
@@ -97,9 +98,9 @@ def rule_and_cutoffs(
 
 
 class GraphOutputs(NamedTuple):
-    """What a run of the graph returns after the layer where it ended. See onnx_graph.OUTPUTS."""
+    """What a run of the graph returns after the layer where it ended. See onnx_graph.merge."""
 
-    exit_layer: Tensor  # () from 1
+    exit_layer: Tensor  # () from 1; 0: before the first layer
     hidden: Tensor  # (b, T, H), after the last layer (b, 1, H)
     logits: Tensor  # (b, C)
     uncertainty: Tensor  # (b,) by the rule that the graph was made with
@@ -127,10 +128,10 @@ class OnnxDeeBert:
         self.precision = manifest["precision"]
         self.graph_rule = manifest.get("exit_rule")  # the rule of the graph's uncertainty
         self.config = load_config(str(folder))
-        self.num_layers = self.config.num_hidden_layers
-        if manifest["layers"] != self.num_layers:
+        self.exit_layers = self.config.exit_layers
+        if manifest["layers"] != self.exit_layers[-1]:
             raise InputError(
-                f"{folder}: {manifest['layers']} layers, but a config.json of {self.num_layers} layers; "
+                f"{folder}: {manifest['layers']} layers, but a config.json of {self.exit_layers[-1]} layers; "
                 "run deebert export again"
             )
         self.session = open_session(folder / GRAPH, threads)
@@ -184,7 +185,7 @@ class OnnxDeeBert:
         token_type_ids: Tensor | None = None,
         consult: bool = True,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Layer i with the exit after it, see `layer_runner.LayerSteps.step`.
+        """Step i with the exit after it, see `layer_runner.LayerSteps.step`.
 
         The graph cannot end after a layer whose off-ramp does not run, so `consult` makes no difference here.
         """
@@ -199,7 +200,7 @@ class OnnxDeeBert:
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
     ) -> GraphOutputs:
-        """Runs the layers from i, counted from 0, to the first where an uncertainty is below its cut-off, of (N-1,).
+        """Runs the steps from i to the first where an uncertainty is below its cut-off, of (E-1,).
 
         Inputs as for `step`.
         """
@@ -247,7 +248,7 @@ class OnnxDeeBert:
     ) -> HighwayClassifierOutput:
         """A batch (B, T): the graph stops at the first layer where a sample may exit; the others resume from there.
 
-        stops: the cut-offs (N-1,) where the graph computes the rule's uncertainty; None: it stops after each layer that
+        stops: the cut-offs (E-1,) where the graph computes the rule's uncertainty; None: it stops after each layer that
             the rule consults, and the uncertainty is computed here.
         """
         in_graph = stops is not None
@@ -255,16 +256,18 @@ class OnnxDeeBert:
             consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
             stops = np.where(consulted, np.float32(math.inf), np.float32(NO_EXIT))
         batch = ActiveBatch(torch.arange(len(input_ids)), token_lengths(mask), input_ids, mask)
-        exited, layer = ExitedSamples(), 0
+        exited, i = ExitedSamples(), 0  # the step with which the next run begins
         while len(batch):
-            outputs = self.run(layer, stops, batch.hidden_states, batch.attention_mask, token_type_ids)
+            outputs = self.run(i, stops, batch.hidden_states, batch.attention_mask, token_type_ids)
             layer, batch.hidden_states, uncertainty = int(outputs.exit_layer), outputs.hidden, outputs.uncertainty
-            if layer == self.num_layers:
+            if layer == self.exit_layers[-1]:
                 exited.add(batch.index, outputs.logits, layer)
                 break
             if not in_graph:
                 uncertainty, batch.rule_state = rule.uncertainty(outputs.logits, outputs.certainty, batch.rule_state)
-            let_exit(batch, exited, layer, outputs.logits, uncertainty, cutoffs[layer - 1])
+            stopped = self.exit_layers.index(layer)
+            let_exit(batch, exited, layer, outputs.logits, uncertainty, cutoffs[stopped])
+            i = stopped + 1
         logits, exit_layer = exited.in_input_order()
         return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))
 
@@ -279,16 +282,16 @@ class OnnxDeeBert:
     ) -> HighwayClassifierOutput:
         """Every layer and every exit for every sample; where each would exit follows from that."""
         state, exits = input_ids, []
-        for i in range(self.num_layers):
+        for i in range(len(self.exit_layers)):
             outputs = self.run(i, self._stop_everywhere(), state, mask, token_type_ids)
             state = outputs.hidden
             exits.append((outputs.logits, outputs.certainty))
-        output = output_of_all_exits(exits, rule, cutoffs)
+        output = output_of_all_exits(exits, rule, cutoffs, self.exit_layers)
         output.entropy = entropy(output.logits)
         return output
 
     def _stop_everywhere(self) -> np.ndarray:
-        return np.full(self.num_layers - 1, np.inf, np.float32)
+        return np.full(len(self.exit_layers) - 1, np.inf, np.float32)
 
     def _rule_and_cutoffs(
         self, threshold: float | Sequence[float] | None
@@ -296,4 +299,5 @@ class OnnxDeeBert:
         config = self.config
         threshold = plain_threshold(config.exit_threshold if threshold is None else threshold)
         key = threshold if isinstance(threshold, float) else tuple(threshold)
-        return rule_and_cutoffs(config.exit_rule, config.num_labels, config.patience_tolerance, key, self.num_layers)
+        exits = len(self.exit_layers)
+        return rule_and_cutoffs(config.exit_rule, config.num_labels, config.patience_tolerance, key, exits)

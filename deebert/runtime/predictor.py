@@ -20,7 +20,10 @@ from deebert.utils.cli import InputError
 
 @dataclass(frozen=True)
 class Prediction:
-    """label: the class, or the value of a regression model as text; probability: of that class, None for regression."""
+    """label: the class, or the value of a regression model as text; probability: of that class, None for regression.
+
+    exit_layer: from 1; 0: before the first layer.
+    """
 
     label: str
     probability: float | None

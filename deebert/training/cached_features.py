@@ -1,7 +1,7 @@
 """--cache_features: run the frozen backbone once, store what each off-ramp pools, and train the off-ramps on that.
 
 This differs from the paper: the frozen backbone has no dropout, so a sample's features are the same in every epoch.
-Shapes: S samples, B batch, N layers, H hidden, C labels.
+Shapes: S samples, B batch, E exits, H hidden, C labels.
 """
 
 import math
@@ -31,7 +31,7 @@ BATCH_SIZE = 32
 class CachedFeatures:
     """What the off-ramps are trained on (a `TrainData`).
 
-    pooled: (S, N-1, H), the pooled state of each off-ramp. final_logits: (S, C). labels: (S,).
+    pooled: (S, E-1, H), the pooled state of each off-ramp. final_logits: (S, C). labels: (S,).
     lengths: (S,) in tokens; with them the batches are the same as without a cache.
     """
 
@@ -54,12 +54,13 @@ class OffRamps(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.highway, self.learn_to_exit = model.base_model.encoder.highway, model.base_model.encoder.learn_to_exit
+        encoder = model.base_model.encoder
+        self.off_ramps, self.learn_to_exit = nn.ModuleList(encoder.off_ramps), encoder.learn_to_exit
 
     def forward(self, pooled: Tensor, final_logits: Tensor, **_) -> HighwayClassifierOutput:
-        """(B, N-1, H), (B, C) -> all_logits (B, N, C), all_certainties (B, N-1). Ignores the full model's switches."""
+        """(B, E-1, H), (B, C) -> all_logits (B, E, C), all_certainties (B, E-1). Ignores the full model's switches."""
         states = pooled.unbind(dim=1)
-        early = [highway.classify(state) for highway, state in zip(self.highway, states, strict=True)]
+        early = [highway.classify(state) for highway, state in zip(self.off_ramps, states, strict=True)]
         head = self.learn_to_exit
         return HighwayClassifierOutput(
             logits=final_logits,
@@ -74,18 +75,18 @@ def cached_features(
 ) -> Iterator[CachedFeatures]:
     """Runs the backbone once over the features. A large cache is a file in `folder`, deleted when the block ends."""
     model.eval()
-    config, encoder = model.config, model.base_model.encoder
+    config, off_ramps = model.config, model.base_model.encoder.off_ramps
 
     def pool_states(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with accelerator.autocast():
             output = model(**batch, output_hidden_states=True, exit_threshold=NO_EXIT)
         weights = mean_weights(batch["attention_mask"], output.hidden_states[0].dtype)
-        states = output.hidden_states[1:-1]  # without the embeddings and the last layer
-        pooled = [highway.pool(hidden, weights) for highway, hidden in zip(encoder.highway, states, strict=True)]
+        states = [output.hidden_states[layer] for layer in config.exit_layers[:-1]]  # 0: the embeddings
+        pooled = [off_ramp.pool(hidden, weights) for off_ramp, hidden in zip(off_ramps, states, strict=True)]
         return torch.stack(pooled, dim=1), output.logits
 
     final_logits = np.empty((len(features), config.num_labels), np.float32)
-    shape = (len(features), len(encoder.highway), config.hidden_size)
+    shape = (len(features), len(off_ramps), config.hidden_size)
     with _array(shape, folder, accelerator.num_processes) as pooled:
         batches = map_batches(
             pool_states, features, collate, BATCH_SIZE, model.device, accelerator, progress="caching features"

@@ -107,8 +107,8 @@ class StageTraining:
         self.steps, self.seconds, self.samples, self.peak_memory, self.loss_sum = 0, 0.0, 0, 0, 0.0
         self.best: float | None = None
         self.best_step: int | None = None
-        # since the last log entry: sums of the loss and of each exit's own loss (1 + N,), and how many were added
-        self.sums = np.zeros(1 + model.config.num_hidden_layers)
+        # since the last log entry: sums of the loss and of each exit's own loss (1 + E,), and how many were added
+        self.sums = np.zeros(1 + len(model.config.exit_layers))
         self.counts = np.zeros_like(self.sums)
 
     def state_dict(self) -> dict:
@@ -181,7 +181,7 @@ class StageTraining:
             started = time.perf_counter()
 
     def backward(self, part: MicroBatch, batch: dict[str, Tensor]) -> Tensor:
-        """Adds a micro-batch's gradients. Returns its contribution (1 + N,) to the losses of the step."""
+        """Adds a micro-batch's gradients. Returns its contribution (1 + E,) to the losses of the step."""
         self.module.train()  # an evaluation between two steps sets eval mode
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         batch.pop("index", None)
@@ -195,7 +195,7 @@ class StageTraining:
 
     def weights(self) -> list[float]:
         """The weight of each exit's loss in the next step."""
-        return self.plan.weights(self.model.config.num_hidden_layers, self.steps + 1)
+        return self.plan.weights(len(self.model.config.exit_layers), self.steps + 1)
 
     def reduce_losses(self, part: MicroBatch, losses: Tensor, stopped: bool) -> bool:
         """Adds up a step's losses over the processes. Returns whether one of them has to stop."""
@@ -239,7 +239,8 @@ class StageTraining:
             return
         loss, *exits = np.divide(self.sums, self.counts, out=np.full_like(self.sums, np.nan), where=self.counts > 0)
         scalars = {"loss": loss, "learning_rate": self.schedule.get_last_lr()[0]}
-        scalars |= {f"loss_layer{i}": value for i, value in enumerate(exits, 1) if not math.isnan(value)}
+        by_layer = zip(self.model.config.exit_layers, exits, strict=True)
+        scalars |= {f"loss_layer{layer}": value for layer, value in by_layer if not math.isnan(value)}
         self.sums, self.counts = np.zeros_like(self.sums), np.zeros_like(self.counts)
         log(self, scalars | ({} if norm is None else {"grad_norm": float(norm)}))
 

@@ -1,7 +1,7 @@
 """The training strategies: which parameters are trained in which stage, and on what loss.
 
 STRATEGIES lists for each stage the weight of every exit's loss and which parameters are trained.
-Shapes: B batch, N layers, C labels.
+Shapes: B batch, E exits, C labels.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,31 +14,31 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Stage:
-    """backbone, highways: what is trained. weights: (number of layers, step from 1) -> weight of each exit's loss."""
+    """backbone, highways: what is trained. weights: (number of exits, step from 1) -> weight of each exit's loss."""
 
     backbone: bool
     highways: bool
     weights: Callable[[int, int], list[float]]
 
 
-def final_exit(layers: int, step: int) -> list[float]:
-    return [0.0] * (layers - 1) + [1.0]
+def final_exit(exits: int, step: int) -> list[float]:
+    return [0.0] * (exits - 1) + [1.0]
 
 
-def off_ramps(layers: int, step: int) -> list[float]:
-    return [1.0] * (layers - 1) + [0.0]
+def off_ramps(exits: int, step: int) -> list[float]:
+    return [1.0] * (exits - 1) + [0.0]
 
 
-def every_exit(layers: int, step: int) -> list[float]:
-    return [1.0] * layers
+def every_exit(exits: int, step: int) -> list[float]:
+    return [1.0] * exits
 
 
-def mean_by_depth(layers: int, step: int) -> list[float]:
-    return [layer / (layers * (layers + 1) / 2) for layer in range(1, layers + 1)]
+def mean_by_depth(exits: int, step: int) -> list[float]:
+    return [i / (exits * (exits + 1) / 2) for i in range(1, exits + 1)]
 
 
-def in_turn(layers: int, step: int) -> list[float]:
-    return final_exit(layers, step) if step % 2 else every_exit(layers, step)
+def in_turn(exits: int, step: int) -> list[float]:
+    return final_exit(exits, step) if step % 2 else every_exit(exits, step)
 
 
 STRATEGIES: dict[str, tuple[Stage, ...]] = {
@@ -47,6 +47,7 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
     # all at once, on the sum of all losses
     "joint": (Stage(True, True, every_exit),),
     # PABEE (Zhou et al., 2020), section 3.3: the mean, weighted by the number of layers that an exit costs
+    # (with an exit before the first layer, which would have no weight: by its place among the exits)
     "weighted": (Stage(True, True, mean_by_depth),),
     # BERxiT (Xin et al., 2021), section 3.2: the final loss and the sum of all losses in turn
     "alternating": (Stage(True, True, in_turn),),
@@ -54,7 +55,7 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
 
 
 def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss (N,) of each exit against the labels (B,): cross-entropy, or squared error if there is one label."""
+    """The loss (E,) of each exit against the labels (B,): cross-entropy, or squared error if there is one label."""
     if all_logits.shape[2] == 1:
         return (all_logits.squeeze(2) - labels.to(all_logits.dtype).unsqueeze(1)).square().mean(dim=0)
     losses = functional.cross_entropy(
@@ -64,9 +65,9 @@ def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def distillation_losses(all_logits: Tensor, temperature: float) -> Tensor:
-    """The distillation loss (N-1,) of each off-ramp: its distance from the final classifier, which gets no gradient.
+    """The distillation loss (E-1,) of each off-ramp: its distance from the final classifier, which gets no gradient.
 
-    T^2 KL(softmax(z_N / T) || softmax(z_i / T)): FastBERT's self-distillation (Liu et al., 2020) with temperature and
+    T^2 KL(softmax(z_E / T) || softmax(z_i / T)): FastBERT's self-distillation (Liu et al., 2020) with temperature and
     direction of Hinton et al. (2015); squared error if there is one label.
     """
     students, teacher = all_logits[:, :-1], all_logits[:, -1:].detach()
@@ -80,7 +81,7 @@ def distillation_losses(all_logits: Tensor, temperature: float) -> Tensor:
 
 
 def certainty_losses(certainties: Tensor, all_logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss (N-1,) of the learning-to-exit head, whose certainties are (B, N-1): BERxiT, section 3.3.
+    """The loss (E-1,) of the learning-to-exit head, whose certainties are (B, E-1): BERxiT, section 3.3.
 
     The squared distance to 1 if the off-ramp is right and to 0 if it is wrong; for regression to 1 - tanh of the
     absolute error.
@@ -96,11 +97,11 @@ def certainty_losses(certainties: Tensor, all_logits: Tensor, labels: Tensor) ->
 def training_loss(
     output, labels: Tensor, weights: Sequence[float], distill: float = 0.0, temperature: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the exits' losses, and each exit's own loss against the labels (N,), without gradient.
+    """The weighted sum of the exits' losses, and each exit's own loss against the labels (E,), without gradient.
 
     Args:
-        output: the model's; with all_logits (B, N, C) if any off-ramp has a weight, else with logits (B, C) only.
-        weights: N numbers, one for each exit's loss.
+        output: the model's; with all_logits (B, E, C) if any off-ramp has a weight, else with logits (B, C) only.
+        weights: E numbers, one for each exit's loss.
         distill: the share of an off-ramp's loss that is the distillation loss, with this temperature.
 
     Without all_logits the off-ramps' own losses are 0.
@@ -108,7 +109,7 @@ def training_loss(
     if output.all_logits is None:
         losses = exit_losses(output.logits.unsqueeze(1), labels)  # (1,)
         return weights[-1] * losses[0], functional.pad(losses.detach(), (len(weights) - 1, 0))
-    losses = exit_losses(output.all_logits, labels)  # (N,)
+    losses = exit_losses(output.all_logits, labels)  # (E,)
     early, final = losses[:-1], losses[-1:]
     if distill > 0:
         early = torch.lerp(early, distillation_losses(output.all_logits, temperature), distill)

@@ -28,7 +28,7 @@ def test_savings_are_the_largest_at_each_drop(unit):
     result = outcome(SST2, exits)
     savings = result.savings[unit]
     full = (exits.logits[:, -1].argmax(-1) == exits.labels).mean()
-    assert result.exits[-1] == full
+    assert result.exits[5] == full
     tried = []
     for threshold in np.linspace(0, 0.7, 2000):
         layers = exits.exit_layers(threshold)
@@ -39,7 +39,7 @@ def test_savings_are_the_largest_at_each_drop(unit):
     for share, best in zip(GRID, savings.curve, strict=True):
         scores = [score for s, score in tried if s >= share]
         assert np.isnan(best) if not scores else best == pytest.approx(max(scores), abs=0.01)
-    assert min(result.exits) < savings.area < full
+    assert min(result.exits.values()) < savings.area < full
 
 
 def test_rules_with_the_same_order_of_samples_save_the_same():
@@ -56,7 +56,7 @@ def test_area_of_equal_exits_is_their_score():
     exits.logits[:] = exits.logits[:, -1:]
     result = outcome(SST2, exits)
     for unit in ("layers", "cost"):
-        assert result.savings[unit].area == pytest.approx(result.exits[0])
+        assert result.savings[unit].area == pytest.approx(result.exits[1])
 
 
 def test_area_leaves_out_thresholds_that_cost_more_than_the_full_model():
@@ -83,9 +83,22 @@ def test_each_half_is_calibrated_with_the_other():
 def test_table_has_means_and_deviations():
     outcomes = [outcome(SST2, simulated(300, seed)) for seed in (0, 1)]
     line = table({"mine": outcomes}).splitlines()[2]
-    final = [100 * o.exits[-1] for o in outcomes]
+    final = [100 * o.exits[5] for o in outcomes]
     assert line.startswith(f"| mine | {np.mean(final):.1f} ± {abs(final[0] - final[1]) / np.sqrt(2):.1f} | ")
     assert "±" not in table({"mine": outcomes[:1]})
+
+
+def test_an_exit_before_the_first_layer_has_a_column_of_its_own(tmp_path):
+    plain, exits = outcome(SST2, with_costs(simulated(100, 0))), with_costs(simulated(100, 0, layers=6))
+    operations = {"layer_operations": exits.layer_operations[:, 1:], "off_ramp_operations": exits.off_ramp_operations}
+    more = outcome(SST2, replace(exits, first_layer=0, **operations))
+    outcomes = {"without": [plain], "with": [more]}
+    first, second = (line.split("|")[3].strip() for line in table(outcomes).splitlines()[2:4])
+    assert (len(first.split()), second.split()[0], len(second.split())) == (4, "0:", 6)
+    comparison.write_csv(tmp_path / "comparison.csv", outcomes, [1])
+    without, with_it = csv.DictReader((tmp_path / "comparison.csv").open())
+    assert (without["exit_0"], float(with_it["exit_0"])) == ("", more.exits[0])
+    assert float(without["exit_5"]) == plain.exits[5]
 
 
 def test_cost_and_layers_are_never_in_one_table(tmp_path):

@@ -70,6 +70,17 @@ def test_linear_off_ramps_have_no_pooler():
     assert costs_of(config, np.array([5])).off_ramps.tolist() == [[2 * 5 * 4 + 24] * 2]
 
 
+def test_an_exit_before_the_first_layer_costs_the_off_ramp():
+    config = small_config(highway_pooling="mean", highway_head="linear", exit_before_first_layer=True)
+    costs = costs_of(config, np.array([5]))
+    off_ramp = 2 * 5 * 4 + 24
+    assert costs.off_ramps.tolist() == [[off_ramp] * 3]
+    assert costs.layers.tolist() == [[1520, 1520, 616]]
+    for exit_layer, ran in enumerate((off_ramp, 1520 + 2 * off_ramp, 2 * 1520 + 3 * off_ramp, 3656 + 3 * off_ramp)):
+        assert costs.of(np.array([exit_layer]), [True] * 3).tolist() == [ran / 3656]
+    assert costs.of(np.array([1]), [False, True, True]).tolist() == [(1520 + off_ramp) / 3656]
+
+
 @pytest.mark.parametrize(("head", "rule"), [("pooler", "entropy"), ("pooler", "learned"), ("linear", "entropy")])
 @pytest.mark.parametrize("pooling", ["first", "mean", "attention"])
 def test_cost_agrees_with_the_counter_of_pytorch(backbone, pooling, head, rule):
@@ -78,14 +89,17 @@ def test_cost_agrees_with_the_counter_of_pytorch(backbone, pooling, head, rule):
     So it counts all that we do, except for a pooling that PyTorch computes as a reduction or as a product with a
     vector: the difference is at most the pooling of the off-ramps that ran, and 0 where the first token is read.
     """
-    model = tiny_model(backbone, highway_pooling=pooling, highway_head=head, exit_rule=rule)
+    exit_0 = {"exit_before_first_layer": True} if pooling != "first" else {}
+    model = tiny_model(backbone, highway_pooling=pooling, highway_head=head, exit_rule=rule, **exit_0)
     for thresholds, exit_layer, off_ramps in (
+        *([([CERTAIN] + [NO_EXIT] * 3, 0, 1), ([NEVER_REACHED, NO_EXIT, CERTAIN, NO_EXIT], 2, 2)] if exit_0 else []),
         ([NO_EXIT] * 3, 4, 0),
         ([CERTAIN] * 3, 1, 1),
         ([NO_EXIT, CERTAIN, NO_EXIT], 2, 1),
         ([NEVER_REACHED, NO_EXIT, CERTAIN], 3, 2),
         ([NEVER_REACHED] * 3, 4, 3),
     ):
+        thresholds = thresholds if len(thresholds) == len(model.config.exit_layers) - 1 else [NO_EXIT, *thresholds]
         for length in (3, 11):
             batch, costs = random_batch(model.config, [length]), costs_of(model.config, np.array([length]))
             by_pytorch, output = counted_by_pytorch(model, **batch, exit_threshold=thresholds)
@@ -136,7 +150,7 @@ def test_never_is_1_and_off_ramps_that_nobody_takes_cost_more():
     full = exits.layer_operations.sum(axis=1)
     never, nobody, all_at_once = sweep(task, exits, [0.0, 1e-12, 1.0])
     assert (never.cost, never.cost_saved) == (1, 0)
-    assert never.exits == nobody.exits == (0, 0, 0, 0, 50)
+    assert never.exits == nobody.exits == {1: 0, 2: 0, 3: 0, 4: 0, 5: 50}
     assert nobody.cost == pytest.approx((1 + exits.off_ramp_operations.sum(axis=1) / full).mean())
     assert nobody.cost > 1 == nobody.layers_run
     first = exits.layer_operations[:, 0] + exits.off_ramp_operations[:, 0]

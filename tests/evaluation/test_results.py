@@ -20,9 +20,9 @@ from deebert.utils import cli
 from deebert.utils.cli import InputError
 
 ROWS = [
-    SweepRow(0.0, 0.875, 0.0, 1.0, (0, 0, 8), 2.0, 2.1, 0.05, 0.01, 0),
-    SweepRow(0.1, 0.75, -0.125, 2 / 3, (2, 4, 2), 1.5, 2.1, 0.29, 0.02, 1),
-    SweepRow(1e-05, 0.75, -0.125, 0.5, (5, 2, 1)),
+    SweepRow(0.0, 0.875, 0.0, 1.0, {1: 0, 2: 0, 3: 8}, 2.0, 2.1, 0.05, 0.01, 0),
+    SweepRow(0.1, 0.75, -0.125, 2 / 3, {1: 2, 2: 4, 3: 2}, 1.5, 2.1, 0.29, 0.02, 1),
+    SweepRow(1e-05, 0.75, -0.125, 0.5, {1: 5, 2: 2, 3: 1}),
 ]
 
 
@@ -50,13 +50,13 @@ def test_model_path_without_a_name_is_refused(name):
 
 
 def test_each_layer_files(tmp_path):
-    scores = [{"f1": 0.5, "acc": 0.25}, {"f1": 0.75, "acc": 1.0}]
+    scores = {1: {"f1": 0.5, "acc": 0.25}, 2: {"f1": 0.75, "acc": 1.0}}
     results.write_each_layer(tmp_path, scores)
     array = np.load(tmp_path / "each_layer.npy")  # a float array: no pickle needed
     assert array.dtype == np.float64
     assert array.tolist() == [0.5, 0.75]
     assert (tmp_path / "each_layer.csv").read_text() == "layer,f1,acc\n1,0.5,0.25\n2,0.75,1.0\n"
-    assert read_each_layer(tmp_path) == ("f1", [0.5, 0.75])
+    assert read_each_layer(tmp_path) == ("f1", {1: 0.5, 2: 0.75})
 
 
 def test_entropy_files_have_the_original_format(tmp_path):
@@ -134,7 +134,7 @@ def test_cost_reads_back_and_older_sweeps_have_none(tmp_path):
 
 def write_results(folder, rows=ROWS[:2], curve=ROWS, layers=True):
     if layers:
-        results.write_each_layer(folder, [{"acc": 0.5}, {"acc": 0.7}, {"acc": 0.875}])
+        results.write_each_layer(folder, {1: {"acc": 0.5}, 2: {"acc": 0.7}, 3: {"acc": 0.875}})
     if rows:
         results.write_sweep(folder, rows)
     if curve:
@@ -247,12 +247,15 @@ def test_original_npy_files_are_read(tmp_path, protocol):
     write_original(tmp_path, protocol)
     raw = (tmp_path / "entropy_0.3.npy").read_bytes()
     assert (b"numpy.core." in raw) == (protocol < 4)
-    assert results.read_each_layer(tmp_path) == ("", pytest.approx(np.linspace(0.6, 0.875, LAYERS).tolist()))
+    assert results.read_each_layer(tmp_path) == (
+        "",
+        pytest.approx(dict(enumerate(np.linspace(0.6, 0.875, LAYERS).tolist(), 1))),
+    )
     rows = read_sweep(tmp_path)
     assert [row.threshold for row in rows] == ORIGINAL_THRESHOLDS
     for row in rows:
         exits, seconds, layers_run, score = original_row(row.threshold)
-        assert row.exits == tuple(exits.values())
+        assert row.exits == exits
         assert (row.seconds, row.layers_run, row.score) == (seconds, layers_run, score)
         assert row.score_change == pytest.approx(-row.threshold / 10)
         assert row.time_saved == pytest.approx(1 - layers_run)  # against threshold 0
@@ -264,7 +267,7 @@ def test_numpy_integers_as_layers_and_counts_are_read(tmp_path):
     counts = {np.int64(1): np.int32(3), np.int64(2): np.uint8(5)}
     write_npy(tmp_path / "entropy_0.5.npy", np.array([counts, None, 0.8, np.float32(0.5)], dtype=object))
     np.save(tmp_path / "each_layer.npy", np.array([0.25, 0.75], np.float32))
-    assert read_sweep(tmp_path) == [SweepRow(0.5, 0.5, -0.25, 0.8, (3, 5))]
+    assert read_sweep(tmp_path) == [SweepRow(0.5, 0.5, -0.25, 0.8, {1: 3, 2: 5})]
 
 
 def test_our_npy_files_read_like_their_csv(tmp_path):
@@ -331,8 +334,8 @@ def damaged(path, kind: str) -> None:
         write_npy(path, {"a": 1})
     elif kind == "other items":
         write_npy(path, np.array([{1: 1}, "x", 1.0, 1.0], dtype=object))
-    elif kind == "layers from 0":
-        write_npy(path, np.array([{0: 1, 1: 2}, 1.0, 1.0, 1.0], dtype=object))
+    elif kind == "a layer is missing":
+        write_npy(path, np.array([{1: 1, 3: 2}, 1.0, 1.0, 1.0], dtype=object))
     elif kind == "nan":
         write_npy(path, np.array([{1: 1}, 1.0, 1.0, math.nan], dtype=object))
     else:
@@ -341,7 +344,7 @@ def damaged(path, kind: str) -> None:
         )
 
 
-KINDS = ["system", "system inside", "numpy function", "dictionary", "other items", "layers from 0", "nan"]
+KINDS = ["system", "system inside", "numpy function", "dictionary", "other items", "a layer is missing", "nan"]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "truncated", "header only", "garbage", "empty"])

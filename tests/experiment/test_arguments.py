@@ -8,6 +8,7 @@ from helpers import ROOT
 from deebert.experiment.arguments import Arguments, make_parser, parse_args
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
 from deebert.experiment.flags import flag, help_of
+from deebert.experiment.training_arguments import RECIPES
 from deebert.utils.cli import InputError
 
 # the keys of "settings" in a run.json of 0.5, without those of the data and the launch
@@ -103,7 +104,7 @@ def test_records_of_0_5_stay_comparable(args):
     assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv"}
     settings = training_settings(args)
     new = {*settings} - {*FIRST_STAGE_0_5, *TRAINING_0_5, *LAUNCH, "train.tsv"}
-    assert new == {"highway_head"}
+    assert new == {"highway_head", "exit_before_first_layer"}
     recorded = {name: value for name, value in settings.items() if name not in new}  # 0.5 did not record these flags
     assert first_difference(recorded, settings) is None
     linear = training_settings(replace(args, highway_head="linear"))
@@ -120,6 +121,14 @@ def test_a_recipe_sets_defaults_and_flags_win():
     assert (fast.highway_learning_rate, fast.highway_epochs) == (5e-3, 2.0)
     for other in ("--train_strategy joint", "--highway_pooling attention"):  # neither can use the cache
         assert not parse_args([*REQUIRED, "--recipe", "fast", *other.split()]).cache_features
+
+
+def test_a_recipe_may_set_the_exit_before_the_first_layer(monkeypatch):
+    monkeypatch.setitem(RECIPES, "fast", RECIPES["fast"] | {"exit_before_first_layer": True})
+    fast = [*REQUIRED, "--recipe", "fast"]
+    assert parse_args(fast).exit_before_first_layer is True
+    assert parse_args([*fast, "--no-exit_before_first_layer"]).exit_before_first_layer is False
+    assert parse_args([*fast, "--highway_pooling", "first"]).exit_before_first_layer is None
 
 
 @pytest.mark.parametrize(

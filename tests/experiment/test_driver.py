@@ -13,6 +13,8 @@ import run_glue_deebert
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.calibration import fit_temperatures
+from deebert.evaluation.plotting import draw
+from deebert.evaluation.series import read_series
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.utils import cli
 
@@ -118,7 +120,7 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
     rows = results.read_sweep(tmp_path / "results/out")
     assert [row.rule for row in rows] == [rule] * 2
     assert rows[0].layers_run == 1
-    assert rows[1].exits == tuple(np.bincount(exits.exit_layers(float(threshold)), minlength=5)[1:])
+    assert list(rows[1].exits.values()) == np.bincount(exits.exit_layers(float(threshold)), minlength=5)[1:].tolist()
     scores = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
     assert float(scores[f"spearmanr_at_{rule}_{float(threshold)}"]) == rows[1].score
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -164,6 +166,7 @@ def test_new_parts_are_listed_in_short():
     assert run_glue_deebert.new_parts(names) == ["classifier", "2 off-ramps"]
     head = "roberta.encoder.learn_to_exit.weight"
     assert run_glue_deebert.new_parts([head]) == ["the learning-to-exit head"]
+    assert run_glue_deebert.new_parts(["bert.encoder.highway_embeddings.classifier.bias"]) == ["1 off-ramp"]
     assert run_glue_deebert.new_parts([]) == []
 
 
@@ -190,6 +193,48 @@ def test_a_shared_first_stage_gives_the_same_weights(drive, tmp_path, capsys):
         assert f"--first_stage {folder}: " in (shown := capsys.readouterr().err)
         assert message in shown
         assert files(tmp_path) == before
+
+
+def test_an_exit_before_the_first_layer_is_added_in_stage_2(drive, tmp_path, capsys):
+    """To a model whose stage 1 knew nothing of it; then every file counts it under layer 0."""
+    drive(f"{TRAIN} --first_stage shared --output_dir paper")
+    capsys.readouterr()
+    stage_2 = "--highway_pooling mean --exit_before_first_layer --cache_features --highway_learning_rate 1e-2"
+    drive(f"{TRAIN} {stage_2} --first_stage shared --evaluate_during_training --logging_steps 3")
+    printed = capsys.readouterr().out
+    assert "new, not in the checkpoint: 1 off-ramp\n" in printed
+    assert "dev acc of exits 0 to 3 " in printed
+    before, after = (load_file(tmp_path / f"{name}/model.safetensors") for name in ("shared", "out"))
+    assert len(after) == len(before) + 4
+    for name, tensor in before.items():
+        assert (tensor == after[name]).all().item() == (".highway." not in name), name
+
+    drive(
+        "--do_eval --eval_each_highway --eval_highway --exit_threshold 0 0.3 0.7 --model_name_or_path out "
+        "--max_seq_length 32 --calibrate --target_saving 0.9"
+    )
+    assert "Score (acc) of each layer: 0: " in capsys.readouterr().out
+    folder = tmp_path / "results/out"
+    exits = AllExits.load(folder / "all_exits.npz")
+    assert (exits.logits.shape, list(exits.layers)) == ((20, 5, 2), [0, 1, 2, 3, 4])
+    right = (exits.logits.argmax(-1) == exits.labels[:, None]).mean(0)
+    np.testing.assert_allclose(np.load(folder / "each_layer.npy"), right[1:])  # entry 1 is layer 1, as ever
+    metric, scores = results.read_each_layer(folder)
+    assert (metric, scores) == ("acc", pytest.approx(dict(enumerate(right.tolist()))))
+    counts, _, layers_run, score = np.load(folder / "entropy_0.7.npy", allow_pickle=True)
+    assert (counts, layers_run, score) == ({0: 20, 1: 0, 2: 0, 3: 0, 4: 0}, 0, scores[0])
+    never, some, every = results.read_sweep(folder)
+    assert (never.cost, every.exits) == (1, counts)
+    assert 0 < every.cost < 0.1
+    layers = exits.exit_layers(0.3)
+    assert some.exits == {layer: int((layers == layer).sum()) for layer in range(5)}
+    assert some.layers_run == layers.mean() / 4
+    assert {path.stem for path in draw(read_series([folder]), tmp_path / "figures")} >= {"exits_by_threshold"}
+    (folder / results.SWEEP).unlink()  # the npy files alone
+    assert [row.exits for row in results.read_sweep(folder)] == [never.exits, some.exits, every.exits]
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert len(config["exit_temperatures"]) == 5
+    assert np.size(config["exit_threshold"]) in (1, 4)
 
 
 @pytest.mark.parametrize("strategy", ["joint", "weighted", "alternating"])
@@ -250,6 +295,8 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_eval --output_dir untrained", "untrained: not a trained DeeBERT"),
         ("--do_eval --output_dir trained --highway_pooling mean", "trained has first; leave it out"),
         ("--do_eval --output_dir trained --highway_head linear", "trained has pooler; leave it out"),
+        ("--do_train --exit_before_first_layer", "--exit_before_first_layer: the first token's embedding is the same"),
+        ("--do_eval --output_dir trained --exit_before_first_layer", "trained has False; leave it out"),
         ("--do_train --model_name_or_path trained --highway_head linear", "the off-ramps of trained have pooler"),
         ("--do_train --data_dir bad_train", "train.tsv, line 2: unknown label 'x'"),
         ("--do_train --output_dir .", "--output_dir .: give a folder's name"),

@@ -275,7 +275,7 @@ def test_the_best_weights_are_kept_and_few_checkpoints(argv, tmp_path, monkeypat
     model = CLASSES["bert"][1].from_pretrained(tmp_path / "out")
     dev = load_features(TASKS["SST-2"], tiny_data / "SST-2", "dev", ("0", "1"), tiny_tokenizer("bert"), 32)
     exits = layer_scores(TASKS["SST-2"], run_all_exits(model, dev, collator(model.config)))
-    assert np.mean([scores["acc"] for scores in exits[:-1]]) == max(seen[2])
+    assert np.mean([scores["acc"] for layer, scores in exits.items() if layer < len(exits)]) == max(seen[2])
 
 
 def test_run_json_tells_what_each_stage_took(argv, tmp_path, uninterrupted):

@@ -20,6 +20,7 @@ from deebert.modeling.checkpoints import (
     set_labels,
 )
 from deebert.modeling.config import HighwayConfig
+from deebert.modeling.off_ramps import is_off_ramp
 from deebert.utils.cli import InputError
 
 
@@ -60,6 +61,7 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "exit_temperatures": None,
         "highway_pooling": "first",
         "highway_head": "pooler",
+        "exit_before_first_layer": False,
     }
     batch = random_batch(model.config, [4, 9])
     for layer in range(4):
@@ -115,6 +117,62 @@ def test_a_plain_config_gets_the_papers_defaults():
         BertConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=20)
     )
     assert (model.config.highway_pooling, model.config.exit_threshold) == ("first", -1.0)
+
+
+def test_the_exit_before_the_first_layer_reads_the_embeddings(backbone, tmp_path):
+    model = tiny_model(backbone, highway_pooling="mean", exit_before_first_layer=True, num_labels=3)
+    new = {name for name in model.state_dict() if ".highway_embeddings." in name}
+    assert set(model.state_dict()) - new == set(tiny_model(backbone, num_labels=3).state_dict())
+    assert {name.split(".highway_embeddings.")[1] for name in new} == {
+        f"{part}.{kind}" for part in ("pooler.dense", "classifier") for kind in ("weight", "bias")
+    }
+    assert all(map(is_off_ramp, new))
+    batch = random_batch(model.config, [4, 9, 6])
+    with torch.no_grad():
+        mask = batch["attention_mask"][..., None]
+        mean = (model.base_model.embeddings(batch["input_ids"]) * mask).sum(1) / mask.sum(1)
+        expected = model.base_model.encoder.highway_embeddings.classify(mean)
+        full = model(**batch, output_all_exits=True)
+        assert full.all_logits.shape == (3, 5, 3)
+        torch.testing.assert_close(full.all_logits[:, 0], expected)
+        ran = []
+        model.base_model.encoder.layer[0].register_forward_hook(lambda *_: ran.append(1))
+        first = model(**batch, output_layer=-1)
+        assert (first.exit_layer.tolist(), ran) == ([0, 0, 0], [])
+        torch.testing.assert_close(first.logits, expected)
+        torch.testing.assert_close(model(**batch, output_layer=0).logits, full.all_logits[:, 1])
+    with pytest.raises(ValueError, match="exits -1 to 3"):
+        model(**batch, output_layer=-2)
+    model.set_exit_threshold([0.5, 0.6, 0.7, 0.8])
+    model.save_pretrained(tmp_path)
+    again = load_model(str(tmp_path), load_config(str(tmp_path))).eval()
+    assert torch.equal(again(**batch).exit_layer, model(**batch).exit_layer)
+    without, info = CLASSES[backbone][1].from_pretrained(
+        tmp_path, exit_before_first_layer=False, exit_threshold=-1, output_loading_info=True
+    )
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(without.eval()(**batch, output_all_exits=True).all_logits, full.all_logits[:, 1:])
+
+
+def test_the_first_tokens_embedding_is_no_exit():
+    with pytest.raises(ValueError, match="exit_before_first_layer: the first token's embedding is the same"):
+        tiny_model("bert", exit_before_first_layer=True)
+
+
+def test_an_exit_is_added_to_a_trained_model(tmp_path):
+    """Only the new off-ramp begins as a copy of the pooler; the others keep what they have learnt."""
+    trained = tiny_model("bert", highway_pooling="mean")
+    trained.save_pretrained(tmp_path)
+    config = load_config(str(tmp_path))
+    config.exit_before_first_layer = True
+    model, new = load_pretrained(str(tmp_path), config)
+    assert {name.split(".")[2] for name in new} == {"highway_embeddings"}
+    added = model.bert.encoder.highway_embeddings.pooler.dense.weight
+    assert torch.equal(added, model.bert.pooler.dense.weight)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    with pytest.raises(InputError, match=r"it has no bert.encoder.highway_embeddings.* and 3 more"):
+        load_model(str(tmp_path), config)
 
 
 def test_a_linear_off_ramp_is_the_classifier_alone():

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
-from tiny import BACKBONES, random_batch, tiny_model
+from tiny import random_batch, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface, BertForSequenceClassification, RobertaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -25,16 +25,20 @@ from deebert.runtime.layer_runner import LayerRunner
 MODELS = {  # both heads, and both ways to pool without learned weights
     "bert": tiny_model("bert"),
     "roberta": tiny_model("roberta", highway_pooling="mean", highway_head="linear"),
+    "bert, exit 0": tiny_model("bert", highway_pooling="mean", exit_before_first_layer=True),
+    "roberta, exit 0": tiny_model(
+        "roberta", highway_pooling="attention", highway_head="linear", exit_before_first_layer=True
+    ),
 }
 
 
 def brute_force(all_logits: torch.Tensor, thresholds: list[float]) -> list[int]:
-    """The paper's inference loop, written out for one sample after the other."""
+    """The paper's inference loop, written out for one sample after the other: the exit, from 0, of each."""
     exits = []
     for logits in all_logits:
-        for layer, threshold in enumerate([*thresholds, math.inf], 1):
-            if scipy.stats.entropy(softmax(logits[layer - 1].double().numpy())) < threshold:
-                exits.append(layer)
+        for i, threshold in enumerate([*thresholds, math.inf]):
+            if scipy.stats.entropy(softmax(logits[i].double().numpy())) < threshold:
+                exits.append(i)
                 break
     return exits
 
@@ -65,23 +69,24 @@ def test_entropy_of_half_precision_is_computed_in_float32():
     assert entropy(torch.tensor([8.0, 0.0], dtype=torch.bfloat16)).dtype == torch.float32
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(
-    backbone=st.sampled_from(BACKBONES),
+    name=st.sampled_from(list(MODELS)),
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=9),
     padding=st.sampled_from([0, 7]),
     quantile=st.floats(0, 1),
     per_layer=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_batch_is_one_at_a_time_is_brute_force(backbone, lengths, padding, quantile, per_layer, seed):
-    model = MODELS[backbone]
+def test_batch_is_one_at_a_time_is_brute_force(name, lengths, padding, quantile, per_layer, seed):
+    model = MODELS[name]
     batch = random_batch(model.config, lengths, seed, padding)
     with torch.no_grad():
         full = model(**batch, output_all_exits=True)
         entropies = entropy(full.all_logits[:, :-1])
         # between two entropies, so that rounding does not decide
-        edges = [torch.quantile(entropies[:, i] if per_layer else entropies, quantile).item() + 3e-6 for i in range(3)]
+        columns = entropies.unbind(dim=1) if per_layer else [entropies] * entropies.shape[1]
+        edges = [torch.quantile(column, quantile).item() + 3e-6 for column in columns]
         threshold = edges if per_layer else edges[0]
         assume((entropies - torch.tensor(edges)).abs().min() >= 2e-6)
         together = model(**batch, exit_threshold=threshold)
@@ -91,9 +96,10 @@ def test_batch_is_one_at_a_time_is_brute_force(backbone, lengths, padding, quant
         alone = [model(**one, exit_threshold=threshold) for one in unpacked]
 
     exits = brute_force(full.all_logits, edges)
-    assert together.exit_layer.tolist() == exits
-    assert [one.exit_layer.item() for one in alone] == exits
-    expected = full.all_logits[torch.arange(len(lengths)), torch.tensor(exits) - 1]
+    layers = [i if "exit 0" in name else i + 1 for i in exits]
+    assert together.exit_layer.tolist() == layers
+    assert [one.exit_layer.item() for one in alone] == layers
+    expected = full.all_logits[torch.arange(len(lengths)), torch.tensor(exits)]
     torch.testing.assert_close(together.logits, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(torch.cat([one.logits for one in alone]), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(together.entropy, entropy(expected), atol=1e-5, rtol=1e-4)

@@ -25,27 +25,33 @@ LAYERS, TOLERANCE = 4, 0.3
 CASES = [(rule, labels) for rule in EXIT_RULES for labels in (1, 2, 3) if make_rule(rule, labels).supported]
 MODELS = {
     (backbone, rule, labels): tiny_model(
-        backbone, exit_rule=rule, num_labels=labels, patience_tolerance=TOLERANCE, highway_pooling="mean"
+        backbone,
+        exit_rule=rule,
+        num_labels=labels,
+        patience_tolerance=TOLERANCE,
+        highway_pooling="mean",
+        exit_before_first_layer=backbone == "roberta",
     )
     for backbone in BACKBONES
     for rule, labels in CASES
 }
 for model in MODELS.values():
     if model.base_model.encoder.learn_to_exit is not None:
+        torch.manual_seed(0)
         torch.nn.init.normal_(model.base_model.encoder.learn_to_exit.weight)  # it starts at 0: all alike
 
 
 def brute_force(rule: str, logits: np.ndarray, certainties: np.ndarray | None, thresholds: list[float]) -> int:
-    """The exit layer of one sample, from the logits (N, C) of all exits and the certainties (N-1,)."""
+    """The exit, from 0, of one sample, from the logits (E, C) of all exits and the certainties (E-1,)."""
     row = 0
-    for layer, threshold in enumerate(thresholds[: len(logits) - 1], 1):
-        before, now = logits[layer - 2], logits[layer - 1]
+    for i, threshold in enumerate(thresholds[: len(logits) - 1]):
+        before, now = logits[i - 1], logits[i]
         alike = abs(now[0] - before[0]) <= TOLERANCE if len(now) == 1 else now.argmax() == before.argmax()
-        row = row + 1 if layer > 1 and alike else 1
+        row = row + 1 if i > 0 and alike else 1
         if rule == "patience":
             leaves = 0 < threshold <= row
         elif rule == "learned":
-            leaves = certainties[layer - 1] > 1 - threshold
+            leaves = certainties[i] > 1 - threshold
         else:
             p = np.sort(softmax(now.astype(np.float64)))
             uncertainty = {
@@ -56,8 +62,8 @@ def brute_force(rule: str, logits: np.ndarray, certainties: np.ndarray | None, t
             }
             leaves = uncertainty[rule] < threshold
         if leaves:
-            return layer
-    return len(logits)
+            return i
+    return len(logits) - 1
 
 
 @pytest.mark.parametrize("name", EXIT_RULES)
@@ -88,24 +94,27 @@ def test_batches_leave_where_brute_force_says(backbone, case, lengths, quantile,
     with torch.no_grad():
         full = model(**batch, output_all_exits=True)
     certainties = None if full.all_certainties is None else full.all_certainties.numpy()
-    exits = AllExits(full.all_logits.numpy(), None, certainties, name, TOLERANCE)
+    first_layer = 0 if backbone == "roberta" else 1
+    exits = AllExits(full.all_logits.numpy(), None, certainties, name, TOLERANCE, first_layer=first_layer)
+    off_ramps = LAYERS - first_layer
     if name == "patience":
         rng = np.random.default_rng(seed)
-        thresholds = rng.integers(-1, LAYERS, LAYERS - 1).astype(float).tolist()  # -1 and 0: nobody leaves there
+        thresholds = rng.integers(-1, LAYERS, off_ramps).astype(float).tolist()  # -1 and 0: nobody leaves there
         threshold = thresholds if per_layer else thresholds[0]
     else:
         at = np.quantile(exits.uncertainties, quantile, axis=0 if per_layer else None) + 3e-6
         threshold = at.tolist() if per_layer else float(at)
-    thresholds = threshold if per_layer else [threshold] * (LAYERS - 1)
+    thresholds = threshold if per_layer else [threshold] * off_ramps
     slack = make_rule(name, labels, TOLERANCE).decision_margin(
         full.all_logits, torch.from_numpy(exits.uncertainties), exits.cutoffs(threshold)
     )
     assume(slack.min() >= 2e-6)  # or rounding would decide
 
-    expected = [
+    left_at = [
         brute_force(name, z, None if certainties is None else certainties[i], thresholds)
         for i, z in enumerate(exits.logits)
     ]
+    expected = [first_layer + i for i in left_at]
     assert exits.exit_layers(threshold).tolist() == expected
     with torch.no_grad():
         together = model(**batch, exit_threshold=threshold)
@@ -115,7 +124,7 @@ def test_batches_leave_where_brute_force_says(backbone, case, lengths, quantile,
         ]
     assert together.exit_layer.tolist() == expected
     assert [one.exit_layer.item() for one in alone] == expected
-    answers = full.all_logits[torch.arange(len(lengths)), torch.tensor(expected) - 1]
+    answers = full.all_logits[torch.arange(len(lengths)), torch.tensor(left_at)]
     torch.testing.assert_close(together.logits, answers, atol=1e-5, rtol=1e-4)
 
 
@@ -167,7 +176,7 @@ def test_timed_passes_leave_where_the_one_pass_says(name, labels):
     exits = AllExits(torch.cat([o.all_logits for o in outputs]).numpy(), None, certainties, name, TOLERANCE)
     threshold = 2.0 if name == "patience" else float(np.median(exits.uncertainties)) + 1e-5
     layers = exits.exit_layers(threshold)
-    row = SweepRow(threshold, 0.0, 0.0, layers.mean() / LAYERS, (), rule=name)
+    row = SweepRow(threshold, 0.0, 0.0, layers.mean() / LAYERS, {}, rule=name)
     (timed,) = timed_sweep([row], exits, model, features, collate, batch_size=2)
     assert timed[0].other_exits == 0
     wrong = replace(

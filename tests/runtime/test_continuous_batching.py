@@ -38,7 +38,8 @@ def test_refilled_batches_are_one_at_a_time(models, backbone, runtime, sizes, qu
         measure = make_rule(model.config.exit_rule, model.config.num_labels)
         uncertainties = measure.uncertainties(logits, certainties)
         thresholds = 2.0 if rule == "patience" else (torch.quantile(uncertainties, quantile, dim=0) + 3e-6).tolist()
-        cutoffs = measure.cutoffs(thresholds, LAYERS)
+        layers = model.config.exit_layers
+        cutoffs = measure.cutoffs(thresholds, len(layers))
         assume(measure.decision_margin(logits, uncertainties, cutoffs).min() >= 2e-6)
         found = classify_stream(runner, batches, 6, exit_threshold=thresholds)
         for batch, lengths in zip(batches, sizes, strict=True):
@@ -50,7 +51,7 @@ def test_refilled_batches_are_one_at_a_time(models, backbone, runtime, sizes, qu
         for one in (model, models[backbone][1]):
             one.config.exit_rule = own_rule
     assert found.exit_layer.tolist() == [one.exit_layer.item() for one in alone]
-    assert found.exit_layer.tolist() == first_exit_layer(uncertainties, cutoffs).tolist()
+    assert found.exit_layer.tolist() == first_exit_layer(uncertainties, cutoffs, layers[0]).tolist()
     torch.testing.assert_close(found.logits, torch.cat([one.logits for one in alone]), atol=1e-4, rtol=1e-4)
 
 

@@ -21,11 +21,10 @@ def pair(backbone: str, labels: int, pooling: str, speculate: bool):
     key = (backbone, labels, pooling, speculate)
     if key not in MODELS:
         head = "linear" if pooling == "first" else "pooler"
-        model = tiny_model(
-            backbone, num_labels=labels, highway_pooling=pooling, highway_head=head, exit_rule="learned"
-        ).to(DEVICE)
+        off_ramps = {"highway_pooling": pooling, "highway_head": head, "exit_before_first_layer": pooling != "first"}
+        model = tiny_model(backbone, num_labels=labels, exit_rule="learned", **off_ramps).to(DEVICE)
         torch.nn.init.normal_(model.base_model.encoder.learn_to_exit.weight, std=3)
-        model.config.exit_temperatures = [0.5, 2.0, 1.0, 3.0]
+        model.config.exit_temperatures = [0.5, 2.0, 1.0, 3.0, 1.5][: len(model.config.exit_layers)]
         MODELS[key] = model, GraphedDeeBert(model, speculate)
     return MODELS[key]
 
@@ -43,16 +42,15 @@ def alike(found, expected) -> None:
     st.booleans(),
     st.sampled_from(list(EXIT_RULES)),
     st.lists(st.integers(2, 62), min_size=1, max_size=9),
-    st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]), min_size=3, max_size=3),
+    st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]), min_size=4, max_size=4),
     st.integers(0, 2),
 )
 def test_it_answers_as_the_model_does(backbone, labels, pooling, speculate, name, lengths, shares, padding):
     rule = make_rule(name, labels, 0.5)
     assume(rule.supported)
     model, runtime = pair(backbone, labels, pooling, speculate)
-    threshold = [rule.exit_all_threshold() * share for share in shares]
-    if rule.stateful:
-        threshold = [round(3 * share) for share in shares]
+    threshold = [round(3 * x) if rule.stateful else rule.exit_all_threshold() * x for x in shares]
+    threshold = threshold[: len(model.config.exit_layers) - 1]
     model.set_exit_rule(name)
     batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, lengths, sum(lengths), padding).items()}
     if backbone == "bert":

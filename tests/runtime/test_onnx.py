@@ -17,7 +17,7 @@ from deebert.data.batching import collator
 from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
 from deebert.runtime import onnx_export
-from deebert.runtime.onnx_graph import MOST_LAYERS, merge
+from deebert.runtime.onnx_graph import MOST_EXITS, merge
 from deebert.runtime.onnx_runtime import open_session
 from deebert.utils.cli import InputError
 
@@ -62,7 +62,7 @@ def test_the_graphs_answer_as_pytorch_does(models, backbone, lengths, padding, q
     backbone=st.sampled_from(BACKBONES),
     name=st.sampled_from(list(EXIT_RULES)),
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
-    shares=st.lists(st.sampled_from([-1, 0.3, 0.6, 0.9, 1.2]), min_size=2, max_size=2),
+    shares=st.lists(st.sampled_from([-1, 0.3, 0.6, 0.9, 1.2]), min_size=LAYERS, max_size=LAYERS),
     seed=st.integers(0, 1000),
 )
 def test_every_rule_whatever_the_graph_was_made_with(models, backbone, name, lengths, shares, seed):
@@ -72,7 +72,8 @@ def test_every_rule_whatever_the_graph_was_made_with(models, backbone, name, len
         with pytest.raises(ValueError, match="no learning-to-exit head"):
             exported.set_exit_rule(name)
         return
-    thresholds = [max(1.0, round(3 * x)) if rule.stateful else rule.max_uncertainty * x for x in shares]
+    exits = len(model.config.exit_layers)
+    thresholds = [max(1.0, round(3 * x)) if rule.stateful else rule.max_uncertainty * x for x in shares[: exits - 1]]
     batch = with_token_types(model.config, random_batch(model.config, lengths, seed), seed)
     own = model.config.exit_rule
     try:
@@ -85,7 +86,7 @@ def test_every_rule_whatever_the_graph_was_made_with(models, backbone, name, len
         for one in (model, exported):
             one.set_exit_rule(own)
     uncertainties = rule.uncertainties(full.all_logits, full.all_certainties)
-    assume(rule.decision_margin(full.all_logits, uncertainties, rule.cutoffs(thresholds, LAYERS)).min() > 2e-6)
+    assume(rule.decision_margin(full.all_logits, uncertainties, rule.cutoffs(thresholds, exits)).min() > 2e-6)
     assert actual.exit_layer.tolist() == expected.exit_layer.tolist()
     torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=0)
 
@@ -114,7 +115,9 @@ def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, labels):
     actual = onnxruntime.InferenceSession(path).run(list(EXIT_RULES), {"hidden": hidden.numpy()})
     for name, uncertainty in zip(EXIT_RULES, actual, strict=True):
         with torch.no_grad():
-            expected, _ = make_rule(name, labels).uncertainty(*model.bert.encoder.off_ramps()[0](hidden, None), None)
+            expected, _ = make_rule(name, labels).uncertainty(
+                *model.bert.encoder.exit_functions()[0](hidden, None), None
+            )
         np.testing.assert_allclose(uncertainty, expected, atol=1e-5, err_msg=name)
 
 
@@ -125,8 +128,8 @@ def test_a_single_text_is_one_run_of_the_graph(models):
     with torch.no_grad():
         logits = torch.cat([model(**batch, output_all_exits=True).all_logits for batch in batches])
     cutoffs = entropy(logits).median(dim=0).values[:-1] + 3e-6
-    exit_layers = first_exit_layer(entropy(logits)[:, :-1], cutoffs.tolist())
-    assert len(set(exit_layers.tolist())) == LAYERS
+    exit_layers = first_exit_layer(entropy(logits)[:, :-1], cutoffs.tolist(), 0)
+    assert set(exit_layers.tolist()) == set(model.config.exit_layers) == {0, 1, 2, LAYERS}
     for batch, exit_layer, expected in zip(batches, exit_layers, logits, strict=True):
         ids, mask = (batch[name].numpy() for name in ("input_ids", "attention_mask"))
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
@@ -134,8 +137,8 @@ def test_a_single_text_is_one_run_of_the_graph(models):
         feed["limits"] = cutoffs.numpy()
         layer, actual, uncertainty = exported.session.run(["exit_layer", "logits", "uncertainty"], feed)
         assert layer == exit_layer
-        np.testing.assert_allclose(actual[0], expected[layer - 1], atol=1e-4)
-        np.testing.assert_allclose(uncertainty, entropy(expected[layer - 1]), atol=1e-4)
+        np.testing.assert_allclose(actual[0], expected[layer], atol=1e-4)
+        np.testing.assert_allclose(uncertainty, entropy(expected[layer]), atol=1e-4)
         with counted_runs(exported) as runs:
             exported(**batch, exit_threshold=cutoffs.tolist())
         assert runs == [0]
@@ -158,10 +161,11 @@ def test_a_batch_needs_a_run_more_where_samples_leave(models):
     with torch.no_grad():
         entropies = entropy(model(**batch, output_all_exits=True).all_logits[:, :-1])
     for thresholds, expected in (
-        ([1e-6, 1e-6], [0]),
-        ([-1, float(entropies[:, 1].median()) + 3e-6], [0, 2]),
-        ([float(entropies[:, 0].median()) + 3e-6, 1e-6], [0, 1]),
-        ([math.inf, -1], [0]),
+        ([1e-6, 1e-6, 1e-6], [0]),
+        ([-1, -1, float(entropies[:, 2].median()) + 3e-6], [0, 3]),
+        ([1e-6, float(entropies[:, 1].median()) + 3e-6, 1e-6], [0, 2]),
+        ([float(entropies[:, 0].median()) + 3e-6, -1, 1e-6], [0, 1]),
+        ([math.inf, -1, -1], [0]),
     ):
         with counted_runs(exported) as runs:
             exported(**batch, exit_threshold=thresholds)
@@ -184,7 +188,7 @@ def test_a_sample_that_is_not_a_number_harms_no_other(models, backbone, broken, 
     rule = make_rule(model.config.exit_rule, model.config.num_labels)
     uncertainties = rule.uncertainties(full.all_logits, full.all_certainties)
     assert uncertainties.isnan().any(dim=1).tolist() == broken
-    thresholds = [math.inf, -1.0]  # takes everybody
+    thresholds = [math.inf] + [-1.0] * (uncertainties.shape[1] - 1)  # takes everybody
     if quantile and not all(broken):
         thresholds = (uncertainties.nanquantile(quantile, dim=0) + 3e-6).tolist()
     assume((uncertainties - torch.tensor(thresholds)).abs().nan_to_num(1).min() >= 2e-6)
@@ -199,22 +203,22 @@ def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path, exports)
     model = model_to_export("bert")
     shutil.copytree(exports["bert"] / "parts", tmp_path, dirs_exist_ok=True)
     for name in ("layer", "exit"):
-        (tmp_path / f"{name}_2.onnx").rename(tmp_path / f"{name}_{MOST_LAYERS - 1}.onnx")
-        for i in range(2, MOST_LAYERS - 1):
+        (tmp_path / f"{name}_2.onnx").rename(tmp_path / f"{name}_{MOST_EXITS - 1}.onnx")
+        for i in range(2, MOST_EXITS - 1):
             shutil.copy(tmp_path / f"{name}_1.onnx", tmp_path / f"{name}_{i}.onnx")
-    model.config.num_hidden_layers = MOST_LAYERS
+    model.config.num_hidden_layers = MOST_EXITS
     merge(tmp_path, model.config, tmp_path / "all.onnx")
     ids = np.ones((1, 4), np.int64)
     feed = {"input_ids": ids, "token_type_ids": 0 * ids, "attention_mask": ids}
     session = open_session(tmp_path / "all.onnx")
-    for begin, end in ((0, 1), (0, 20), (0, MOST_LAYERS), (15, 20), (MOST_LAYERS - 1, MOST_LAYERS)):
-        cutoffs = np.full(MOST_LAYERS - 1, -1, np.float32)
+    for begin, end in ((0, 1), (0, 20), (0, MOST_EXITS), (15, 20), (MOST_EXITS - 1, MOST_EXITS)):
+        cutoffs = np.full(MOST_EXITS - 1, -1, np.float32)
         cutoffs[end - 1 : end] = 9
         hidden = np.ones((1, 4, model.config.hidden_size), np.float32)
         given = feed | {"limits": cutoffs, "layer": np.array(begin), "hidden_in": hidden}
         assert session.run(["exit_layer"], given)[0] == end
     model.config.num_hidden_layers += 1
-    with pytest.raises(InputError, match=f"{MOST_LAYERS + 1} layers; a graph holds up to {MOST_LAYERS}"):
+    with pytest.raises(InputError, match=f"{MOST_EXITS + 1} exits; a graph holds up to {MOST_EXITS}"):
         onnx_export.export(model, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -228,7 +232,7 @@ def test_threshold_rule_and_training_mode(models):
     model, exported = models["roberta"]
     batch = random_batch(model.config, [4, 9])
     exported.set_exit_threshold(10.0)
-    assert exported.eval()(**batch).exit_layer.tolist() == [1, 1]
+    assert exported.eval()(**batch).exit_layer.tolist() == [0, 0]
     assert exported(**batch, exit_threshold=-1).exit_layer.tolist() == [LAYERS] * 2
     with pytest.raises(ValueError, match="NaN"):
         exported.set_exit_threshold(math.nan)

@@ -45,7 +45,7 @@ def test_training_with_a_cache_equals_training_without_dropout_in_the_backbone(
     backbone, pooling, rule, task, tiny_data, tmp_path
 ):
     config = {"highway_pooling": pooling, "exit_rule": rule, "num_labels": TASKS[task].num_labels}
-    config["highway_head"] = "linear" if pooling == "mean" else "pooler"
+    config |= {"highway_head": "linear", "exit_before_first_layer": True} if pooling == "mean" else {}
     features = tokenize(read_examples(TASKS[task], tiny_data / task, "train"), tiny_tokenizer(backbone), 32)
     plain, cached = (
         trained(tiny_model(backbone, **config, **NO_DROPOUT), features, use, tmp_path) for use in (False, True)

@@ -155,12 +155,13 @@ def test_the_cover_has_each_pair_of_choices():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_path):
     for _, pooling, strategy, rule, labels, scaled in (case for case in COVER if case[0] == backbone):
-        temperatures = [0.5, 2.0, 1.0, 3.0] if scaled else None
+        exit_0 = scaled and pooling != "first"
         model = tiny_model(
             backbone,
             num_labels=labels,
             highway_pooling=pooling,
             highway_head="linear" if scaled else "pooler",
+            exit_before_first_layer=exit_0,
             exit_rule=rule,
             patience_tolerance=2.0,
         )
@@ -169,14 +170,14 @@ def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_
         for stage in STRATEGIES[strategy]:
             model.train().set_trained(backbone=stage.backbone, highways=stage.highways)
             model.zero_grad()
-            weights = stage.weights(LAYERS, 2)
+            weights = stage.weights(LAYERS + exit_0, 2)
             output = model(**batch, output_all_exits=any(weights[:-1]), train_highway=not stage.backbone)
             training_loss(output, y, weights, distill=0.5)[0].backward()
             for name, parameter in model.named_parameters():
                 head = is_off_ramp(name)
                 # the pooler is frozen, and does not count, where stage 2 leaves the final classifier out
                 assert (parameter.grad is not None) == (stage.highways if head else stage.backbone), name
-        model.eval().config.exit_temperatures = temperatures
+        model.eval().config.exit_temperatures = [0.5, 2.0, 1.0, 3.0, 1.5][: LAYERS + exit_0] if scaled else None
         if model.base_model.encoder.learn_to_exit is not None:
             torch.nn.init.normal_(model.base_model.encoder.learn_to_exit.weight)  # it begins with all alike
         with torch.no_grad():
