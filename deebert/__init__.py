@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from deebert.utils.import_hook import when_imported
+
 __version__ = "0.6.0"
 
 # Public names and where they are. Imported when they are first used: `import deebert` alone needs no torch.
@@ -23,3 +25,11 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
+
+
+def _register() -> None:
+    import_module("deebert.modeling.auto_classes").register()
+
+
+# Only where transformers' auto classes are in use: `import deebert` stays without transformers and torch.
+when_imported("transformers.models.auto.modeling_auto", _register)

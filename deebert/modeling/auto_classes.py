@@ -1,0 +1,90 @@
+"""Our models in transformers' auto classes and pipelines, so that a saved folder exits early wherever it is loaded.
+
+config.json keeps the backbone's model_type: tools that know BERT and RoBERTa only read the folder as the full model.
+`architectures` in it names our class, by which AutoModelForSequenceClassification chooses after `import deebert`.
+Without that import, `trust_remote_code=True` runs a file in the folder that imports this package.
+"""
+
+from pathlib import Path
+
+REMOTE_MODULE = "modeling_deebert"
+REMOTE_CODE = '''"""By this file transformers loads the model with early exit, where trust_remote_code=True is given."""
+
+try:
+    from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
+    from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
+except ImportError as error:
+    raise ImportError(
+        "this model needs the package deebert; install it from its repository (pip install . in a checkout)"
+    ) from error
+
+__all__ = [
+    "DeeBertConfig",
+    "DeeBertForSequenceClassification",
+    "DeeRobertaConfig",
+    "DeeRobertaForSequenceClassification",
+]
+'''
+
+
+class AutoLoading:
+    """Mixin in front of an HF model: what it saves, the auto classes load with early exit."""
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As for any HF model, with the file that trust_remote_code=True runs; push_to_hub uploads it, too."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{REMOTE_MODULE}.py").write_text(REMOTE_CODE, encoding="utf-8")
+        self.config.auto_map = {
+            "AutoConfig": f"{REMOTE_MODULE}.{self.config_class.__name__}",
+            "AutoModelForSequenceClassification": f"{REMOTE_MODULE}.{type(self).__name__}",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing to do. transformers calls it with remote code, and would then save a copy of our module."""
+
+
+def choice(plain: type, ours: type) -> type:
+    """A class for transformers' mapping: it loads with `ours` where `architectures` names it, else with `plain`.
+
+    transformers itself chooses among several classes of a mapping by `architectures`, but fails where it is not set.
+    """
+
+    def chosen(config) -> type:
+        return ours if ours.__name__ in (config.architectures or ()) else plain
+
+    def from_pretrained(cls, *args, config, **kwargs):
+        return chosen(config).from_pretrained(*args, config=config, **kwargs)
+
+    def from_config(cls, config, **kwargs):
+        return chosen(config)._from_config(config, **kwargs)
+
+    methods = {"from_pretrained": classmethod(from_pretrained), "_from_config": classmethod(from_config)}
+    # with the name and the module of `plain`: pipelines know classes by name, remote code gives way to other modules
+    return type(plain.__name__, (plain,), methods | {"__module__": plain.__module__})
+
+
+def register() -> None:
+    """Makes AutoModelForSequenceClassification and pipelines choose our classes for the folders that we saved.
+
+    Plain BERT and RoBERTa checkpoints in the same process load as before.
+    """
+    from transformers import (
+        AutoModelForSequenceClassification,
+        BertConfig,
+        BertForSequenceClassification,
+        RobertaConfig,
+        RobertaForSequenceClassification,
+    )
+
+    from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
+    from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
+
+    for config, plain, our_config, ours in (
+        (BertConfig, BertForSequenceClassification, DeeBertConfig, DeeBertForSequenceClassification),
+        (RobertaConfig, RobertaForSequenceClassification, DeeRobertaConfig, DeeRobertaForSequenceClassification),
+    ):
+        AutoModelForSequenceClassification.register(config, choice(plain, ours), exist_ok=True)
+        AutoModelForSequenceClassification.register(our_config, ours, exist_ok=True)  # for models made from our configs
