@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+from deebert.modeling.auto_classes import load_on_first_use
 from deebert.utils.import_hook import when_imported
 
 __version__ = "0.6.0"
@@ -27,9 +28,5 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
 
 
-def _register() -> None:
-    import_module("deebert.modeling.auto_classes").register()
-
-
-# Only where transformers' auto classes are in use: `import deebert` stays without transformers and torch.
-when_imported("transformers.models.auto.modeling_auto", _register)
+# So that transformers' auto classes know our models, and `import deebert` alone stays without transformers and torch.
+when_imported("transformers.models.auto.modeling_auto", load_on_first_use)

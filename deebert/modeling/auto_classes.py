@@ -5,7 +5,10 @@ config.json keeps the backbone's model_type: tools that know BERT and RoBERTa on
 Without that import, `trust_remote_code=True` runs a file in the folder that imports this package.
 """
 
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 REMOTE_MODULE = "modeling_deebert"
 REMOTE_CODE = '''"""By this file transformers loads the model with early exit, where trust_remote_code=True is given."""
@@ -66,25 +69,32 @@ def choice(plain: type, ours: type) -> type:
     return type(plain.__name__, (plain,), methods | {"__module__": plain.__module__})
 
 
-def register() -> None:
-    """Makes AutoModelForSequenceClassification and pipelines choose our classes for the folders that we saved.
+def register(config_class: type, model_class: type, plain_config: type, plain_model: type) -> None:
+    """Makes AutoModelForSequenceClassification and pipelines choose a class of ours for the folders that it saved.
 
-    Plain BERT and RoBERTa checkpoints in the same process load as before.
+    Plain checkpoints in the same process load as before.
     """
-    from transformers import (
-        AutoModelForSequenceClassification,
-        BertConfig,
-        BertForSequenceClassification,
-        RobertaConfig,
-        RobertaForSequenceClassification,
-    )
+    from transformers import AutoModelForSequenceClassification
 
-    from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
-    from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
+    AutoModelForSequenceClassification.register(config_class, model_class)  # for models that are made from our config
+    AutoModelForSequenceClassification.register(plain_config, choice(plain_model, model_class), exist_ok=True)
 
-    for config, plain, our_config, ours in (
-        (BertConfig, BertForSequenceClassification, DeeBertConfig, DeeBertForSequenceClassification),
-        (RobertaConfig, RobertaForSequenceClassification, DeeRobertaConfig, DeeRobertaForSequenceClassification),
-    ):
-        AutoModelForSequenceClassification.register(config, choice(plain, ours), exist_ok=True)
-        AutoModelForSequenceClassification.register(our_config, ours, exist_ok=True)  # for models made from our configs
+
+def load_on_first_use(modeling_auto: ModuleType) -> None:
+    """Has AutoModelForSequenceClassification import, and so register, our classes when a model is first loaded by it.
+
+    Not before: this module of transformers is imported in the middle of others that our classes need.
+    """
+    auto_class = modeling_auto.AutoModelForSequenceClassification
+
+    def after_import(method) -> classmethod:
+        @wraps(method)
+        def call(cls, *args, **kwargs):
+            for name in ("bert", "roberta"):
+                import_module(f"deebert.modeling.{name}")
+            return method(cls, *args, **kwargs)
+
+        return classmethod(call)
+
+    for name in ("from_pretrained", "from_config"):
+        setattr(auto_class, name, after_import(getattr(auto_class, name).__func__))

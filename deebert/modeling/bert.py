@@ -5,7 +5,7 @@ from typing import ClassVar
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from deebert.modeling.auto_classes import AutoLoading
+from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import HighwayClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.exit_rules import entropy
@@ -42,3 +42,6 @@ class DeeBertForSequenceClassification(AutoLoading, HighwayClassifier, BertForSe
         self.bert = DeeBertModel(config)
         self.init_head(config)
         self.post_init()
+
+
+register(DeeBertConfig, DeeBertForSequenceClassification, BertConfig, BertForSequenceClassification)

@@ -9,6 +9,8 @@ from typing import ClassVar
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold
 
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
+SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 TEMPERATURES = (1e-3, 1e3)  # calibration.LIMITS lie within; outside logits overflow, or all probabilities are equal
 
 
@@ -43,6 +45,8 @@ class HighwayConfig:
     def from_dict(cls, config_dict: dict, **kwargs):
         """As for any HF config. Raises ValueError for the config of another architecture."""
         check_architecture(config_dict.get("model_type", cls.model_type), cls)
+        if config_dict.get("id2label") is not None:
+            check_labels(config_dict["id2label"])
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
@@ -83,11 +87,15 @@ def check_architecture(model_type: str, config_class: type) -> None:
 
 def check_fields(config) -> None:
     """Raises ValueError where the number of layers, the labels or a field of early exit have no meaning."""
-    layers, names, temperatures = config.num_hidden_layers, config.id2label, config.exit_temperatures
+    layers, temperatures = config.num_hidden_layers, config.exit_temperatures
     if not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {layers}; give a number from 1 to {MOST_LAYERS}")
-    if not names or sorted(names) != list(range(len(names))):
-        raise ValueError(f"id2label has the keys {', '.join(map(str, names))}; they have to be 0, 1, 2, ...")
+    for name in SIZES:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; give a number from 1")
+    if config.problem_type not in (None, *PROBLEMS):
+        raise ValueError(f"problem_type is {config.problem_type!r}; choose one of {', '.join(PROBLEMS)}")
+    check_labels(config.id2label)
     for name in ("exit_rule", "highway_pooling", "highway_head"):
         if not isinstance(getattr(config, name), str):
             raise ValueError(f"{name} is {getattr(config, name)!r}; give a name")
@@ -105,6 +113,12 @@ def check_fields(config) -> None:
         if len(temperatures) != layers:
             raise ValueError(f"{len(temperatures)} exit_temperatures for {layers} exits")
     config_cutoffs(config)
+
+
+def check_labels(id2label: dict) -> None:
+    """Raises ValueError where this is no table of labels by the numbers of the outputs."""
+    if not isinstance(id2label, dict) or {*map(str, id2label)} != {*map(str, range(len(id2label) or 1))}:
+        raise ValueError(f"id2label is {str(id2label)[:100]}; give a name for each output: 0, 1, 2, ...")
 
 
 def is_number(value) -> bool:

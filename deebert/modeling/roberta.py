@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 
-from deebert.modeling.auto_classes import AutoLoading
+from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import HighwayClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.exit_rules import entropy
@@ -71,3 +71,6 @@ def without_stock_head(model, state_dict: dict[str, Tensor], prefix: str, *_) ->
     for theirs in STOCK_HEAD:
         for kind in ("weight", "bias"):
             state_dict.pop(f"{prefix}{theirs}.{kind}", None)
+
+
+register(DeeRobertaConfig, DeeRobertaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification)

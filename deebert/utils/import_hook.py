@@ -4,12 +4,13 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
+from types import ModuleType
 
 
 class _FirstImport(MetaPathFinder):
     """Finds one module as Python would, and has `then` called after the module's code has run."""
 
-    def __init__(self, name: str, then: Callable[[], None]):
+    def __init__(self, name: str, then: Callable[[ModuleType], None]):
         self.name, self.then = name, then
 
     def find_spec(self, fullname, path=None, target=None):
@@ -22,15 +23,15 @@ class _FirstImport(MetaPathFinder):
 
             def execute_and_call(module) -> None:
                 execute(module)
-                self.then()
+                self.then(module)
 
             spec.loader.exec_module = execute_and_call
         return spec
 
 
-def when_imported(name: str, then: Callable[[], None]) -> None:
-    """Calls `then` once: now, if the module of that name is imported already, or after its first import."""
+def when_imported(name: str, then: Callable[[ModuleType], None]) -> None:
+    """Calls `then` with the module of that name, once: now, if it is imported already, or after its first import."""
     if name in sys.modules:
-        then()
+        then(sys.modules[name])
     else:
         sys.meta_path.insert(0, _FirstImport(name, then))
