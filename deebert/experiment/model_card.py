@@ -41,8 +41,8 @@ from transformers import AutoModelForSequenceClassification
 model = AutoModelForSequenceClassification.from_pretrained("FOLDER", trust_remote_code=True).eval()
 ```
 
-On the command line: `deebert predict --model FOLDER < texts.txt`. Tools that know {plain} only read it as the full model,
-without early exit.
+On the command line: `deebert predict --model FOLDER < texts.txt`. Tools that know {plain} only read it as the full
+model, without early exit.
 """
 
 
@@ -94,8 +94,7 @@ def card_text(folder: Path, config, task: Task, base_model: str | None, split: s
         "\n## How to load it",
         LOADING.format(model_class=config.architectures[0], plain=backbone),
         "## Licence\n",
-        "None is chosen here. Add a line `license: ...` at the top of this file; the base model's licence and the data's "
-        "apply.",
+        "None is chosen here. Add a line `license: ...` at the top. Mind the licences of base model and data.",
     ]
     return "\n".join(parts)
 
@@ -132,8 +131,7 @@ def scores_text(config, task: Task, split: str, exits: AllExits) -> str:
         saved = [f"{100 * (1 - layers.mean() / exits.num_layers):.1f} % of the layers"]
         saved += [] if cost is None else [f"{100 * (1 - cost.mean()):.1f} % of the cost (floating-point operations)"]
         change = 100 * (score - exits.full_score(task))
-        lines.append(
-            f"\nThe stored threshold saves {' and '.join(saved)}; {metric} is {100 * score:.2f} ({change:+.2f} points). "
-            "On the samples on which a threshold was chosen this is flattering."
-        )
+        saving = f"The stored threshold saves {' and '.join(saved)}"
+        lines.append(f"\n{saving}; {metric} is {100 * score:.2f} ({change:+.2f} points).")
+        lines.append("Where it was chosen on these samples, both are a little flattering.")
     return "\n".join(lines)
