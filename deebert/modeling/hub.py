@@ -27,7 +27,9 @@ def check_exists(name_or_path: str, cache_dir: str | None = None) -> None:
     except HFValidationError:  # no name that the hub allows
         raise InputError(f"{name_or_path}: no such folder") from None
     except RepositoryNotFoundError:
-        raise InputError(f"{name_or_path}: no such folder here, and no such model on the hub") from None
+        raise InputError(
+            f"{name_or_path}: no such folder here, and no such model on the hub, or a private one"
+        ) from None
     except Exception as error:  # the client's errors, and those of the packages below it, have no common base
         raise InputError(
             f"{name_or_path}: no such folder here, and the hub cannot be asked for it ({type(error).__name__}); "

@@ -196,7 +196,7 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
                     quantize(part, Path(quantized, part.name))
             merge(Path(quantized) if int8 else parts, config, partial / GRAPH)
         config = copy.deepcopy(config)
-        config.auto_map = None  # PyTorch cannot load this folder
+        vars(config).pop("auto_map", None)  # PyTorch cannot load this folder
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         manifest = {

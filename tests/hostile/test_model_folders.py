@@ -97,6 +97,7 @@ CONFIG_FIELDS = [  # field, value, message
     ("dtype", "float16", LOADS),
     ("architectures", "BertForSequenceClassification", LOADS),
     ("auto_map", {"AutoConfig": "evil.Config"}, LOADS),
+    ("auto_map", None, "tokenizer"),
     ("quantization_config", {"quant_method": "nope"}, LOADS),
 ]
 
