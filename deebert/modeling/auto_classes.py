@@ -5,29 +5,13 @@ config.json keeps the backbone's model_type: tools that know BERT and RoBERTa on
 Without that import, `trust_remote_code=True` runs a file in the folder that imports this package.
 """
 
+import shutil
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-REMOTE_MODULE = "modeling_deebert"
-REMOTE_CODE = '''"""By this file transformers loads the model with early exit, where trust_remote_code=True is given."""
-
-try:
-    from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
-    from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
-except ImportError as error:
-    raise ImportError(
-        "this model needs the package deebert; install it from its repository (pip install . in a checkout)"
-    ) from error
-
-__all__ = [
-    "DeeBertConfig",
-    "DeeBertForSequenceClassification",
-    "DeeRobertaConfig",
-    "DeeRobertaForSequenceClassification",
-]
-'''
+REMOTE_CODE = Path(__file__).with_name("modeling_deebert.py")
 
 
 class AutoLoading:
@@ -37,10 +21,10 @@ class AutoLoading:
         """As for any HF model, with the file that trust_remote_code=True runs; push_to_hub uploads it, too."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{REMOTE_MODULE}.py").write_text(REMOTE_CODE, encoding="utf-8")
+        shutil.copyfile(REMOTE_CODE, folder / REMOTE_CODE.name)
         self.config.auto_map = {
-            "AutoConfig": f"{REMOTE_MODULE}.{self.config_class.__name__}",
-            "AutoModelForSequenceClassification": f"{REMOTE_MODULE}.{type(self).__name__}",
+            "AutoConfig": f"{REMOTE_CODE.stem}.{self.config_class.__name__}",
+            "AutoModelForSequenceClassification": f"{REMOTE_CODE.stem}.{type(self).__name__}",
         }
         super().save_pretrained(save_directory, **kwargs)
 

@@ -59,7 +59,8 @@ class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, Robert
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
         for theirs, ours in STOCK_HEAD.items():
             for kind in ("weight", "bias"):
-                state_dict[f"{theirs}.{kind}"] = state_dict[f"{ours}.{kind}"].clone()
+                if f"{ours}.{kind}" in state_dict:  # a caller may give a part only
+                    state_dict[f"{theirs}.{kind}"] = state_dict[f"{ours}.{kind}"].clone()
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
 
