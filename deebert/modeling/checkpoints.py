@@ -103,6 +103,7 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
     with one_line(f"{name_or_path}/config.json", "correct it there"):
         config = MODELS[kind][0].from_dict(facts)
         check_fields(config)
+        config_cutoffs(config)
     config.return_dict = True  # we read outputs by their names
     return config
 

@@ -86,7 +86,10 @@ def check_architecture(model_type: str, config_class: type) -> None:
 
 
 def check_fields(config) -> None:
-    """Raises ValueError where the number of layers, the labels or a field of early exit have no meaning."""
+    """Raises ValueError where the number of layers, the labels or a field of early exit have no meaning.
+
+    Whether the threshold is one of the rule's is for `config_cutoffs`: commands change both before they load weights.
+    """
     layers, temperatures = config.num_hidden_layers, config.exit_temperatures
     if not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {layers}; give a number from 1 to {MOST_LAYERS}")
@@ -112,7 +115,6 @@ def check_fields(config) -> None:
             raise ValueError(f"exit_temperatures is {temperatures!r}; give null, or numbers from {low} to {high}")
         if len(temperatures) != layers:
             raise ValueError(f"{len(temperatures)} exit_temperatures for {layers} exits")
-    config_cutoffs(config)
 
 
 def check_labels(id2label: dict) -> None:
