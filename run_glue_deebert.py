@@ -10,13 +10,15 @@ from accelerate.utils import gather_object, set_seed
 
 from deebert.data.tasks import eval_splits
 from deebert.evaluation import results
-from deebert.evaluation.all_exits import layer_scores
+from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.experiment import checks
 from deebert.experiment.arguments import parse_args
 from deebert.experiment.compatibility import first_stage_settings
 from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
+from deebert.experiment.model_card import CARD, write_card
 from deebert.experiment.monitor import Monitor
+from deebert.experiment.record import read_record
 from deebert.experiment.stop_signal import StopSignal
 from deebert.modeling.checkpoints import load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
@@ -69,6 +71,7 @@ def train(experiment: Experiment) -> None:
         monitor.close()
         if accelerator.is_main_process:
             save_model(model, experiment.tokenizer, experiment.output_dir)
+            write_card(experiment.output_dir, model.config, experiment.task, args.model_name_or_path)
             experiment.record.finish()
             remove_checkpoints(experiment.output_dir, keep_models=args.save_steps > 0)
         accelerator.wait_for_everyone()
@@ -184,6 +187,16 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
             evaluation.choose_threshold()
         evaluation.sweep()
         evaluation.write_scores()
+        if checkpoint == experiment.output_dir and evaluation.first_split:
+            update_card(experiment, model.config, split, evaluation.exits)
+
+
+def update_card(experiment: Experiment, config, split: str, exits: AllExits) -> None:
+    """The model's card with the scores of this evaluation."""
+    record = read_record(experiment.output_dir) or {}
+    base_model = record.get("arguments", {}).get("model_name_or_path")
+    if not write_card(experiment.output_dir, config, experiment.task, base_model, split, exits):
+        experiment.say(f"{experiment.output_dir / CARD}: edited, so it is left as it is")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from importlib import import_module
 
+from deebert.modeling.auto_classes import load_on_first_use
+from deebert.utils.import_hook import when_imported
+
 __version__ = "0.6.0"
 
 # Public names and where they are. Imported when they are first used: `import deebert` alone needs no torch.
@@ -23,3 +26,7 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
+
+
+# So that transformers' auto classes know our models, and `import deebert` alone stays without transformers and torch.
+when_imported("transformers.models.auto.modeling_auto", load_on_first_use)

@@ -2,9 +2,10 @@
 
 from typing import ClassVar
 
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder
 
+from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import HighwayClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.exit_rules import entropy
@@ -30,7 +31,7 @@ class DeeBertModel(HighwayModel, BertModel):
     encoder_class = DeeBertEncoder
 
 
-class DeeBertForSequenceClassification(HighwayClassifier, BertForSequenceClassification):
+class DeeBertForSequenceClassification(AutoLoading, HighwayClassifier, BertForSequenceClassification):
     """BERT for classification whose samples exit at the first off-ramp that is certain enough."""
 
     config_class = DeeBertConfig
@@ -43,4 +44,4 @@ class DeeBertForSequenceClassification(HighwayClassifier, BertForSequenceClassif
         self.post_init()
 
 
-AutoModelForSequenceClassification.register(DeeBertConfig, DeeBertForSequenceClassification)  # known to pipelines
+register(DeeBertConfig, DeeBertForSequenceClassification, BertConfig, BertForSequenceClassification)

@@ -1,17 +1,23 @@
 """Loading and saving models with their tokenizers, with one clear line for whatever can be wrong with a checkpoint."""
 
+import dataclasses
+import json
+import re
 import shutil
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
-from deebert.modeling.config import config_cutoffs
+from deebert.modeling.config import HighwayConfig, check_fields, config_cutoffs
+from deebert.modeling.hub import check_exists
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
 from deebert.utils.cli import InputError
@@ -24,6 +30,14 @@ MODELS = {
 # what `deebert export` writes: the manifest is written last, so that a folder with one is complete
 MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+GRAPH_FIELDS = (
+    *("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "type_vocab_size"),
+    *("max_position_embeddings", "pad_token_id", "num_labels", "problem_type"),
+)
+
+LAYER = re.compile(r"\.encoder\.layer\.(\d+)\.")
+MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
+MOST_WORDS = 200  # characters of a library's message in ours
 
 
 def quiet_transformers() -> None:
@@ -40,23 +54,45 @@ def disable_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+@contextmanager
+def one_line(problem: str, fix: str) -> Iterator[None]:
+    """Turns whatever a library raises about a file into an InputError: the problem, the library's words, the fix.
+
+    A fault of our own stays as it is, and so does memory that runs out.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if is_our_fault(error) or "allocate memory" in str(error):
+            raise
+        words = " ".join(str(error).split()) or type(error).__name__
+        words = f"{words[:MOST_WORDS]} ..." if len(words) > MOST_WORDS else words
+        raise InputError(f"{problem}: {words}; {fix}") from error
+
+
+def is_our_fault(error: Exception) -> bool:
+    """Whether a line of this package made a mistake. Extensions in other languages have no lines of their own."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, MISTAKES) and frame.f_globals.get("__name__", "").startswith("deebert.")
+
+
 def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str | None = None):
     """The config of a BERT or RoBERTa checkpoint, with the fields of early exit.
 
     model_type: what it has to be; None: whatever the checkpoint says. Raises InputError.
     """
-    if is_path(name_or_path) and not Path(name_or_path).exists():
-        raise InputError(f"{name_or_path}: no such folder")  # the hub's client would look for it there, more than once
-    try:
+    check_exists(name_or_path, cache_dir)
+    fix = "give the folder of a model with an undamaged config.json"
+    with one_line(f"{name_or_path}: its config.json cannot be read", fix):
         facts, _ = PreTrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
-    except OSError as error:
-        raise InputError(
-            f"{name_or_path}: neither a model folder with a config.json nor a model on the hub ({error})"
-        ) from None
     if not facts:
         raise InputError(f"{name_or_path}: a folder without a config.json, so no model")
+    if not isinstance(facts, dict):
+        raise InputError(f"{name_or_path}/config.json: no settings in it, but {str(facts)[:20]!r}; {fix}")
     kind = facts.get("model_type", model_type)
-    if kind not in MODELS:
+    if kind not in list(MODELS):
         raise InputError(
             f"{name_or_path}: a {kind or 'nameless'} checkpoint; DeeBERT takes {' or '.join(MODELS)} checkpoints"
         )
@@ -64,23 +100,12 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
         raise InputError(
             f"{name_or_path}: a {kind} checkpoint, but --model_type is {model_type}; use --model_type {kind}"
         )
-    config = MODELS[kind][0].from_dict(facts)
-    try:
+    with one_line(f"{name_or_path}/config.json", "correct it there"):
+        config = MODELS[kind][0].from_dict(facts)
+        check_fields(config)
         config_cutoffs(config)
-    except ValueError as error:
-        raise InputError(f"{name_or_path}/config.json: {error}") from None
-    if config.exit_temperatures is not None and len(config.exit_temperatures) != len(config.exit_layers):
-        raise InputError(
-            f"{name_or_path}/config.json: {len(config.exit_temperatures)} exit_temperatures for "
-            f"{len(config.exit_layers)} exits"
-        )
+    config.return_dict = True  # we read outputs by their names
     return config
-
-
-def is_path(name_or_path: str) -> bool:
-    """Whether a folder is meant: the hub's names are `model` and `owner/model`, and few owners are folders here."""
-    parts = Path(name_or_path).parts
-    return str(name_or_path).startswith((".", "/")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
 
 
 def check_threshold(value: float, config) -> None:
@@ -108,10 +133,11 @@ def load_tokenizer(
     options, folder = {"do_lower_case": True} if do_lower_case else {}, Path(name_or_path)
     if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would invent one
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, **options)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name_or_path}: no tokenizer there ({error})") from None
+    fix = "copy the tokenizer's files from the model that was trained"
+    with one_line(f"{name_or_path}: no tokenizer there that can be read", fix):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, **options)
+        tokenizer("a trial", truncation=True)
+    return tokenizer
 
 
 def max_tokens(config) -> int:
@@ -138,11 +164,11 @@ def load_model(name_or_path: str, config, cache_dir: str | None = None):
 
 
 def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
-    """A model to be trained, and the names of its weights that are new.
+    """A model to be trained, and the names of its weights that are new. The config may have fewer layers.
 
     New off-ramps begin with copies of the model's pooler, where the checkpoint has one.
     """
-    model, missing = _load(name_or_path, config, cache_dir)
+    model, missing = _load(name_or_path, config, cache_dir, all_layers=False)
     unknown = [name for name in missing if not (name.startswith("classifier.") or is_off_ramp(name))]
     if any(".pooler." not in name for name in unknown):
         raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
@@ -152,18 +178,59 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     return model, missing
 
 
-def _load(name_or_path: str, config, cache_dir: str | None):
+def _load(name_or_path: str, config, cache_dir: str | None, all_layers: bool = True):
     if Path(name_or_path, MANIFEST).is_file():
         raise InputError(
             f"{name_or_path}: exported for ONNX Runtime; give the trained model that the export was made of"
         )
-    try:
+    fix = "copy or train the model again"
+    with one_line(f"{name_or_path}: its weights do not load", fix):
+        check_layers(name_or_path, config, stored_names(Path(name_or_path)), all_layers)
         model, info = MODELS[config.model_type][1].from_pretrained(
             name_or_path, config=config, cache_dir=cache_dir, output_loading_info=True, dtype=torch.float32
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{name_or_path}: its weights do not load ({error})") from None
+    check_layers(name_or_path, config, info["unexpected_keys"] if all_layers else [])
     return model, sorted(info["missing_keys"])
+
+
+def stored_names(folder: Path) -> list[str]:
+    """The names of the weights in a folder with safetensors, without loading them; [] where there are others."""
+    index, file = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if file.is_file():
+        with safe_open(file, framework="pt") as weights:
+            return list(weights.keys())
+    return list(json.loads(index.read_text())["weight_map"]) if index.is_file() else []
+
+
+def check_layers(name_or_path: str, config, names: Iterable[str], all_layers: bool = True) -> None:
+    """Raises InputError where the weights of these names have other layers than the config: some would be random.
+
+    all_layers: none may be left out, either. Called before the model is built, which takes hours for a million layers.
+    """
+    layers = 1 + max((int(match[1]) for name in names if (match := LAYER.search(name))), default=-1)
+    wanted = config.num_hidden_layers
+    if layers and (layers < wanted or (all_layers and layers > wanted)):
+        raise InputError(
+            f"{name_or_path}: weights of {layers} layers, but a config.json of {wanted}; set num_hidden_layers back"
+        )
+
+
+def graph_facts(config) -> dict:
+    """What a graph is made with: an export's config.json must not say otherwise. Threshold and rule may change."""
+    free = ("exit_threshold", "exit_rule", "patience_tolerance")
+    own = [field.name for field in dataclasses.fields(HighwayConfig) if field.name not in free]
+    return {name: getattr(config, name) for name in (*GRAPH_FIELDS, *own)}
+
+
+def check_graph(folder: Path, manifest: dict, config) -> None:
+    """Raises InputError where an export's config.json differs from what its graph was made with."""
+    made_with = manifest.get("config", {})  # exports of 0.6 do not say
+    for name, value in graph_facts(config).items():
+        if made_with.get(name, value) != value:
+            raise InputError(
+                f"{folder / 'config.json'}: {name} is {value!r}, but the graph was made with {made_with[name]!r}; "
+                "set it back, or run deebert export again"
+            )
 
 
 def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

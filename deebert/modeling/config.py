@@ -3,9 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold
+
+MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
+SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+TEMPERATURES = (1e-3, 1e3)  # calibration.LIMITS lie within; outside logits overflow, or all probabilities are equal
 
 
 @dataclass(kw_only=True)
@@ -47,11 +53,32 @@ class HighwayConfig:
     def __post_init__(self, **kwargs):
         super().__post_init__(**{name: value for name, value in kwargs.items() if name not in self.OF_0_5})
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As for any HF config. Raises ValueError for the config of another architecture."""
+        check_architecture(config_dict.get("model_type", cls.model_type), cls)
+        if config_dict.get("id2label") is not None:
+            check_labels(config_dict["id2label"])
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing to do, see `auto_classes.AutoLoading`."""
+
 
 def add_highway_fields(config, config_class: type) -> None:
-    """Turns a plain HF config, in place, into a `config_class`: with the fields of HighwayConfig and their aliases."""
-    if isinstance(config, HighwayConfig):
-        return
+    """Turns a plain HF config, in place, into a `config_class`: with the fields of HighwayConfig and their aliases.
+
+    Raises ValueError for the config of another architecture, and for fields without meaning (see `check_fields`).
+    """
+    check_architecture(config.model_type, config_class)
+    if not isinstance(config, HighwayConfig):
+        make_highway_config(config, config_class)
+    check_fields(config)
+
+
+def make_highway_config(config, config_class: type) -> None:
+    """The fields with their defaults, where the config does not have them, and its new class."""
     for alias, name in HighwayConfig.ALIASES.items():
         if alias in vars(config):
             setattr(config, name, vars(config).pop(alias))
@@ -59,6 +86,65 @@ def add_highway_fields(config, config_class: type) -> None:
         if not hasattr(config, field.name):
             setattr(config, field.name, field.default)
     config.__class__ = config_class
+
+
+def check_architecture(model_type: str, config_class: type) -> None:
+    """Raises ValueError where a checkpoint of this model_type is none for `config_class`."""
+    if model_type != config_class.model_type:
+        ours = config_class.__name__.removesuffix("Config")
+        raise ValueError(
+            f"a {model_type} checkpoint; {ours}ForSequenceClassification reads {config_class.model_type} checkpoints"
+        )
+
+
+def check_fields(config) -> None:
+    """Raises ValueError where the number of layers, the labels or a field of early exit have no meaning.
+
+    Whether the threshold is one of the rule's is for `config_cutoffs`: commands change both before they load weights.
+    """
+    layers, temperatures = config.num_hidden_layers, config.exit_temperatures
+    if not 1 <= layers <= MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers}; give a number from 1 to {MOST_LAYERS}")
+    for name in SIZES:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; give a number from 1")
+    if config.problem_type not in (None, *PROBLEMS):
+        raise ValueError(f"problem_type is {config.problem_type!r}; choose one of {', '.join(PROBLEMS)}")
+    check_labels(config.id2label)
+    for name in ("exit_rule", "highway_pooling", "highway_head"):
+        if not isinstance(getattr(config, name), str):
+            raise ValueError(f"{name} is {getattr(config, name)!r}; give a name")
+    if not isinstance(config.exit_before_first_layer, bool):
+        raise ValueError(f"exit_before_first_layer is {config.exit_before_first_layer!r}; give true or false")
+    threshold = config.exit_threshold
+    if not is_number(threshold) and not (isinstance(threshold, list | tuple) and all(map(is_number, threshold))):
+        raise ValueError(f"exit_threshold is {threshold!r}; give a number, or a list with one for each off-ramp")
+    if not is_number(config.patience_tolerance) or not config.patience_tolerance >= 0:
+        raise ValueError(f"patience_tolerance is {config.patience_tolerance!r}; give a number from 0")
+    if temperatures is not None:
+        low, high = TEMPERATURES
+        if not isinstance(temperatures, list | tuple) or not all(
+            is_number(t) and low <= t <= high for t in temperatures
+        ):
+            raise ValueError(f"exit_temperatures is {temperatures!r}; give null, or numbers from {low} to {high}")
+        if len(temperatures) != len(config.exit_layers):
+            raise ValueError(f"{len(temperatures)} exit_temperatures for {len(config.exit_layers)} exits")
+
+
+def check_labels(id2label: dict) -> None:
+    """Raises ValueError where this is no table of labels by the numbers of the outputs."""
+    if not isinstance(id2label, dict) or {*map(str, id2label)} != {*map(str, range(len(id2label) or 1))}:
+        raise ValueError(f"id2label is {str(id2label)[:100]}; give a name for each output: 0, 1, 2, ...")
+
+
+def is_number(value) -> bool:
+    """Whether this is a number that a float can hold. NaN and infinity are."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return isinstance(float(value), float)
+    except OverflowError:
+        return False
 
 
 def config_rule(config) -> ExitRule:

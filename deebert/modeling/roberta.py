@@ -2,14 +2,11 @@
 
 from typing import ClassVar
 
-from transformers import (
-    AutoModelForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    RobertaModel,
-)
+from torch import Tensor
+from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 
+from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import HighwayClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.exit_rules import entropy
@@ -35,19 +32,46 @@ class DeeRobertaModel(HighwayModel, RobertaModel):
     encoder_class = DeeRobertaEncoder
 
 
-class DeeRobertaForSequenceClassification(HighwayClassifier, RobertaForSequenceClassification):
-    """RoBERTa for classification whose samples exit at the first off-ramp that is certain enough."""
+class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, RobertaForSequenceClassification):
+    """RoBERTa for classification whose samples exit at the first off-ramp that is certain enough.
+
+    In evaluation our pooler and classifier compute what HF's head of two layers computes. So its weights are saved as
+    well: tools that know RoBERTa only read the folder as the full model. Here they are ignored.
+    """
 
     config_class = DeeRobertaConfig
+    _keys_to_ignore_on_load_unexpected: ClassVar = [
+        *HighwayClassifier._keys_to_ignore_on_load_unexpected,
+        r"^classifier\.(dense|out_proj)\.",
+    ]
 
     def __init__(self, config):
         add_highway_fields(config, self.config_class)
-        super(RobertaForSequenceClassification, self).__init__(
-            config
-        )  # HF's __init__ builds a RoBERTa without off-ramps
+        # HF's __init__ builds a RoBERTa without off-ramps
+        super(RobertaForSequenceClassification, self).__init__(config)
         self.roberta = DeeRobertaModel(config)
         self.init_head(config)
+        self.register_load_state_dict_pre_hook(without_stock_head)
         self.post_init()
 
+    def save_pretrained(self, save_directory, state_dict: dict[str, Tensor] | None = None, **kwargs):
+        """As for any HF model, with the weights of HF's own head as well (see the class)."""
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        for theirs, ours in STOCK_HEAD.items():
+            for kind in ("weight", "bias"):
+                if f"{ours}.{kind}" in state_dict:  # a caller may give a part only
+                    state_dict[f"{theirs}.{kind}"] = state_dict[f"{ours}.{kind}"].clone()
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
-AutoModelForSequenceClassification.register(DeeRobertaConfig, DeeRobertaForSequenceClassification)  # for pipelines
+
+STOCK_HEAD = {"classifier.dense": "roberta.pooler.dense", "classifier.out_proj": "classifier"}  # HF's name: ours
+
+
+def without_stock_head(model, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    """Removes HF's own head from a state dict that is about to be loaded."""
+    for theirs in STOCK_HEAD:
+        for kind in ("weight", "bias"):
+            state_dict.pop(f"{prefix}{theirs}.{kind}", None)
+
+
+register(DeeRobertaConfig, DeeRobertaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification)

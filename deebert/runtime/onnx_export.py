@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import deebert
-from deebert.modeling.checkpoints import GRAPH, MANIFEST
+from deebert.modeling.checkpoints import GRAPH, MANIFEST, graph_facts
 from deebert.modeling.config import config_rule
 from deebert.runtime.layer_runner import LayerRunner
 from deebert.runtime.onnx_runtime import FORMAT
@@ -195,6 +195,8 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
                 for part in parts.iterdir():
                     quantize(part, Path(quantized, part.name))
             merge(Path(quantized) if int8 else parts, config, partial / GRAPH)
+        config = copy.deepcopy(config)
+        vars(config).pop("auto_map", None)  # PyTorch cannot load this folder
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         manifest = {
@@ -203,6 +205,7 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
             "precision": "int8" if int8 else "fp32",
             "layers": config.num_hidden_layers,
             "exit_rule": config.exit_rule,
+            "config": graph_facts(config),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (folder / MANIFEST).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deebert.modeling.checkpoints import GRAPH, MANIFEST, load_config
+from deebert.modeling.checkpoints import GRAPH, MANIFEST, check_graph, load_config
 from deebert.modeling.classifier import HighwayClassifierOutput, output_of_all_exits
 from deebert.modeling.config import config_rule, set_rule, set_threshold
 from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, let_exit
@@ -134,6 +134,7 @@ class OnnxDeeBert:
                 f"{folder}: {manifest['layers']} layers, but a config.json of {self.exit_layers[-1]} layers; "
                 "run deebert export again"
             )
+        check_graph(folder, manifest, self.config)
         self.session = open_session(folder / GRAPH, threads)
         self.has_certainty = "certainty" in [output.name for output in self.session.get_outputs()]
         if config_rule(self.config).learned and not self.has_certainty:

@@ -97,6 +97,13 @@ def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, exported):
     with pytest.raises(InputError, match=r"config.json: no such file; the export is incomplete"):
         OnnxDeeBert(tmp_path / "onnx")
     (tmp_path / "config.json").rename(config)
+    stored = json.loads(config.read_text())
+    assert "auto_map" not in stored
+    config.write_text(json.dumps(stored | {"highway_pooling": "first"}))
+    with pytest.raises(InputError, match="highway_pooling is 'first', but the graph was made with 'mean'"):
+        OnnxDeeBert(tmp_path / "onnx")
+    config.write_text(json.dumps(stored | {"exit_threshold": 0.2}))
+    assert OnnxDeeBert(tmp_path / "onnx").config.exit_threshold == 0.2
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(facts | {"format": 0, "deebert": "0.0.1"}))
     with pytest.raises(InputError, match=r"exported by version 0.0.1 \(format 0"):

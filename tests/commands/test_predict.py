@@ -126,7 +126,7 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         (["a\tb\tc"], [], "line 1: 3 tab-separated fields"),
         (["a", "b\tc"], [], "line 2: 2 tab-separated fields"),
         ([], ["--file", "nowhere"], "--file nowhere: no such file"),
-        ([], ["--model", "nowhere"], "nowhere: neither a model folder"),
+        ([], ["--model", "nowhere"], "nowhere: no such folder here"),
         ([], ["--model", "./nowhere"], "./nowhere: no such folder"),
         ([], ["--model", "tests/nowhere"], "tests/nowhere: no such folder"),
         ([], ["--model", "runs/bert/nowhere"], "runs/bert/nowhere: no such folder"),

@@ -50,7 +50,9 @@ def test_training_and_evaluation_write_the_documented_files(drive, tmp_path, bac
         "model.safetensors",
         "tokenizer.json",
         "tensorboard",
+        "modeling_deebert.py",
     }
+    assert "| 4 | " in (out / "README.md").read_text()  # the model card has the score of each exit
     record = json.loads((out / "run.json").read_text())
     assert record["arguments"]["learning_rate"] == 3e-3
     assert record["versions"]["transformers"]
@@ -58,12 +60,15 @@ def test_training_and_evaluation_write_the_documented_files(drive, tmp_path, bac
     assert "After the first stage, dev: acc" in printed
     assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "0", "1": "1"}
 
+    (out / "README.md").write_text("my own words")
     drive(
         "--do_eval --eval_each_highway --eval_highway --exit_threshold 0 0.3 0.7 --per_gpu_eval_batch_size 1 "
         "--model_name_or_path ./out --timing_repeats 2 --max_seq_length 32",
         backbone=backbone,
     )
     results = tmp_path / "results" / "out"
+    assert (out / "README.md").read_text() == "my own words"
+    assert "README.md: edited, so it is left as it is" in capsys.readouterr().out
     names = {"each_layer.npy", "each_layer.csv", "all_exits.npz", "entropy_sweep.csv", "entropy_curve.csv"}
     assert {p.name for p in results.iterdir()} == names | {f"entropy_{t}.npy" for t in (0.0, 0.3, 0.7)}
     exits = AllExits.load(results / "all_exits.npz")
@@ -287,7 +292,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
             "--do_train --model_name_or_path distilbert",
             "distilbert: a distilbert checkpoint; DeeBERT takes bert or roberta",
         ),
-        ("--do_train --model_name_or_path nowhere/model", "nowhere/model: neither a model folder"),
+        ("--do_train --model_name_or_path nowhere/model", "nowhere/model: no such folder here"),
         ("--do_train --model_type roberta", "use --model_type bert"),
         ("--do_train --exit_threshold nan", "--exit_threshold nan"),
         ("--do_train --fp16 --no_cuda", "--fp16 needs a GPU"),

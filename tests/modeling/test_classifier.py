@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import CLASSES, random_batch, tiny_config, tiny_model
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, BertConfig, pipeline
+from transformers import BertConfig, pipeline
 
 from deebert.modeling.bert import DeeBertForSequenceClassification
 from deebert.modeling.checkpoints import (
@@ -296,16 +296,6 @@ def test_pipeline_exits_early(backbone, tiny_checkpoints, caplog):
     assert {answer["label"] for answer in answers} <= {"dull", "lovely"}
     assert not ran
     assert "not supported" not in caplog.text
-
-
-def test_stock_transformers_reads_our_bert_as_the_full_model(tmp_path):
-    model = tiny_model("bert")
-    model.save_pretrained(tmp_path)
-    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    batch = random_batch(model.config, [4, 9])
-    expected = stock(**batch).logits
-    assert torch.equal(expected, model(**batch, output_hidden_states=True).logits)
-    torch.testing.assert_close(expected, model(**batch).logits)  # whose last layer runs for the first token alone
 
 
 def test_an_untrained_checkpoint_is_no_model_to_evaluate(tiny_checkpoints):

@@ -1,0 +1,44 @@
+"""Whether a model's name is a folder, a model on the hub, or a typing error: known within seconds."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+from deebert.utils.cli import InputError
+
+HUB_SECONDS = 5.0
+
+
+def check_exists(name_or_path: str, cache_dir: str | None = None) -> None:
+    """Raises InputError where there is neither such a folder nor such a model on the hub.
+
+    The hub is asked once and for seconds: reading a file of a model that is not there, transformers asks again and
+    again. A model that was fetched before needs no hub.
+    """
+    if Path(name_or_path).exists():
+        return
+    if is_path(name_or_path):
+        raise InputError(f"{name_or_path}: no such folder")
+    try:
+        if isinstance(try_to_load_from_cache(name_or_path, "config.json", cache_dir=cache_dir), str):
+            return
+        HfApi().model_info(name_or_path, timeout=HUB_SECONDS)
+    except HFValidationError:  # no name that the hub allows
+        raise InputError(f"{name_or_path}: no such folder") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{name_or_path}: no such folder here, and no such model on the hub, or a private one"
+        ) from None
+    except Exception as error:  # the client's errors, and those of the packages below it, have no common base
+        raise InputError(
+            f"{name_or_path}: no such folder here, and the hub cannot be asked for it ({type(error).__name__}); "
+            "check the path, or the connection"
+        ) from None
+
+
+def is_path(name_or_path: str) -> bool:
+    """Whether a folder is meant: the hub's names are `model` and `owner/model`, and few owners are folders here."""
+    parts, text = Path(name_or_path).parts, str(name_or_path)
+    local = len(parts) == 2 and Path(parts[0]).is_dir()
+    return text.startswith((".", "/", "~")) or text.endswith("/") or len(parts) > 2 or local

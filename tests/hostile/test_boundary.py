@@ -1,0 +1,122 @@
+"""The boundary around loading: a library's words become one line, faults of our own stay; and names of no folder."""
+
+import json
+import time
+
+import pytest
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError
+from tiny import tiny_config, tiny_model
+
+from deebert.modeling import checkpoints, hub
+from deebert.modeling.checkpoints import check_graph, graph_facts, load_config, load_model
+from deebert.utils.cli import InputError
+
+
+def raiser(error: BaseException, module: str):
+    """A function of that module which raises the error."""
+    names = {"__name__": module, "error": error}
+    exec("def fail(*_, **__):\n    raise error", names)
+    return names["fail"]
+
+
+@pytest.mark.parametrize(
+    ("error", "module", "hidden"),
+    [
+        (KeyError("x"), "transformers.x", True),
+        (AssertionError(), "transformers.x", True),
+        (RuntimeError("a\n" + "long " * 500), "torch.x", True),
+        (KeyError("x"), "deebert.modeling.classifier", False),
+        (AssertionError(), "deebert.modeling.classifier", False),
+        (ValueError("said about the input"), "deebert.modeling.config", True),
+        (MemoryError(), "transformers.x", False),
+        (torch.OutOfMemoryError("no memory"), "torch.x", False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "torch.x", False),
+        (KeyboardInterrupt(), "transformers.x", False),
+        (SystemExit(3), "transformers.x", False),
+    ],
+    ids=repr,
+)
+def test_only_a_librarys_words_about_a_file_become_one_line(error, module, hidden, tmp_path, monkeypatch):
+    tiny_model("bert", num_hidden_layers=1).save_pretrained(tmp_path)
+    config = load_config(str(tmp_path))
+    monkeypatch.setattr(checkpoints.MODELS["bert"][1], "from_pretrained", raiser(error, module))
+    with pytest.raises(InputError if hidden else type(error)) as caught:
+        load_model(str(tmp_path), config)
+    assert isinstance(caught.value, InputError) == hidden
+    if hidden:
+        assert caught.value.__cause__ is error
+        assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("./saved_model", None, "no such folder"),
+        ("saved_model/", None, "no such folder"),
+        ("a/b/c", None, "no such folder"),
+        ("~/model", None, "no such folder"),
+        ("saved model/x", None, "no such folder"),
+        ("tests/x", None, "no such folder"),
+        ("saved_model/x", ConnectionError("refused"), r"the hub cannot be asked for it \(ConnectionError\)"),
+        ("saved_model/x", "missing", "no such folder here, and no such model on the hub"),
+        ("bert-base-uncased", TimeoutError(), "the hub cannot be asked"),
+    ],
+)
+def test_a_name_that_is_no_folder_gets_its_line_soon(name, answer, message, monkeypatch, tmp_path):
+    """The hub's client is replaced; where it must not be asked, there is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+
+    class Client:
+        def model_info(self, name, timeout):
+            assert timeout < 10
+            error = RepositoryNotFoundError.__new__(RepositoryNotFoundError) if answer == "missing" else answer
+            raise error
+
+    if answer is not None:
+        monkeypatch.setattr(hub, "HfApi", Client)
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(name)
+    assert str(caught.value).startswith(f"{name}: ")
+    assert time.perf_counter() - started < 5
+
+
+def test_a_model_of_the_hub_that_was_fetched_before_needs_no_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
+    monkeypatch.setattr(hub, "HfApi", None)
+    assert hub.check_exists("owner/model") is None
+
+
+GRAPH_CHANGES = {
+    "model_type": {"model_type": "roberta"},
+    "num_labels": {"id2label": {"0": "a", "1": "b", "2": "c"}},
+    "highway_pooling": {"highway_pooling": "mean"},
+    "highway_head": {"highway_head": "linear"},
+    "exit_temperatures": {"exit_temperatures": [5, 5, 5, 5]},
+    "hidden_size": {"hidden_size": 64},
+    "pad_token_id": {"pad_token_id": 3},
+    "num_hidden_layers": {"num_hidden_layers": 3},
+    "problem_type": {"problem_type": "multi_label_classification"},
+}
+
+
+@pytest.mark.parametrize("field", GRAPH_CHANGES)
+def test_an_exports_config_must_be_what_its_graph_was_made_with(field, tmp_path):
+    config = tiny_config("bert")
+    manifest = json.loads(json.dumps({"config": graph_facts(config)}))
+    facts = json.loads(config.to_json_string(use_diff=False))
+    free = {"exit_threshold": 0.3, "exit_rule": "margin", "id2label": {"0": "bad", "1": "good"}}
+    for changes, wrong in ((free, False), (GRAPH_CHANGES[field], True)):
+        (tmp_path / "config.json").write_text(json.dumps(facts | changes))
+        config = load_config(str(tmp_path))
+        if not wrong:
+            check_graph(tmp_path, manifest, config)
+            continue
+        with pytest.raises(InputError, match=f"config.json: {field} is .*, but the graph was made with") as caught:
+            check_graph(tmp_path, manifest, config)
+        assert "run deebert export again" in str(caught.value)
+    check_graph(tmp_path, {}, config)  # an export of 0.6 does not say
