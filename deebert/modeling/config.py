@@ -20,6 +20,8 @@ class HighwayConfig:
     exit_temperatures: N numbers, the last is the final classifier's; an exit's logits are divided by its own. None: 1.
     highway_pooling: what an off-ramp reads, a key of off_ramps.POOLINGS.
     highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
+    exit_histogram: the rule and threshold that were chosen, and how many samples of the dev set then exit after each
+        layer (`counts`, by layer). Runtimes compare what they see with it. None: no threshold was chosen.
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
@@ -31,6 +33,7 @@ class HighwayConfig:
     exit_temperatures: list[float] | None = None
     highway_pooling: str = "first"
     highway_head: str = "pooler"
+    exit_histogram: dict | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**{name: value for name, value in kwargs.items() if name not in self.OF_0_5})
@@ -49,17 +52,19 @@ def add_highway_fields(config, config_class: type) -> None:
     config.__class__ = config_class
 
 
-def config_rule(config) -> ExitRule:
-    """The exit rule of a config. Raises ValueError for an unknown one."""
-    return make_rule(config.exit_rule, config.num_labels, config.patience_tolerance)
+def config_rule(config, name: str | None = None) -> ExitRule:
+    """The exit rule of a config, or the one of this name for its labels. Raises ValueError for an unknown one."""
+    return make_rule(config.exit_rule if name is None else name, config.num_labels, config.patience_tolerance)
 
 
-def config_cutoffs(config, exit_threshold: float | Sequence[float] | None = None) -> tuple[ExitRule, list[float]]:
-    """The exit rule, and a cut-off for each of the N-1 off-ramps: of this threshold, None: of the config's.
+def config_cutoffs(
+    config, exit_threshold: float | Sequence[float] | None = None, exit_rule: str | None = None
+) -> tuple[ExitRule, list[float]]:
+    """The exit rule, and a cut-off for each of the N-1 off-ramps. What is None comes from the config.
 
     Raises ValueError for a threshold that the rule or the model does not have.
     """
-    rule = config_rule(config)
+    rule = config_rule(config, exit_rule)
     threshold = config.exit_threshold if exit_threshold is None else exit_threshold
     return rule, rule.cutoffs(threshold, config.num_hidden_layers)
 
@@ -76,3 +81,11 @@ def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bo
     rule.cutoffs(threshold, config.num_hidden_layers)
     rule.check_head(has_head)
     config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)
+
+
+def known_exit_counts(config) -> dict[int, int] | None:
+    """The dev set's samples by exit layer, from 1; None where it was counted at another threshold or rule, or not."""
+    histogram = config.exit_histogram
+    if histogram is None or (histogram["rule"], histogram["threshold"]) != (config.exit_rule, config.exit_threshold):
+        return None
+    return {int(layer): int(count) for layer, count in histogram["counts"].items()}

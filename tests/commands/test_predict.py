@@ -10,7 +10,7 @@ import torch
 from helpers import ROOT
 from tiny import sentences, tiny_model
 
-from deebert import Predictor
+from deebert import Classifier
 from deebert.commands import predict
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.modeling.exit_rules import entropy
@@ -45,7 +45,7 @@ def test_batches_answer_as_single_texts_do(folder, monkeypatch, capsys, tmp_path
     (tmp_path / "texts").write_text("\n".join(TEXTS))
     assert run(monkeypatch, capsys, [], "--model", folder, "--file", tmp_path / "texts") == together == alone
     assert len(alone) == 11
-    model = predict.Predictor(str(folder)).model
+    model = Classifier(str(folder)).model
     tokenizer = load_tokenizer(str(folder))
     for text, line in zip(TEXTS, alone, strict=True):
         output = model(**tokenizer(text, return_tensors="pt").to(model.device))
@@ -65,7 +65,7 @@ def test_threshold_and_json(folder, monkeypatch, capsys):
 
 
 def test_another_exit_rule(folder, monkeypatch, capsys):
-    model = predict.Predictor(str(folder)).model
+    model = Classifier(str(folder)).model
     model.set_exit_rule("patience", 2)
     inputs = load_tokenizer(str(folder))(TEXTS, return_tensors="pt", padding=True)
     expected = model(**inputs.to(model.device)).exit_layer.tolist()
@@ -162,14 +162,3 @@ def test_a_file_that_is_no_text(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(InputError, match="not UTF-8"):
         predict.main()
-
-
-@pytest.mark.parametrize("backbone", ["bert"])
-def test_the_predictor_takes_texts_and_pairs_and_refuses_the_rest(folder):
-    predictor = Predictor(str(folder))
-    assert predictor(["ok", "no"]) == predictor([("ok",), ("no",)])
-    assert predictor.stream(["ok", "no"], 2) == predictor(["ok", "no"])
-    assert len(predictor([("a film", "good"), ("a film", "bad")])) == 2
-    for wrong in ("a film", [], ["a", ("b", "c")], [("a", "b", "c")]):
-        with pytest.raises(ValueError, match=r"give (a list of texts|at least one text)"):
-            predictor(wrong)
