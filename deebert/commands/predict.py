@@ -19,15 +19,11 @@ from typing import IO
 
 from deebert.data.text_rows import FORMATS, TextRow, read_rows
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.runtime.classifier import Classifier, Prediction
+from deebert.runtime.classifier import NO_THRESHOLD, Classifier, Prediction
 from deebert.utils.cli import ArgumentParser, InputError, positive
 
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 OWN_COLUMNS = ("prediction", "probability", "exit_layer")
-NO_THRESHOLD = (
-    "note: this model has no exit threshold, so no text exits early; "
-    "give --exit_threshold, or choose one with bash scripts/eval_deebert.sh --target_drop 0.01"
-)
 
 
 def own_columns(prediction: Prediction) -> dict:
@@ -183,7 +179,7 @@ def main() -> None:
         raise InputError("standard output is closed")
     classify = Classifier(args.model, args.exit_threshold, args.max_seq_length, args.exit_rule, args.batch_size)
     if args.exit_threshold is None and not classify.exits_early:
-        print(NO_THRESHOLD, file=sys.stderr)
+        print(f"note: {NO_THRESHOLD}", file=sys.stderr)
     columns = [name for name in (args.text_column, args.text_pair_column) if name is not None]
     call: Callable = classify.stream if args.continuous_batching else classify
     writer = Writer(args.format)

@@ -97,6 +97,12 @@ class AllExits:
         """The exit layer (S,), from 1, of each sample. Raises ValueError (see `ExitRule.cutoffs`)."""
         return first_exit_layer(torch.from_numpy(self.uncertainties), self.cutoffs(threshold)).numpy()
 
+    def exit_histogram(self, threshold: float | Sequence[float]) -> dict:
+        """How many samples exit after each layer at this threshold, as a model's config keeps it with the threshold."""
+        layers, counts = np.unique(self.exit_layers(threshold), return_counts=True)
+        by_layer = {str(layer): count for layer, count in zip(layers.tolist(), counts.tolist(), strict=True)}
+        return {"rule": self.rule, "threshold": threshold, "counts": by_layer}
+
     def logits_at(self, exit_layers: np.ndarray) -> np.ndarray:
         """The logits (S, C) of samples that exit at these layers (S,)."""
         return self.logits[np.arange(len(self.logits)), exit_layers - 1]

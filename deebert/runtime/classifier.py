@@ -25,6 +25,10 @@ from deebert.runtime.watch import Watch
 from deebert.utils.cli import InputError
 
 Threshold = float | Sequence[float] | None
+NO_THRESHOLD = (
+    "this model has no exit threshold, so no text exits early; "
+    "give --exit_threshold, or choose one with bash scripts/eval_deebert.sh --target_drop 0.01"
+)
 
 
 @dataclass(frozen=True)

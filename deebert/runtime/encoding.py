@@ -26,6 +26,13 @@ class EncodedTexts:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def joined(cls, parts: Sequence[tuple["EncodedTexts", int]]) -> "EncodedTexts":
+        """Single texts, of several or of the same, one after the other. Each is given by its position."""
+        types = None if parts[0][0].token_types is None else [texts.token_types[row] for texts, row in parts]
+        ids, truncated = [texts.ids[row] for texts, row in parts], [texts.truncated[row] for texts, row in parts]
+        return cls(ids, types, truncated, parts[0][0].pad_id)
+
     def by_length(self, batch_size: int) -> list[list[int]]:
         """The positions of texts of similar length, batch by batch: little padding."""
         order = sorted(range(len(self)), key=lambda i: len(self.ids[i]))
