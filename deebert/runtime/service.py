@@ -130,8 +130,8 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
             raise HTTPException(422, "texts: give at least one")
         if len(texts) > limits.max_texts:
             raise HTTPException(413, f"texts: {len(texts)}; at most {limits.max_texts} in a request")
-        encoded = await run_in_threadpool(classifier.encode, as_tuples(texts))
         try:
+            encoded = await run_in_threadpool(classifier.encode, as_tuples(texts))
             future = worker.submit(encoded, request.exit_threshold)
         except QueueFullError as error:
             raise HTTPException(429, f"{error}; try again", {"Retry-After": "1"}) from None
@@ -156,7 +156,7 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
 def one_line(error: RequestValidationError) -> str:
     """What is wrong with a request, without its texts."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    if place[:1] == ["texts"]:
+    place = [part for part in first["loc"] if isinstance(part, str)]  # the body, then a field of it
+    if place[1:2] == ["texts"]:
         return "texts: give a text, a list of texts, or a list of pairs [text, text]"
-    return f"{'.'.join(place[:1]) or 'body'}: {first['msg']}"
+    return f"{'.'.join(place[1:2]) or 'body'}: {first['msg']}"
