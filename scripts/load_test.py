@@ -34,6 +34,8 @@ def server(model: str, flags: Sequence[str]) -> Iterator[str]:
             yield address[1]
         finally:
             process.terminate()
+        if process.wait() != 0:
+            raise InputError(f"--model {model}: the server ended with status {process.returncode}")
 
 
 def client(address: str, texts: Sequence[str], until: float, seconds: list[float]) -> None:
