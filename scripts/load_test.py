@@ -6,6 +6,7 @@ turns. Prints requests per second and percentiles of the latency that the client
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from threading import Thread
 
+ROOT = str(Path(__file__).parent.parent)
+sys.path.insert(0, ROOT)
+
 import numpy as np
 
 from deebert.utils.cli import ArgumentParser, InputError, positive, positive_float, run
@@ -26,7 +30,8 @@ from deebert.utils.cli import ArgumentParser, InputError, positive, positive_flo
 def server(model: str, flags: Sequence[str]) -> Iterator[str]:
     """A server of its own process; gives its address, host:port. Raises InputError where it does not start."""
     command = [sys.executable, "-m", "deebert", "serve", "--model", model, "--port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"PYTHONPATH": ROOT}  # this checkout's package, in whatever folder this is run
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = re.search(r"http://([^/]+)", process.stdout.readline())
             if address is None:

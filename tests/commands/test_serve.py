@@ -11,7 +11,6 @@ from urllib.request import Request, urlopen
 
 import load_test
 import pytest
-from helpers import ROOT
 from saved import TEXTS, save_classifier
 
 from deebert.commands import serve
@@ -34,7 +33,8 @@ def test_sigterm_answers_what_has_arrived(tmp_path):
             pass
     for thread in clients:
         thread.join()
-    assert answers and set(answers) == {252}
+    assert len(answers) > 0  # a client that was later than the signal got none
+    assert set(answers) == {252}
 
 
 def test_what_cannot_be_served_gets_one_clear_line(monkeypatch, tmp_path):
@@ -59,7 +59,7 @@ def test_the_load_test_compares_both(tmp_path, monkeypatch, capsys):
     class Answers(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self):  # noqa: N802  the base class's name
+        def do_POST(self):
             bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.send_header("Content-Length", "0")
