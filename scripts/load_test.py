@@ -18,12 +18,13 @@ from itertools import cycle, islice
 from pathlib import Path
 from threading import Thread
 
-ROOT = str(Path(__file__).parent.parent)
-sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
 from deebert.utils.cli import ArgumentParser, InputError, positive, positive_float, run
+
+ROOT = str(Path(__file__).parent.parent)
 
 
 @contextmanager
