@@ -29,6 +29,7 @@ setup(
     entry_points={"console_scripts": ["deebert = deebert.__main__:run"]},
     extras_require={
         "datasets": ["datasets>=3"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
         "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
     },
 )

@@ -6,13 +6,15 @@ import sys
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from helpers import ROOT
 from tiny import tiny_model, tiny_tokenizer
 
-from deebert import Predictor
+from deebert import Classifier
 from deebert.__main__ import COMMANDS
 from deebert.modeling.exit_rules import EXIT_RULES
 
@@ -67,8 +69,37 @@ def test_python_snippets_run(page, quickstart, monkeypatch):
 
 
 def test_predictions_are_what_the_readme_says(quickstart):
-    prediction = Predictor(str(quickstart / "quickstart" / "onnx"), exit_threshold=0.4)([("A triumph.",)])[0]
-    assert list(vars(prediction)) == ["label", "probability", "exit_layer"]
+    prediction = Classifier(str(quickstart / "quickstart" / "onnx"), exit_threshold=0.4)(["A triumph."])[0]
+    assert list(vars(prediction)) == ["label", "probability", "exit_layer", "probabilities", "truncated"]
+
+
+def test_the_example_for_ray_classifies_batches(quickstart, monkeypatch):
+    """With a stand-in for Ray Data, which makes a worker once and gives it batches of columns."""
+    monkeypatch.chdir(quickstart)
+    page, written, texts = ROOT / "docs" / "deployment.md", {}, ["A triumph.", "It is what it is.", "so so"]
+
+    class Data:
+        def read_parquet(self, source):
+            assert source == "in"
+            return self
+
+        def map_batches(self, worker, fn_constructor_kwargs, batch_size, concurrency):
+            assert (batch_size, concurrency) > (0, 0)
+            worker = worker(**fn_constructor_kwargs)
+            self.batches = [worker({"text": np.array(batch, object)}) for batch in (texts[:2], texts[2:])]
+            return self
+
+        def write_parquet(self, target):
+            written[target] = self.batches
+
+    names = {}
+    (source,) = [source for _, source in blocks(page, "python") if "def classify_files" in source]
+    exec(source, names)
+    names["classify_files"](SimpleNamespace(data=Data()), "in", "out")
+    expected = Classifier("quickstart/onnx", exit_threshold=0.4)(texts)
+    for column, field in (("prediction", "label"), ("exit_layer", "exit_layer")):
+        found = np.concatenate([batch[column] for batch in written["out"]]).tolist()
+        assert found == [getattr(prediction, field) for prediction in expected]
 
 
 def test_the_readme_fits_150_lines():
@@ -103,7 +134,7 @@ def test_every_page_can_be_reached_from_the_map():
 def known_flags() -> set[str]:
     """The flags in the --help texts of the driver, the commands and the scripts."""
     runs = [("run_glue_deebert.py",), *(("deebert/__main__.py", command) for command in COMMANDS)]
-    runs += [("scripts/compare.py",), ("scripts/benchmark_training.py",), ("scripts/sample_data.py",)]
+    runs += [(f"scripts/{name}.py",) for name in ("compare", "benchmark_training", "sample_data", "load_test")]
     flags = [set(re.findall(r"--[a-z]\w*", help_of(*command))) for command in runs]
     assert all(flags)
     return set().union(*flags)

@@ -1,44 +1,87 @@
 """`deebert predict --model DIR < texts.txt`: classifies texts.
 
-One text a line, or a tab-separated pair. For each, as soon as its batch is done, comes a line with label, probability
-and exit layer, tab separated or as JSON.
+One text a line, or a tab-separated pair; with --text_column the rows of a CSV, TSV or JSONL file. For each, as soon as
+its batch is done, comes a line with label, probability and exit layer, or the row with these as further columns.
 """
 
 import argparse
+import csv
+import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
+from deebert.data.text_rows import FORMATS, TextRow, read_rows
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.runtime.predictor import Prediction, Predictor
+from deebert.runtime.classifier import NO_THRESHOLD, Classifier, Prediction
 from deebert.utils.cli import ArgumentParser, InputError, positive
 
-
-def read_texts(lines: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """Each line's text or pair. Raises InputError where the lines are not all of one kind."""
-    kind = None
-    for number, line in enumerate(lines, 1):
-        fields = tuple(line.rstrip("\r\n").split("\t"))
-        kind = kind or len(fields)
-        if len(fields) > 2 or len(fields) != kind:
-            raise InputError(
-                f"line {number}: {len(fields)} tab-separated fields; give one text in each line, or one pair in each"
-            )
-        yield fields
+ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+OWN_COLUMNS = ("prediction", "probability", "exit_layer")
 
 
-def tsv(prediction: Prediction) -> str:
-    probability = "" if prediction.probability is None else f"{prediction.probability:.4f}"
-    return f"{prediction.label}\t{probability}\t{prediction.exit_layer}"
+def own_columns(prediction: Prediction) -> dict:
+    """What is added to a row."""
+    return dict(zip(OWN_COLUMNS, (prediction.label, prediction.probability, prediction.exit_layer), strict=True))
 
 
-def jsonl(prediction: Prediction) -> str:
-    return json.dumps(asdict(prediction), ensure_ascii=False)
+class Writer:
+    """Writes rows with their predictions in a format: tsv, csv or jsonl. Plain lines have no header in tsv."""
+
+    def __init__(self, file_format: str):
+        self.file_format = file_format
+        self.names: list[str] | None = None  # the columns of the first row
+
+    def text(self, rows: Sequence[TextRow], predictions: Sequence[Prediction]) -> str:
+        """The lines of these rows. Raises InputError where a row has a column of ours, or other columns than before."""
+        lines = io.StringIO()
+        for row, prediction in zip(rows, predictions, strict=True):
+            if self.file_format == "jsonl":
+                values = row.columns | own_columns(prediction) if row.columns else asdict(prediction)
+                self._check(row.columns)
+                lines.write(json.dumps(values, ensure_ascii=False) + "\n")
+            else:
+                self._write_fields(lines, row.columns, prediction)
+        return lines.getvalue()
+
+    def _write_fields(self, lines: IO, columns: dict, prediction: Prediction) -> None:
+        first, plain = self.names is None, self.file_format == "tsv" and not columns
+        self._check(columns)
+        if first:
+            self.names = list(columns)
+        if self.names != list(columns):
+            raise InputError(f"a row has other columns than the first one: {', '.join(columns)}; use --format jsonl")
+        rows = [[*columns, *OWN_COLUMNS]] if first and not plain else []
+        rows.append([as_field(value) for value in [*columns.values(), *own_columns(prediction).values()]])
+        if self.file_format == "csv":
+            csv.writer(lines, lineterminator="\n").writerows(rows)
+        else:
+            lines.writelines("\t".join(map(escaped, row)) + "\n" for row in rows)
+
+    def _check(self, columns: Iterable[str]) -> None:
+        taken = [name for name in OWN_COLUMNS if name in columns]
+        if taken:
+            raise InputError(f"the input has a column {taken[0]} already; rename it")
+
+
+def as_field(value) -> str:
+    """A value as a field: probabilities with four digits, several labels with commas, None as nothing."""
+    if isinstance(value, list):
+        return ",".join(map(as_field, value))
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def escaped(text: str) -> str:
+    """A field of a tsv line, which has no quotes: tabs and line ends become backslash sequences."""
+    return text.translate({9: r"\t", 10: r"\n", 13: r"\r"})
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,6 +92,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--file", default="-", help="the texts, UTF-8; -: standard input")
+    parser.add_argument("--text_column", help="read a table, and the texts from this column")
+    parser.add_argument("--text_pair_column", help="the column of the second texts of pairs")
+    parser.add_argument(
+        "--input_format", choices=FORMATS, help="default: with --text_column by the file's ending or csv, else lines"
+    )
     parser.add_argument(
         "--exit_threshold",
         "--early_exit_entropy",
@@ -66,30 +114,84 @@ def parse_args() -> argparse.Namespace:
         help="read all texts first, and keep batches full as samples exit",
     )
     parser.add_argument("--max_seq_length", type=positive, default=128, help="longer texts are cut")
-    parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv")
-    return parser.parse_args()
+    parser.add_argument("--format", choices=("tsv", "csv", "jsonl"), help="default: as the input; tsv for lines")
+    return checked(parser.parse_args())
+
+
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with their defaults. Raises InputError."""
+    if args.file != "-" and (not Path(args.file).exists() or Path(args.file).is_dir()):
+        raise InputError(f"--file {args.file}: no such file")
+    ending = ENDINGS.get(Path(args.file).suffix.lower())
+    if args.text_pair_column is not None and args.text_column is None:
+        raise InputError("--text_pair_column: give --text_column, too")
+    if args.input_format is None and args.text_column is None and ending in ("csv", "jsonl"):
+        raise InputError(f"--file {args.file}: give --text_column, or --input_format lines to classify the lines")
+    if args.input_format is None:
+        args.input_format = "lines" if args.text_column is None else ending or "csv"
+    if (args.input_format == "lines") != (args.text_column is None):
+        raise InputError(f"--input_format {args.input_format}: tables need --text_column, and lines have no columns")
+    args.format = args.format or {"lines": "tsv"}.get(args.input_format, args.input_format)
+    return args
+
+
+@contextmanager
+def text_lines(name: str, newline: str) -> Iterator[Iterator[str]]:
+    """The lines of a file, or of standard input for the name -. Raises InputError for what cannot be read as text."""
+
+    def lines(stream: IO[str]) -> Iterator[str]:
+        try:
+            yield from stream
+        except UnicodeDecodeError as error:
+            raise InputError(f"--file {name}: not UTF-8 text ({error.reason})") from None
+        except OSError as error:
+            raise InputError(f"--file {name}: cannot be read ({error.strerror})") from None
+
+    if name == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; give --file")
+        sys.stdin.reconfigure(encoding="utf-8-sig", newline=newline)
+        yield lines(sys.stdin)
+        return
+    try:
+        stream = Path(name).open(encoding="utf-8-sig", newline=newline)  # noqa: SIM115  closed below
+    except OSError as error:
+        raise InputError(f"--file {name}: cannot be read ({error.strerror})") from None
+    with stream:
+        yield lines(stream)
+
+
+def write(text: str) -> bool:
+    """Writes to standard output; False where the reader, `head` for one, wants no more. Raises InputError."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
+        if not isinstance(error, BrokenPipeError):
+            raise InputError(f"standard output: {error.strerror}; the predictions are incomplete") from None
+        return False
+    return True
 
 
 def main() -> None:
     args = parse_args()
-    if args.file != "-" and (not Path(args.file).exists() or Path(args.file).is_dir()):
-        raise InputError(f"--file {args.file}: no such file")
-    predict = Predictor(args.model, args.exit_threshold, args.max_seq_length, args.exit_rule)
-    show = {"tsv": tsv, "jsonl": jsonl}[args.format]
-    if args.file == "-":
-        sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")
-    with (
-        nullcontext(sys.stdin)
-        if args.file == "-"
-        else Path(args.file).open(encoding="utf-8-sig", newline="\n") as lines
-    ):
-        texts = read_texts(lines)
-        try:
-            if args.continuous_batching and (batch := list(texts)):
-                print("\n".join(map(show, predict.stream(batch, args.batch_size))), flush=True)
-            while batch := list(islice(texts, args.batch_size)):
-                print("\n".join(map(show, predict(batch))), flush=True)
-        except BrokenPipeError:  # the reader, `head` for one, wants no more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
-        except UnicodeDecodeError as error:
-            raise InputError(f"--file {args.file}: not UTF-8 text ({error.reason})") from None
+    if sys.stdout is None:
+        raise InputError("standard output is closed")
+    classify = Classifier(args.model, args.exit_threshold, args.max_seq_length, args.exit_rule, args.batch_size)
+    if args.exit_threshold is None and not classify.exits_early:
+        print(f"note: {NO_THRESHOLD}", file=sys.stderr)
+    columns = [name for name in (args.text_column, args.text_pair_column) if name is not None]
+    call: Callable = classify.stream if args.continuous_batching else classify
+    writer = Writer(args.format)
+    with text_lines(args.file, "\n" if args.input_format == "lines" else "") as lines:
+        rows = read_rows(lines, args.input_format, columns)
+        while batch := list(islice(rows, None if args.continuous_batching else args.batch_size)):
+            if not write(writer.text(batch, call([row.texts for row in batch]))):
+                return
+    stats = classify.stats()
+    if stats["truncated"]:
+        limit = classify.encode.max_tokens
+        print(
+            f"note: {stats['truncated']} of {stats['texts']} texts have more than {limit} tokens and were cut",
+            file=sys.stderr,
+        )

@@ -60,8 +60,10 @@ class Evaluation:
         target = self.args.target
         choice = threshold_selection.choose(self.task, self.exits, target, self.args.seed)
         self.say(threshold_selection.report(choice, target))
-        results.write_json(self.folder / "threshold.json", {"target": asdict(target), **asdict(choice)})
-        self.model.config.exit_threshold = choice.threshold
+        histogram = self.exits.exit_histogram(choice.threshold)  # what `deebert serve` compares its own exits with
+        facts = {"target": asdict(target), **asdict(choice), "exit_histogram": histogram}
+        results.write_json(self.folder / "threshold.json", facts)
+        self.model.config.exit_threshold, self.model.config.exit_histogram = choice.threshold, histogram
         self.write_config()
         self.say(f"stored in {self.checkpoint / 'config.json'}: from_pretrained gives a model that exits at it")
 

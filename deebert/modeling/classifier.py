@@ -81,6 +81,7 @@ class HighwayClassifier(OwnInit):
         output_all_exits: bool = False,
         exit_threshold: float | Sequence[float] | None = None,
         early_exit_entropy: float | Sequence[float] | None = None,
+        exit_rule: str | None = None,
         **kwargs,
     ) -> HighwayClassifierOutput:
         """Classifies a batch. Each sample exits at its own layer; results come in input order.
@@ -95,9 +96,10 @@ class HighwayClassifier(OwnInit):
             output_all_exits: also return `all_logits` (B, E, C). Runs every layer.
             exit_threshold: in place of the config's, for this call. In training mode no sample exits.
             early_exit_entropy: the original's name for exit_threshold.
+            exit_rule: in place of the config's, for this call: other threads may use another one at the same time.
             kwargs: `output_hidden_states`, `output_attentions` (both run every layer for every sample), `return_dict`.
 
-        Raises ValueError for thresholds or an output_layer that the model does not have.
+        Raises ValueError for thresholds, a rule or an output_layer that the model does not have.
         """
         inputs = {
             "input_ids": input_ids,
@@ -108,7 +110,7 @@ class HighwayClassifier(OwnInit):
             "return_dict": True,
         }
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
-        rule, cutoffs = self._cutoffs(threshold, output_layer)
+        rule, cutoffs = self._cutoffs(threshold, output_layer, exit_rule)
         can_exit, full_batches = any(cutoff > 0 for cutoff in cutoffs), self._needs_full_batches(kwargs)
         last_layer = self._short_last_layer(full_batches or any(map(_given, kwargs.values())))
         if output_all_exits or train_highway or (can_exit and full_batches):
@@ -204,14 +206,14 @@ class HighwayClassifier(OwnInit):
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
     def _cutoffs(
-        self, threshold: float | Sequence[float] | None, output_layer: int | None
+        self, threshold: float | Sequence[float] | None, output_layer: int | None, exit_rule: str | None
     ) -> tuple[ExitRule, list[float]]:
         if output_layer is not None:
             counted = [layer - 1 for layer in self.config.exit_layers]  # from 0, as the original does
             if output_layer not in counted:
                 raise ValueError(f"output_layer is {output_layer}; the model has exits {counted[0]} to {counted[-1]}")
             return config_rule(self.config), [math.inf if i == output_layer else NO_EXIT for i in counted[:-1]]
-        return config_cutoffs(self.config, NO_EXIT if self.training else threshold)
+        return config_cutoffs(self.config, NO_EXIT if self.training else threshold, exit_rule)
 
     def _needs_full_batches(self, kwargs: dict) -> bool:
         """Whether hidden states or attentions are requested. Flex attention counts too: its masks cannot be trimmed."""

@@ -29,6 +29,8 @@ class HighwayConfig:
     highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
     exit_before_first_layer: whether there is an off-ramp on the embeddings, exit layer 0. It reads all tokens, so it
         needs another highway_pooling than first.
+    exit_histogram: the rule and threshold that were chosen, and how many samples of the dev set then exit after each
+        layer (`counts`, by layer). Runtimes compare what they see with it. None: no threshold was chosen.
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
@@ -41,6 +43,7 @@ class HighwayConfig:
     highway_pooling: str = "first"
     highway_head: str = "pooler"
     exit_before_first_layer: bool = False
+    exit_histogram: dict | None = None
 
     @property
     def exit_layers(self) -> range:
@@ -116,6 +119,9 @@ def check_fields(config) -> None:
             raise ValueError(f"{name} is {getattr(config, name)!r}; give a name")
     if not isinstance(config.exit_before_first_layer, bool):
         raise ValueError(f"exit_before_first_layer is {config.exit_before_first_layer!r}; give true or false")
+    histogram = config.exit_histogram
+    if histogram is not None and not (isinstance(histogram, dict) and {*histogram} == {"rule", "threshold", "counts"}):
+        raise ValueError(f"exit_histogram is {str(histogram)[:100]}; give null, or choose a threshold anew")
     threshold = config.exit_threshold
     if not is_number(threshold) and not (isinstance(threshold, list | tuple) and all(map(is_number, threshold))):
         raise ValueError(f"exit_threshold is {threshold!r}; give a number, or a list with one for each off-ramp")
@@ -147,17 +153,19 @@ def is_number(value) -> bool:
         return False
 
 
-def config_rule(config) -> ExitRule:
-    """The exit rule of a config. Raises ValueError for an unknown one."""
-    return make_rule(config.exit_rule, config.num_labels, config.patience_tolerance)
+def config_rule(config, name: str | None = None) -> ExitRule:
+    """The exit rule of a config, or the one of this name for its labels. Raises ValueError for an unknown one."""
+    return make_rule(config.exit_rule if name is None else name, config.num_labels, config.patience_tolerance)
 
 
-def config_cutoffs(config, exit_threshold: float | Sequence[float] | None = None) -> tuple[ExitRule, list[float]]:
-    """The exit rule, and a cut-off for each off-ramp, (E-1,): of this threshold, None: of the config's.
+def config_cutoffs(
+    config, exit_threshold: float | Sequence[float] | None = None, exit_rule: str | None = None
+) -> tuple[ExitRule, list[float]]:
+    """The exit rule, and a cut-off for each off-ramp, (E-1,). What is None comes from the config.
 
     Raises ValueError for a threshold that the rule or the model does not have.
     """
-    rule = config_rule(config)
+    rule = config_rule(config, exit_rule)
     threshold = config.exit_threshold if exit_threshold is None else exit_threshold
     return rule, rule.cutoffs(threshold, len(config.exit_layers))
 
@@ -174,3 +182,11 @@ def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bo
     rule.cutoffs(threshold, len(config.exit_layers))
     rule.check_head(has_head)
     config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)
+
+
+def known_exit_counts(config) -> dict[int, int] | None:
+    """The dev set's samples by exit layer; None where it was counted at another threshold or rule, or not."""
+    histogram = config.exit_histogram
+    if histogram is None or (histogram["rule"], histogram["threshold"]) != (config.exit_rule, config.exit_threshold):
+        return None
+    return {int(layer): int(count) for layer, count in histogram["counts"].items()}

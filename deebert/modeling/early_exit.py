@@ -50,10 +50,11 @@ class ActiveBatch:
 
     index: Tensor | np.ndarray  # (b,) position of each sample in the input; on the CPU
     lengths: Tensor | np.ndarray | None = None  # (b,) position of the last token + 1; on the CPU: needs no GPU wait
-    hidden_states: Tensor | None = None  # (b, T, H)
+    hidden_states: Tensor | np.ndarray | None = None  # (b, T, H); an array from ONNX Runtime
     attention_mask: Tensor | None = None  # as the layers take it: (b, T), (b, 1, 1, T) or (b, 1, T, T)
     pooling_weights: Tensor | None = None  # (b, T) for the off-ramps' pooling; None: there is no padding
     rule_state: Tensor | None = None  # (b, ...) of a stateful exit rule
+    cutoffs: Tensor | None = None  # (b, N-1) of each sample, on the CPU, where samples have their own
 
     def __len__(self) -> int:
         return len(self.index)
@@ -67,10 +68,15 @@ class ActiveBatch:
         """THE compaction: keeps the samples `staying`, (b,) bool on the CPU, and the tokens up to the longest one."""
         self.index = self.index[staying]
         self.lengths = None if self.lengths is None else self.lengths[staying]
+        self.cutoffs = None if self.cutoffs is None else self.cutoffs[staying]
         if self.hidden_states is None:  # the tensors are elsewhere, as in the CUDA runtime
             return
-        rows, tokens = staying.nonzero().squeeze(1).to(self.hidden_states.device), slice(self.longest)
-        self.hidden_states = self.hidden_states[rows, tokens]
+        rows, tokens = staying.nonzero().squeeze(1), slice(self.longest)
+        if isinstance(self.hidden_states, np.ndarray):
+            self.hidden_states = self.hidden_states[rows.numpy(), tokens]
+        else:
+            rows = rows.to(self.hidden_states.device)
+            self.hidden_states = self.hidden_states[rows, tokens]
         if self.rule_state is not None:
             self.rule_state = self.rule_state[rows]
         if self.pooling_weights is not None:

@@ -5,6 +5,7 @@ The name is that of serving systems for language models. It works for PyTorch mo
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,28 +21,34 @@ def joined(batches: Sequence[ActiveBatch]) -> ActiveBatch:
     """One batch of several that wait at the same layer, padded to the longest."""
     if len(batches) == 1:
         return batches[0]
-    length = max(batch.attention_mask.shape[1] for batch in batches)
-
-    def padded(tensor: Tensor) -> Tensor:  # (b, T, ...) -> (b, length, ...)
-        room = tensor.new_zeros(len(tensor), length, *tensor.shape[2:])
-        room[:, : tensor.shape[1]] = tensor
-        return room
-
-    states = [batch.rule_state for batch in batches]
+    states, cutoffs = [batch.rule_state for batch in batches], [batch.cutoffs for batch in batches]
     return ActiveBatch(
         index=torch.cat([batch.index for batch in batches]),
         lengths=torch.cat([batch.lengths for batch in batches]),
-        hidden_states=torch.cat([padded(batch.hidden_states) for batch in batches]),
-        attention_mask=torch.cat([padded(batch.attention_mask) for batch in batches]),
+        hidden_states=stacked([batch.hidden_states for batch in batches]),
+        attention_mask=stacked([batch.attention_mask for batch in batches]),
         rule_state=None if states[0] is None else torch.cat(states),
+        cutoffs=None if cutoffs[0] is None else torch.cat(cutoffs),
     )
+
+
+def stacked(parts: Sequence[Tensor] | Sequence[np.ndarray]) -> Tensor | np.ndarray:
+    """Tensors or arrays (b, T, ...) one after the other, with zeros up to the longest T."""
+    shape = (sum(map(len, parts)), max(part.shape[1] for part in parts), *parts[0].shape[2:])
+    room = np.zeros(shape, parts[0].dtype) if isinstance(parts[0], np.ndarray) else parts[0].new_zeros(shape)
+    start = 0
+    for part in parts:
+        room[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return room
 
 
 class ContinuousBatcher:
     """Runs batches through the layers. A batch of which less than half is left waits until others join it.
 
-    cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit. After `flush`, `exited` holds all
-    samples in the order of the input.
+    cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit. exited: what samples are added to when
+    they exit; a server passes on from there. After `flush` all samples have exited, and the default one holds them in
+    the order of the input.
     """
 
     def __init__(
@@ -51,18 +58,28 @@ class ContinuousBatcher:
         cutoffs: Sequence[float],
         exit_layers: Sequence[int],
         batch_size: int,
+        exited: ExitedSamples | None = None,
     ):
         self.steps, self.rule, self.cutoffs, self.batch_size = steps, rule, cutoffs, batch_size
         self.exit_layers = exit_layers
         self.waiting: list[list[ActiveBatch]] = [[] for _ in exit_layers]  # before each step
-        self.exited = ExitedSamples()
+        self.exited = ExitedSamples() if exited is None else exited
         self.samples = 0
 
-    def add(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> None:
-        """Runs a batch (b, T), b up to batch_size, and those that wait for it, as deep as they are large enough."""
+    def add(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        cutoffs: Tensor | None = None,
+    ) -> None:
+        """Runs a batch (b, T), b up to batch_size, and those that wait for it, as deep as they are large enough.
+
+        cutoffs: (b, N-1) of these samples in place of the batcher's; then all batches need them.
+        """
         index = torch.arange(self.samples, self.samples + len(input_ids))
         self.samples += len(input_ids)
-        batch = ActiveBatch(index, token_lengths(attention_mask), input_ids, attention_mask)
+        batch = ActiveBatch(index, token_lengths(attention_mask), input_ids, attention_mask, cutoffs=cutoffs)
         self._run(batch, 0, token_type_ids)
 
     def flush(self) -> None:
@@ -89,7 +106,7 @@ class ContinuousBatcher:
     def _step(self, batch: ActiveBatch, i: int, token_type_ids: Tensor | None) -> None:
         """Step i, from 0, and the exit after it, unless nothing can exit there."""
         last = i == len(self.cutoffs)
-        consult = last or self.rule.consults(self.cutoffs, i)
+        consult = last or self._consults(batch, i)
         hidden, logits, certainty = self.steps.step(
             i, batch.hidden_states, batch.attention_mask, token_type_ids if i == 0 else None, consult
         )
@@ -99,7 +116,19 @@ class ContinuousBatcher:
             batch.index = batch.index[:0]
         elif consult:
             uncertainty, batch.rule_state = self.rule.uncertainty(logits, certainty, batch.rule_state)
-            let_exit(batch, self.exited, self.exit_layers[i], logits, uncertainty, self.cutoffs[i])
+            cutoff = self.cutoffs[i] if batch.cutoffs is None else batch.cutoffs[:, i]
+            let_exit(batch, self.exited, self.exit_layers[i], logits, uncertainty, cutoff)
+
+    def _consults(self, batch: ActiveBatch, i: int) -> bool:
+        """Whether the off-ramp after step i, from 0, has to run. A state is kept for all samples or for none."""
+        if batch.cutoffs is None:
+            return self.rule.consults(self.cutoffs, i)
+        return self.rule.stateful or bool((batch.cutoffs[:, i] > 0).any())
+
+
+def layer_steps(model) -> LayerSteps:
+    """The steps of a PyTorch model in evaluation, or of an `OnnxDeeBert`."""
+    return model if hasattr(model, "step") else LayerRunner(model)
 
 
 @torch.inference_mode()
@@ -108,6 +137,7 @@ def classify_stream(
     batches: Iterable[Mapping[str, Tensor]],
     batch_size: int,
     exit_threshold: float | Sequence[float] | None = None,
+    exit_rule: str | None = None,
 ) -> HighwayClassifierOutput:
     """Classifies batches of input_ids, attention_mask and, perhaps, token_type_ids, all (b, T); b up to batch_size.
 
@@ -115,13 +145,11 @@ def classify_stream(
     Returns logits and exit layers of all samples in the order of the input, the same as batch by batch. Raises
     ValueError for thresholds that the model does not have, and where there are no batches.
     """
-    steps = model if hasattr(model, "step") else LayerRunner(model)
-    rule, cutoffs = config_cutoffs(model.config, exit_threshold)
-    batcher = ContinuousBatcher(steps, rule, cutoffs, model.config.exit_layers, batch_size)
-    with steps.running():
-        for batch in batches:
-            batcher.add(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
-        batcher.flush()
+    rule, cutoffs = config_cutoffs(model.config, exit_threshold, exit_rule)
+    batcher = ContinuousBatcher(layer_steps(model), rule, cutoffs, model.config.exit_layers, batch_size)
+    for batch in batches:
+        batcher.add(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
+    batcher.flush()
     if not batcher.samples:
         raise ValueError("there is nothing to classify")
     logits, exit_layer = batcher.exited.in_input_order()

@@ -4,9 +4,9 @@ Step i, from 0, ends at exit i: it runs one layer, the first one the embeddings 
 first layer, step 0 is the embeddings alone. Shapes: b samples, T tokens, H hidden, C labels.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +19,11 @@ class LayerSteps(Protocol):
     def step(
         self,
         i: int,
-        inputs: Tensor,
+        inputs: Tensor | np.ndarray,
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         consult: bool = True,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | np.ndarray, Tensor | None, Tensor | None]:
         """Step i, from 0, and the exit after it.
 
         inputs: input_ids (b, T) for the first step, for others the hidden states (b, T, H) of the previous step.
@@ -32,9 +32,6 @@ class LayerSteps(Protocol):
         Returns hidden states (b, T, H), after the last step (b, 1, H); logits (b, C); and the certainty (b,) of the
         learning-to-exit head or None. Without `consult` logits and certainty may be None.
         """
-
-    def running(self) -> AbstractContextManager:
-        """A context for many steps."""
 
 
 class LayerRunner:
@@ -58,10 +55,6 @@ class LayerRunner:
         if not consult:
             return hidden, None, None
         return hidden, *self.exit(i, hidden, None if i == self.last else self.model.pooling_weights(attention_mask))
-
-    def running(self) -> AbstractContextManager:
-        """Nothing is needed."""
-        return nullcontext()
 
     def additive_mask(self, attention_mask: Tensor) -> Tensor:
         """(b, T) -> what layers add to their attention scores (b, 1, 1, T)."""

@@ -6,8 +6,7 @@ Shapes: B batch, T tokens, H hidden, E exits, C labels; b samples are still acti
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,20 +26,6 @@ from deebert.utils.cli import InputError
 FORMAT = 3  # raise it when this file can no longer run the graphs of before
 NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
 SINGLE_OUTPUTS = ["exit_layer", "logits", "uncertainty"]  # what a single text needs
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """For PyTorch's small steps between graphs: its threads spin after work, on the cores that ONNX Runtime needs.
-
-    Measured on two cores in batches of 32, they cost half of the time saved.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def open_session(path: Path, threads: int | None = None):
@@ -101,7 +86,7 @@ class GraphOutputs(NamedTuple):
     """What a run of the graph returns after the layer where it ended. See onnx_graph.merge."""
 
     exit_layer: Tensor  # () from 1; 0: before the first layer
-    hidden: Tensor  # (b, T, H), after the last layer (b, 1, H)
+    hidden: np.ndarray  # (b, T, H), after the last layer (b, 1, H)
     logits: Tensor  # (b, C)
     uncertainty: Tensor  # (b,) by the rule that the graph was made with
     certainty: Tensor | None = None  # (b,)
@@ -114,13 +99,14 @@ def int64(tensor: Tensor) -> np.ndarray:
 class OnnxDeeBert:
     """An exported model, called like `DeeBertForSequenceClassification` in evaluation: tensors in, the same output.
 
-    While it runs a batch, PyTorch has one thread in the whole process: servers should use processes, not threads.
+    Hidden states are numpy arrays between the graphs: PyTorch would copy them with several threads, which spin after
+    work on the cores that ONNX Runtime needs. Measured on two cores in batches of 32, that cost half of the time saved.
+    Safe from any number of threads, as long as none sets the threshold or the rule: give them with each call.
     `config` holds threshold and exit rule. threads: of ONNX Runtime, None: as many as PyTorch has.
     Raises InputError where the folder is incomplete or of another version.
     """
 
     device = torch.device("cpu")
-    running = staticmethod(one_torch_thread)  # see layer_runner.LayerSteps
 
     def __init__(self, folder: str | Path, threads: int | None = None):
         folder = Path(folder)
@@ -162,13 +148,15 @@ class OnnxDeeBert:
         output_all_exits: bool = False,
         exit_threshold: float | Sequence[float] | None = None,
         early_exit_entropy: float | Sequence[float] | None = None,
+        exit_rule: str | None = None,
     ) -> HighwayClassifierOutput:
         """Classifies a batch (B, T); arguments and output as in `HighwayClassifier.forward`. Raises ValueError."""
         if len(input_ids) == 0:
             raise ValueError("there is nothing to classify")
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        rule, cutoffs, array = self._rule_and_cutoffs(threshold)
+        rule, cutoffs, array = self._rule_and_cutoffs(threshold, exit_rule)
+        rule.check_head(self.has_certainty)
         if output_all_exits:
             return self._run_all_exits(rule, cutoffs, input_ids, mask, token_type_ids)
         in_graph = rule.name == self.graph_rule and not rule.stateful
@@ -181,11 +169,11 @@ class OnnxDeeBert:
     def step(
         self,
         i: int,
-        inputs: Tensor,
+        inputs: Tensor | np.ndarray,
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         consult: bool = True,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[np.ndarray, Tensor | None, Tensor | None]:
         """Step i with the exit after it, see `layer_runner.LayerSteps.step`.
 
         The graph cannot end after a layer whose off-ramp does not run, so `consult` makes no difference here.
@@ -197,7 +185,7 @@ class OnnxDeeBert:
         self,
         i: int,
         cutoffs: np.ndarray,
-        inputs: Tensor,
+        inputs: Tensor | np.ndarray,
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
     ) -> GraphOutputs:
@@ -206,13 +194,14 @@ class OnnxDeeBert:
         Inputs as for `step`.
         """
         outputs = self._run_graph(i, cutoffs, inputs, attention_mask, token_type_ids)
-        return GraphOutputs(*map(torch.from_numpy, map(np.asarray, outputs)))
+        exit_layer, hidden, *others = outputs
+        return GraphOutputs(torch.tensor(int(exit_layer)), hidden, *map(torch.from_numpy, others))
 
     def _run_graph(
         self,
         i: int,
         cutoffs: np.ndarray,
-        inputs: Tensor,
+        inputs: Tensor | np.ndarray,
         mask: Tensor,
         token_type_ids: Tensor | None,
         outputs: list[str] | None = None,
@@ -223,7 +212,7 @@ class OnnxDeeBert:
             ids = feed["input_ids"] = int64(inputs)
             feed["token_type_ids"] = np.zeros_like(ids) if token_type_ids is None else int64(token_type_ids)
         else:
-            feed |= {"layer": np.array(i), "hidden_in": inputs.numpy(), "input_ids": NO_IDS, "token_type_ids": NO_IDS}
+            feed |= {"layer": np.array(i), "hidden_in": inputs, "input_ids": NO_IDS, "token_type_ids": NO_IDS}
         return self.session.run(outputs, feed)
 
     def _run_single(
@@ -237,7 +226,6 @@ class OnnxDeeBert:
         nats = uncertainty if rule.name == "entropy" else entropy(logits)
         return HighwayClassifierOutput(logits=logits, exit_layer=torch.from_numpy(exit_layer.reshape(1)), entropy=nats)
 
-    @one_torch_thread()
     def _run_batch(
         self,
         rule: ExitRule,
@@ -272,7 +260,6 @@ class OnnxDeeBert:
         logits, exit_layer = exited.in_input_order()
         return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))
 
-    @one_torch_thread()
     def _run_all_exits(
         self,
         rule: ExitRule,
@@ -295,10 +282,10 @@ class OnnxDeeBert:
         return np.full(len(self.exit_layers) - 1, np.inf, np.float32)
 
     def _rule_and_cutoffs(
-        self, threshold: float | Sequence[float] | None
+        self, threshold: float | Sequence[float] | None, exit_rule: str | None
     ) -> tuple[ExitRule, tuple[float, ...], np.ndarray]:
         config = self.config
         threshold = plain_threshold(config.exit_threshold if threshold is None else threshold)
         key = threshold if isinstance(threshold, float) else tuple(threshold)
-        exits = len(self.exit_layers)
-        return rule_and_cutoffs(config.exit_rule, config.num_labels, config.patience_tolerance, key, exits)
+        rule = exit_rule or config.exit_rule
+        return rule_and_cutoffs(rule, config.num_labels, config.patience_tolerance, key, len(self.exit_layers))

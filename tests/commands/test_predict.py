@@ -1,5 +1,6 @@
 """The command for texts: streaming, in batches, one answer a line."""
 
+import csv
 import io
 import json
 import subprocess
@@ -10,7 +11,7 @@ import torch
 from helpers import ROOT
 from tiny import sentences, tiny_model
 
-from deebert import Predictor
+from deebert import Classifier
 from deebert.commands import predict
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.modeling.exit_rules import entropy
@@ -45,7 +46,7 @@ def test_batches_answer_as_single_texts_do(folder, monkeypatch, capsys, tmp_path
     (tmp_path / "texts").write_text("\n".join(TEXTS))
     assert run(monkeypatch, capsys, [], "--model", folder, "--file", tmp_path / "texts") == together == alone
     assert len(alone) == 11
-    model = predict.Predictor(str(folder)).model
+    model = Classifier(str(folder)).model
     tokenizer = load_tokenizer(str(folder))
     for text, line in zip(TEXTS, alone, strict=True):
         output = model(**tokenizer(text, return_tensors="pt").to(model.device))
@@ -65,7 +66,7 @@ def test_threshold_and_json(folder, backbone, monkeypatch, capsys):
 
 
 def test_another_exit_rule(folder, monkeypatch, capsys):
-    model = predict.Predictor(str(folder)).model
+    model = Classifier(str(folder)).model
     model.set_exit_rule("patience", 2)
     inputs = load_tokenizer(str(folder))(TEXTS, return_tensors="pt", padding=True)
     expected = model(**inputs.to(model.device)).exit_layer.tolist()
@@ -164,12 +165,138 @@ def test_a_file_that_is_no_text(folder, monkeypatch, tmp_path):
         predict.main()
 
 
+TABLES = {  # the same two rows; the second text has a comma, quotes and a line end where the format has them
+    "csv": 'id,text,note\r\n7,a good film,x\r\n8,"dull, ""so"" bad",\r\n',
+    "tsv": 'id\ttext\tnote\n7\ta good film\tx\n8\tdull, "so" bad\t\n',
+    "jsonl": '{"id": "7", "text": "a good film", "note": "x"}\n\n'
+    '{"id": "8", "text": "dull, \\"so\\" bad", "note": ""}\n',
+}
+
+
 @pytest.mark.parametrize("backbone", ["bert"])
-def test_the_predictor_takes_texts_and_pairs_and_refuses_the_rest(folder):
-    predictor = Predictor(str(folder))
-    assert predictor(["ok", "no"]) == predictor([("ok",), ("no",)])
-    assert predictor.stream(["ok", "no"], 2) == predictor(["ok", "no"])
-    assert len(predictor([("a film", "good"), ("a film", "bad")])) == 2
-    for wrong in ("a film", [], ["a", ("b", "c")], [("a", "b", "c")]):
-        with pytest.raises(ValueError, match=r"give (a list of texts|at least one text)"):
-            predictor(wrong)
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_keeps_its_columns(folder, monkeypatch, capsys, tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    path.write_bytes(b"\xef\xbb\xbf" + TABLES[kind].encode())
+    expected = Classifier(str(folder))(["a good film", 'dull, "so" bad'])
+    lines = run(monkeypatch, capsys, [], "--model", folder, "--file", path, "--text_column", "text")
+    if kind == "jsonl":
+        rows = [json.loads(line) for line in lines]
+    else:
+        unquoted = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+        rows = list(csv.DictReader(lines, **unquoted))
+    assert [list(row) for row in rows] == [["id", "text", "note", "prediction", "probability", "exit_layer"]] * 2
+    assert [(row["id"], row["text"], row["note"]) for row in rows] == [
+        ("7", "a good film", "x"),
+        ("8", 'dull, "so" bad', ""),
+    ]
+    for row, prediction in zip(rows, expected, strict=True):
+        assert (row["prediction"], int(row["exit_layer"])) == (prediction.label, prediction.exit_layer)
+        assert float(row["probability"]) == pytest.approx(prediction.probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
+def test_pairs_of_columns_from_a_stream_in_another_format(folder, monkeypatch, capsys):
+    lines = ["a,b", "good film,bad film", "good film,"]
+    arguments = ("--text_column", "a", "--text_pair_column", "b", "--format", "jsonl")
+    rows = [json.loads(line) for line in run(monkeypatch, capsys, lines, "--model", folder, *arguments)]
+    expected = Classifier(str(folder))([("good film", "bad film"), ("good film", "")])
+    assert [row["probability"] for row in rows] == pytest.approx([p.probability for p in expected], abs=1e-5)
+    assert rows[1]["b"] == ""
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("a,b\n1,2,3\n", ["--text_column", "a"], "line 2: 3 fields; the header has 2"),
+        ("a,b\n1\n", ["--text_column", "a"], "line 2: 1 fields; the header has 2"),
+        ("a,a\n1,2\n", ["--text_column", "a"], "line 1: a column's name occurs twice"),
+        ("a,b\n1,2\n", ["--text_column", "text"], "line 1: no column text; there are a, b"),
+        ('a,b\n"1,2\n', ["--text_column", "a"], "unexpected end of data"),
+        ("a,prediction\n1,2\n", ["--text_column", "a"], "a column prediction already"),
+        ('{"a": 1}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: a: not a text"),
+        ('{"a": "\\ud800"}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: not JSON"),
+        ("[1]", ["--text_column", "a", "--input_format", "jsonl"], "line 1: not a JSON object"),
+        ('{"b": ""}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: no column a; there are b"),
+        (
+            '{"a": ""}\n{"a": "", "b": 1}',
+            ["--text_column", "a", "--input_format", "jsonl", "--format", "csv"],
+            "other columns than the first one: a, b; use --format jsonl",
+        ),
+        ("a", ["--text_pair_column", "a"], "--text_pair_column: give --text_column"),
+        ("a", ["--input_format", "csv"], "--input_format csv: tables need --text_column"),
+        ("a", ["--max_seq_length", "7"], "--max_seq_length 7: give at least 8 tokens"),
+        ("a", ["--file", "tests/x.csv"], "--file tests/x.csv: no such file"),
+        ("a", ["--file", "/proc/self/mem"], "--file /proc/self/mem: cannot be read (Input/output error)"),
+    ],
+)
+def test_bad_tables_and_streams_get_one_clear_line(folder, monkeypatch, capsys, text, arguments, message):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, [text], "--model", folder, *arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
+def test_a_table_is_not_taken_for_lines(folder, monkeypatch, tmp_path):
+    (tmp_path / "x.csv").write_text("text\na good film\n")
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--file", str(tmp_path / "x.csv")])
+    with pytest.raises(InputError, match="give --text_column"):
+        predict.main()
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
+def test_closed_and_full_streams(folder, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder)])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
+        with pytest.raises(InputError, match="standard input is closed; give --file"):
+            predict.main()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        with pytest.raises(InputError, match="standard output is closed"):
+            predict.main()
+    with monkeypatch.context() as patch, open("/dev/full", "w") as full:  # noqa: PTH123  a device
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a film\n")))
+        patch.setattr(sys, "stdout", full)
+        with pytest.raises(InputError, match="standard output: No space left on device; the predictions are inc"):
+            predict.main()
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
+def test_notes_of_no_threshold_and_of_texts_that_were_cut(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a film\n" + b"good " * 20 + b"\n")))
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--max_seq_length", "10"])
+    predict.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "note: 1 of 2 texts have more than 10 tokens and were cut"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"exit_threshold": -1}))
+    run(monkeypatch, capsys, TEXTS, "--model", folder)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--batch_size", "1"])
+    predict.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: this model has no exit threshold, so no text exits early; give --exit_threshold")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n")))
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--exit_threshold", "-1"])
+    predict.main()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
+def test_names_of_labels_with_tabs_and_several_labels(folder, monkeypatch, capsys):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    names = {"id2label": {"0": "a\tb", "1": "c\nd"}, "label2id": {"a\tb": 0, "c\nd": 1}}
+    path.write_text(json.dumps(config | names))
+    for line in run(monkeypatch, capsys, TEXTS, "--model", folder):
+        assert line.split("\t")[0] in (r"a\tb", r"c\nd")
+    for line in run(monkeypatch, capsys, TEXTS, "--model", folder, "--format", "jsonl"):
+        assert json.loads(line)["label"] in ("a\tb", "c\nd")
+    path.write_text(json.dumps(config | {"problem_type": "multi_label_classification", "exit_threshold": -1}))
+    expected = Classifier(str(folder))(TEXTS)
+    lines = run(monkeypatch, capsys, TEXTS, "--model", folder)
+    assert [line.split("\t")[0] for line in lines] == [",".join(p.label) for p in expected]

@@ -132,6 +132,9 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
     assert (config["exit_rule"], config["highway_pooling"]) == (rule, "attention")
     assert json.loads((tmp_path / "out/run.json").read_text())["arguments"]["distill"] == 0.5
     assert config["exit_threshold"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
+    histogram = config["exit_histogram"]
+    assert (histogram["rule"], histogram["threshold"]) == (rule, config["exit_threshold"])
+    assert sum(histogram["counts"].values()) == len(exits.labels)
 
 
 def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):

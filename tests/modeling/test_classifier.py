@@ -62,6 +62,7 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "highway_pooling": "first",
         "highway_head": "pooler",
         "exit_before_first_layer": False,
+        "exit_histogram": None,
     }
     batch = random_batch(model.config, [4, 9])
     for layer in range(4):

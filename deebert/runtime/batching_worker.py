@@ -1,0 +1,175 @@
+"""Texts of many callers, classified together: one thread runs the model by continuous batching.
+
+What arrives while a batch runs is the next batch. When nothing more is waiting, all that are active run to the end, so
+that a single text never waits for others.
+"""
+
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+
+import torch
+from torch import Tensor
+
+from deebert.modeling.config import config_cutoffs
+from deebert.modeling.exit_rules import NO_EXIT
+from deebert.runtime.classifier import Classifier, Prediction
+from deebert.runtime.continuous_batching import ContinuousBatcher, layer_steps
+from deebert.runtime.encoding import EncodedTexts
+
+LONGEST_WAIT = 0.05  # seconds after which samples that wait at deep layers run, however few they are
+
+
+class QueueFullError(Exception):
+    """More texts are waiting than the queue holds."""
+
+
+@dataclass
+class Request:
+    """The texts of one call, and what is known about them so far."""
+
+    encoded: EncodedTexts
+    cutoffs: list[float]  # (N-1,)
+    own_threshold: bool  # the model's own
+    before: list[Prediction] | None = None  # an audit: what these texts got with early exit
+    future: Future = field(default_factory=Future)
+    predictions: dict[int, Prediction] = field(default_factory=dict)
+    arrival: float = field(default_factory=time.perf_counter)
+
+
+class BatchingWorker:
+    """Owns the thread, the queue and the batcher. Used as a context: at its end, all that has arrived is finished.
+
+    max_queue: texts that may be waiting or active; more are refused.
+    """
+
+    def __init__(self, classifier: Classifier, max_queue: int = 1024):
+        self.classifier, self.watch, self.max_queue = classifier, classifier.watch, max_queue
+        self.rule, self.own_cutoffs = config_cutoffs(classifier.config)
+        self.changed = Condition()  # guards what follows
+        self.queue: deque[tuple[Request, int]] = deque()  # a request and the position of a text in it
+        self.pending = 0  # texts without a prediction
+        self.closing = False
+        self.thread = Thread(target=self._run, name="deebert", daemon=True)
+
+    def __enter__(self) -> "BatchingWorker":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        with self.changed:
+            self.closing = True
+            self.changed.notify()
+        self.thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether texts are taken."""
+        return self.thread.is_alive() and not self.closing
+
+    def submit(self, encoded: EncodedTexts, exit_threshold: float | Sequence[float] | None = None) -> Future:
+        """A future with the list of predictions. Raises QueueFullError, and ValueError for an unusable threshold."""
+        cutoffs = config_cutoffs(self.classifier.config, exit_threshold)[1]
+        return self._enqueue(Request(encoded, cutoffs, exit_threshold is None))
+
+    def _enqueue(self, request: Request) -> Future:
+        with self.changed:
+            if self.closing or self.pending + len(request.encoded) > self.max_queue:
+                raise QueueFullError(f"{self.pending} texts are waiting")
+            self.pending += len(request.encoded)
+            self.queue.extend((request, row) for row in range(len(request.encoded)))
+            self.changed.notify()
+        return request.future
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        self._new_batcher()
+        last_flush = time.perf_counter()
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.queue or self.closing)
+                if not self.queue:
+                    return
+                size = min(len(self.queue), self.classifier.batch_size)
+                batch = [self.queue.popleft() for _ in range(size)]
+                more = bool(self.queue)
+            try:
+                self._classify(batch)
+                if not more or time.perf_counter() - last_flush > LONGEST_WAIT:
+                    self.batcher.flush()
+                    last_flush = time.perf_counter()
+            except Exception as error:  # whatever it is, the callers get it, and the service goes on
+                self._fail(error)
+
+    def _new_batcher(self) -> None:
+        steps, exit_layers = layer_steps(self.classifier.model), self.classifier.config.exit_layers
+        self.batcher = ContinuousBatcher(
+            steps, self.rule, self.own_cutoffs, exit_layers, self.classifier.batch_size, exited=self
+        )
+        self.active: dict[int, tuple[Request, int]] = {}  # by the batcher's number of the sample
+
+    def _classify(self, batch: list[tuple[Request, int]]) -> None:
+        """Adds one batch. Its samples have numbers in the order in which they come in."""
+        self.active |= dict(enumerate(batch, self.batcher.samples))
+        encoded = EncodedTexts.joined([(request.encoded, row) for request, row in batch])
+        inputs = self.classifier.tensors(encoded.padded(range(len(batch))))
+        cutoffs = torch.tensor([request.cutoffs for request, _ in batch])
+        self.batcher.add(**inputs, cutoffs=cutoffs)
+
+    def add(self, index: Tensor, logits: Tensor, layer: int) -> None:
+        """Samples (b,) exit after this layer with logits (b, C): the batcher calls this. See `ExitedSamples.add`."""
+        items = [self.active[number] for number in index.tolist()]
+        truncated = [request.encoded.truncated[row] for request, row in items]
+        found = self.classifier.predictions(logits.float().cpu().numpy(), [layer] * len(items), truncated)
+        for number, (request, row), prediction in zip(index.tolist(), items, found, strict=True):
+            request.predictions[row] = prediction
+            del self.active[number]
+            if len(request.predictions) == len(request.encoded):
+                self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        predictions = [request.predictions[row] for row in range(len(request.encoded))]
+        with self.changed:
+            self.pending -= len(predictions)
+        if request.before is not None:
+            changed = sum(a.label != b.label for a, b in zip(request.before, predictions, strict=True))
+            self.watch.record_audit(len(predictions), changed)
+            return
+        self.watch.record_texts(
+            [prediction.exit_layer for prediction in predictions],
+            sum(prediction.truncated for prediction in predictions),
+            comparable=request.own_threshold,
+        )
+        self.watch.record_seconds(time.perf_counter() - request.arrival)
+        if request.future.set_running_or_notify_cancel():  # the caller may have gone
+            request.future.set_result(predictions)
+        self._audit(request, predictions)
+
+    def _audit(self, request: Request, predictions: list[Prediction]) -> None:
+        """Queues the audited share once more, to run through all layers. A full queue comes before the audit."""
+        rows = [row for row in range(len(predictions)) if random.random() < self.classifier.audit]
+        early = [row for row in rows if predictions[row].exit_layer < self.classifier.config.num_hidden_layers]
+        self.watch.record_audit(len(rows) - len(early), 0)  # what ran through all layers cannot change
+        if early:
+            encoded = EncodedTexts.joined([(request.encoded, row) for row in early])
+            never = [NO_EXIT] * len(request.cutoffs)
+            try:
+                self._enqueue(Request(encoded, never, False, before=[predictions[row] for row in early]))
+            except QueueFullError:
+                return
+
+    def _fail(self, error: Exception) -> None:
+        """All that are active get the error, and their batcher is given up."""
+        requests = {id(request): request for request, _ in self.active.values()}
+        with self.changed:
+            waiting = [item for item in self.queue if id(item[0]) not in requests]
+            self.queue = deque(waiting)
+            self.pending -= sum(len(request.encoded) for request in requests.values())
+        for request in requests.values():
+            if request.before is None and request.future.set_running_or_notify_cancel():
+                request.future.set_exception(error)
+        self._new_batcher()

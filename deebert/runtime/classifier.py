@@ -1,0 +1,233 @@
+"""A trained or exported model with its tokenizer: texts in, labels out."""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from deebert.modeling.checkpoints import (
+    is_exported,
+    load_config,
+    load_model,
+    load_tokenizer,
+    max_tokens,
+    quiet_transformers,
+)
+from deebert.modeling.config import config_cutoffs, known_exit_counts
+from deebert.modeling.exit_rules import NO_EXIT
+from deebert.runtime.continuous_batching import classify_stream
+from deebert.runtime.encoding import EncodedTexts, TextEncoder
+from deebert.runtime.onnx_runtime import OnnxDeeBert
+from deebert.runtime.watch import Watch
+from deebert.utils.cli import InputError
+
+Threshold = float | Sequence[float] | None
+NO_THRESHOLD = (
+    "this model has no exit threshold, so no text exits early; "
+    "give --exit_threshold, or choose one with bash scripts/eval_deebert.sh --target_drop 0.01"
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one text.
+
+    label: the class; where a text has several labels the list of those with a probability above 0.5; of a regression
+        model the value as text.
+    probability: of that class, or of each label in the list; None for regression.
+    exit_layer: the layer, from 1, after which the text exited; 0: before the first layer.
+    probabilities: of every label; empty for regression.
+    truncated: whether the text was too long for the model and was cut.
+    """
+
+    label: str | list[str]
+    probability: float | list[float] | None
+    exit_layer: int
+    probabilities: dict[str, float]
+    truncated: bool = False
+
+
+class Classifier:
+    """A saved or exported model with its tokenizer. Safe from any number of threads.
+
+    exit_threshold, exit_rule: in place of the model's own. batch_size: texts that go through the model at once.
+    audit: the share of texts that also run through all layers, after they were classified; `stats` tells how often that
+    changes the label. A pickle holds the arguments and loads the folder again.
+    Raises InputError for what is no trained DeeBERT.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        exit_threshold: float | None = None,
+        max_seq_length: int = 128,
+        exit_rule: str | None = None,
+        batch_size: int = 32,
+        audit: float = 0.0,
+    ):
+        self.arguments = (folder, exit_threshold, max_seq_length, exit_rule, batch_size, audit)
+        quiet_transformers()
+        config = load_config(folder)
+        if exit_rule is not None:
+            if exit_threshold is None:
+                raise InputError(f"--exit_rule {exit_rule}: give --exit_threshold, too; each rule has its own units")
+            config.exit_rule = exit_rule
+        tokenizer = load_tokenizer(folder)
+        self.encode = TextEncoder(
+            tokenizer.backend_tokenizer,
+            min(max_seq_length, max_tokens(config)),
+            tokenizer.pad_token_id,
+            "token_type_ids" in tokenizer.model_input_names,
+        )
+        if is_exported(folder):
+            self.model = OnnxDeeBert(folder)
+        else:
+            self.model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        if exit_threshold is not None:
+            try:
+                self.model.set_exit_rule(config.exit_rule, exit_threshold)
+            except ValueError as error:
+                rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
+                raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
+        self.config, self.batch_size, self.audit = self.model.config, batch_size, audit
+        self.watch = Watch(self.config.num_hidden_layers, known_exit_counts(self.config))
+
+    def __reduce__(self):
+        return type(self), self.arguments
+
+    def __call__(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        exit_threshold: Threshold = None,
+        exit_rule: str | None = None,
+    ) -> list[Prediction]:
+        """Classifies any number of texts, or of pairs (text, text), in batches of texts of similar length.
+
+        exit_threshold, exit_rule: for this call only. Raises ValueError for anything else than texts, and for a
+        threshold or rule that the model does not have.
+        """
+        return self._classify(texts, self._run_batches, self._options(exit_threshold, exit_rule))
+
+    def stream(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        exit_threshold: Threshold = None,
+        exit_rule: str | None = None,
+    ) -> list[Prediction]:
+        """As a call, by continuous batching: batches that have emptied are filled up with samples of later ones."""
+        return self._classify(texts, self._run_stream, self._options(exit_threshold, exit_rule))
+
+    def stats(self) -> dict:
+        """Counts of texts by exit layer, latency percentiles and the shift since the dev set, see `Watch.stats`."""
+        return self.watch.stats()
+
+    @property
+    def exits_early(self) -> bool:
+        """Whether any text can exit before the last layer at the model's threshold."""
+        return any(cutoff > 0 for cutoff in config_cutoffs(self.config)[1])
+
+    def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """A model's inputs on its device."""
+        return {name: torch.from_numpy(array).to(self.model.device) for name, array in inputs.items()}
+
+    def predictions(
+        self, logits: np.ndarray, exit_layers: Sequence[int], truncated: Sequence[bool]
+    ) -> list[Prediction]:
+        """What logits (B, C) of these exits say in words."""
+        if self.config.num_labels == 1 and self.config.problem_type != "multi_label_classification":
+            values = [f"{value:.4f}" for value in logits[:, 0]]
+            rows = zip(values, exit_layers, truncated, strict=True)
+            return [Prediction(value, None, layer, {}, cut) for value, layer, cut in rows]
+        several = self.config.problem_type == "multi_label_classification"
+        names = [self.config.id2label[i] for i in range(self.config.num_labels)]
+        found = []
+        for row, layer, cut in zip(shares(logits, several).tolist(), exit_layers, truncated, strict=True):
+            probabilities = dict(zip(names, row, strict=True))
+            if several:
+                label = [name for name, p in probabilities.items() if p > 0.5]
+                probability = [probabilities[name] for name in label]
+            else:
+                label = names[int(np.argmax(row))]
+                probability = probabilities[label]
+            found.append(Prediction(label, probability, layer, probabilities, cut))
+        return found
+
+    def _options(self, exit_threshold: Threshold, exit_rule: str | None) -> dict:
+        """What differs from the model's own threshold and rule, for one call. Raises ValueError."""
+        if exit_threshold is None and exit_rule is None:
+            return {}
+        if exit_threshold is None:
+            raise ValueError(f"exit_rule {exit_rule}: give exit_threshold, too; each rule has its own units")
+        rule, _ = config_cutoffs(self.config, exit_threshold, exit_rule)
+        rule.check_head(self.has_head)
+        return {"exit_threshold": exit_threshold, "exit_rule": exit_rule}
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model has a learning-to-exit head."""
+        if isinstance(self.model, OnnxDeeBert):
+            return self.model.has_certainty
+        return self.model.base_model.encoder.learn_to_exit is not None
+
+    def _classify(self, texts: Sequence[str | tuple[str, str]], run: Callable, options: dict) -> list[Prediction]:
+        """run: (encoded texts, batches of their positions, options) -> logits and exit layers in the batches' order."""
+        if len(texts) == 0:
+            return []
+        start, encoded = time.perf_counter(), self.encode(as_tuples(texts))
+        chunks = encoded.by_length(self.batch_size)
+        order = [row for chunk in chunks for row in chunk]
+        logits, layers = run(encoded, chunks, options)
+        found = self.predictions(logits, layers, [encoded.truncated[row] for row in order])
+        by_row = dict(zip(order, found, strict=True))
+        self.watch.record_texts(layers, sum(encoded.truncated), comparable=not options)
+        self.watch.record_seconds(time.perf_counter() - start)
+        if self.audit:
+            self._run_audit(encoded, by_row)
+        return [by_row[row] for row in range(len(order))]
+
+    def _run_batches(self, encoded: EncodedTexts, chunks: list[list[int]], options: dict) -> tuple[np.ndarray, list]:
+        with torch.inference_mode():
+            outputs = [self.model(**self.tensors(encoded.padded(chunk)), **options) for chunk in chunks]
+        logits = np.concatenate([output.logits.float().cpu().numpy() for output in outputs])
+        return logits, [layer for output in outputs for layer in output.exit_layer.tolist()]
+
+    def _run_stream(self, encoded: EncodedTexts, chunks: list[list[int]], options: dict) -> tuple[np.ndarray, list]:
+        batches = (self.tensors(encoded.padded(chunk)) for chunk in chunks)
+        output = classify_stream(self.model, batches, self.batch_size, **options)
+        return output.logits.float().cpu().numpy(), output.exit_layer.tolist()
+
+    def _run_audit(self, encoded: EncodedTexts, predictions: Mapping[int, Prediction]) -> None:
+        """Runs the audited share through all layers; what already has gone through them cannot change."""
+        audited = [row for row in predictions if random.random() < self.audit]
+        early = [row for row in audited if predictions[row].exit_layer < self.config.num_hidden_layers]
+        chunks = [early[i : i + self.batch_size] for i in range(0, len(early), self.batch_size)]
+        changed = 0
+        if chunks:
+            logits, layers = self._run_batches(encoded, chunks, {"exit_threshold": NO_EXIT})
+            full = self.predictions(logits, layers, [False] * len(early))
+            changed = sum(predictions[row].label != other.label for row, other in zip(early, full, strict=True))
+        self.watch.record_audit(len(audited), changed)
+
+
+def shares(logits: np.ndarray, several: bool) -> np.ndarray:
+    """Probabilities (B, C): each label's own where a text may have several, else softmax."""
+    logits = logits.astype(np.float64)
+    if several:
+        return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Texts as tuples of one, pairs as tuples of two. Raises ValueError for a bare string, and for mixed kinds."""
+    if isinstance(texts, str):
+        raise ValueError("give a list of texts, or of pairs; this is a single string")
+    tuples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
+        raise ValueError("give at least one text; all items have to be texts, or all of them pairs")
+    if not all(isinstance(text, str) for item in tuples for text in item):
+        raise ValueError("give texts as strings; a text that is missing is not an empty one")
+    return tuples

@@ -1,0 +1,125 @@
+"""From texts to tokens, for any number of threads at once. Shapes: B texts, T tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from deebert.utils.cli import InputError
+
+MIN_TOKENS = 8  # the special tokens of a pair, and something between them
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """The tokens of texts or pairs, and which of them were cut.
+
+    token_types: of each token which text of a pair it belongs to; None where the model does not read it.
+    """
+
+    ids: list[list[int]]
+    token_types: list[list[int]] | None
+    truncated: list[bool]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple["EncodedTexts", int]]) -> "EncodedTexts":
+        """Single texts, of several or of the same, one after the other. Each is given by its position."""
+        types = None if parts[0][0].token_types is None else [texts.token_types[row] for texts, row in parts]
+        ids, truncated = [texts.ids[row] for texts, row in parts], [texts.truncated[row] for texts, row in parts]
+        return cls(ids, types, truncated, parts[0][0].pad_id)
+
+    def by_length(self, batch_size: int) -> list[list[int]]:
+        """The positions of texts of similar length, batch by batch: little padding."""
+        order = sorted(range(len(self)), key=lambda i: len(self.ids[i]))
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+    def padded(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """A model's inputs (B, T) for these texts, padded to the longest of them."""
+        width = max(len(self.ids[row]) for row in rows)
+        inputs = {"input_ids": padded([self.ids[row] for row in rows], width, self.pad_id)}
+        inputs["attention_mask"] = padded([[1] * len(self.ids[row]) for row in rows], width, 0)
+        if self.token_types is not None:
+            inputs["token_type_ids"] = padded([self.token_types[row] for row in rows], width, 0)
+        return inputs
+
+
+def padded(lists: Sequence[list[int]], width: int, value: int) -> np.ndarray:
+    """Lists of numbers as rows of an array (B, width)."""
+    return np.array([row + [value] * (width - len(row)) for row in lists], np.int64)
+
+
+class TextEncoder:
+    """Tokenizes texts and pairs, and cuts the longer text of a pair first, as transformers' tokenizers do.
+
+    It has a tokenizer of its own without truncation, which nobody changes: transformers' set truncation and padding in
+    each call, so that threads disturb one another. And they keep all combinations of the parts that are cut off: a
+    pair of two texts of 20,000 words takes them a minute.
+    Raises InputError where max_tokens leaves no room for text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, pad_id: int, has_token_types: bool):
+        if max_tokens < MIN_TOKENS:
+            raise InputError(f"--max_seq_length {max_tokens}: give at least {MIN_TOKENS} tokens")
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.max_tokens, self.pad_id, self.has_token_types = max_tokens, pad_id, has_token_types
+        self.templates = {1: self._template("a"), 2: self._template("a", "a")}
+
+    def __call__(self, texts: Sequence[tuple[str, ...]]) -> EncodedTexts:
+        """Encodes texts, as tuples of one, or pairs, as tuples of two. Raises ValueError for what is not Unicode."""
+        size = len(texts[0])
+        flat = [text for item in texts for text in item]
+        try:
+            ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
+        except (TypeError, UnicodeError):  # half of a surrogate pair, as JSON may hold it
+            raise ValueError("a text is not valid Unicode") from None
+        ids_and_types, truncated = [], []
+        for i in range(0, len(ids), size):
+            parts = self._cut(ids[i : i + size])
+            truncated.append(any(len(cut) < len(part) for cut, part in zip(parts, ids[i : i + size], strict=True)))
+            ids_and_types.append(self._with_special_tokens(parts))
+        return EncodedTexts(
+            ids=[ids for ids, _ in ids_and_types],
+            token_types=[types for _, types in ids_and_types] if self.has_token_types else None,
+            truncated=truncated,
+            pad_id=self.pad_id,
+        )
+
+    def _template(self, *texts: str) -> list[tuple[int | None, int, int]]:
+        """Where the special tokens are: for each (None, its id, its type), for each text (its number, 0, its type)."""
+        encoding = self.tokenizer.encode(*texts)
+        template: list[tuple[int | None, int, int]] = []
+        for sequence, token, kind in zip(encoding.sequence_ids, encoding.ids, encoding.type_ids, strict=True):
+            entry = (sequence, token if sequence is None else 0, kind)
+            if sequence is None or entry not in template:  # a text of several tokens is one entry
+                template.append(entry)
+        return template
+
+    def _cut(self, parts: Sequence[list[int]]) -> list[list[int]]:
+        """The tokens of a text, or of a pair, that fit beside the special tokens: of a pair the longer is cut first."""
+        room = self.max_tokens - (len(self.templates[len(parts)]) - len(parts))
+        if len(parts) == 1:
+            return [parts[0][:room]]
+        first, second = map(len, parts)
+        if first + second <= room:
+            return list(parts)
+        if first <= second:
+            keep = min(first, room // 2)
+            return [parts[0][:keep], parts[1][: room - keep]]
+        keep = min(second, room // 2)
+        return [parts[0][: room - keep], parts[1][:keep]]
+
+    def _with_special_tokens(self, parts: Sequence[list[int]]) -> tuple[list[int], list[int]]:
+        """Token ids and types."""
+        ids, types = [], []
+        for sequence, token, kind in self.templates[len(parts)]:
+            tokens = [token] if sequence is None else parts[sequence]
+            ids += tokens
+            types += [kind] * len(tokens)
+        return ids, types

@@ -1,0 +1,118 @@
+"""Load test of `deebert serve`: the same model with and without early exit, side by side.
+
+Starts both servers, and lets clients send one text after the other, each waiting for its answer. The servers take
+turns. Prints requests per second and percentiles of the latency that the clients see.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from itertools import cycle, islice
+from pathlib import Path
+from threading import Thread
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+from deebert.utils.cli import ArgumentParser, InputError, positive, positive_float, run
+
+ROOT = str(Path(__file__).parent.parent)
+
+
+@contextmanager
+def server(model: str, flags: Sequence[str]) -> Iterator[str]:
+    """A server of its own process; gives its address, host:port. Raises InputError where it does not start."""
+    command = [sys.executable, "-m", "deebert", "serve", "--model", model, "--port", "0", *flags]
+    environment = os.environ | {"PYTHONPATH": ROOT}  # this checkout's package, in whatever folder this is run
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = re.search(r"http://([^/]+)", process.stdout.readline())
+            if address is None:
+                raise InputError(f"--model {model}: the server did not start")
+            yield address[1]
+        finally:
+            process.terminate()
+        if process.wait() != 0:
+            raise InputError(f"--model {model}: the server ended with status {process.returncode}")
+
+
+def client(address: str, texts: Sequence[str], until: float, seconds: list[float]) -> None:
+    """Sends texts until that time (time.perf_counter), and adds the seconds of each answer."""
+    connection = HTTPConnection(address, timeout=60)
+    for text in cycle(texts):
+        start = time.perf_counter()
+        if start > until:
+            break
+        connection.request("POST", "/predict", json.dumps({"texts": text}), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise InputError(f"status {response.status}: {body.decode()}")
+        seconds.append(time.perf_counter() - start)
+    connection.close()
+
+
+def load(address: str, texts: Sequence[str], clients: int, duration: float) -> list[float]:
+    """The latencies, in seconds, of all answers that this many clients get in this time."""
+    seconds: list[list[float]] = [[] for _ in range(clients)]
+    until = time.perf_counter() + duration
+    threads = [
+        Thread(target=client, args=(address, list(islice(cycle(texts), i, i + len(texts))), until, seconds[i]))
+        for i in range(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if not all(seconds):
+        raise InputError("a client got no answer")
+    return [value for values in seconds for value in values]
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
+    parser.add_argument("--file", required=True, type=Path, help="texts, one a line")
+    parser.add_argument("--exit_threshold", required=True, type=float, help="of the server with early exit")
+    parser.add_argument("--clients", type=positive, nargs="+", default=[1, 8, 64], help="clients at the same time")
+    parser.add_argument("--seconds", type=positive_float, default=10, help="of each turn")
+    parser.add_argument("--repeats", type=positive, default=3, help="turns of each server")
+    args = parser.parse_args()
+    try:
+        texts = args.file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--file {args.file}: {error}") from None
+    if not texts:
+        raise InputError(f"--file {args.file}: no text in it")
+    names = ("full model", f"early exit at {args.exit_threshold:g}")
+    with (
+        server(args.model, ["--exit_threshold=-1"]) as full,
+        server(args.model, [f"--exit_threshold={args.exit_threshold}"]) as early,
+    ):
+        addresses = dict(zip(names, (full, early), strict=True))
+        for address in addresses.values():
+            load(address, texts, 2, 1)  # warm
+        print("| clients | server | requests/s | p50 ms | p99 ms |\n| ---: | --- | ---: | ---: | ---: |")
+        for clients in args.clients:
+            seconds: dict[str, list[float]] = {name: [] for name in names}
+            for _ in range(args.repeats):
+                for name, address in addresses.items():
+                    seconds[name] += load(address, texts, clients, args.seconds)
+            for name, values in seconds.items():
+                p50, p99 = 1000 * np.percentile(values, [50, 99])
+                rate = len(values) / (args.seconds * args.repeats)
+                print(f"| {clients} | {name} | {rate:.1f} | {p50:.1f} | {p99:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,165 @@
+"""The service answers as the classifier does, whoever asks at the same time, and outlives bad requests."""
+
+import asyncio
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from saved import TEXTS, save_classifier
+
+from deebert import Classifier
+from deebert.runtime.batching_worker import BatchingWorker, QueueFullError
+from deebert.runtime.service import Limits, create_app
+
+LIMITS = Limits(max_texts=9, max_bytes=4000, max_queue=20)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return save_classifier(tmp_path_factory.mktemp("service"))
+
+
+@pytest.fixture
+def classifier(folder) -> Classifier:
+    return Classifier(folder, batch_size=4)
+
+
+@pytest.fixture
+def client(classifier):
+    with TestClient(create_app(classifier, LIMITS), raise_server_exceptions=False) as client:
+        yield client
+
+
+def alike(found: list[dict], expected: list) -> bool:
+    return [(p["label"], p["exit_layer"]) for p in found] == [(p.label, p.exit_layer) for p in expected]
+
+
+def test_one_text_many_texts_and_pairs(client, classifier):
+    expected = classifier(TEXTS)
+    for texts, predictions in ((TEXTS[0], expected[:1]), (TEXTS, expected)):
+        found = client.post("/predict", json={"texts": texts}).json()["predictions"]
+        assert alike(found, predictions)
+        assert found[0]["probabilities"] == pytest.approx(predictions[0].probabilities, abs=1e-5)
+        assert found[0].keys() == vars(predictions[0]).keys()
+    pairs = [(text, "good") for text in TEXTS]
+    assert alike(client.post("/predict", json={"texts": pairs}).json()["predictions"], classifier(pairs))
+
+
+@pytest.mark.parametrize(("rule", "exported"), [("entropy", False), ("patience", False), ("entropy", True)])
+def test_requests_with_different_thresholds_share_batches(folder, exports, rule, exported):
+    thresholds = [2, -1, 1, 3, None] if rule == "patience" else [0.5, -1, 0.3, 9, None]
+    own = {"exit_threshold": 2, "exit_rule": rule} if rule == "patience" else {}
+    classify = Classifier(str(exports["roberta"] / "export") if exported else folder, batch_size=8, **own)
+    expected = [classify(TEXTS, exit_threshold=threshold) for threshold in thresholds]
+    with BatchingWorker(classify) as worker:
+        futures = [worker.submit(classify.encode([(t,) for t in TEXTS]), thresholds[i % 5]) for i in range(20)]
+        for i, future in enumerate(futures):
+            found = future.result(60)
+            assert [(p.label, p.exit_layer) for p in found] == [(p.label, p.exit_layer) for p in expected[i % 5]]
+    assert worker.pending == 0
+    assert len({p.exit_layer for found in expected for p in found}) > 1
+
+
+def test_at_the_same_time(classifier):
+    """Forty requests in one event loop, each with its own texts; then the counts are those of all of them."""
+    expected = {text: classifier([text])[0] for text in TEXTS}
+    before = classifier.stats()["texts"]
+    app = create_app(classifier, Limits())
+
+    async def all_at_once():
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as http,
+        ):
+            return await asyncio.gather(*(http.post("/predict", json={"texts": TEXTS[i % 9]}) for i in range(40)))
+
+    for i, response in enumerate(asyncio.run(all_at_once())):
+        assert alike(response.json()["predictions"], [expected[TEXTS[i % 9]]])
+    assert classifier.stats()["texts"] == before + 40
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        ({"json": {}}, 422, "texts: give a text"),
+        ({"json": {"texts": []}}, 422, "texts: give at least one"),
+        ({"json": {"texts": [3]}}, 422, "texts: give a text"),
+        ({"json": {"texts": ["a", ["b", "c"]]}}, 422, "texts: give a text"),
+        ({"json": {"texts": [["a", "b", "c"]]}}, 422, "texts: give a text"),
+        ({"json": {"text": "a"}}, 422, "text"),
+        ({"json": {"texts": "a", "exit_threshold": "0.3"}}, 422, "exit_threshold: "),
+        ({"json": {"texts": "a", "exit_threshold": [0.3]}}, 422, "exit_threshold has 1 values"),
+        ({"content": '{"texts": "a", "exit_threshold": NaN}'}, 422, "exit_threshold is NaN"),
+        ({"content": '{"texts": "\\ud800"}'}, 422, "not valid Unicode"),
+        ({"content": "{"}, 422, "body"),
+        ({"content": "[" * 3000}, (400, 422), ""),
+        ({"content": b"\xff"}, (400, 422), ""),
+        ({"json": {"texts": ["a"] * 10}}, 413, "texts: 10; at most 9"),
+        ({"json": {"texts": "a" * 4000}}, 413, "more than 4000 bytes"),
+    ],
+)
+def test_bad_requests_get_a_status_and_a_line_and_the_service_goes_on(client, request_, status, message):
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/predict", headers=headers, **request_)
+    assert response.status_code in (status if isinstance(status, tuple) else (status,))
+    assert message in response.json()["detail"]
+    assert client.post("/predict", json={"texts": TEXTS}).status_code == 200
+
+
+def test_a_full_queue_is_status_429(classifier, client, monkeypatch):
+    gate, predictions = threading.Event(), classifier.predictions
+    monkeypatch.setattr(classifier, "predictions", lambda *a: gate.wait(60) and predictions(*a))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(client.post, "/predict", json={"texts": TEXTS}) for _ in range(2)]
+        while client.get("/metrics").text.find("deebert_queue_texts 18.0") < 0:
+            pass
+        refused = client.post("/predict", json={"texts": TEXTS})
+        gate.set()
+        assert [w.result().status_code for w in waiting] == [200, 200]
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert client.post("/predict", json={"texts": TEXTS}).status_code == 200
+
+
+def test_an_error_of_the_model_ends_its_requests_only(classifier, client, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(classifier, "predictions", lambda *_: 1 / 0)
+        assert client.post("/predict", json={"texts": TEXTS}).status_code == 500
+    assert client.post("/predict", json={"texts": TEXTS}).status_code == 200
+    assert client.get("/health").json() == {"status": "ok"}
+    assert "deebert_queue_texts 0.0" in client.get("/metrics").text
+
+
+def test_metrics(folder):
+    classify = Classifier(folder, audit=1.0)
+    expected = classify(TEXTS)
+    full = classify(TEXTS, exit_threshold=-1)
+    classify = Classifier(folder, audit=1.0)
+    with TestClient(create_app(classify, Limits())) as client:
+        for _ in range(12):
+            client.post("/predict", json={"texts": TEXTS})
+        client.post("/predict", json={})
+        while "deebert_audited_texts_total 108.0" not in (text := client.get("/metrics").text):
+            pass
+    for layer in range(1, 5):
+        count = 12 * sum(p.exit_layer == layer for p in expected)
+        assert f'deebert_exits_total{{layer="{layer}"}} {count}.0' in text
+    changed = 12 * sum(a.label != b.label for a, b in zip(expected, full, strict=True))
+    assert f"deebert_changed_texts_total {changed}.0" in text
+    assert 'deebert_requests_total{status="200"} 12.0' in text
+    assert 'deebert_requests_total{status="422"} 1.0' in text
+    assert "deebert_request_seconds_count 12.0" in text
+    index = float(re.search(r"^deebert_population_stability_index (.+)$", text, re.MULTILINE)[1])
+    assert index == pytest.approx(classify.stats()["population_stability_index"])
+
+
+def test_what_has_arrived_is_finished_at_the_end(classifier):
+    with BatchingWorker(classifier) as worker:
+        futures = [worker.submit(classifier.encode([(text,) for text in TEXTS])) for _ in range(30)]
+    assert all(len(future.result(0)) == 9 for future in futures)
+    with pytest.raises(QueueFullError):
+        worker.submit(classifier.encode([("a",)]))
+    assert not worker.alive

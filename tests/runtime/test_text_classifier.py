@@ -1,0 +1,166 @@
+"""Texts in, labels out: the same from any number of threads, with what was counted on the way."""
+
+import math
+import pickle
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from saved import TEXTS, save_classifier
+from tiny import BACKBONES, tiny_model, tiny_tokenizer
+
+import deebert
+from deebert import Classifier
+from deebert.modeling.checkpoints import save_model, set_labels
+from deebert.runtime.encoding import TextEncoder
+from deebert.runtime.watch import ENOUGH, Watch, population_stability_index
+from deebert.utils.cli import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return save_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def classifier(folder) -> Classifier:
+    return Classifier(folder, batch_size=4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_tokens_are_those_of_transformers(backbone):
+    tokenizer, rng = tiny_tokenizer(backbone), random.Random(0)
+    texts = [" ".join(rng.choices(["good", "film", "xyz", "¿é", "."], k=rng.randint(0, 20))) for _ in range(40)]
+    for length in (8, 9, 17):
+        encoder = TextEncoder(tokenizer.backend_tokenizer, length, tokenizer.pad_token_id, backbone == "bert")
+        for items in ([(text,) for text in texts], list(zip(texts, texts[::-1], strict=True))):
+            columns = [list(column) for column in zip(*items, strict=True)]
+            expected = tokenizer(
+                *columns, truncation="longest_first", max_length=length, padding=True, return_tensors="np"
+            )
+            free = tokenizer(*columns)
+            encoded = encoder(items)
+            found = encoded.padded(range(len(items)))
+            assert found.keys() == dict(expected).keys()
+            for name, array in found.items():
+                np.testing.assert_array_equal(array, expected[name])
+            assert encoded.truncated == [len(ids) > length for ids in free["input_ids"]]
+
+
+def test_two_long_texts_are_cut_in_no_time():
+    """Tokenizers keep every combination of what they cut from both texts of a pair: this took them a minute."""
+    tokenizer = tiny_tokenizer("bert")
+    encode = TextEncoder(tokenizer.backend_tokenizer, 64, tokenizer.pad_token_id, True)
+    start = time.perf_counter()
+    encoded = encode([("good " * 10_000, "bad " * 10_000)])
+    assert time.perf_counter() - start < 10
+    assert (len(encoded.ids[0]), encoded.truncated) == (64, [True])
+
+
+def test_batches_pairs_streams_and_nothing(classifier):
+    alone = [classifier([text])[0] for text in TEXTS]
+    for together in (classifier(TEXTS), classifier([(text,) for text in TEXTS]), classifier.stream(TEXTS)):
+        assert [(p.label, p.exit_layer) for p in together] == [(p.label, p.exit_layer) for p in alone]
+        assert [p.probability for p in together] == pytest.approx([p.probability for p in alone], abs=1e-5)
+    assert len({p.exit_layer for p in alone}) > 1
+    for p in alone:
+        assert p.probabilities[p.label] == p.probability == max(p.probabilities.values())
+        assert sum(p.probabilities.values()) == pytest.approx(1)
+    assert len(classifier([("a film", "good"), ("a film", "bad")])) == 2
+    assert classifier([]) == []
+    assert deebert.Predictor is Classifier
+
+
+@pytest.mark.parametrize("wrong", ["a film", ["a", ("b", "c")], [("a", "b", "c")], [None], ["a", 3], ["\ud800"]])
+def test_what_is_no_text_is_refused(classifier, wrong):
+    with pytest.raises((ValueError, TypeError)):
+        classifier(wrong)
+
+
+def test_a_call_has_its_own_threshold_and_rule(classifier):
+    assert {p.exit_layer for p in classifier(TEXTS, exit_threshold=-1)} == {4}
+    assert {p.exit_layer for p in classifier(TEXTS, exit_threshold=1, exit_rule="patience")} == {1}
+    for options in ({"exit_rule": "margin"}, {"exit_threshold": math.nan}, {"exit_threshold": [1, 2]}):
+        with pytest.raises(ValueError, match="exit_threshold"):
+            classifier(TEXTS, **options)
+    with pytest.raises(ValueError, match="no learning-to-exit head"):
+        classifier(TEXTS, exit_threshold=0.5, exit_rule="learned")
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_threads_do_not_disturb_one_another(folder, exports, exported, monkeypatch):
+    """Each thread has its own thresholds and rules; PyTorch's number of threads stays as it is for all."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("changed for the whole process"))
+    classify = Classifier(str(exports["roberta"] / "export") if exported else folder, batch_size=4)
+    options = [
+        {"exit_threshold": threshold, "exit_rule": rule}
+        for rule, threshold in (("entropy", 0.3), ("entropy", 0.6), ("margin", 0.5), ("patience", 2), ("entropy", -1))
+    ]
+    batches = [TEXTS[:1], TEXTS[1:4], TEXTS]
+
+    def call(i: int):
+        return classify(batches[i % 3], **options[i % 5]), classify.stream(batches[i % 3], **options[i % 5])
+
+    expected = [call(i) for i in range(15)]
+    assert len({p.exit_layer for found, _ in expected for p in found}) > 1
+    with ThreadPoolExecutor(4) as pool:
+        for i, found in enumerate(pool.map(call, range(90))):
+            assert found == expected[i % 15]
+
+
+def test_a_pickle_loads_the_folder_again(classifier, folder):
+    other = pickle.loads(pickle.dumps(Classifier(folder, 0.2, exit_rule="margin", batch_size=2)))
+    assert (other.batch_size, other.config.exit_rule, other.config.exit_threshold) == (2, "margin", 0.2)
+    expected = classifier(TEXTS, exit_threshold=0.2, exit_rule="margin")
+    assert [(p.label, p.exit_layer) for p in other(TEXTS)] == [(p.label, p.exit_layer) for p in expected]
+
+
+def test_several_labels_a_text(tmp_path):
+    model = tiny_model("bert", num_labels=3)
+    set_labels(model.config, ("joy", "anger", "fear"))
+    model.config.problem_type = "multi_label_classification"
+    save_model(model, tiny_tokenizer("bert"), tmp_path)
+    for p in Classifier(str(tmp_path))(TEXTS):
+        with torch.no_grad():
+            logits = model(**tiny_tokenizer("bert")(TEXTS[:1], return_tensors="pt")).logits
+        assert p.label == [name for name, value in p.probabilities.items() if value > 0.5]
+        assert p.probability == [p.probabilities[name] for name in p.label]
+    first = Classifier(str(tmp_path))(TEXTS[:1])[0]
+    assert list(first.probabilities.values()) == pytest.approx(logits.sigmoid()[0].tolist(), abs=1e-5)
+
+
+def test_what_is_counted(folder):
+    classify = Classifier(folder, max_seq_length=8, audit=1.0)
+    predictions = classify(TEXTS)
+    full = classify(TEXTS, exit_threshold=-1)  # the audit of these is the same, as they have run through all layers
+    stats = classify.stats()
+    layers = [p.exit_layer for p in [*predictions, *full]]
+    assert stats["exits"] == {layer: layers.count(layer) for layer in range(1, 5)}
+    assert (stats["texts"], stats["audited"]) == (18, 18)
+    assert stats["changed"] == sum(a.label != b.label for a, b in zip(predictions, full, strict=True))
+    assert stats["truncated"] == sum(p.truncated for p in [*predictions, *full]) > 0
+    assert 0 < stats["latency_ms"]["p50"] <= stats["latency_ms"]["p99"]
+    assert stats["population_stability_index"] is None  # too few texts
+    while classify.stats()["texts"] < 18 + ENOUGH:
+        classify(TEXTS)
+    shares = {layer: layers[:9].count(layer) for layer in range(1, 5)}
+    expected = population_stability_index({1: 50, 4: 50}, shares)
+    assert classify.stats()["population_stability_index"] == pytest.approx(expected)  # the full ones do not count
+    other = Classifier(folder, exit_threshold=0.1)
+    assert other.watch.reference is None  # the dev set was counted at another threshold
+
+
+def test_the_population_stability_index():
+    assert population_stability_index({1: 10, 2: 30}, {1: 20, 2: 60}) == 0
+    expected = (0.5 - 0.25) * math.log(2) + (0.5 - 0.75) * math.log(0.5 / 0.75)
+    assert population_stability_index({1: 10, 2: 30}, {1: 5, 2: 5}) == pytest.approx(expected)
+    assert 0.25 < population_stability_index({0: 10}, {1: 5, 0: 5}) < math.inf
+    assert Watch(3).stats()["latency_ms"] == {"p50": None, "p95": None, "p99": None}
+
+
+def test_too_few_tokens_are_refused(folder):
+    with pytest.raises(InputError, match="--max_seq_length 2: give at least 8"):
+        Classifier(folder, max_seq_length=2)
