@@ -1,4 +1,4 @@
-"""Fine-tunes and evaluates DeeBERT on a GLUE task: training in stages, the score of every exit, threshold sweeps."""
+"""Fine-tunes and evaluates DeeBERT on own data or a GLUE task: training, the score of every exit, threshold sweeps."""
 
 import re
 import time
@@ -181,6 +181,7 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
         evaluation.score()
         if args.target and checkpoint == experiment.output_dir and evaluation.first_split:
             evaluation.choose_threshold()
+        evaluation.score_classes()
         evaluation.sweep()
         evaluation.write_scores()
 

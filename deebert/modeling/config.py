@@ -51,7 +51,12 @@ def add_highway_fields(config, config_class: type) -> None:
 
 def config_rule(config) -> ExitRule:
     """The exit rule of a config. Raises ValueError for an unknown one."""
-    return make_rule(config.exit_rule, config.num_labels, config.patience_tolerance)
+    return make_rule(config.exit_rule, config.num_labels, config.patience_tolerance, has_several_labels(config))
+
+
+def has_several_labels(config) -> bool:
+    """Whether a sample may have any number of labels, each a prediction of its own."""
+    return config.problem_type == "multi_label_classification"
 
 
 def config_cutoffs(config, exit_threshold: float | Sequence[float] | None = None) -> tuple[ExitRule, list[float]]:
@@ -72,7 +77,7 @@ def set_threshold(config, value: float | Sequence[float]) -> None:
 
 def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bool) -> None:
     """Stores rule and threshold in a config of a model with or without a learning-to-exit head. Raises ValueError."""
-    rule = make_rule(name, config.num_labels, config.patience_tolerance)
+    rule = make_rule(name, config.num_labels, config.patience_tolerance, has_several_labels(config))
     rule.cutoffs(threshold, config.num_hidden_layers)
     rule.check_head(has_head)
     config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)

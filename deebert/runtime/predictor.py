@@ -13,6 +13,7 @@ from deebert.modeling.checkpoints import (
     max_tokens,
     quiet_transformers,
 )
+from deebert.modeling.config import has_several_labels
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.utils.cli import InputError
@@ -20,7 +21,11 @@ from deebert.utils.cli import InputError
 
 @dataclass(frozen=True)
 class Prediction:
-    """label: the class, or the value of a regression model as text; probability: of that class, None for regression."""
+    """label: the class, or the value of a regression model as text; probability: of that class, None for regression.
+
+    Of a model with several labels a text: those with a probability above 0.5, with commas, and the probability of the
+    least certain decision, yes or no, about a label.
+    """
 
     label: str
     probability: float | None
@@ -82,9 +87,18 @@ class Predictor:
         if self.model.config.num_labels == 1:
             values = output.logits[:, 0].tolist()
             return [Prediction(f"{value:.4f}", None, layer) for value, layer in zip(values, layers, strict=True)]
+        if has_several_labels(self.model.config):
+            return [
+                self._several(each, layer) for each, layer in zip(output.logits.float().sigmoid(), layers, strict=True)
+            ]
         probability, label = output.logits.float().softmax(dim=-1).max(dim=-1)
         names = [self.model.config.id2label[i] for i in label.tolist()]
         return [Prediction(*fields) for fields in zip(names, probability.tolist(), layers, strict=True)]
+
+    def _several(self, probabilities: torch.Tensor, layer: int) -> Prediction:
+        """The labels above 0.5, of probabilities (C,), and the probability of the least certain decision."""
+        names = [name for i, name in sorted(self.model.config.id2label.items()) if probabilities[i] > 0.5]
+        return Prediction(",".join(names), torch.maximum(probabilities, 1 - probabilities).min().item(), layer)
 
 
 def as_tuples(texts: Sequence[str | tuple[str, ...]]) -> list[tuple[str, ...]]:
