@@ -65,7 +65,7 @@ def items(value: Any, separator: str | None) -> list:
         except ValueError:
             raise ValueError(f'{value} is not a JSON list, such as ["a", "b"]') from None
     if not isinstance(value, str):
-        return [value]
+        return [] if value is None else [value]
     parts = value.split(separator) if separator else [value]
     return [part for part in parts if part.strip()]
 
@@ -109,3 +109,24 @@ def hidden_separator(labels: Sequence[str]) -> str | None:
             if len(parts) > 1 and known.issuperset(parts):
                 return separator
     return None
+
+
+def doubts(labels: Sequence[str], lines: int) -> list[str]:
+    """What labels that are taken for classes may be instead; lines: how many have one."""
+    found = []
+    if separator := hidden_separator(labels):
+        found.append(f"labels with {separator!r} seem to be several labels: add --label_separator '{separator}'")
+    if any("." in label for label in labels) and all(is_number(label) for label in labels):
+        found.append(
+            f"labels such as {labels[0]!r} are classes here: to predict numbers, add --problem_type {REGRESSION}"
+        )
+    elif 2 * len(labels) > lines > 2 * SHOWN:
+        found.append(f"{len(labels)} labels in {lines} lines: is --label_column the right one?")
+    return found
+
+
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

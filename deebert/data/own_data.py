@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 from deebert.data.columns import Columns, Line, choose_columns, read_lines
@@ -10,8 +10,8 @@ from deebert.data.label_values import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
+    doubts,
     guess_problem_type,
-    hidden_separator,
     listing,
     named,
     parse,
@@ -129,7 +129,6 @@ class Part:
         return [f"warning: {where}; they are kept, as texts without words"] if empty else []
 
 
-@cache  # a run asks for its task more than once
 def own_task(files: OwnFiles) -> OwnTask:
     """Reads all files, and makes the task. Raises InputError with file and line."""
     named_files = {"train": files.train, "dev": files.validation, "test": files.test}
@@ -193,11 +192,8 @@ def strata(values: list) -> list[str]:
 def warnings(parts: dict[str, Part], problem_type: str, labels: tuple[str, ...]) -> list[str]:
     """Lines about what is probably not meant."""
     lines = [line for part in parts.values() for line in part.empty_texts()]
-    separator = hidden_separator(labels) if problem_type == SINGLE_LABEL else None
-    if separator:
-        lines.append(
-            f"warning: labels with {separator!r} seem to be several labels: add --label_separator '{separator}'"
-        )
+    if problem_type == SINGLE_LABEL and "train" in parts:
+        lines += [f"warning: {doubt}" for doubt in doubts(labels, len(parts["train"].lines))]
     for split in ("dev", "test"):
         if "train" in parts and split in parts:
             shared = shared_texts(parts[split].texts, parts["train"].texts)

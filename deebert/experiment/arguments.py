@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from deebert.data.tasks import Task
 from deebert.evaluation.threshold_selection import SelectionTarget
@@ -152,7 +153,7 @@ class Arguments(
 ):
     """All flags of run_glue_deebert.py. A function that needs one group of them takes that base class."""
 
-    @property
+    @cached_property  # own files are read once
     def task(self) -> Task:
         """See `find_task`."""
         return find_task(self)
