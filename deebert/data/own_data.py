@@ -124,7 +124,7 @@ class Part:
 
     def empty_texts(self) -> list[str]:
         """A warning where there are any."""
-        empty = [line.number for line in self.lines if not line.text_a.strip() or line.text_b == ""]
+        empty = [line.number for line in self.lines if not all(text is None or text.strip() for text in line.text)]
         where = f"{self.path}: {len(empty)} empty texts, the first in line {empty[0]}" if empty else ""
         return [f"warning: {where}; they are kept, as texts without words"] if empty else []
 
@@ -139,8 +139,10 @@ def own_task(files: OwnFiles) -> OwnTask:
     values = {split: part.parsed(problem_type, files.label_separator, names) for split, part in parts.items()}
     labels = ()
     if problem_type != REGRESSION:
-        labels = files.labels or names or sorted_labels({x for value in values[split] for x in as_labels(value)})
-        check_labels(first, labels)
+        present = sorted_labels({label for value in values[split] for label in as_labels(value)})
+        labels = files.labels or names or present
+        if "train" in parts:
+            check_labels(first, present)
     examples = {split: part.examples(values[split], labels) for split, part in parts.items()}
     notes = [f"{first.path}: {len(first.lines)} lines, {first.columns}, {kind(problem_type, labels)}"]
     paths = {split: part.path for split, part in parts.items()}

@@ -71,8 +71,11 @@ class Evaluation:
             )
 
     def score_classes(self) -> None:
-        """For own data: the F1 of each class, of the full model and at the model's threshold -> classes.csv."""
-        if "f1_macro" not in self.task.metrics:
+        """For own data: the F1 of each class, of the full model and at the model's threshold -> classes.csv.
+
+        With --eval_each_highway, as each_layer.csv.
+        """
+        if not self.args.eval_each_highway or "f1_macro" not in self.task.metrics:
             return
         exits, config = self.exits, self.model.config
         full, macro = metrics.class_f1(exits.logits[:, -1], exits.labels)
