@@ -1,4 +1,4 @@
-"""Fine-tunes and evaluates DeeBERT on a GLUE task: training in stages, the score of every exit, threshold sweeps."""
+"""Fine-tunes and evaluates DeeBERT on own data or a GLUE task: training, the score of every exit, threshold sweeps."""
 
 import re
 import time
@@ -19,7 +19,6 @@ from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import CARD, write_card
 from deebert.experiment.monitor import Monitor
 from deebert.experiment.record import read_record
-from deebert.experiment.stop_signal import StopSignal
 from deebert.modeling.checkpoints import load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import (
@@ -33,6 +32,7 @@ from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
 from deebert.utils import cli
 from deebert.utils.cli import Interrupted
+from deebert.utils.stop_signal import StopSignal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -185,6 +185,7 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
         evaluation.score()
         if args.target and checkpoint == experiment.output_dir and evaluation.first_split:
             evaluation.choose_threshold()
+        evaluation.score_classes()
         evaluation.sweep()
         evaluation.write_scores()
         if checkpoint == experiment.output_dir and evaluation.first_split:

@@ -6,7 +6,7 @@ set -euo pipefail
 PATH_TO_DATA=${PATH_TO_DATA:-./glue_data}
 MODEL_TYPE=${MODEL_TYPE:-bert}  # bert or roberta
 MODEL_SIZE=${MODEL_SIZE:-base}  # base or large
-DATASET=${DATASET:-MRPC}        # SST-2, MRPC, RTE, QNLI, QQP, MNLI, CoLA or WNLI
+DATASET=${DATASET:-MRPC}        # a task of deebert/data/tasks.py
 OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$DATASET/two_stage}
 RESULTS_DIR=${RESULTS_DIR:-./results/}
 

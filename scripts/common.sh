@@ -35,15 +35,38 @@ python_in_venv() {
     fi
 }
 
-# need_data: DATA_DIR has to be a folder of TSV files.
+# settings: what the environment leaves open. TRAIN_FILE, with VALIDATION_FILE and TEST_FILE, takes the place of
+# DATASET, which names a task in PATH_TO_DATA. Sets NAME, after which folders are named, and DATA, flags of run_glue.
+settings() {
+    MODEL_TYPE=${MODEL_TYPE:-bert}  # bert or roberta
+    MODEL_SIZE=${MODEL_SIZE:-base}  # base or large
+    RESULTS_DIR=${RESULTS_DIR:-./results/}
+    if [ -n "${TRAIN_FILE:-}${VALIDATION_FILE:-}${TEST_FILE:-}" ]; then
+        [ -z "${DATASET:-}" ] || fail "DATASET=$DATASET and TRAIN_FILE: set one of them, and unset the other"
+        NAME=$(basename "${TRAIN_FILE:-${OUTPUT_DIR:-model}}") NAME=${NAME%.*}
+        [ "$NAME" != train ] || NAME=$(basename "$(cd "$(dirname "$TRAIN_FILE")" && pwd)")  # many files are called that
+        DATA=(${TRAIN_FILE:+--train_file "$TRAIN_FILE"} ${VALIDATION_FILE:+--validation_file "$VALIDATION_FILE"}
+            ${TEST_FILE:+--test_file "$TEST_FILE"})
+    else
+        PATH_TO_DATA=${PATH_TO_DATA:-./glue_data} DATASET=${DATASET:-MRPC}  # a task of deebert/data/tasks.py
+        NAME=$DATASET DATA=(--task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET")
+    fi
+    OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$NAME/two_stage}
+}
+
+# need_data: DATASET has to be a task with a folder of TSV files. run_glue_deebert.py checks own files.
 need_data() {
-    case $DATASET in
-        CoLA | SST-2 | MRPC | STS-B | QQP | MNLI | QNLI | RTE | WNLI | Ratings) ;;
-        *) fail "DATASET=$DATASET is none of CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI, Ratings" ;;
+    need_requirements
+    [ -n "${DATASET:-}" ] || return 0
+    local tasks
+    tasks=$(PYTHONPATH=$ROOT "$PYTHON" -c 'from deebert.data.tasks import TASKS; print(*TASKS, sep=", ")')
+    case ", $tasks, " in
+        *", $DATASET, "*) ;;
+        *) fail "DATASET=$DATASET is none of $tasks; with your own data set TRAIN_FILE to a CSV, TSV or JSONL file" ;;
     esac
     [ -d "$PATH_TO_DATA/$DATASET" ] || fail "no data in $PATH_TO_DATA/$DATASET: set PATH_TO_DATA to the folder that" \
-        "holds $DATASET, or fetch it (with the package datasets): PYTHONPATH=$ROOT $PYTHON -m deebert download $DATASET" \
-        "--data_dir $PATH_TO_DATA"
+        "holds $DATASET, or TRAIN_FILE to a file of your own, or fetch it (with the package datasets):" \
+        "PYTHONPATH=$ROOT $PYTHON -m deebert download $DATASET --data_dir $PATH_TO_DATA"
 }
 
 # need_model: OUTPUT_DIR has to hold a trained model.
@@ -62,7 +85,6 @@ sys.exit(not all(i.find_spec(name) for name in names))' ||
 
 run_glue() {
     need_requirements
-    "$PYTHON" -u "$ROOT/run_glue_deebert.py" --model_type "$MODEL_TYPE" --task_name "$DATASET" \
-        --data_dir "$PATH_TO_DATA/$DATASET" --output_dir "$OUTPUT_DIR" --plot_data_dir "$RESULTS_DIR" \
-        --max_seq_length 128 "$@"
+    "$PYTHON" -u "$ROOT/run_glue_deebert.py" --model_type "$MODEL_TYPE" "${DATA[@]}" --output_dir "$OUTPUT_DIR" \
+        --plot_data_dir "$RESULTS_DIR" --max_seq_length 128 "$@"
 }

@@ -8,7 +8,7 @@ set -euo pipefail
 PATH_TO_DATA=${PATH_TO_DATA:-./glue_data}
 MODEL_TYPE=${MODEL_TYPE:-bert}  # bert or roberta
 MODEL_SIZE=${MODEL_SIZE:-base}  # base or large
-DATASET=${DATASET:-MRPC}        # SST-2, MRPC, RTE, QNLI, QQP, MNLI, CoLA, STS-B, WNLI or Ratings
+DATASET=${DATASET:-MRPC}        # a task of deebert/data/tasks.py
 MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
 EPOCHS=${EPOCHS:-$([ "$MODEL_TYPE" = bert ] && echo 3 || echo 10)}
 SEEDS=${SEEDS:-1 2 3}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from deebert.data.tasks import Example, Task, data_file, read_examples
+from deebert.data.tasks import Example, Task
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
@@ -22,7 +22,8 @@ class Features:
 
     input_ids, token_type_ids: the tokens of all samples in one row (sum of lengths,).
     offsets: (samples + 1,), sample i is [offsets[i]:offsets[i + 1]].
-    labels: (samples,) int64, float32 for regression; None for a file without labels.
+    labels: (samples,) int64, float32 for regression; (samples, labels) float32, 0 or 1, where a line may have several
+        labels; None for a file without labels.
     """
 
     input_ids: np.ndarray
@@ -78,13 +79,13 @@ def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_se
         offsets=np.cumsum([0] + [len(ids) for ids in encoded["input_ids"]]),
         labels=None
         if labels[0] is None
-        else np.asarray(labels, np.float32 if isinstance(labels[0], float) else np.int64),
+        else np.asarray(labels, np.int64 if isinstance(labels[0], int) else np.float32),
     )
 
 
 def load_features(
     task: Task,
-    data_dir: str | Path,
+    data_dir: str | Path | None,
     split: str,
     labels: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
@@ -92,13 +93,13 @@ def load_features(
     overwrite_cache: bool = False,
 ) -> Features:
     """The features of a split, from the cache if they are there. Raises InputError."""
-    path = data_file(data_dir, split)
-    key = _cache_key(task.name, split, labels, fingerprint(tokenizer), max_seq_length, path)
+    content = task.content(data_dir, split)
+    key = _cache_key(task.name, split, labels, fingerprint(tokenizer), max_seq_length, content)
     cached = cache_dir() / f"{task.name}-{split}-{max_seq_length}-{key}.npz"
     if cached.exists() and not overwrite_cache:
         with np.load(cached, allow_pickle=False) as arrays:
             return Features(**{"labels": None, **arrays})
-    features = tokenize(read_examples(task, data_dir, split, labels), tokenizer, max_seq_length)
+    features = tokenize(task.read(data_dir, split, labels), tokenizer, max_seq_length)
     _write_cache(cached, features)
     return features
 
@@ -123,8 +124,10 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _cache_key(task: str, split: str, labels: tuple[str, ...], tokenizer: str, max_seq_length: int, path: Path) -> str:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+def _cache_key(
+    task: str, split: str, labels: tuple[str, ...], tokenizer: str, max_seq_length: int, content: bytes
+) -> str:
+    digest = hashlib.sha256(content).hexdigest()
     facts = [CACHE_FORMAT, task, split, labels, tokenizer, max_seq_length, digest]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 

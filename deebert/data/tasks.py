@@ -1,4 +1,6 @@
-"""The GLUE tasks, and one of our own: the format of their TSV files, how to read them, and their metrics.
+"""The GLUE tasks, and Ratings: the format of their TSV files, how to read them, and their metrics.
+
+Own data, in files of any columns, become a task in own_data.py.
 
 `deebert download MRPC --data_dir DIR` fetches a task from the Hugging Face hub and writes those files.
 """
@@ -9,17 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
+from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
 
 @dataclass(frozen=True)
 class Example:
-    """One line of a TSV file. label: an index into the task's labels, a float for regression, None without a label."""
+    """One line of a file.
+
+    label: an index into the task's labels; a float for regression; 0 or 1 for each of the task's labels, where a line
+        has several; None without a label.
+    """
 
     text_a: str
     text_b: str | None
-    label: int | float | None
+    label: int | float | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Task:
     short_rows: bool = False  # the download has a few: they are skipped and counted (QQP)
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("dev", "validation"), ("test", "test"))  # file, hub
     hub_columns: tuple[str, ...] = ()  # the hub's names of the text columns, if they differ
+    dev_splits: tuple[tuple[str, str], ...] = (("dev", ""),)  # what is scored, and the suffix of its results' folder
+    several_labels: bool = False  # whether a line may have any number of labels
+    notes: tuple[str, ...] = ()  # lines for the user about the data
 
     @property
     def num_labels(self) -> int:
@@ -43,6 +53,24 @@ class Task:
     @property
     def primary_metric(self) -> str:
         return self.metrics[0]
+
+    @property
+    def problem_type(self) -> str:
+        if not self.labels:
+            return REGRESSION
+        return MULTI_LABEL if self.several_labels else SINGLE_LABEL
+
+    def file(self, data_dir: str | Path, split: str) -> Path:
+        """The file that a split is read from. Raises InputError if it is missing."""
+        return data_file(data_dir, split)
+
+    def read(self, data_dir: str | Path, split: str, labels: tuple[str, ...] | None = None) -> list[Example]:
+        """The examples of a split; labels: in the order of a model's outputs. Raises InputError."""
+        return read_examples(self, data_dir, split, labels)
+
+    def content(self, data_dir: str | Path, split: str) -> bytes:
+        """What the examples of a split depend on, besides the labels' order."""
+        return self.file(data_dir, split).read_bytes()
 
 
 BINARY = ("0", "1")
@@ -72,6 +100,7 @@ TASKS = {
             ("contradiction", "entailment", "neutral"),
             splits=MNLI_SPLITS,
             hub_columns=("premise", "hypothesis"),
+            dev_splits=(("dev_matched", ""), ("dev_mismatched", "-MM")),
         ),
         Task("QNLI", ("question", "sentence"), "label", ENTAILMENT),
         Task("RTE", PAIR, "label", ENTAILMENT),
@@ -101,14 +130,14 @@ def label_order(task: Task, model_type: str, id2label: dict[int, str] | None = N
     named = tuple(id2label[i] for i in sorted(id2label)) if id2label else ()
     if task.labels and sorted(named) == sorted(task.labels):
         return named
-    if task.name == "MNLI" and model_type == "roberta":
+    if task == TASKS["MNLI"] and model_type == "roberta":
         return ("contradiction", "neutral", "entailment")
     return task.labels
 
 
 def eval_splits(task: Task) -> dict[str, str]:
     """The dev files to score, each with the suffix of its results' folder: {"dev": ""}; MNLI has two."""
-    return {"dev_matched": "", "dev_mismatched": "-MM"} if task.name == "MNLI" else {"dev": ""}
+    return dict(task.dev_splits)
 
 
 def data_file(data_dir: str | Path, split: str) -> Path:

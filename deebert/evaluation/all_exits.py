@@ -22,6 +22,7 @@ from deebert.evaluation.cost import Costs, costs_of
 from deebert.evaluation.metrics import primary_score, scores
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.checkpoints import max_tokens
+from deebert.modeling.config import has_several_labels
 from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
 from deebert.utils.cli import InputError
@@ -36,9 +37,9 @@ class AllExits:
     """The logits of every exit for every sample, and the rule by which samples exit.
 
     logits: (S, E, C) float32.
-    labels: (S,), None for unlabelled data.
+    labels: (S,), or (S, C) of 0 and 1 where a sample may have several; None for unlabelled data.
     certainties: (S, E-1) of the learning-to-exit head, None where the model has none.
-    rule, tolerance: the arguments of `exit_rules.make_rule`.
+    rule, tolerance, several_labels: the arguments of `exit_rules.make_rule`.
     layer_operations, off_ramp_operations: (S, N) and (S, E-1), see `Costs`; None in files of version 0.5 and before.
     first_layer: the layer of the first exit: 1, or 0 where it is before the first layer.
     """
@@ -51,6 +52,7 @@ class AllExits:
     layer_operations: np.ndarray | None = None
     off_ramp_operations: np.ndarray | None = None
     first_layer: int = 1
+    several_labels: bool = False
 
     def save(self, path: Path) -> None:
         """Writes an npz file without pickles."""
@@ -83,7 +85,7 @@ class AllExits:
     @property
     def exit_rule(self) -> ExitRule:
         """The rule for this number of labels."""
-        return make_rule(self.rule, self.logits.shape[2], self.tolerance)
+        return make_rule(self.rule, self.logits.shape[2], self.tolerance, self.several_labels)
 
     def take(self, rows: np.ndarray) -> "AllExits":
         """A copy with these samples only: their indices, or a mask (S,)."""
@@ -194,6 +196,7 @@ def run_all_exits(
         layer_operations=costs.layers,
         off_ramp_operations=costs.off_ramps,
         first_layer=layers[0],
+        several_labels=has_several_labels(config),
     )
 
 

@@ -17,8 +17,13 @@ LIMITS = (0.05, 20.0)  # range of a temperature: for an exit that is always righ
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """The mean over samples, in nats, for logits (S, C) / temperature and labels (S,)."""
+    """The mean over samples, in nats, for logits (S, C) / temperature and labels (S,).
+
+    Of several labels a sample, (S, C), the mean over the labels, too.
+    """
     scaled = torch.from_numpy(logits).double() / temperature
+    if labels.ndim == 2:
+        return functional.binary_cross_entropy_with_logits(scaled, torch.from_numpy(labels).double()).item()
     return functional.cross_entropy(scaled, torch.from_numpy(labels)).item()
 
 

@@ -7,7 +7,7 @@ Folders with npy files only, such as the original's, are read too. This module n
 import csv
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
@@ -19,6 +19,7 @@ from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
 EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"
+CLASSES = "classes.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
 COST, LAYERS = "cost", "layers"  # units of a saving
 RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
@@ -69,6 +70,24 @@ class SweepRow:
     def saved(self, unit: str) -> float:
         """The saving in a unit of `saving_unit`."""
         return self.layers_saved if unit == LAYERS else self.cost_saved
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The F1 of one class, of the full model and at the model's threshold; early: None where nothing exits early."""
+
+    label: str
+    texts: int
+    full: float
+    early: float | None = None
+
+
+def write_classes(folder: Path, rows: Sequence[ClassRow]) -> None:
+    """Writes classes.csv, a line for each class."""
+    with replacing(folder / CLASSES) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["label", "texts", "f1_full", "f1_early"])
+        writer.writerows((row.label, row.texts, row.full, "" if row.early is None else row.early) for row in rows)
 
 
 def saving_unit(rows: Iterable[SweepRow]) -> str:

@@ -11,14 +11,14 @@ import numpy as np
 from scipy.stats import binom
 
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.metrics import predictions
+from deebert.evaluation.metrics import correct
 from deebert.utils.cli import InputError
 
 
 def lost_to_early_exit(exits: AllExits, threshold: float | Sequence[float]) -> np.ndarray:
     """(S,) bool: the prediction is wrong with this threshold, and right with the full model."""
-    early = predictions(exits.logits_at(exits.exit_layers(threshold)))
-    return (early != exits.labels) & (predictions(exits.logits[:, -1]) == exits.labels)
+    early = correct(exits.logits_at(exits.exit_layers(threshold)), exits.labels)
+    return ~early & correct(exits.logits[:, -1], exits.labels)
 
 
 def controlled_threshold(exits: AllExits, risk: float, confidence: float, points: int = 200) -> float:

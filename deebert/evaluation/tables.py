@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deebert.evaluation.results import COST, SweepRow, primary_scores, saving_unit
+from deebert.evaluation.results import CLASSES, COST, ClassRow, SweepRow, primary_scores, saving_unit
 
 
 def percents(layer_scores: dict[int, dict[str, float]]) -> str:
@@ -29,6 +29,21 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
             f"| {row.threshold:g} | {100 * row.score:.2f} | {change} | {100 * row.layers_run:.1f} "
             f"| {cost} | {seconds} | {time_saved} |"
         )
+    return "\n".join(lines)
+
+
+def class_table(rows: Sequence[ClassRow], macro: ClassRow, most: int = 10) -> str:
+    """A Markdown table of F1, in per cent: the classes that early exit costs most, and in the last row macro F1."""
+    early = macro.early is not None
+    rows = [row for row in rows if row.texts]
+    header = "| class | texts | F1, full model (%) |" + (" F1, early exit (%) | change |" if early else "")
+    lines = [header, "| --- | ---: | ---: |" + (" ---: | ---: |" if early else "")]
+    shown = sorted(rows, key=lambda row: (row.early - row.full, row.full) if early else row.full)[:most]
+    for row in (*shown, macro):
+        change = f" {100 * row.early:.1f} | {100 * (row.early - row.full):+.1f} |" if early else ""
+        lines.append(f"| {row.label} | {row.texts} | {100 * row.full:.1f} |{change}")
+    if len(rows) > most:
+        lines.append(f"These are the {'costliest' if early else 'lowest'} {most} of {len(rows)}; {CLASSES} has all.")
     return "\n".join(lines)
 
 

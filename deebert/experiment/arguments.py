@@ -3,9 +3,11 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from deebert.data.tasks import TASKS
+from deebert.data.tasks import Task
 from deebert.evaluation.threshold_selection import SelectionTarget
+from deebert.experiment.data_arguments import DataArguments, OwnDataArguments, find_task, trained_defaults
 from deebert.experiment.flags import add_flags, flag, number, switch
 from deebert.experiment.training_arguments import RECIPES, CheckpointArguments, TrainingArguments
 from deebert.modeling.checkpoints import MODELS
@@ -14,7 +16,7 @@ from deebert.modeling.off_ramps import HEADS, POOLINGS
 from deebert.training.stage import TrainSettings
 from deebert.utils.cli import ArgumentParser, non_negative, positive, positive_float
 
-DESCRIPTION = "Fine-tunes and evaluates DeeBERT on a GLUE task."
+DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
 OFF_RAMP_FLAGS = ("highway_pooling", "highway_head", "exit_before_first_layer")  # None: as the checkpoint's config says
 
 
@@ -93,20 +95,6 @@ class ModelArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataArguments:
-    """Data: the task and how its texts become batches."""
-
-    task_name: str = flag(f"one of {', '.join(TASKS)}", decides="first_stage")
-    data_dir: str = flag("folder with the task's TSV files", decides=None)  # compatibility.py compares their hashes
-    max_seq_length: int = number(int, "longer inputs are cut", decides="first_stage", default=128)
-    pad_to_max_length: bool = switch("pad every batch to max_seq_length, as the original does", decides="first_stage")
-    overwrite_cache: bool = switch("tokenize again, even if the features are in the cache", decides=None)
-    dataloader_num_workers: int = number(
-        non_negative, "processes that make training batches; 0: the main process does it", decides=None, default=0
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationArguments:
     """Evaluation: what --do_eval scores and times, and how it chooses a threshold."""
 
@@ -163,9 +151,20 @@ class EvaluationArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(
-    RunArguments, ModelArguments, DataArguments, TrainingArguments, CheckpointArguments, EvaluationArguments
+    RunArguments,
+    ModelArguments,
+    DataArguments,
+    OwnDataArguments,
+    TrainingArguments,
+    CheckpointArguments,
+    EvaluationArguments,
 ):
     """All flags of run_glue_deebert.py. A function that needs one group of them takes that base class."""
+
+    @cached_property  # own files are read once
+    def task(self) -> Task:
+        """See `find_task`."""
+        return find_task(self)
 
     def stage_settings(self, stage: int) -> TrainSettings:
         """The hyper-parameters of a stage (from 1). All stages have the same, except for the number of epochs."""
@@ -199,13 +198,15 @@ def make_parser() -> argparse.ArgumentParser:
 def parse_args(argv: Sequence[str] | None = None) -> Arguments:
     """argv: sys.argv[1:] if it is None. Raises InputError."""
     parser = make_parser()
+    parser.set_defaults(**trained_defaults(parser.parse_args(argv)))
     parser.set_defaults(**recipe_defaults(parser.parse_args(argv)))
     return Arguments(**vars(parser.parse_args(argv)))
 
 
 def recipe_defaults(args: argparse.Namespace) -> dict:
     """The defaults that --recipe sets, without those that make no sense beside the flags that are given."""
-    defaults = dict(RECIPES[args.recipe])
+    recipe = args.recipe or ("fast" if args.train_file and args.do_train else "paper")
+    defaults = RECIPES[recipe] | {"recipe": recipe}
     if args.train_strategy != "two_stage" or args.highway_pooling == "attention":  # no stage can use it
         defaults.pop("cache_features", None)
     if args.highway_pooling == "first":  # which says nothing about the embeddings

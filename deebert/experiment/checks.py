@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deebert.data.tasks import Task, data_file, eval_splits
+from deebert.data.tasks import Task, eval_splits
 from deebert.evaluation import results
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
@@ -18,9 +18,9 @@ MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 
 
 def dev_splits(args: Arguments, task: Task) -> list[str]:
-    """The dev files that this run scores."""
+    """The dev files that this run scores; a test file only at the end."""
     needed = args.do_eval or args.eval_after_first_stage or args.evaluate_during_training
-    return list(eval_splits(task)) if needed else []
+    return [split for split in eval_splits(task) if args.do_eval or split != "test"] if needed else []
 
 
 def first_stage_record(args: Arguments) -> Path | None:
@@ -43,7 +43,7 @@ def check_flags(args: Arguments, task: Task) -> None:
         raise InputError(f"--output_dir {folder}: give a folder's name, results are named after it")
     results.result_dir(args.plot_data_dir, args.model_name_or_path)  # raises for a name without a folder's name
     for split in [*dev_splits(args, task), *(["train"] if args.do_train else [])]:
-        data_file(args.data_dir, split)
+        task.file(args.data_dir, split)
     if args.calibrate and not args.do_eval:
         raise InputError("--calibrate is a part of the evaluation: add --do_eval")
     if args.first_stage and (not args.do_train or args.train_strategy != "two_stage"):
@@ -79,6 +79,21 @@ def check_output_dir(args: Arguments, resumes: bool) -> None:
             "--overwrite_output_dir starts again"
         )
     raise InputError(f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir")
+
+
+def check_split(args: Arguments) -> None:
+    """A dev set that is a part of --train_file must be the part that the model was not trained on."""
+    record = None if args.do_train else read_record(Path(args.output_dir))
+    if not args.own_data or args.validation_file or record is None or not record["arguments"].get("train_file"):
+        return
+    names = ("train.tsv", "validation_split")
+    settings = {name: training_settings(args)[name] for name in names}
+    if record["arguments"].get("validation_file") or first_difference(record["settings"], settings):
+        raise InputError(
+            f"--train_file {args.train_file}: the model in {args.output_dir} was trained with other files, or "
+            "another --validation_split, so that a part of this one may hold texts that it has seen; give "
+            "--validation_file"
+        )
 
 
 def check_first_stage(args: Arguments, resumes: bool) -> None:

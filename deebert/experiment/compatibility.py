@@ -6,8 +6,9 @@ Each flag declares what it decides (flags.py). The training files count by their
 import hashlib
 import os
 from dataclasses import fields
+from pathlib import Path
 
-from deebert.data.tasks import data_file, eval_splits, get_task
+from deebert.data.tasks import eval_splits
 from deebert.experiment.arguments import Arguments
 
 
@@ -38,8 +39,11 @@ def _flags(args: Arguments, decides: str) -> dict:
 
 def _data_hashes(args: Arguments) -> dict:
     """The SHA-256 of each data file that decides the weights; the dev files do if the best weights are kept."""
-    splits = ["train", *(eval_splits(get_task(args.task_name)) if args.load_best_model_at_end else [])]
-    files = {f"{split}.tsv": data_file(args.data_dir, split) for split in splits}
+    task = args.task
+    splits = ["train", *(eval_splits(task) if args.load_best_model_at_end else [])]
+    files = {f"{split}.tsv": task.file(args.data_dir, split) for split in splits}
+    if args.own_data and args.label_names:
+        files["label_names"] = Path(args.label_names)
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 

@@ -3,10 +3,12 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from deebert.data.tasks import eval_splits
-from deebert.evaluation import all_exits, calibration, results, tables, threshold_selection, timing
+from deebert.evaluation import all_exits, calibration, metrics, results, tables, threshold_selection, timing
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.results import SweepRow
+from deebert.evaluation.results import ClassRow, SweepRow
 from deebert.experiment.experiment import Experiment
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
@@ -54,6 +56,38 @@ class Evaluation:
             self.exits.save(self.folder / "all_exits.npz")
             percents = tables.percents(each_layer)
             self.say(f"Score ({self.task.primary_metric}) of each layer: {percents}; written to {self.folder}")
+        if self.task.labels:
+            self.warn_of_chance()
+
+    def warn_of_chance(self) -> None:
+        """One line where exits have learned nothing that a constant prediction does not have."""
+        exits = metrics.exits_at_chance(self.exits.logits, self.exits.labels)
+        if exits:
+            label, score = metrics.majority(self.exits.labels)
+            self.say(
+                f"warning: {'exit' if len(exits) == 1 else 'exits'} {', '.join(map(str, exits))} of "
+                f"{self.exits.num_layers}: no better than always {self.model.config.id2label[label]!r} "
+                f"({100 * score:.1f} %); train longer (--num_train_epochs, --highway_epochs) or with --recipe fast"
+            )
+
+    def score_classes(self) -> None:
+        """For own data: the F1 of each class, of the full model and at the model's threshold -> classes.csv.
+
+        With --eval_each_highway, as each_layer.csv.
+        """
+        if not self.args.eval_each_highway or "f1_macro" not in self.task.metrics:
+            return
+        exits, config = self.exits, self.model.config
+        full, macro = metrics.class_f1(exits.logits[:, -1], exits.labels)
+        early, early_macro = [None] * config.num_labels, None
+        if max(exits.cutoffs(config.exit_threshold)) > 0:
+            early_logits = exits.logits_at(exits.exit_layers(config.exit_threshold))
+            early, early_macro = metrics.class_f1(early_logits, exits.labels)
+        counts = exits.labels.sum(axis=0) if exits.several_labels else np.bincount(exits.labels, minlength=len(full))
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        rows = [ClassRow(*values) for values in zip(names, counts.astype(int), full, early, strict=True)]
+        results.write_classes(self.folder, rows)
+        self.say(tables.class_table(rows, ClassRow("macro F1", len(exits.labels), macro, early_macro)))
 
     def choose_threshold(self) -> None:
         """Chooses the threshold for --target_drop, --target_saving or --risk, and stores it in the model's config."""

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deebert.data.batching import collator
 from deebert.data.features import Features, load_features
-from deebert.data.tasks import Task, get_task, label_order
+from deebert.data.tasks import Task, label_order
 from deebert.experiment import checks
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.dev_sets import DevSets
@@ -61,21 +61,24 @@ class Experiment:
     @classmethod
     def from_args(cls, args: Arguments) -> "Experiment":
         """Checks the input and loads config, tokenizer and data. Writes nothing. Raises InputError."""
-        task = get_task(args.task_name)
+        task = args.task
         checks.check_flags(args, task)
         previous_record = decide_resume(args)
         checks.check_output_dir(args, resumes=previous_record is not None)
         checks.check_first_stage(args, resumes=previous_record is not None)
+        checks.check_split(args)
         quiet_transformers()
         accelerator = make_accelerator(args)
         set_seed(args.seed)
+        for note in task.notes:
+            accelerator.print(note, flush=True)
 
         source = args.model_name_or_path if args.do_train else args.output_dir
         config = config_with_rule(args, args.config_name if args.do_train and args.config_name else source)
         labels = label_order(task, args.model_type, config.id2label)
         if args.do_train:
             checks.check_head(args, config, source)
-            set_labels(config, labels)
+            set_labels(config, labels, task.problem_type)
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_temperatures = None
             for name in OFF_RAMP_FLAGS:

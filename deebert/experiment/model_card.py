@@ -123,7 +123,7 @@ def scores_text(config, task: Task, split: str, exits: AllExits) -> str:
         "| ---: | ---: |",
     ]
     each_layer = layer_scores(task, exits)
-    lines += [f"| {i} | {100 * scores[metric]:.2f} |" for i, scores in enumerate(each_layer, start=1)]
+    lines += [f"| {layer} | {100 * scores[metric]:.2f} |" for layer, scores in each_layer.items()]
     threshold = config.exit_threshold
     if max(exits.cutoffs(threshold), default=0) > 0:
         layers = exits.exit_layers(threshold)

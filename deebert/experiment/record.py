@@ -10,7 +10,6 @@ import transformers
 from accelerate import Accelerator
 
 import deebert
-from deebert.data.tasks import get_task
 from deebert.evaluation import results
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.compatibility import first_difference, training_settings
@@ -51,7 +50,7 @@ class RunRecord:
         git, device = git_revision(), str(accelerator.device)
         shown = ", ".join(f"{name} {version}" for name, version in versions.items())
         accelerator.print(
-            f"{get_task(args.task_name).name}, {args.model_name_or_path}, on {device}: {shown}, git {git}",
+            f"{args.task.name}, {args.model_name_or_path}, on {device}: {shown}, git {git}",
             flush=True,
         )
         self.facts = {

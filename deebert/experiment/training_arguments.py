@@ -23,11 +23,12 @@ RECIPES: dict[str, dict] = {
 class TrainingArguments:
     """Training: strategy, loss and optimizer."""
 
-    recipe: str = flag(
+    recipe: str | None = flag(
         "defaults of other flags; paper: none but the paper's; fast: "
         + ", ".join(f"{name} {value}" for name, value in RECIPES["fast"].items()),
         decides=None,  # the flags that it sets do
-        default="paper",
+        default=None,
+        default_help="paper with --task_name, fast with --train_file",
         choices=tuple(RECIPES),
     )
     train_strategy: str = flag(

@@ -116,14 +116,17 @@ def check_threshold(value: float, config) -> None:
         raise InputError(f"--exit_threshold {value}: {error}") from None
 
 
-def set_labels(config, labels: Sequence[str]) -> None:
-    """Writes the task's labels, in the order of the outputs, into a config; () for regression."""
+def set_labels(config, labels: Sequence[str], problem_type: str | None = None) -> None:
+    """Writes the task's labels, in the order of the outputs, into a config; () for regression.
+
+    problem_type: Hugging Face's name; None: a single label each, or regression.
+    """
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
     else:
         config.num_labels = 1
-    config.problem_type = "single_label_classification" if labels else "regression"
+    config.problem_type = problem_type or ("single_label_classification" if labels else "regression")
 
 
 def load_tokenizer(

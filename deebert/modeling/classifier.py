@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from deebert.modeling.config import config_cutoffs, config_rule, set_rule
+from deebert.modeling.config import config_cutoffs, config_rule, has_several_labels, set_rule
 from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, first_exit_layer, run_with_exits
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.modeling.first_token import first_token_layer, needs_full_last_layer
 from deebert.modeling.off_ramps import OwnInit, classifier_dropout, is_off_ramp, mean_weights, token_lengths
 
@@ -26,7 +26,7 @@ class HighwayClassifierOutput(SequenceClassifierOutput):
     """HF's classifier output (loss, logits (B, C), hidden_states, attentions) and what early exit adds.
 
     exit_layer: (B,) the layer, from 1, at which each sample exited; 0: before the first layer.
-    entropy: (B,) of `logits`, in nats.
+    entropy: (B,) of `logits`, in nats; where a sample may have several labels, the largest binary entropy of a label.
     all_logits: (B, E, C) of every exit, the final classifier last; only if requested.
     all_certainties: (B, E-1) of the learning-to-exit head, with all_logits, where the model has one.
     """
@@ -89,7 +89,8 @@ class HighwayClassifier(OwnInit):
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, T), as for HF's models.
             inputs_embeds: (B, T, H) in place of input_ids.
-            labels: (B,) long, or float where there is one label: adds the loss of the returned logits.
+            labels: (B,) long, or float where there is one label; (B, C) of 0 and 1 for
+                `problem_type="multi_label_classification"`. Adds the loss of the returned logits.
             train_highway: no gradient is kept for the backbone. All exits are returned, and the loss is the sum of the
                 off-ramps' losses (paper, section 3.2; our trainings compute theirs in training/strategies.py).
             output_layer: from 0 (exit 0: -1); every sample gets this exit's logits, and nothing after it runs.
@@ -117,7 +118,7 @@ class HighwayClassifier(OwnInit):
             output = self._run_all_exits(inputs | kwargs, last_layer, rule, cutoffs, train_highway)
         else:
             output = self._run_early_exit(inputs | kwargs, last_layer, rule, cutoffs, can_exit)
-        output.entropy = entropy(output.logits.detach())
+        output.entropy = prediction_entropy(output.logits.detach(), has_several_labels(self.config))
         if labels is not None:
             trained = output.all_logits[:, :-1].unbind(dim=1) if train_highway else [output.logits]
             output.loss = sum(self._loss(logits, labels) for logits in trained)
@@ -201,8 +202,8 @@ class HighwayClassifier(OwnInit):
         return mean_weights(attention_mask, self.dtype)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """HF's own choice: cross-entropy, or mean squared error where there is one label."""
-        labels = labels.to(logits.dtype) if self.num_labels == 1 else labels
+        """HF's own choice: cross-entropy, mean squared error for one label, or binary cross-entropy for several."""
+        labels = labels.to(logits.dtype) if self.num_labels == 1 or has_several_labels(self.config) else labels
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
     def _cutoffs(

@@ -155,7 +155,13 @@ def is_number(value) -> bool:
 
 def config_rule(config, name: str | None = None) -> ExitRule:
     """The exit rule of a config, or the one of this name for its labels. Raises ValueError for an unknown one."""
-    return make_rule(config.exit_rule if name is None else name, config.num_labels, config.patience_tolerance)
+    name = config.exit_rule if name is None else name
+    return make_rule(name, config.num_labels, config.patience_tolerance, has_several_labels(config))
+
+
+def has_several_labels(config) -> bool:
+    """Whether a sample may have any number of labels, each a prediction of its own."""
+    return config.problem_type == "multi_label_classification"
 
 
 def config_cutoffs(
@@ -178,7 +184,7 @@ def set_threshold(config, value: float | Sequence[float]) -> None:
 
 def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bool) -> None:
     """Stores rule and threshold in a config of a model with or without a learning-to-exit head. Raises ValueError."""
-    rule = make_rule(name, config.num_labels, config.patience_tolerance)
+    rule = config_rule(config, name)
     rule.cutoffs(threshold, len(config.exit_layers))
     rule.check_head(has_head)
     config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)

@@ -281,11 +281,70 @@ class Learned(ExitRule):
         return 1 - certainty, None
 
 
+@dataclass(frozen=True)
+class EachLabel(ExitRule):
+    """A rule where a sample may have several labels: each is a prediction of yes or no, and the least certain counts.
+
+    binary: the rule for two labels. A label with logit z has the logits (0, z), whose softmax is 1 - sigmoid(z) and
+    sigmoid(z). With `entropy` the uncertainty is the largest binary entropy over the labels, with `patience` the
+    number of off-ramps in a row that agree on all labels.
+    """
+
+    binary: ExitRule | None = None
+    supported: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return self.binary.name
+
+    @property
+    def stateful(self) -> bool:
+        return self.binary.stateful
+
+    @property
+    def max_uncertainty(self) -> float:
+        return self.binary.max_uncertainty
+
+    def uncertainty(self, logits, certainty, state):
+        state = None if state is None else state.flatten(0, 1)  # (b, C, ...) -> (b C, ...)
+        each, state = self.binary.uncertainty(binary_logits(logits).reshape(-1, 2), certainty, state)
+        labels = logits.shape[-1]
+        return each.reshape(-1, labels).amax(dim=-1), None if state is None else state.unflatten(0, (-1, labels))
+
+    def cutoff(self, threshold: float) -> float:
+        return self.binary.cutoff(threshold)
+
+    def grid(self, points: int, num_layers: int) -> list[float]:
+        return self.binary.grid(points, num_layers)
+
+    def exit_all_threshold(self) -> float:
+        return self.binary.exit_all_threshold()
+
+    def decision_margin(self, all_logits, uncertainties, cutoffs):
+        if not self.stateful:
+            return super().decision_margin(all_logits, uncertainties, cutoffs)
+        each = binary_logits(all_logits).transpose(1, 2)  # (B, C, N, 2)
+        margins = self.binary.decision_margin(each.flatten(0, 1), uncertainties, cutoffs)
+        return margins.unflatten(0, each.shape[:2]).amin(dim=1)
+
+
+def binary_logits(logits: Tensor) -> Tensor:
+    """The logits (..., C) of labels that exclude no other, as those of C predictions of no and yes: (..., C, 2)."""
+    return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+
+
 EXIT_RULES = {rule.name: rule for rule in (Entropy, NormalizedEntropy, Confidence, Margin, Patience, Learned)}
 
 
-def make_rule(name: str, num_labels: int, tolerance: float = 0.5) -> ExitRule:
-    """The rule of that name. Raises ValueError."""
+def make_rule(name: str, num_labels: int, tolerance: float = 0.5, several_labels: bool = False) -> ExitRule:
+    """The rule of that name; several_labels: a sample may have any number of them. Raises ValueError."""
     if name not in EXIT_RULES:
         raise ValueError(f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)}")
+    if several_labels and not EXIT_RULES[name].learned:  # whose uncertainty is not of the logits
+        return EachLabel(num_labels, tolerance, binary=EXIT_RULES[name](2))
     return EXIT_RULES[name](num_labels, tolerance)
+
+
+def prediction_entropy(logits: Tensor, several_labels: bool) -> Tensor:
+    """The entropy (...) in nats of logits (..., C); of several labels a sample the largest binary entropy."""
+    return entropy(binary_logits(logits)).amax(dim=-1) if several_labels else entropy(logits)

@@ -16,7 +16,7 @@ from deebert.modeling.checkpoints import (
     max_tokens,
     quiet_transformers,
 )
-from deebert.modeling.config import config_cutoffs, known_exit_counts
+from deebert.modeling.config import config_cutoffs, has_several_labels, known_exit_counts
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.encoding import EncodedTexts, TextEncoder
@@ -141,7 +141,7 @@ class Classifier:
             values = [f"{value:.4f}" for value in logits[:, 0]]
             rows = zip(values, exit_layers, truncated, strict=True)
             return [Prediction(value, None, layer, {}, cut) for value, layer, cut in rows]
-        several = self.config.problem_type == "multi_label_classification"
+        several = has_several_labels(self.config)
         names = [self.config.id2label[i] for i in range(self.config.num_labels)]
         found = []
         for row, layer, cut in zip(shares(logits, several).tolist(), exit_layers, truncated, strict=True):

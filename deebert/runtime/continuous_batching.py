@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.config import config_cutoffs
+from deebert.modeling.config import config_cutoffs, has_several_labels
 from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, let_exit
-from deebert.modeling.exit_rules import ExitRule, entropy
+from deebert.modeling.exit_rules import ExitRule, prediction_entropy
 from deebert.modeling.off_ramps import token_lengths
 from deebert.runtime.layer_runner import LayerRunner, LayerSteps
 
@@ -153,4 +153,5 @@ def classify_stream(
     if not batcher.samples:
         raise ValueError("there is nothing to classify")
     logits, exit_layer = batcher.exited.in_input_order()
-    return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))
+    nats = prediction_entropy(logits, has_several_labels(model.config))
+    return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from deebert.modeling.checkpoints import max_tokens
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.config import config_cutoffs
+from deebert.modeling.config import config_cutoffs, has_several_labels
 from deebert.modeling.early_exit import ActiveBatch, exits_now
-from deebert.modeling.exit_rules import ExitRule, entropy
+from deebert.modeling.exit_rules import ExitRule, prediction_entropy
 from deebert.modeling.off_ramps import token_lengths
 from deebert.runtime.layer_runner import LayerRunner
 
@@ -158,7 +158,8 @@ class GraphedDeeBert:
             state = self.state(size, batch.longest)
             state.fill(input_ids, mask, token_type_ids)
             self.run_layers(batch, state, rule, cutoffs, logits.numpy(), exit_layer.numpy())
-        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))
+        nats = prediction_entropy(logits, has_several_labels(self.config))
+        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)
 
     def run_layers(
         self,

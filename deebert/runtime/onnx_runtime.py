@@ -17,9 +17,9 @@ from torch import Tensor
 
 from deebert.modeling.checkpoints import GRAPH, MANIFEST, check_graph, load_config
 from deebert.modeling.classifier import HighwayClassifierOutput, output_of_all_exits
-from deebert.modeling.config import config_rule, set_rule, set_threshold
+from deebert.modeling.config import config_rule, has_several_labels, set_rule, set_threshold
 from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, let_exit
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule, plain_threshold
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold, prediction_entropy
 from deebert.modeling.off_ramps import token_lengths
 from deebert.utils.cli import InputError
 
@@ -68,13 +68,18 @@ def read_manifest(folder: Path) -> dict:
 
 @lru_cache
 def rule_and_cutoffs(
-    name: str, num_labels: int, tolerance: float, threshold: float | tuple[float, ...], num_exits: int
+    name: str,
+    num_labels: int,
+    tolerance: float,
+    several_labels: bool,
+    threshold: float | tuple[float, ...],
+    num_exits: int,
 ) -> tuple[ExitRule, tuple[float, ...], np.ndarray]:
     """A rule and its cut-offs (E-1,), as numbers and as the graph takes them. Raises ValueError.
 
     Cached: a single text takes so little time that computing them counts.
     """
-    rule = make_rule(name, num_labels, tolerance)
+    rule = make_rule(name, num_labels, tolerance, several_labels)
     cutoffs = tuple(rule.cutoffs(threshold, num_exits))
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
         array = np.array(cutoffs, np.float32)
@@ -223,7 +228,7 @@ class OnnxDeeBert:
         if math.isnan(uncertainty[0]):  # the graph has stopped at a layer where the text does not exit
             return None
         logits, uncertainty = torch.from_numpy(logits), torch.from_numpy(uncertainty)
-        nats = uncertainty if rule.name == "entropy" else entropy(logits)
+        nats = uncertainty if rule.name == "entropy" else self._entropy(logits)
         return HighwayClassifierOutput(logits=logits, exit_layer=torch.from_numpy(exit_layer.reshape(1)), entropy=nats)
 
     def _run_batch(
@@ -258,7 +263,7 @@ class OnnxDeeBert:
             let_exit(batch, exited, layer, outputs.logits, uncertainty, cutoffs[stopped])
             i = stopped + 1
         logits, exit_layer = exited.in_input_order()
-        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=entropy(logits))
+        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=self._entropy(logits))
 
     def _run_all_exits(
         self,
@@ -275,8 +280,11 @@ class OnnxDeeBert:
             state = outputs.hidden
             exits.append((outputs.logits, outputs.certainty))
         output = output_of_all_exits(exits, rule, cutoffs, self.exit_layers)
-        output.entropy = entropy(output.logits)
+        output.entropy = self._entropy(output.logits)
         return output
+
+    def _entropy(self, logits: Tensor) -> Tensor:
+        return prediction_entropy(logits, has_several_labels(self.config))
 
     def _stop_everywhere(self) -> np.ndarray:
         return np.full(len(self.exit_layers) - 1, np.inf, np.float32)
@@ -287,5 +295,6 @@ class OnnxDeeBert:
         config = self.config
         threshold = plain_threshold(config.exit_threshold if threshold is None else threshold)
         key = threshold if isinstance(threshold, float) else tuple(threshold)
-        rule = exit_rule or config.exit_rule
-        return rule_and_cutoffs(rule, config.num_labels, config.patience_tolerance, key, len(self.exit_layers))
+        rule, several = exit_rule or config.exit_rule, has_several_labels(config)
+        exits = len(self.exit_layers)
+        return rule_and_cutoffs(rule, config.num_labels, config.patience_tolerance, several, key, exits)

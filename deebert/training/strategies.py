@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deebert.modeling.exit_rules import binary_logits
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -55,21 +57,31 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
 
 
 def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss (E,) of each exit against the labels (B,): cross-entropy, or squared error if there is one label."""
+    """The loss (E,) of each exit against the labels (B,): cross-entropy, or squared error if there is one label.
+
+    Of several labels a sample, (B, C) of 0 and 1, the mean of their binary cross-entropies.
+    """
     if all_logits.shape[2] == 1:
         return (all_logits.squeeze(2) - labels.to(all_logits.dtype).unsqueeze(1)).square().mean(dim=0)
+    if labels.dim() == 2:
+        labels = labels.to(all_logits.dtype).unsqueeze(1).expand(all_logits.shape)
+        return functional.binary_cross_entropy_with_logits(all_logits, labels, reduction="none").mean(dim=(0, 2))
     losses = functional.cross_entropy(
         all_logits.transpose(1, 2), labels.unsqueeze(1).expand(all_logits.shape[:2]), reduction="none"
     )
     return losses.mean(dim=0)
 
 
-def distillation_losses(all_logits: Tensor, temperature: float) -> Tensor:
+def distillation_losses(all_logits: Tensor, temperature: float, several_labels: bool = False) -> Tensor:
     """The distillation loss (E-1,) of each off-ramp: its distance from the final classifier, which gets no gradient.
 
     T^2 KL(softmax(z_E / T) || softmax(z_i / T)): FastBERT's self-distillation (Liu et al., 2020) with temperature and
-    direction of Hinton et al. (2015); squared error if there is one label.
+    direction of Hinton et al. (2015); squared error if there is one label; the mean over several labels, each of them a
+    prediction of no and yes.
     """
+    if several_labels:
+        each = binary_logits(all_logits).transpose(1, 2).flatten(0, 1)  # (B, N, C) -> (B C, N, 2)
+        return distillation_losses(each, temperature)
     students, teacher = all_logits[:, :-1], all_logits[:, -1:].detach()
     if all_logits.shape[2] == 1:
         return (students - teacher).square().mean(dim=(0, 2))
@@ -83,12 +95,14 @@ def distillation_losses(all_logits: Tensor, temperature: float) -> Tensor:
 def certainty_losses(certainties: Tensor, all_logits: Tensor, labels: Tensor) -> Tensor:
     """The loss (E-1,) of the learning-to-exit head, whose certainties are (B, E-1): BERxiT, section 3.3.
 
-    The squared distance to 1 if the off-ramp is right and to 0 if it is wrong; for regression to 1 - tanh of the
-    absolute error.
+    The squared distance to 1 if the off-ramp is right (about all labels) and to 0 if it is wrong; for regression to
+    1 - tanh of the absolute error.
     """
     logits = all_logits[:, :-1].detach()
     if all_logits.shape[2] == 1:
         target = 1 - (logits.squeeze(2) - labels.to(logits.dtype).unsqueeze(1)).abs().tanh()
+    elif labels.dim() == 2:
+        target = ((logits > 0) == labels.unsqueeze(1).bool()).all(dim=-1).to(certainties.dtype)
     else:
         target = (logits.argmax(dim=-1) == labels.unsqueeze(1)).to(certainties.dtype)
     return (certainties - target).square().mean(dim=0)
@@ -112,7 +126,8 @@ def training_loss(
     losses = exit_losses(output.all_logits, labels)  # (E,)
     early, final = losses[:-1], losses[-1:]
     if distill > 0:
-        early = torch.lerp(early, distillation_losses(output.all_logits, temperature), distill)
+        distances = distillation_losses(output.all_logits, temperature, several_labels=labels.dim() == 2)
+        early = torch.lerp(early, distances, distill)
     if output.all_certainties is not None:
         early = early + certainty_losses(output.all_certainties, output.all_logits, labels)
     return torch.cat([early, final]) @ losses.new_tensor(weights), losses.detach()

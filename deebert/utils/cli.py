@@ -87,6 +87,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def up_to_half(text: str) -> float:
+    """An argparse type: a number above 0 and not above 0.5."""
+    value = _number(text)
+    if not 0 < value <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and up to 0.5")
+    return value
+
+
 def _number(text: str) -> float:
     """The number in a text, NaN where there is none."""
     try:

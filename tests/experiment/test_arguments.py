@@ -7,6 +7,7 @@ from helpers import ROOT
 
 from deebert.experiment.arguments import Arguments, make_parser, parse_args
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
+from deebert.experiment.data_arguments import FILES
 from deebert.experiment.flags import flag, help_of
 from deebert.experiment.training_arguments import RECIPES
 from deebert.utils.cli import InputError
@@ -78,7 +79,7 @@ def test_a_flag_that_does_not_declare_what_it_decides_cannot_be_defined():
 
 def test_help_is_grouped():
     text = make_parser().format_help()
-    titles = ["Run: ", "Model: ", "Data: ", "Training: ", "Logging and checkpoints: ", "Evaluation: "]
+    titles = ["Run: ", "Model: ", "Data: ", "Own data: ", "Training: ", "Logging and checkpoints: ", "Evaluation: "]
     assert [text.index(f"\n{title}") for title in titles] == sorted(text.index(f"\n{title}") for title in titles)
     options = text[text.index("Run: ") :]
     assert options.count("(default: ") + options.count("(default:\n") + options.count("(required)") == len(
@@ -132,7 +133,7 @@ def test_a_recipe_may_set_the_exit_before_the_first_layer(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", [field.name for field in fields(Arguments) if field.name not in ("task_name", "data_dir")]
+    "name", [field.name for field in fields(Arguments) if field.name not in ("task_name", "data_dir", *FILES)]
 )
 def test_only_flags_that_decide_something_make_a_difference(args, name):
     other = replace(args, **{name: "another value"})

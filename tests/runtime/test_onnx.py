@@ -105,9 +105,9 @@ class ExitByEveryRule(torch.nn.Module):
         return tuple(one(hidden)[1] for one in self.exits)
 
 
-@pytest.mark.parametrize("labels", [1, 3])
-def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, labels):
-    model = tiny_model("bert", num_labels=labels, exit_rule="learned", num_hidden_layers=2)
+@pytest.mark.parametrize(("labels", "kind"), [(1, None), (3, None), (3, "multi_label_classification")])
+def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, labels, kind):
+    model = tiny_model("bert", num_labels=labels, problem_type=kind, exit_rule="learned", num_hidden_layers=2)
     torch.nn.init.normal_(model.bert.encoder.learn_to_exit.weight)
     hidden = torch.randn(5, 4, model.config.hidden_size)
     path = tmp_path / "exit.onnx"
@@ -115,9 +115,8 @@ def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, labels):
     actual = onnxruntime.InferenceSession(path).run(list(EXIT_RULES), {"hidden": hidden.numpy()})
     for name, uncertainty in zip(EXIT_RULES, actual, strict=True):
         with torch.no_grad():
-            expected, _ = make_rule(name, labels).uncertainty(
-                *model.bert.encoder.exit_functions()[0](hidden, None), None
-            )
+            rule = make_rule(name, labels, several_labels=kind is not None)
+            expected, _ = rule.uncertainty(*model.bert.encoder.exit_functions()[0](hidden, None), None)
         np.testing.assert_allclose(uncertainty, expected, atol=1e-5, err_msg=name)
 
 

@@ -53,6 +53,34 @@ def test_missing_data_gets_one_clear_line(tmp_path, name, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"TRAIN_FILE": "my data/tickets.v2.csv", "TEST_FILE": "test.csv"}, "tickets.v2"),
+        ({"TRAIN_FILE": "banking/train.tsv", "VALIDATION_FILE": "banking/dev.tsv"}, "banking"),
+    ],
+)
+def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
+    """A stand-in for Python prints its arguments; what the driver does with them is tested in tests/experiment."""
+    (tmp_path / "python").write_text('#!/bin/sh\n[ "$1" = -c ] || printf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    for folder in ("my data", "banking", f"saved_models/bert-base/{name}/two_stage"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / f"saved_models/bert-base/{name}/two_stage/config.json").write_text("{}")
+    for script_name in ("train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh"):
+        done = script(script_name, tmp_path, "--label_column", "team", PYTHON=str(tmp_path / "python"), **files)
+        arguments = done.stdout.splitlines()
+        for variable, path in files.items():
+            assert arguments[arguments.index(f"--{variable.lower()}") + 1] == path
+        assert arguments[arguments.index("--output_dir") + 1] == f"./saved_models/bert-base/{name}/two_stage"
+        assert arguments[-2:] == ["--label_column", "team"]
+        assert not {"--task_name", "--data_dir"} & {*arguments}
+
+        both = script(script_name, tmp_path, DATASET="MRPC", **files)
+        assert (both.returncode, both.stdout) == (2, "")
+        assert both.stderr == "error: DATASET=MRPC and TRAIN_FILE: set one of them, and unset the other\n"
+
+
 def test_a_wrong_task_gets_one_clear_line(tmp_path):
     done = script("train_deebert.sh", tmp_path, DATASET="SST2")
     assert (done.returncode, done.stdout) == (2, "")

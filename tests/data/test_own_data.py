@@ -1,0 +1,285 @@
+"""Own data: what files may look like, which columns and labels they give, and one clear line for what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deebert.data.own_data import OwnFiles, own_task
+from deebert.data.splitting import shared_texts, validation_rows
+from deebert.data.tasks import Example
+from deebert.utils.cli import InputError
+
+DEV = "text,label\nx,a\ny,b\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str | bytes, name: str = "train.csv"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def task(write):
+    """The task of a training file; unless a dev file is given, a CSV with the labels a and b."""
+
+    def make(text: str | bytes, name: str = "train.csv", dev: str | None = DEV, **flags):
+        validation = None if dev is None else write(dev, "dev.csv" if name != "train.tsv" else "dev.tsv")
+        return own_task(OwnFiles(train=write(text, name), validation=validation, **flags))
+
+    return make
+
+
+def pairs(examples: list[Example]) -> list[tuple]:
+    return [(x.text_a, x.label) for x in examples]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.csv", 'text,label\n"one, ""two""\nthree",b\nNA,a\n'),
+        ("train.csv", '\ufefftext,label\r\n"one, ""two""\nthree",b\r\n\r\nNA,a\r\n'),
+        ("train.csv", 'text;label\n"one, ""two""\nthree";b\nNA;a\n'),
+        ("train.csv", 'id,label,text\n1, b ,"one, ""two""\nthree"\n2,a,NA'),
+        (
+            "train.jsonl",
+            '{"text": "one, \\"two\\"\\nthree", "label": "b"}\r\n\r\n{"label": "a", "text": "NA", "x": 1}\n',
+        ),
+    ],
+    ids=["quoted", "BOM, CRLF and blank lines", "semicolons", "other columns", "JSONL"],
+)
+def test_texts_and_labels_of_any_format(task, name, text):
+    made = task(text, name)
+    assert pairs(made.read(None, "train")) == [('one, "two"\nthree', 1), ("NA", 0)]
+    assert (made.labels, made.problem_type, made.metrics) == (("a", "b"), SINGLE_LABEL, ("acc", "f1_macro"))
+    assert "text from 'text', label from 'label'" in made.notes[0]
+
+
+def test_a_tsv_is_never_quoted(task):
+    made = task('text\tlabel\n"said\ta\nhe "said"\tb\n', "train.tsv", dev="text\tlabel\n\ta\n")
+    assert pairs(made.read(None, "train")) == [('"said', 0), ('he "said"', 1)]
+
+
+def test_parquet(tmp_path, task):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame({"text": ["NA", "y"], "label": [["a", "b"], []]})
+    frame.to_parquet(tmp_path / "train.parquet")
+    made = own_task(OwnFiles(train=tmp_path / "train.parquet", validation=tmp_path / "train.parquet"))
+    assert pairs(made.read(None, "dev")) == [("NA", (1, 1)), ("y", (0, 0))]
+
+
+@pytest.mark.parametrize(
+    ("header", "flags", "columns"),
+    [
+        ("text,team", {}, (("text",), "team")),
+        ("ticket,label", {}, (("ticket",), "label")),
+        ("Sentence1,Sentence2,id,Label", {}, (("Sentence1", "Sentence2"), "Label")),
+        ("id,title,text,team", {"label_column": "team", "text_column": "title"}, (("title",), "team")),
+        ("a,b,c", {"label_column": "a", "text_column": "b", "text_pair_column": "c"}, (("b", "c"), "a")),
+        ("text,label,score", {"label_column": "label"}, (("text",), "label")),
+    ],
+)
+def test_columns_are_guessed_where_their_names_are_plain(task, header, flags, columns):
+    fields = len(header.split(","))
+    text = f"{header}\n{','.join(['x'] * fields)}\n{','.join(['y'] * fields)}\n"
+    made = task(text, dev=text, **flags)
+    assert (made.text_columns, made.label_column) == columns
+    assert (made.read(None, "dev")[1].text_b == "y") == (len(columns[0]) == 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "labels", "expected"),
+    [
+        (["10", "9", "10"], {}, ("9", "10"), [1, 0, 1]),
+        (["1", "0", "1"], {"label_names": "no\nyes\nother\n"}, ("no", "yes", "other"), [1, 0, 1]),
+        (["1.5", "-2", "3"], {"problem_type": REGRESSION}, (), [1.5, -2.0, 3.0]),
+        (["a|b", "", " b |"], {"label_separator": "|"}, ("a", "b"), [(1, 1), (0, 0), (0, 1)]),
+        (['["b", "a"]', "[]", '["a"]'], {}, ("a", "b"), [(1, 1), (0, 0), (1, 0)]),
+        ([["b", 1], [], [1]], {}, ("1", "b"), [(1, 1), (0, 0), (1, 0)]),
+        (
+            ["0,2", "2", ""],
+            {"label_separator": ",", "label_names": "x\ny\nz\n"},
+            ("x", "y", "z"),
+            [(1, 0, 1), (0, 0, 1), (0, 0, 0)],
+        ),
+        ([True, False, None], {"problem_type": MULTI_LABEL}, ("false", "true"), [(0, 1), (1, 0), (0, 0)]),
+    ],
+)
+def test_labels(write, values, flags, labels, expected):
+    lines = [json.dumps({"text": str(i), "label": value}) for i, value in enumerate(values)]
+    flags = {name: write(flag, "names") if name == "label_names" else flag for name, flag in flags.items()}
+    path = write("\n".join(lines), "train.jsonl")
+    made = own_task(OwnFiles(train=path, validation=path, **flags))
+    assert made.labels == labels
+    assert [x.label for x in made.read(None, "train")] == expected
+    assert made.several_labels == isinstance(expected[0], tuple)
+
+
+def test_a_file_without_a_header_line(task):
+    made = task("1\tfine\t7\n0\tbad\t8\n", "train.tsv", dev="1\tx\t7\n", column_names=("label", "text", "id"))
+    assert pairs(made.read(None, "train")) == [("fine", 1), ("bad", 0)]
+    with pytest.raises(InputError, match="first line is a header line; leave --column_names out"):
+        task("label\ttext\n0\tx\n", "train.tsv", dev="", column_names=("label", "text"))
+
+
+LONG = "text,label\n" + "".join(f"t{i},{i}\n" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("", {}, "train.csv: no lines of data in it"),
+        ("text,label\n", {}, "train.csv: no lines of data in it"),
+        (b"text,label\nx,a\n\xe9t\xe9,b\n", {}, "train.csv, line 3: not UTF-8 text .*; save the file as UTF-8"),
+        ("text,label\nx,a\none, two,b\n", {}, "line 3: 3 columns where 2 are expected; is there unquoted text"),
+        ("text,label\nx,a\ny\n", {}, "line 3: 1 columns where 2 are expected"),
+        ('text,label\nx,a\n"y,b\nz,a\n', {}, "line 3: not a CSV record: a quote is opened and never closed"),
+        ('text,label\n"x" y,a\n', {}, "line 2: not a CSV record: ',' expected after '\"'"),
+        ("title,team\nx,a\n", {}, "which column holds the text. Give --text_column; the file has title, team"),
+        ("text,id,team\nx,1,a\n", {}, "which column holds the label. Give --label_column; the file has text, id, team"),
+        (
+            "text,label\nx,a\n",
+            {"label_column": "team"},
+            "--label_column team: no such column; the file has text, label",
+        ),
+        ("text,label\nx,a\n", {"text_pair_column": "label"}, "--text_pair_column label needs --text_column"),
+        ("text,text,label\nx,y,a\n", {}, "more than one column is named 'text'"),
+        ("text,label\nx,a\ny,a\n", {}, "column 'label' has one label only, 'a'; a classifier needs two"),
+        ("text,label\nx,a\ny,\n", {}, "line 3, column 'label': there is no label"),
+        ("text,label\nx,a\ny,c\n", {}, r"dev.csv, line 3: label 'b' is unknown to the training, which has a, c$"),
+        (LONG, {}, "dev.csv, line 2: label 'a' is unknown .* 9 and 20 more"),
+        ("text,label\nx,1\ny,two\n", {"problem_type": REGRESSION}, "line 3, column 'label': 'two' is not a number"),
+        ("text,label\nx,1\ny,inf\n", {"problem_type": REGRESSION}, "'inf' is not a number"),
+        ("text,label\nx,['a']\ny,[]\n", {}, r"line 2, column 'label': \['a'\] is not a JSON list"),
+        ("text,label\nx,\ny,\n", {"label_separator": "|"}, "has no label in any line"),
+    ],
+)
+def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
+    with pytest.raises(InputError, match=message) as error:
+        task(text, **flags)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "flags", "message"),
+    [
+        ("t.jsonl", '{"text": "x", "label": "a"}\n{"text": "x"\n', {}, "t.jsonl, line 2: not JSON"),
+        ("t.jsonl", '["x", "a"]\n', {}, "t.jsonl, line 1: not an object"),
+        ("t.jsonl", '{"text": "x", "label": "a"}\n{"label": "a"}\n', {}, "line 2: no 'text'; it has label"),
+        ("t.jsonl", '{"text": ["x"], "label": "a"}\n', {}, "line 1: 'text' is not a text: "),
+        ("t.jsonl", '{"text": "x", "label": {"a": 1}}\n', {}, "line 1, column 'label': .* is not one label"),
+        ("t.jsonl", "{}", {"column_names": ("a",)}, "--column_names is for CSV and TSV files"),
+        ("t.xlsx", "", {}, "t.xlsx: a file that ends in .csv, .tsv, .jsonl or .parquet is needed"),
+        ("t.tsv", "text\tlabel\nx\ta\tb\n", {}, "line 2: 3 columns .* is there text with a tab"),
+        ("t.parquet", "", {}, "t.parquet: (Parquet needs more packages|not a Parquet file)"),
+    ],
+)
+def test_other_formats_get_one_clear_line_too(write, name, text, flags, message):
+    path = write(text, name)
+    with pytest.raises(InputError, match=message):
+        own_task(OwnFiles(train=path, validation=path, **flags))
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "message"),
+    [
+        ("a\nb\n", "2", "label '2' is no number from 0 to 1"),
+        ("a\nb\n", "a", "label 'a' is no number from 0 to 1"),
+        ("a\na\n", "0", "'a' occurs more than once"),
+        ("a\n", "0", "1 names; two are needed"),
+    ],
+)
+def test_names_of_labels_that_do_not_fit(write, names, label, message):
+    path = write(f"text,label\nx,{label}\n")
+    with pytest.raises(InputError, match=message):
+        own_task(OwnFiles(train=path, validation=path, label_names=write(names, "names")))
+
+
+def test_missing_files(tmp_path, write):
+    with pytest.raises(InputError, match=r"none.csv: no such file"):
+        own_task(OwnFiles(train=tmp_path / "none.csv"))
+    with pytest.raises(InputError, match=r"--label_names .*none: no such file"):
+        own_task(OwnFiles(train=write(DEV), label_names=tmp_path / "none"))
+
+
+def test_no_text_is_lost_silently(task):
+    made = task('text,label\n"",a\nx,b\n  ,a\nx,a\n')
+    assert [x.text_a for x in made.read(None, "train")] == ["", "x", "  ", "x"]
+    empty, shared = (note for note in made.notes if note.startswith("warning: "))
+    assert "train.csv: 2 empty texts, the first in line 2; they are kept" in empty
+    assert "1 of 2 texts in" in shared
+    assert "train.csv, too, so that scores come out too high" in shared
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (["a;b", "b", "a"], "add --label_separator ';'"),
+        (["a b", "b", "a"], None),
+        (["1.5", "2", "a"], None),
+        (["1.5", "2", "3"], "labels such as '1.5' are classes here: to predict numbers, add --problem_type regression"),
+        ([str(i) for i in range(30)], "30 labels in 30 lines: is --label_column the right one"),
+    ],
+)
+def test_labels_that_may_be_something_else_are_noted(task, labels, note):
+    text = "text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels))
+    warnings = [line for line in task(text, dev=f"text,label\nx,{labels[0]}\n").notes if line.startswith("warning")]
+    assert len(warnings) == (note is not None)
+    assert note is None or note in warnings[0]
+
+
+def test_at_an_evaluation_the_models_labels_count(write):
+    dev = write(DEV)
+    made = own_task(OwnFiles(validation=dev, labels=("c", "b", "a"), problem_type=SINGLE_LABEL))
+    assert pairs(made.read(None, "dev")) == [("x", 2), ("y", 1)]
+    several = own_task(OwnFiles(validation=dev, labels=("b", "a"), problem_type=MULTI_LABEL))
+    assert pairs(several.read(None, "dev")) == [("x", (0, 1)), ("y", (1, 0))]
+
+
+def test_examples_in_another_order_of_labels(task):
+    assert pairs(task("text,label\nx,a\ny,b\nz,c\n").read(None, "train", ("c", "a", "b"))) == [
+        ("x", 1),
+        ("y", 2),
+        ("z", 0),
+    ]
+    several = task("text,label\nx,a|b\ny,c\n", label_separator="|").read(None, "train", ("c", "a", "b"))
+    assert [x.label for x in several] == [(0, 1, 1), (1, 0, 0)]
+
+
+def test_the_split_is_stratified_seeded_and_keeps_copies_together(task):
+    rows = [f"{name}{i % 40},{name}" for name, count in (("a", 200), ("b", 100), ("c", 2)) for i in range(count)]
+    made = task("text,label\n" + "\n".join(rows) + "\n", dev=None)
+    dev, train = pairs(made.read(None, "dev")), pairs(made.read(None, "train"))
+    assert len(dev) + len(train) == 302
+    assert not set(dev) & set(train)  # 40 texts of a and of b, with copies
+    assert {label for _, label in train} == {0, 1, 2}
+    assert [len({x for x in dev if x[1] == label}) for label in (0, 1)] == [4, 4]  # a tenth of 40
+    assert made.file(None, "dev") == made.file(None, "train")
+    assert pairs(task("text,label\n" + "\n".join(rows) + "\n", dev=None).read(None, "dev")) == dev
+    assert not any("too high" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize(("classes", "each"), [(2, 100), (50, 3), (77, 5), (3, 2), (1, 30)])
+def test_a_split_of_any_sizes(share, classes, each):
+    """Many classes with few texts, as in real data: the part has its size, and each class stays in the training."""
+    texts = [f"{i % classes} {i}" for i in range(classes * each)]
+    strata = [text.split()[0] for text in texts]
+    if not 1 <= round(share * len(texts)) < len(texts) - classes:
+        with pytest.raises(InputError, match="too few to hold out a part"):
+            validation_rows(texts, strata, share)
+        return
+    rows = validation_rows(texts, strata, share)
+    assert rows.sum() == round(share * len(texts))
+    assert {stratum for stratum, row in zip(strata, rows, strict=True) if not row} == set(strata)
+    np.testing.assert_array_equal(rows, validation_rows(texts, strata, share))
+
+
+def test_shared_texts():
+    assert shared_texts(["a", "b", "a", "c"], ["a", "x"]) == 2

@@ -1,0 +1,159 @@
+"""Own data through the driver: what is trained, scored, stored and said, and one clear line for what cannot be."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+from tiny import sentences
+
+import run_glue_deebert
+from deebert import Classifier
+from deebert.evaluation.all_exits import AllExits
+from deebert.experiment.arguments import parse_args
+from deebert.utils import cli
+
+TRAIN = "--do_train --do_eval --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --save_steps 0 --no_cuda"
+EVALUATE = "--do_eval --eval_each_highway --model_name_or_path out --max_seq_length 32"
+
+
+@pytest.fixture
+def own(monkeypatch, tmp_path, tiny_checkpoints):
+    """Runs the driver in tmp_path with the tiny model."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(flags: str) -> None:
+        common = f"--model_type bert --model_name_or_path {tiny_checkpoints['bert']} --output_dir out"
+        monkeypatch.setattr("sys.argv", ["run_glue_deebert.py", *common.split(), *flags.split()])
+        cli.run(run_glue_deebert.main)
+
+    return run
+
+
+def write_csv(path, rows: list[tuple], header: tuple = ("text", "label")) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def results_of(folder) -> tuple[AllExits, list[dict], dict]:
+    """The exits, the table of classes and the model's config."""
+    with (folder / "plotting/out/classes.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    return (
+        AllExits.load(folder / "plotting/out/all_exits.npz"),
+        classes,
+        json.loads((folder / "out/config.json").read_text()),
+    )
+
+
+def test_texts_with_a_label(own, tmp_path, capsys):
+    names = ("good", "bad")
+    write_csv(tmp_path / "films.csv", [(text, names[label]) for text, label in sentences(60, 1)])
+    write_csv(tmp_path / "test.csv", [(text, names[label]) for text, label in sentences(12, 2)])
+    own(f"{TRAIN} --train_file films.csv --validation_split 0.3 --highway_epochs 2")
+    printed = capsys.readouterr().out
+    assert "films.csv: 60 lines, text from 'text', label from 'label', one each of 2 labels: bad, good" in printed
+    assert "films.csv: 18 of its lines are the dev set, 42 the training set (--validation_split 0.3)" in printed
+
+    own(f"{EVALUATE} --target_saving 0.2 --seed 7")  # the data are those of the training, and its part of them
+    printed = capsys.readouterr().out
+    exits, classes, config = results_of(tmp_path)
+    assert (config["id2label"], config["problem_type"]) == ({"0": "bad", "1": "good"}, "single_label_classification")
+    assert config["highway_head"] == "linear"  # --recipe fast is the default
+    assert exits.logits.shape == (18, 4, 2)
+    early = exits.logits_at(exits.exit_layers(config["exit_threshold"])).argmax(-1)
+    for name, predicted in (("f1_full", exits.logits[:, -1].argmax(-1)), ("f1_early", early)):
+        expected = f1_score(exits.labels, predicted, average=None)
+        assert [float(row[name]) for row in classes] == pytest.approx(expected)
+        assert f"{100 * np.mean(expected):.1f}" in printed.split("| macro F1 |")[1].splitlines()[0]
+    assert [row["label"] for row in classes] == ["bad", "good"]
+
+    own(f"{EVALUATE} --validation_file films.csv --test_file test.csv")
+    assert "Result of out on test: acc" in capsys.readouterr().out
+    assert len(AllExits.load(tmp_path / "plotting/out-test/all_exits.npz").labels) == 12
+
+    for flags in ("--train_file films.csv --validation_split 0.2", "--train_file test.csv"):
+        with pytest.raises(SystemExit):
+            own(f"{EVALUATE} {flags}")
+        assert "a part of this one may hold texts that it has seen; give --validation_file" in capsys.readouterr().err
+
+
+def test_texts_with_several_labels(own, tmp_path, capsys):
+    for name, n, seed in (("train", 60, 1), ("dev", 20, 2)):
+        lines = [
+            {"text": text, "tags": [["bad"], ["good"], ["good", "long"], []][label + 2 * (len(text) > 40)]}
+            for text, label in sentences(n, seed)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    files = "--train_file train.jsonl --validation_file dev.jsonl --label_column tags"
+    own(f"{TRAIN} {files} --exit_rule learned --distill")
+    own(f"{EVALUATE} --exit_rule entropy --calibrate --target_saving 0.3 --eval_highway --exit_threshold 0 0.6")
+    printed = capsys.readouterr().out
+    assert "any number of labels each, of 3 labels: bad, good, long" in printed
+    exits, classes, config = results_of(tmp_path)
+    assert (config["problem_type"], exits.labels.shape) == ("multi_label_classification", (20, 3))
+    probabilities = 1 / (1 + np.exp(-exits.logits[:, :-1].astype(float)))
+    binary = -(probabilities * np.log(probabilities) + (1 - probabilities) * np.log(1 - probabilities))
+    assert exits.uncertainties == pytest.approx(binary.max(-1), abs=1e-5)
+    predicted = exits.logits[:, -1] > 0
+    scores = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
+    for average in ("micro", "macro"):
+        expected = f1_score(exits.labels, predicted, average=average, zero_division=0)
+        assert float(scores[f"f1_{average}"]) == pytest.approx(expected)
+    assert [int(row["texts"]) for row in classes] == exits.labels.sum(0).tolist()
+    text = json.loads((tmp_path / "dev.jsonl").read_text().splitlines()[0])["text"]
+    (prediction,) = Classifier("out", exit_threshold=-1, max_seq_length=32)([text])
+    assert prediction.label == np.array(["bad", "good", "long"])[predicted[0]].tolist()
+
+
+def test_numbers(own, tmp_path):
+    write_csv(tmp_path / "stars.csv", [(text, 4 * label + 0.5) for text, label in sentences(40, 1)], ("text", "stars"))
+    own(f"{TRAIN} --train_file stars.csv --problem_type regression --exit_rule patience")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["problem_type"] == "regression"
+    assert "spearmanr = " in (tmp_path / "out/eval_results.txt").read_text()
+
+
+def test_exits_at_chance_are_named(own, tmp_path, capsys):
+    write_csv(
+        tmp_path / "train.csv", [(text, "common" if i else "rare") for i, (text, _) in enumerate(sentences(12, 1))]
+    )
+    own(f"{TRAIN} --train_file train.csv --validation_file train.csv --learning_rate 1e-9 --highway_learning_rate 1e-9")
+    printed = capsys.readouterr().out
+    assert "of 4: no better than always 'common' (91.7 %); train longer" in printed
+    assert "warning: 12 of 12 texts in train.csv are in train.csv, too" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--do_train", "no data: give --train_file with your own, or --task_name and --data_dir"),
+        ("--do_train --task_name SST-2", "no data: give --train_file with your own, or --task_name and --data_dir"),
+        ("--do_train --train_file a.csv --task_name SST-2", "--task_name and --data_dir are for GLUE's files"),
+        ("--do_train --validation_file a.csv", "--do_train needs --train_file"),
+        ("--do_eval --test_file a.csv", "--test_file a.csv: give --validation_file, too"),
+        ("--do_eval --validation_file a.csv", "--output_dir out: no trained model there"),
+        ("--do_train --train_file a.csv", "a.csv: no such file"),
+        ("--do_train --train_file a.csv --validation_split 0.7", "0.7 is not a number above 0 and up to 0.5"),
+    ],
+)
+def test_flags_that_do_not_fit_get_one_clear_line(own, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        own(flags)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_recipe_follows_from_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = "--model_type bert --model_name_or_path m --output_dir o"
+    for flags, recipe in (
+        ("--do_train --train_file a.csv", "fast"),
+        ("--do_train --train_file a.csv --recipe paper", "paper"),
+        ("--do_train --task_name SST-2 --data_dir d", "paper"),
+        ("--do_eval --train_file a.csv", "paper"),  # an evaluation takes the model's off-ramps as they are
+    ):
+        args = parse_args(f"{common} {flags}".split())
+        assert (args.recipe, args.highway_head) == (recipe, "linear" if recipe == "fast" else None)
