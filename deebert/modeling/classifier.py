@@ -134,20 +134,18 @@ class HighwayClassifier(OwnInit):
             return HighwayClassifierOutput(
                 logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions
             )
-        encoder, mask, exited = self.base_model.encoder, inputs["attention_mask"], ExitedSamples()
+        mask, exited = inputs["attention_mask"], ExitedSamples()
         batch = ActiveBatch(index=torch.arange(0))
-
-        def off_ramp(i: int, batch: ActiveBatch) -> tuple[Tensor, Tensor | None]:
-            return encoder.off_ramp(i, batch.hidden_states, batch.pooling_weights)
 
         def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
             batch.index = torch.arange(len(hidden_states))
             batch.hidden_states, batch.attention_mask = hidden_states, attention_mask
             if can_exit:
-                batch.pooling_weights = None if self._is_unpadded_text(mask) else self.pooling_weights(mask)
+                batch.pooling_weights = self.pooling_weights(mask)
                 batch.lengths = None if len(batch) == 1 else token_lengths(mask)  # a batch of one never shrinks
             layers = layers[:-1] + (last_layer or layers[-1:])
-            run_with_exits(layers, off_ramp, batch, exited, rule, cutoffs, self.config.exit_layers)
+            off_ramps = self.base_model.encoder.off_ramps() if can_exit else []
+            run_with_exits(layers, off_ramps, batch, exited, rule, cutoffs, self.config.exit_layers)
             return batch.hidden_states[: len(batch)]
 
         outputs = self.base_model(**inputs, layer_loop=loop)
@@ -162,14 +160,14 @@ class HighwayClassifier(OwnInit):
         self, inputs: dict, last_layer: list[Callable], rule: ExitRule, cutoffs: list[float], train_highway: bool
     ) -> HighwayClassifierOutput:
         """Path 2: every layer and every off-ramp run for every sample; where each would exit follows from that."""
-        encoder, exits = self.base_model.encoder, []  # of each off-ramp: logits (B, C) and certainty (B,) or None
+        exits = []  # of each off-ramp: logits (B, C) and certainty (B,) or None
         pooling_weights, train_off_ramps = self.pooling_weights(inputs["attention_mask"]), torch.is_grad_enabled()
 
         def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-            for i, layer in enumerate(layers[:-1]):
+            for layer, off_ramp in zip(layers[:-1], self.base_model.encoder.off_ramps(), strict=True):
                 hidden_states = layer(hidden_states, attention_mask)
                 with torch.set_grad_enabled(train_off_ramps):
-                    exits.append(encoder.off_ramp(i, hidden_states, pooling_weights))
+                    exits.append(off_ramp(hidden_states, pooling_weights))
             (last,) = last_layer or layers[-1:]
             return last(hidden_states, attention_mask)
 
@@ -199,15 +197,6 @@ class HighwayClassifier(OwnInit):
         if attention_mask.dim() != 2:
             raise ValueError("attention_mask must be (B, T): the off-ramps' pooling reads the padding from it")
         return mean_weights(attention_mask, self.dtype)
-
-    def _is_unpadded_text(self, mask: Tensor | None) -> bool:
-        """Whether this is the mask (B, T) of a single text without padding, so that pooling needs no weights.
-
-        On a GPU the question would cost a synchronisation, so the answer is no.
-        """
-        if self.config.highway_pooling == "first" or mask is None or mask.dim() != 2:
-            return False
-        return len(mask) == 1 and mask.device.type == "cpu" and bool(mask.all())
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """HF's own choice: cross-entropy, or mean squared error where there is one label."""

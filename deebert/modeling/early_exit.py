@@ -104,11 +104,14 @@ class ExitedSamples:
 
 
 def let_exit(
-    batch: ActiveBatch, exited: ExitedSamples, layer: int, logits: Tensor, uncertainty: Tensor, cutoff: float
+    batch: ActiveBatch, exited: ExitedSamples, layer: int, logits: Tensor, uncertainty: Tensor | float, cutoff: float
 ) -> None:
-    """Moves the samples that exit after this layer out of the batch, with their logits (b, C)."""
-    alone = len(batch) == 1  # for a single text, comparing a number is ten times as fast as comparing a tensor
-    exiting = exits_now(uncertainty.item() if alone else uncertainty.cpu(), cutoff)  # waits for the device, once
+    """Moves the samples that exit after this layer out of the batch, with their logits (b, C).
+
+    uncertainty: (b,), or a number for a single sample.
+    """
+    alone = isinstance(uncertainty, float)
+    exiting = exits_now(uncertainty if alone else uncertainty.cpu(), cutoff)  # waits for the device, once
     count = int(exiting if alone else exiting.count_nonzero())
     if count == len(batch):
         exited.add(batch.index, logits, layer)
@@ -120,7 +123,7 @@ def let_exit(
 
 def run_with_exits(
     layers: Sequence[Callable[[Tensor, Tensor | None], Tensor]],
-    off_ramp: Callable[[int, ActiveBatch], tuple[Tensor, Tensor | None]],
+    off_ramps: Sequence[Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]],
     batch: ActiveBatch,
     exited: ExitedSamples,
     rule: ExitRule,
@@ -132,15 +135,16 @@ def run_with_exits(
     The samples that are left in `batch` are the caller's: it adds them to `exited` with the final classifier's logits.
 
     layers: what runs before each exit (see `HighwayEncoder.blocks`), (hidden states, attention mask) -> hidden states.
-    off_ramp: (i, batch) -> logits (b, C) of off-ramp i and the certainty (b,) of a learning-to-exit head, or None.
-    cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit.
+    off_ramps: (E-1,) (hidden states, pooling weights) -> logits (b, C) and the certainty (b,) of a learning-to-exit
+    head, or None. cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit.
     """
     for i, layer in enumerate(layers):
         batch.hidden_states = layer(batch.hidden_states, batch.attention_mask)
         if not rule.consults(cutoffs, i):
             continue
-        logits, certainty = off_ramp(i, batch)
-        uncertainty, batch.rule_state = rule.uncertainty(logits, certainty, batch.rule_state)
+        logits, certainty = off_ramps[i](batch.hidden_states, batch.pooling_weights)
+        uncertainty_of = rule.uncertainty_alone if len(batch) == 1 else rule.uncertainty  # faster for a single sample
+        uncertainty, batch.rule_state = uncertainty_of(logits, certainty, batch.rule_state)
         let_exit(batch, exited, exit_layers[i], logits, uncertainty, cutoffs[i])
         if len(batch) == 0:
             break

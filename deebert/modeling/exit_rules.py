@@ -78,6 +78,13 @@ class ExitRule:
         """
         raise NotImplementedError
 
+    def uncertainty_alone(
+        self, logits: Tensor, certainty: Tensor | None, state: Tensor | None
+    ) -> tuple[float, Tensor | None]:
+        """`uncertainty` of a single sample (b = 1), as a number. It leaves the device once."""
+        uncertainty, state = self.uncertainty(logits, certainty, state)
+        return uncertainty.item(), state
+
     def uncertainties(self, all_logits: Tensor, certainties: Tensor | None = None) -> Tensor:
         """(B, E-1) of all off-ramps, from the logits (B, E, C) of all exits and the certainties (B, E-1), if any."""
         columns, state = [], None
@@ -132,7 +139,26 @@ class ExitRule:
         return (uncertainties - torch.tensor(cutoffs)).abs()
 
 
-class Entropy(ExitRule):
+class ProbabilityRule(ExitRule):
+    """A rule that reads nothing but the probabilities."""
+
+    FEW_LABELS = 16  # up to as many, plain arithmetic is faster than tensors for a single sample
+
+    def of_probabilities(self, probabilities: list[float]) -> float:
+        """The uncertainty of one sample, equal to `uncertainty` up to rounding."""
+        raise NotImplementedError
+
+    def uncertainty_alone(self, logits, certainty, state):
+        if not 1 < self.num_labels <= self.FEW_LABELS:
+            return super().uncertainty_alone(logits, certainty, state)
+        (values,) = logits.tolist()
+        top = max(values)
+        exponentials = [math.exp(value - top) for value in values]
+        total = sum(exponentials)
+        return self.of_probabilities([value / total for value in exponentials]), None
+
+
+class Entropy(ProbabilityRule):
     """The paper's: the entropy of the prediction, in nats, up to ln C."""
 
     name = "entropy"
@@ -144,17 +170,31 @@ class Entropy(ExitRule):
     def uncertainty(self, logits, certainty, state):
         return entropy(logits), None
 
+    def of_probabilities(self, probabilities: list[float]) -> float:
+        return -sum(p * math.log(p) for p in probabilities if p != 0)  # NaN stays NaN
 
-class NormalizedEntropy(ExitRule):
+
+class NormalizedEntropy(Entropy):
     """Entropy over ln C: one threshold means the same for any number of labels."""
 
     name = "normalized_entropy"
 
+    @property
+    def max_uncertainty(self) -> float:
+        return 1.0
+
+    @property
+    def scale(self) -> float:
+        return math.log(max(self.num_labels, 2))
+
     def uncertainty(self, logits, certainty, state):
-        return entropy(logits) / math.log(max(self.num_labels, 2)), None
+        return entropy(logits) / self.scale, None
+
+    def of_probabilities(self, probabilities: list[float]) -> float:
+        return super().of_probabilities(probabilities) / self.scale
 
 
-class Confidence(ExitRule):
+class Confidence(ProbabilityRule):
     """1 - the largest probability: at threshold 0.1 samples exit whose prediction has a probability above 0.9."""
 
     name = "confidence"
@@ -162,8 +202,11 @@ class Confidence(ExitRule):
     def uncertainty(self, logits, certainty, state):
         return 1 - probabilities(logits).amax(dim=-1), None
 
+    def of_probabilities(self, probabilities: list[float]) -> float:
+        return 1 - max(probabilities)
 
-class Margin(ExitRule):
+
+class Margin(ProbabilityRule):
     """1 - the difference of the two largest probabilities."""
 
     name = "margin"
@@ -173,6 +216,10 @@ class Margin(ExitRule):
             return torch.zeros_like(logits[..., 0]), None
         first, second = probabilities(logits).topk(2, dim=-1).values.unbind(dim=-1)
         return 1 - (first - second), None
+
+    def of_probabilities(self, probabilities: list[float]) -> float:
+        second, first = sorted(probabilities)[-2:]
+        return 1 - (first - second)
 
 
 class Patience(ExitRule):

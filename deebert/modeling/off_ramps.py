@@ -176,6 +176,18 @@ def unchanged(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwa
     return hidden_states
 
 
+# Hidden states (b, T, H) and pooling weights (b, T) or None -> calibrated logits (b, C), and the certainty (b,) of the
+# learning-to-exit head, if there is one.
+OffRamp = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+
+def _off_ramp(highway, temperature, learn_to_exit, hidden_states, pooling_weights):
+    logits, pooled = highway(hidden_states, pooling_weights)
+    if temperature is not None:
+        logits = logits / temperature
+    return logits, None if learn_to_exit is None else learn_to_exit(pooled)
+
+
 class HighwayEncoder:
     """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps.
 
@@ -197,8 +209,8 @@ class HighwayEncoder:
     set_early_exit_entropy = set_exit_threshold  # the original's name
 
     @property
-    def off_ramps(self) -> list[Highway]:
-        """All off-ramps, (E-1,) in the order of the exits."""
+    def highways(self) -> list[Highway]:
+        """The modules of all off-ramps, (E-1,) in the order of the exits."""
         return list(self.highway) if self.highway_embeddings is None else [self.highway_embeddings, *self.highway]
 
     @property
@@ -208,16 +220,18 @@ class HighwayEncoder:
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
-        for highway in self.off_ramps:
+        for highway in self.highways:
             if highway.pooler is not None:
                 highway.pooler.load_state_dict(pooler.state_dict())
 
-    def off_ramp(self, i: int, hidden_states: Tensor, pooling_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Off-ramp i's calibrated logits (b, C), and the learning-to-exit head's certainty (b,), if there is one."""
-        logits, pooled = self.off_ramps[i](hidden_states, pooling_weights)
-        if self.config.exit_temperatures is not None:
-            logits = logits / self.config.exit_temperatures[i]
-        return logits, None if self.learn_to_exit is None else self.learn_to_exit(pooled)
+    def off_ramps(self) -> list[OffRamp]:
+        """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
+        highways = self.highways
+        temperatures = self.config.exit_temperatures or [None] * len(self.blocks)  # the last is the final classifier's
+        return [
+            partial(_off_ramp, highway, temperature, self.learn_to_exit)
+            for highway, temperature in zip(highways, temperatures[: len(highways)], strict=True)
+        ]
 
     def forward(
         self,

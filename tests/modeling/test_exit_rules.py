@@ -66,6 +66,19 @@ def brute_force(rule: str, logits: np.ndarray, certainties: np.ndarray | None, t
     return len(logits) - 1
 
 
+@pytest.mark.parametrize("name", EXIT_RULES)
+@given(data=st.data(), labels=st.integers(1, 20))
+def test_a_single_sample_has_the_uncertainty_that_it_has_in_a_batch(name, data, labels):
+    number = st.floats(-200, 200, width=32) | st.sampled_from([-math.inf, math.nan])
+    logits = torch.tensor([data.draw(st.lists(number, min_size=labels, max_size=labels))])
+    certainty = torch.tensor([0.25])
+    rule = make_rule(name, labels)
+    expected, _ = rule.uncertainty(logits, certainty, None)
+    alone, _ = rule.uncertainty_alone(logits, certainty, None)
+    assert isinstance(alone, float)
+    assert alone == pytest.approx(expected.item(), abs=1e-6, nan_ok=True)
+
+
 @settings(max_examples=120)
 @given(
     backbone=st.sampled_from(BACKBONES),

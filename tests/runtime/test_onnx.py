@@ -115,7 +115,7 @@ def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, labels):
     actual = onnxruntime.InferenceSession(path).run(list(EXIT_RULES), {"hidden": hidden.numpy()})
     for name, uncertainty in zip(EXIT_RULES, actual, strict=True):
         with torch.no_grad():
-            expected, _ = make_rule(name, labels).uncertainty(*model.bert.encoder.off_ramp(0, hidden, None), None)
+            expected, _ = make_rule(name, labels).uncertainty(*model.bert.encoder.off_ramps()[0](hidden, None), None)
         np.testing.assert_allclose(uncertainty, expected, atol=1e-5, err_msg=name)
 
 
