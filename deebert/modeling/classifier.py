@@ -147,7 +147,7 @@ class HighwayClassifier(OwnInit):
                 batch.pooling_weights = self.pooling_weights(mask)
                 batch.lengths = None if len(batch) == 1 else token_lengths(mask)  # a batch of one never shrinks
             layers = layers[:-1] + (last_layer or layers[-1:])
-            off_ramps = self.base_model.encoder.exit_functions() if can_exit else []
+            off_ramps = self.base_model.encoder.off_ramps() if can_exit else []
             run_with_exits(layers, off_ramps, batch, exited, rule, cutoffs, self.config.exit_layers)
             return batch.hidden_states[: len(batch)]
 
@@ -167,7 +167,7 @@ class HighwayClassifier(OwnInit):
         pooling_weights, train_off_ramps = self.pooling_weights(inputs["attention_mask"]), torch.is_grad_enabled()
 
         def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-            for layer, off_ramp in zip(layers[:-1], self.base_model.encoder.exit_functions(), strict=True):
+            for layer, off_ramp in zip(layers[:-1], self.base_model.encoder.off_ramps(), strict=True):
                 hidden_states = layer(hidden_states, attention_mask)
                 with torch.set_grad_enabled(train_off_ramps):
                     exits.append(off_ramp(hidden_states, pooling_weights))

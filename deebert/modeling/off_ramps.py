@@ -209,8 +209,8 @@ class HighwayEncoder:
     set_early_exit_entropy = set_exit_threshold  # the original's name
 
     @property
-    def off_ramps(self) -> list[Highway]:
-        """All off-ramps, (E-1,) in the order of the exits."""
+    def highways(self) -> list[Highway]:
+        """The modules of all off-ramps, (E-1,) in the order of the exits."""
         return list(self.highway) if self.highway_embeddings is None else [self.highway_embeddings, *self.highway]
 
     @property
@@ -220,17 +220,17 @@ class HighwayEncoder:
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
-        for highway in self.off_ramps:
+        for highway in self.highways:
             if highway.pooler is not None:
                 highway.pooler.load_state_dict(pooler.state_dict())
 
-    def exit_functions(self) -> list[OffRamp]:
+    def off_ramps(self) -> list[OffRamp]:
         """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
-        off_ramps = self.off_ramps
-        temperatures = self.config.exit_temperatures or [None] * (len(off_ramps) + 1)
+        highways = self.highways
+        temperatures = self.config.exit_temperatures or [None] * len(self.blocks)  # the last is the final classifier's
         return [
             partial(_off_ramp, highway, temperature, self.learn_to_exit)
-            for highway, temperature in zip(off_ramps, temperatures[:-1], strict=True)
+            for highway, temperature in zip(highways, temperatures[: len(highways)], strict=True)
         ]
 
     def forward(

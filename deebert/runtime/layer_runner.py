@@ -71,4 +71,4 @@ class LayerRunner:
         """Exit i, also the last: logits (b, C), and the certainty (b,) or None."""
         if i == self.last:
             return self.model.final_logits(self.base.pooler(hidden)), None
-        return self.base.encoder.exit_functions()[i](hidden, pooling_weights)
+        return self.base.encoder.off_ramps()[i](hidden, pooling_weights)

@@ -55,7 +55,7 @@ class OffRamps(nn.Module):
     def __init__(self, model):
         super().__init__()
         encoder = model.base_model.encoder
-        self.off_ramps, self.learn_to_exit = nn.ModuleList(encoder.off_ramps), encoder.learn_to_exit
+        self.off_ramps, self.learn_to_exit = nn.ModuleList(encoder.highways), encoder.learn_to_exit
 
     def forward(self, pooled: Tensor, final_logits: Tensor, **_) -> HighwayClassifierOutput:
         """(B, E-1, H), (B, C) -> all_logits (B, E, C), all_certainties (B, E-1). Ignores the full model's switches."""
@@ -75,7 +75,7 @@ def cached_features(
 ) -> Iterator[CachedFeatures]:
     """Runs the backbone once over the features. A large cache is a file in `folder`, deleted when the block ends."""
     model.eval()
-    config, off_ramps = model.config, model.base_model.encoder.off_ramps
+    config, off_ramps = model.config, model.base_model.encoder.highways
 
     def pool_states(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with accelerator.autocast():

@@ -116,7 +116,7 @@ def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, labels, kind):
     for name, uncertainty in zip(EXIT_RULES, actual, strict=True):
         with torch.no_grad():
             rule = make_rule(name, labels, several_labels=kind is not None)
-            expected, _ = rule.uncertainty(*model.bert.encoder.exit_functions()[0](hidden, None), None)
+            expected, _ = rule.uncertainty(*model.bert.encoder.off_ramps()[0](hidden, None), None)
         np.testing.assert_allclose(uncertainty, expected, atol=1e-5, err_msg=name)
 
 
