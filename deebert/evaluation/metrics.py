@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
+from sklearn.metrics import matthews_corrcoef
 
 from deebert.data.tasks import Task
 
@@ -22,9 +22,9 @@ def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float
 
 # Name -> function of labels (S,) and predictions (S,). A name is a column of the result files.
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    # sklearn's accuracy_score checks its input for longer than it counts; thresholds are chosen by thousands of scores
+    # sklearn checks its input for longer than it counts, and thresholds are chosen by thousands of scores
     "acc": lambda labels, predicted: np.mean(labels == predicted),
-    "f1": lambda labels, predictions: f1_score(labels, predictions, average="binary", zero_division=0),
+    "f1": lambda labels, predicted: 2 * np.sum(labels * predicted) / max(np.sum(labels) + np.sum(predicted), 1),
     "mcc": matthews_corrcoef,
     "pearson": _correlation(pearsonr),
     "spearmanr": _correlation(spearmanr),
