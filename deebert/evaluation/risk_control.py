@@ -14,7 +14,7 @@ from scipy.stats import beta, binom, sem, t
 
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.metrics import primary_score
+from deebert.evaluation.metrics import predictions, primary_score
 
 NUISANCE = 0.01  # the part of paired_p_value that covers the unknown share of changed samples
 NUISANCE_POINTS = 8  # shares of changed samples that are tried
@@ -37,6 +37,13 @@ def fixed_sequence(thresholds: Iterable[float], p_value: Callable[[float], float
             break
         chosen = threshold
     return chosen
+
+
+def changes(exits: AllExits, exit_layers: np.ndarray) -> tuple[int, int, int]:
+    """How many predictions differ from the full model's, are worse, are better, for samples that exit there (S,)."""
+    early, full = predictions(exits.logits_at(exit_layers)), predictions(exits.logits[:, -1])
+    worse, better = (early != exits.labels) & (full == exits.labels), (early == exits.labels) & (full != exits.labels)
+    return int((early != full).sum()), int(worse.sum()), int(better.sum())
 
 
 def risk_p_value(lost: int, samples: int, risk: float) -> float:

@@ -12,8 +12,8 @@ import numpy as np
 from deebert.data.tasks import Task
 from deebert.evaluation import risk_control
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.metrics import predictions, primary_score
-from deebert.modeling.exit_rules import ExitRule
+from deebert.evaluation.metrics import primary_score
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule
 from deebert.utils.cli import InputError
 
 POINTS = 200  # thresholds of the sequence that is tested
@@ -80,12 +80,13 @@ class OperatingPoint:
 class ThresholdChoice:
     """The chosen threshold and its results on the samples that show its promise.
 
-    threshold: in units of the exit rule; None where none is shown to keep the promise and to save anything.
+    threshold: in units of the exit rule; a list, one for each off-ramp, where some are switched off. None where no
+        threshold is shown to keep the promise and to save anything.
     point: None without a threshold.
-    samples_needed: roughly how many samples would do, where these are too few; None where many times as many would not.
+    samples_needed: where these samples are too few, roughly how many would do; None where many times as many would not.
     """
 
-    threshold: float | None
+    threshold: float | list[float] | None
     rule: str
     point: OperatingPoint | None
     samples_needed: int | None = None
@@ -107,7 +108,23 @@ def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42)
     threshold = shown_threshold(task, exits, target, seed)
     if threshold is None:
         return ThresholdChoice(None, exits.rule, None, samples_needed(task, exits, target, seed))
+    threshold = without_unused(exits, threshold)
     return ThresholdChoice(threshold, exits.rule, operating_point(task, exits, threshold))
+
+
+def without_unused(exits: AllExits, threshold: float) -> float | list[float]:
+    """One threshold for each off-ramp where some are of no use: -1 for an off-ramp after which no sample exits.
+
+    What is shown for the threshold holds as before: every one of these samples exits where it did.
+    """
+    if exits.exit_rule.stateful:  # it needs the predictions of all off-ramps
+        return threshold
+    exit_layers, thresholds = exits.exit_layers(threshold), [threshold] * len(exits.cutoffs(threshold))
+    for i in range(len(thresholds)):
+        without = [*thresholds[:i], NO_EXIT, *thresholds[i + 1 :]]
+        if np.array_equal(exits.exit_layers(without), exit_layers):
+            thresholds = without
+    return thresholds if NO_EXIT in thresholds else threshold
 
 
 def shown_threshold(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> float | None:
@@ -143,7 +160,7 @@ def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: i
     samples = len(exits.labels)
 
     def p_value(threshold: float) -> float:
-        _, lost, gained = changes(exits, exits.exit_layers(threshold))
+        _, lost, gained = risk_control.changes(exits, exits.exit_layers(threshold))
         if target.drop is not None:
             return risk_control.paired_p_value(lost, gained, samples, target.drop)
         return risk_control.risk_p_value(lost, samples, target.risk)
@@ -151,25 +168,18 @@ def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: i
     return p_value
 
 
-def saved(exits: AllExits, threshold: float) -> np.ndarray:
+def saved(exits: AllExits, threshold: float | list[float]) -> np.ndarray:
     """(S,) the share of the cost that each sample saves, or of the layers where the cost is not known."""
     layers = exits.exit_layers(threshold)
     cost = exits.cost(layers, threshold)
     return 1 - (layers / exits.num_layers if cost is None else cost)
 
 
-def changes(exits: AllExits, exit_layers: np.ndarray) -> tuple[int, int, int]:
-    """How many predictions differ from the full model's, are worse, are better, for samples that exit there (S,)."""
-    early, full = predictions(exits.logits_at(exit_layers)), predictions(exits.logits[:, -1])
-    worse, better = (early != exits.labels) & (full == exits.labels), (early == exits.labels) & (full != exits.labels)
-    return int((early != full).sum()), int(worse.sum()), int(better.sum())
-
-
-def operating_point(task: Task, exits: AllExits, threshold: float) -> OperatingPoint:
+def operating_point(task: Task, exits: AllExits, threshold: float | list[float]) -> OperatingPoint:
     """The results of one threshold on these samples."""
     layers = exits.exit_layers(threshold)
     score, cost = primary_score(task, exits.logits_at(layers), exits.labels), exits.cost(layers, threshold)
-    changed, lost, gained = (None, None, None) if task.num_labels == 1 else changes(exits, layers)
+    changed, lost, gained = (None, None, None) if task.num_labels == 1 else risk_control.changes(exits, layers)
     return OperatingPoint(
         score=score,
         score_change=score - exits.full_score(task),
@@ -205,12 +215,16 @@ def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -
             more = f"about {choice.samples_needed:,} would be needed"
         return f"no threshold is chosen: {dev_samples:,} dev samples do not show {sure} that {aim}; {more}"
     unit = "nats" if choice.rule == "entropy" else f"({choice.rule})"
-    lines = [
-        f"chosen threshold: {choice.threshold:.4g} {unit}; {sure} {aim}",
-        f"on the {dev_samples:,} dev samples that show it: {describe(choice.point)}",
-        describe_texts(choice.point),
-    ]
-    return "\n".join(lines)
+    thresholds = np.atleast_1d(choice.threshold)
+    off = " ".join(str(i) for i, threshold in enumerate(thresholds, 1) if threshold == NO_EXIT)
+    switched_off = f" (switched off as of no use: the off-ramps after layers {off})" if off else ""
+    return "\n".join(
+        [
+            f"chosen threshold: {thresholds.max():.4g} {unit}{switched_off}; {sure} {aim}",
+            f"on the {dev_samples:,} dev samples that show it: {describe(choice.point)}",
+            describe_texts(choice.point),
+        ]
+    )
 
 
 def describe(point: OperatingPoint) -> str:
@@ -226,7 +240,7 @@ def describe_texts(point: OperatingPoint) -> str:
     def of_1000(count: int) -> str:
         return f"{1000 * count / point.samples:.0f}"
 
-    early = f"of 1,000 texts {of_1000(sum(point.exits[:-1]))} exit early"
+    early = f"of 1,000 texts {of_1000(point.samples - point.exits[-1])} exit early"
     if point.changed is None:
         return early
     worse, better = of_1000(point.lost), of_1000(point.gained)

@@ -160,7 +160,7 @@ class Latency:
     texts: int
 
 
-def median_latency(model, features: Features, collate: Collator, threshold: float) -> Latency:
+def median_latency(model, features: Features, collate: Collator, threshold: float | list[float]) -> Latency:
     """Times some of the samples at batch size 1, at a threshold and without off-ramps, in turns."""
     model.eval()
     features = features.first(LATENCY_TEXTS)

@@ -80,7 +80,7 @@ class Evaluation:
             self.say(f"removed from {stored}: the threshold {before} of before; the model does not exit early")
         results.write_json(self.threshold_file, facts)
 
-    def measure_latency(self, threshold: float) -> dict[str, float]:
+    def measure_latency(self, threshold: float | list[float]) -> dict[str, float]:
         """The median times of some texts, one at a time, with this threshold and with the full model."""
         dev_sets = self.experiment.dev_sets
         latency = timing.median_latency(self.model, dev_sets.features[self.split], dev_sets.collate, threshold)

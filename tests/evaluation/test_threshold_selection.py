@@ -118,9 +118,25 @@ def test_off_ramps_that_agree_give_the_largest_threshold():
     same = AllExits(np.repeat(exits.logits[:, -1:], 5, axis=1), exits.labels)
     for target in (SelectionTarget(risk=0.02), SelectionTarget(drop=0.01)):
         choice = choose(SST2, same, target)
-        assert choice.threshold == same.exit_rule.exit_all_threshold()
+        assert choice.threshold == [same.exit_rule.exit_all_threshold(), NO_EXIT, NO_EXIT, NO_EXIT]
         assert choice.point.exits == (600, 0, 0, 0, 0)
         assert "1000 exit early; 0 answers change, 0 for the worse" in threshold_selection.report(choice, target, 600)
+
+
+def test_off_ramps_of_no_use_are_switched_off():
+    """The first one is never certain here. Without it less runs, and every sample exits where it did."""
+    exits = with_costs(simulated(600, 3))
+    exits.logits[:, 0] = 0
+    target = SelectionTarget(drop=0.05)
+    choice = choose(SST2, exits, target)
+    threshold = shown_threshold(SST2, exits, target, seed=42)
+    assert choice.threshold == [NO_EXIT, threshold, threshold, threshold]
+    single = operating_point(SST2, exits, threshold)
+    assert choice.point.exits == single.exits
+    assert choice.point.cost_saved > single.cost_saved
+    assert "(switched off as of no use: the off-ramps after layers 1)" in threshold_selection.report(
+        choice, target, 600
+    )
 
 
 def test_saving_takes_the_safest_threshold_that_is_shown():
