@@ -28,11 +28,11 @@ def _micro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 # Name -> function of labels and predictions, both (S,) or (S, C). A name is a column of the result files.
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    # sklearn's accuracy_score checks its input for longer than it counts; thresholds are chosen by thousands of scores
+    # sklearn checks its input for longer than it counts, and thresholds are chosen by thousands of scores
     "acc": lambda labels, predicted: np.mean(labels == predicted),
-    "f1": lambda labels, predictions: f1_score(labels, predictions, average="binary", zero_division=0),
+    "f1": lambda labels, predicted: 2 * np.sum(labels * predicted) / max(np.sum(labels) + np.sum(predicted), 1),
     "f1_micro": _micro_f1,
-    "f1_macro": lambda labels, predictions: f1_score(labels, predictions, average="macro", zero_division=0),
+    "f1_macro": lambda labels, predicted: f1_score(labels, predicted, average="macro", zero_division=0),
     "mcc": matthews_corrcoef,
     "pearson": _correlation(pearsonr),
     "spearmanr": _correlation(spearmanr),
@@ -89,8 +89,8 @@ def majority(labels: np.ndarray) -> tuple[int, float]:
 
 
 def exits_at_chance(logits: np.ndarray, labels: np.ndarray) -> list[int]:
-    """The exits, from 1, of logits (S, N, C), that score no better than always predicting the most frequent label."""
+    """The exits, from 0, of logits (S, E, C), that score no better than always predicting the most frequent label."""
     _, chance = majority(labels)
     name = "acc" if labels.ndim == 1 else "f1_micro"
     each = [METRICS[name](labels, predictions(logits[:, i], labels.ndim == 2)) for i in range(logits.shape[1])]
-    return [i for i, score in enumerate(each, 1) if score <= chance]
+    return [i for i, score in enumerate(each) if score <= chance]

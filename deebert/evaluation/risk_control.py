@@ -1,49 +1,127 @@
-"""Chooses a threshold whose risk is controlled: a guarantee on the samples that early exit gets wrong.
+"""Shows on the dev set that a threshold keeps a promise for unseen samples, and searches thresholds without losing it.
 
-The risk is the probability that a sample is lost to early exit (see `lost_to_early_exit`).
-Shapes: S samples.
+The method is Learn then Test (Angelopoulos et al., 2021) with fixed-sequence testing, as applied to early exit by
+Jazbec et al. ("Fast yet Safe: Early-Exiting with Risk Control", NeurIPS 2024). For each threshold the hypothesis "it
+breaks the promise" is tested. It assumes that these samples and future ones are independent draws from one
+distribution, and that the tested thresholds do not depend on the samples, which is true of the rule's grid.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import beta, binom, sem, t
 
+from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.metrics import correct
-from deebert.utils.cli import InputError
+from deebert.evaluation.metrics import correct, predictions, primary_score
+
+NUISANCE = 0.01  # the part of paired_p_value that covers the unknown share of changed samples
+NUISANCE_POINTS = 8  # shares of changed samples that are tried
+RESAMPLES = 200  # of a paired bootstrap
+WORST_CANDIDATES = 200  # exits that are tried as the worst one
 
 
-def lost_to_early_exit(exits: AllExits, threshold: float | Sequence[float]) -> np.ndarray:
-    """(S,) bool: the prediction is wrong with this threshold, and right with the full model."""
-    early = correct(exits.logits_at(exits.exit_layers(threshold)), exits.labels)
-    return ~early & correct(exits.logits[:, -1], exits.labels)
+def fixed_sequence(thresholds: Iterable[float], p_value: Callable[[float], float], level: float) -> float | None:
+    """The last threshold before the first whose hypothesis is not rejected at this level; None where the first is not.
 
+    thresholds: the ones that keep the promise most surely come first.
+    p_value: of the hypothesis that a threshold breaks the promise.
 
-def controlled_threshold(exits: AllExits, risk: float, confidence: float, points: int = 200) -> float:
-    """The fastest threshold whose risk is shown, with this confidence, to be below `risk`.
-
-    points: how many thresholds are tested.
-
-    The method is Learn then Test (Angelopoulos et al., 2021) with fixed-sequence testing, as applied to early exit by
-    Jazbec et al. ("Fast yet Safe: Early-Exiting with Risk Control", NeurIPS 2024). Thresholds are tested from the
-    safest up. For each, the hypothesis "its risk is above `risk`" is tested at level 1 - confidence, with the
-    exact binomial p-value. The result is the last threshold before the first hypothesis that is not rejected.
-    The guarantee assumes that these samples and future ones are independent draws from one distribution, and that the
-    tested thresholds do not depend on the samples, which is true of the rule's grid.
-    Raises InputError where there are too few samples to show anything.
+    The probability that the result breaks it is at most `level`, however many thresholds there are: that takes a wrong
+    rejection of the first true hypothesis of the sequence, which is one test.
     """
-    needed = math.ceil(math.log(1 - confidence) / math.log(1 - risk))
-    if len(exits.labels) < needed:
-        raise InputError(
-            f"--risk {risk} --confidence {confidence}: at least {needed} samples are needed to "
-            f"choose a threshold, and half of the dev set has {len(exits.labels)}; allow a larger risk"
-        )
-    safe = 0.0
-    for threshold in exits.exit_rule.grid(points, exits.num_exits):
-        lost = int(lost_to_early_exit(exits, threshold).sum())
-        if binom.cdf(lost, len(exits.labels), risk) > 1 - confidence:
+    chosen = None
+    for threshold in thresholds:
+        if not p_value(threshold) <= level:  # NaN is no evidence
             break
-        safe = threshold
-    return safe
+        chosen = threshold
+    return chosen
+
+
+def changes(exits: AllExits, exit_layers: np.ndarray) -> tuple[int, int, int]:
+    """How many predictions differ from the full model's, are worse, are better, for samples that exit there (S,).
+
+    Where a sample may have several labels, its prediction is right if it is right about all of them.
+    """
+    early, full, labels = exits.logits_at(exit_layers), exits.logits[:, -1], exits.labels
+    differ = predictions(early, exits.several_labels) != predictions(full, exits.several_labels)
+    changed = differ.any(axis=-1) if exits.several_labels else differ
+    early_correct, full_correct = correct(early, labels), correct(full, labels)
+    return int(changed.sum()), int((~early_correct & full_correct).sum()), int((early_correct & ~full_correct).sum())
+
+
+def risk_p_value(lost: int, samples: int, risk: float) -> float:
+    """Of "early exit makes more than this share of samples wrong", where it does so for `lost` of them; exact."""
+    return float(binom.cdf(lost, samples, risk))
+
+
+@lru_cache(maxsize=10_000)
+def paired_p_value(lost: int, gained: int, samples: int, drop: float) -> float:
+    """Of "the accuracy falls by more than `drop`", where `lost` samples become wrong and `gained` ones become right.
+
+    The p-value is the probability of a difference lost - gained as small as this one, if the accuracy falls by exactly
+    `drop`. It depends on the unknown share of samples that change, so it is the largest one over a confidence interval
+    of this share (Berger and Boos, "P Values Maximized Over a Confidence Set for the Nuisance Parameter", JASA 1994).
+    No normal approximation is made: with few changed samples it would be too sure.
+    """
+    changed = lost + gained
+    most = float(beta.ppf(1 - NUISANCE, changed + 1, samples - changed)) if changed < samples else 1.0
+    worst = 0.0
+    for share in np.linspace(drop, max(drop, most), NUISANCE_POINTS):
+        to_wrong, to_right = (share + drop) / 2, (share - drop) / 2
+        rights = np.arange(binom.ppf(1 - 1e-12, samples, to_right) + 1)  # all that can happen
+        wrongs = binom.cdf(lost - gained + rights, samples - rights, to_wrong / (1 - to_right))
+        worst = max(worst, float(binom.pmf(rights, samples, to_right) @ wrongs))
+    return min(worst + NUISANCE, 1.0)
+
+
+def saving_p_value(saved: np.ndarray, target: float) -> float:
+    """Of "the mean saving is below the target", by the one-sided t-test, for the savings (S,) of the samples."""
+    surplus, error = float(saved.mean()) - target, float(sem(saved))
+    if error == 0:  # all are equal
+        return float(surplus < 0)
+    return float(t.sf(surplus / error, len(saved) - 1))
+
+
+class PairedBootstrap:
+    """p-values of "the score falls by more than `drop`" for any metric: F1, correlations.
+
+    Samples are drawn anew, each with both of its predictions. A bootstrap cannot draw what it has not seen: where early
+    exit changes few predictions it would be too sure. So one more sample is added that loses much: it gets the logits
+    of another sample's off-ramp. An exact binomial bound counts one more event than was seen, too.
+    """
+
+    def __init__(self, task: Task, exits: AllExits, seed: int):
+        self.task, self.exits = task, exits
+        rng = np.random.default_rng(seed)
+        sample, self.added = self._worst_exit(rng)
+        self.labels = np.concatenate([exits.labels, exits.labels[sample][None]])
+        self.draws = rng.integers(0, len(self.labels), (RESAMPLES, len(self.labels)))
+        self.full_scores = self._scores(np.concatenate([exits.logits[:, -1], exits.logits[sample, -1][None]]))
+
+    def p_value(self, threshold: float, drop: float) -> float:
+        """The share of resamples in which the score falls by `drop` or more."""
+        early = np.concatenate([self.exits.logits_at(self.exits.exit_layers(threshold)), self.added])
+        missed = int((self.full_scores - self._scores(early) >= drop).sum())
+        return (1 + missed) / (1 + RESAMPLES)
+
+    def _scores(self, logits: np.ndarray) -> np.ndarray:
+        return np.array([primary_score(self.task, logits[draw], self.labels[draw]) for draw in self.draws])
+
+    def _worst_exit(self, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+        """A sample, and logits (1, C) of another one's off-ramp: the most harmful pair of some for the full model."""
+        logits, labels = self.exits.logits, self.exits.labels
+        samples, others = rng.integers(0, len(labels), (2, WORST_CANDIDATES))
+        early = logits[others, rng.integers(0, logits.shape[1] - 1, WORST_CANDIDATES)]  # of any off-ramp
+
+        def harm(i: int) -> float:
+            with_it = np.concatenate([labels, labels[samples[i]][None]])
+            full_score, early_score = (
+                primary_score(self.task, np.concatenate([logits[:, -1], added[None]]), with_it)
+                for added in (logits[samples[i], -1], early[i])
+            )
+            return full_score - early_score
+
+        worst = max(range(WORST_CANDIDATES), key=harm)
+        return samples[worst], early[worst][None]

@@ -1,57 +1,63 @@
-"""Chooses the threshold from the logits of all exits, on one half of the samples, and reports it on the other half.
+"""Chooses the threshold from the logits of all exits, so that unseen samples keep what it promises.
 
-There are two ways. A target (the largest saving within a drop of the score, or the best score at a saving) gives an
-estimate. A risk with a confidence gives a guarantee.
+The dev set shows with a confidence, 90 % unless you say otherwise, that the promise is kept (see risk_control.py). All
+of its samples are used: what is promised is about unseen samples, so that none have to be set aside to check it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from deebert.data.tasks import Task
-from deebert.evaluation.all_exits import AllExits, dense_thresholds
+from deebert.evaluation import risk_control
+from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.metrics import primary_score
-from deebert.evaluation.risk_control import controlled_threshold, lost_to_early_exit
-from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule
 from deebert.utils.cli import InputError
 
-PER_LAYER_CANDIDATES = 24  # thresholds that are tried for one off-ramp
-BOOTSTRAP_SAMPLES = 1000  # for the 95 % intervals
-ROUNDING = 1e-12  # of the difference of two scores: a target missed by less is met
+POINTS = 200  # thresholds of the sequence that is tested
+BOOTSTRAP_STEP = 4  # of these thresholds, a bootstrap tests every fourth: it computes hundreds of scores for each
+MORE_SAMPLES = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # times as many samples: which of them would do?
 
 
 @dataclass(frozen=True)
 class SelectionTarget:
-    """The aim of the choice; exactly one of drop, saving and risk is given.
+    """What the threshold has to keep for unseen samples; exactly one of drop, saving and risk is given.
 
-    drop: the score may fall by this share; the threshold with the largest saving is chosen.
-    saving: at least this share of the cost (see cost.py) is to be saved; the threshold with the best score is chosen.
-    risk: the highest probability, with the given confidence, that early exit gets a sample wrong that the full model
-        gets right. The accuracy never falls by more.
+    drop: the largest fall of the score against the full model. The fastest threshold that keeps it is chosen.
+    saving: the smallest mean share of the cost (see cost.py) that is saved. The safest threshold that keeps it is
+        chosen; the score is not promised.
+    risk: the highest probability that early exit gets a sample wrong that the full model gets right. The accuracy never
+        falls by more. The fastest threshold that keeps it is chosen.
+    confidence: the probability, over dev sets, that the promise is kept.
     Raises InputError for values out of range.
     """
 
     drop: float | None = None
     saving: float | None = None
     risk: float | None = None
-    confidence: float = 0.95
+    confidence: float = 0.9
 
     def __post_init__(self):
         given = {name: getattr(self, name) for name in ("drop", "saving", "risk") if getattr(self, name) is not None}
         if len(given) != 1:
-            raise InputError("give one of --target_drop, --target_saving and --risk")
+            raise InputError("give one of --risk, --target_drop and --target_saving")
         for name, value in given.items() | {("confidence", self.confidence)}:
-            if not 0 <= value < 1 or (name in ("risk", "confidence") and value == 0):
+            if not 0 < value < 1:
                 flag = name if name in ("risk", "confidence") else f"target_{name}"
                 raise InputError(f"--{flag} {value}: give a share between 0 and 1, 0.01 for one per cent")
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The score, its change against the full model, and the shares that are saved, on one set of samples.
+    """The results of one threshold on one set of samples.
 
-    cost_saved: None where the operations are not known; layers are ranked in its place then.
+    score_change: the score minus the full model's.
+    cost_saved: None where the operations are not known; layers are counted in its place then.
+    exits: how many samples exit after each layer; 0: before the first one.
+    changed, lost, gained: samples whose prediction differs from the full model's, is worse, is better; None for
+        regression.
     """
 
     score: float
@@ -59,36 +65,35 @@ class OperatingPoint:
     layers_saved: float
     cost_saved: float | None
     samples: int
+    exits: dict[int, int]
+    changed: int | None
+    lost: int | None
+    gained: int | None
 
     @property
     def saved(self) -> float:
-        """What is ranked: the cost saved, or the layers saved where the cost is not known."""
+        """The cost saved, or the layers saved where the cost is not known."""
         return self.layers_saved if self.cost_saved is None else self.cost_saved
 
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """The chosen threshold and its results.
+    """The chosen threshold and its results on the samples that show its promise.
 
-    threshold: one number, or one for each off-ramp, in units of the exit rule.
-    chosen_on, reported_on: the results on the two disjoint halves.
-    score_interval, change_interval: 95 % bootstrap intervals on the second half.
-    risk_observed: the share of the second half that is lost to early exit; None for regression.
-    holds: whether the second half meets the target (for a risk: the observed share is not above it).
+    threshold: in units of the exit rule; a list, one for each off-ramp, where some are switched off. None where no
+        threshold is shown to keep the promise and to save anything.
+    point: None without a threshold.
+    samples_needed: where these samples are too few, roughly how many would do; None where many times as many would not.
     """
 
-    threshold: float | list[float]
-    chosen_on: OperatingPoint
-    reported_on: OperatingPoint
+    threshold: float | list[float] | None
     rule: str
-    score_interval: tuple[float, float]
-    change_interval: tuple[float, float]
-    risk_observed: float | None
-    holds: bool
+    point: OperatingPoint | None
+    samples_needed: int | None = None
 
 
 def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42) -> ThresholdChoice:
-    """Chooses on one random half of the samples and reports on the other half.
+    """Chooses the threshold. seed: of the bootstrap that metrics other than the accuracy need.
 
     Raises InputError where nothing can be chosen: no labels, too few samples, a rule or risk without meaning here.
     """
@@ -100,147 +105,127 @@ def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42)
         raise InputError(f"a threshold cannot be chosen for the rule {exits.rule} and a regression model")
     if len(exits.labels) < 4:
         raise InputError(f"a threshold cannot be chosen on {len(exits.labels)} samples; at least 4 are needed")
-    fit, held_out = exits.halves(seed)
-    if target.risk is not None:
-        threshold = controlled_threshold(fit, target.risk, target.confidence)
-    else:
-        threshold = best_thresholds(task, fit, target)
-    reported_on = operating_point(task, held_out, threshold)
-    score_interval, change_interval = bootstrap(task, held_out, threshold, seed)
-    risk_observed = None if task.num_labels == 1 else float(lost_to_early_exit(held_out, threshold).mean())
-    if target.risk is not None:
-        holds = risk_observed <= target.risk
-    else:
-        holds = surplus(reported_on, target) >= (-ROUNDING if target.drop is not None else 0)
-    return ThresholdChoice(
-        threshold=threshold,
-        chosen_on=operating_point(task, fit, threshold),
-        reported_on=reported_on,
-        rule=exits.rule,
-        score_interval=score_interval,
-        change_interval=change_interval,
-        risk_observed=risk_observed,
-        holds=holds,
+    threshold = shown_threshold(task, exits, target, seed)
+    if threshold is None:
+        return ThresholdChoice(None, exits.rule, None, samples_needed(task, exits, target, seed))
+    threshold = without_unused(exits, threshold)
+    return ThresholdChoice(threshold, exits.rule, operating_point(task, exits, threshold))
+
+
+def without_unused(exits: AllExits, threshold: float) -> float | list[float]:
+    """One threshold for each off-ramp where some are of no use: -1 for an off-ramp after which no sample exits.
+
+    What is shown for the threshold holds as before: every one of these samples exits where it did.
+    """
+    if exits.exit_rule.stateful:  # it needs the predictions of all off-ramps
+        return threshold
+    exit_layers, thresholds = exits.exit_layers(threshold), [threshold] * len(exits.cutoffs(threshold))
+    for i in range(len(thresholds)):
+        without = [*thresholds[:i], NO_EXIT, *thresholds[i + 1 :]]
+        if np.array_equal(exits.exit_layers(without), exit_layers):
+            thresholds = without
+    return thresholds if NO_EXIT in thresholds else threshold
+
+
+def shown_threshold(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> float | None:
+    """The threshold that these samples show to keep the target; None where there is none that saves anything."""
+    thresholds = candidate_thresholds(exits.exit_rule, exits.num_exits)
+    if needs_bootstrap(task, target):
+        thresholds = thresholds[:: BOOTSTRAP_STEP if len(thresholds) > POINTS else 1]
+    if target.saving is not None:
+        thresholds.reverse()  # the fastest one saves the most
+    threshold = risk_control.fixed_sequence(
+        thresholds, broken_p_value(task, exits, target, seed), 1 - target.confidence
     )
+    return threshold if threshold is not None and saved(exits, threshold).mean() > 0 else None
 
 
-def operating_point(task: Task, exits: AllExits, threshold: float | Sequence[float]) -> OperatingPoint:
-    """The results of one threshold, or of one per layer, on these samples."""
+def candidate_thresholds(rule: ExitRule, num_exits: int) -> list[float]:
+    """Thresholds that do not depend on the samples, the safest first, the last one so that all samples exit at once."""
+    return [*rule.grid(POINTS, num_exits), rule.exit_all_threshold()]
+
+
+def needs_bootstrap(task: Task, target: SelectionTarget) -> bool:
+    """Whether the drop is one of another metric than the accuracy, which has an exact test."""
+    return target.drop is not None and task.primary_metric != "acc"
+
+
+def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> Callable[[float], float]:
+    """The p-value of a threshold's hypothesis "the target is not kept"."""
+    if target.saving is not None:
+        return lambda threshold: risk_control.saving_p_value(saved(exits, threshold), target.saving)
+    if needs_bootstrap(task, target):
+        bootstrap = risk_control.PairedBootstrap(task, exits, seed)
+        return lambda threshold: bootstrap.p_value(threshold, target.drop)
+    samples = len(exits.labels)
+
+    def p_value(threshold: float) -> float:
+        _, lost, gained = risk_control.changes(exits, exits.exit_layers(threshold))
+        if target.drop is not None:
+            return risk_control.paired_p_value(lost, gained, samples, target.drop)
+        return risk_control.risk_p_value(lost, samples, target.risk)
+
+    return p_value
+
+
+def saved(exits: AllExits, threshold: float | list[float]) -> np.ndarray:
+    """(S,) the share of the cost that each sample saves, or of the layers where the cost is not known."""
     layers = exits.exit_layers(threshold)
-    score, full_score = primary_score(task, exits.logits_at(layers), exits.labels), exits.full_score(task)
     cost = exits.cost(layers, threshold)
+    return 1 - (layers / exits.num_layers if cost is None else cost)
+
+
+def operating_point(task: Task, exits: AllExits, threshold: float | list[float]) -> OperatingPoint:
+    """The results of one threshold on these samples."""
+    layers = exits.exit_layers(threshold)
+    score, cost = primary_score(task, exits.logits_at(layers), exits.labels), exits.cost(layers, threshold)
+    changed, lost, gained = (None, None, None) if task.num_labels == 1 else risk_control.changes(exits, layers)
     return OperatingPoint(
         score=score,
-        score_change=score - full_score,
+        score_change=score - exits.full_score(task),
         layers_saved=1 - float(layers.mean()) / exits.num_layers,
         cost_saved=None if cost is None else 1 - float(cost.mean()),
         samples=len(layers),
+        exits={layer: int((layers == layer).sum()) for layer in exits.layers},
+        changed=changed,
+        lost=lost,
+        gained=gained,
     )
 
 
-def best_thresholds(task: Task, exits: AllExits, target: SelectionTarget) -> float | list[float]:
-    """Chooses a single threshold, or one per layer where these are clearly better.
+def samples_needed(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> int | None:
+    """Roughly how many samples like these would show a threshold to keep the target; None if even MORE_SAMPLES do not.
 
-    Thresholds per layer are returned only if, on held-out samples, they beat every single threshold that saves at least
-    as much.
+    The samples are repeated: their shares stay, and the uncertainty about them shrinks.
     """
-    half = len(exits.labels) // 2
-    fit, held_out = exits.take(np.arange(half)), exits.take(np.arange(half, len(exits.labels)))
-    per_layer = operating_point(task, held_out, fit_per_layer(task, fit, target))
-    singles = [
-        operating_point(task, held_out, threshold)
-        for threshold in [*dense_thresholds(held_out), held_out.exit_rule.exit_all_threshold()]
-    ]
-    if all(per_layer.score > single.score for single in singles if single.saved >= per_layer.saved):
-        thresholds = fit_per_layer(task, exits, target)
-        return thresholds if len(set(thresholds)) > 1 else thresholds[0]
-    return fit_single(task, exits, target)
+    samples = len(exits.labels)
+    for times in MORE_SAMPLES:
+        repeated = exits.take(np.arange(round(times * samples)) % samples)
+        if shown_threshold(task, repeated, target, seed) is not None:
+            return len(repeated.labels)
+    return None
 
 
-def surplus(point: OperatingPoint, target: SelectionTarget) -> float:
-    """By how much a point meets the target's drop or saving; negative where it misses it."""
-    if target.drop is not None:
-        return point.score_change + target.drop
-    return point.saved - target.saving
-
-
-def objective(point: OperatingPoint, target: SelectionTarget) -> float:
-    """The number to maximise: the saving (or score) of a point that meets the target, else the surplus, below -1."""
-    if surplus(point, target) < -ROUNDING:
-        return surplus(point, target) - 1
-    return point.saved if target.drop is not None else point.score
-
-
-def fit_single(task: Task, exits: AllExits, target: SelectionTarget) -> float:
-    """The best of many thresholds; of equally good ones the safest."""
-    return max(
-        dense_thresholds(exits), key=lambda threshold: objective(operating_point(task, exits, threshold), target)
-    )
-
-
-def fit_per_layer(task: Task, exits: AllExits, target: SelectionTarget) -> list[float]:
-    """Coordinate ascent from the best single threshold: each off-ramp in turn gets its best, until none improves."""
-    thresholds = [fit_single(task, exits, target)] * (exits.num_exits - 1)
-    best = objective(operating_point(task, exits, thresholds), target)
-    improved = True
-    while improved:
-        improved = False
-        for i in range(len(thresholds)):
-            for candidate in layer_candidates(exits, i):
-                trial = [*thresholds[:i], candidate, *thresholds[i + 1 :]]
-                value = objective(operating_point(task, exits, trial), target)
-                if value > best + 1e-9:
-                    best, thresholds, improved = value, trial, True
-    return thresholds
-
-
-def layer_candidates(exits: AllExits, off_ramp: int) -> list[float]:
-    """Thresholds to try for one off-ramp (from 0), from "no sample exits there" to "all do"."""
-    rule = exits.exit_rule
-    if rule.stateful:
-        between = rule.grid(PER_LAYER_CANDIDATES, exits.num_exits)
-    else:
-        between = np.quantile(exits.uncertainties[:, off_ramp], np.linspace(0, 1, PER_LAYER_CANDIDATES)).tolist()
-    return [NO_EXIT, *between, rule.exit_all_threshold()]
-
-
-def bootstrap(
-    task: Task, exits: AllExits, threshold: float | Sequence[float], seed: int
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """95 % percentile intervals of the score and of its change against the full model on the same samples."""
-    rng = np.random.default_rng(seed)
-    early, full = exits.logits_at(exits.exit_layers(threshold)), exits.logits[:, -1]
-    values = []
-    for _ in range(BOOTSTRAP_SAMPLES):
-        rows = rng.integers(0, len(early), len(early))
-        score, full_score = (primary_score(task, x[rows], exits.labels[rows]) for x in (early, full))
-        values.append((score, score - full_score))
-    low, high = np.quantile(values, [0.025, 0.975], axis=0).tolist()
-    return (low[0], high[0]), (low[1], high[1])
-
-
-def report(choice: ThresholdChoice, target: SelectionTarget) -> str:
-    """The choice and its results in words, in per cent and points."""
-    name = "thresholds" if isinstance(choice.threshold, list) else "threshold"
-    thresholds = " ".join(f"{threshold:.4g}" for threshold in np.atleast_1d(choice.threshold))
-    low, high = choice.change_interval
+def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -> str:
+    """The choice and its results in words, in per cent, points and texts."""
+    sure, aim = f"with {100 * target.confidence:g} % confidence", describe_target(target, choice.point)
+    if choice.threshold is None:
+        more = f"{MORE_SAMPLES[-1]} times as many would not either"
+        if choice.samples_needed:
+            more = f"about {choice.samples_needed:,} would be needed"
+        return f"no threshold is chosen: {dev_samples:,} dev samples do not show {sure} that {aim}; {more}"
     unit = "nats" if choice.rule == "entropy" else f"({choice.rule})"
-    first_half = f"{choice.chosen_on.samples} samples (there: {describe(choice.chosen_on)})"
-    lines = [
-        f"chosen {name}: {thresholds} {unit}, on {first_half}",
-        f"on {choice.reported_on.samples} other samples: {describe(choice.reported_on)}",
-        f"95 % intervals there: change {100 * low:+.2f} to {100 * high:+.2f} points, "
-        f"score {100 * choice.score_interval[0]:.2f} to {100 * choice.score_interval[1]:.2f} %",
-    ]
-    if target.risk is not None:
-        lines.append(
-            f"with {100 * target.confidence:g} % confidence at most {100 * target.risk:g} % of all samples are lost by "
-            f"exiting early; {100 * choice.risk_observed:.2f} % of the other samples were"
-        )
-    else:
-        aim = describe_target(target, choice.reported_on)
-        lines.append(f"the target, a {aim}, {verdict(choice, target)} on the other samples")
-    return "\n".join(lines)
+    thresholds = np.atleast_1d(choice.threshold)
+    layers = list(choice.point.exits)
+    off = " ".join(str(layer) for layer, threshold in zip(layers, thresholds, strict=False) if threshold == NO_EXIT)
+    switched_off = f" (switched off as of no use: the off-ramps after layers {off})" if off else ""
+    return "\n".join(
+        [
+            f"chosen threshold: {thresholds.max():.4g} {unit}{switched_off}; {sure} {aim}",
+            f"on the {dev_samples:,} dev samples that show it: {describe(choice.point)}",
+            describe_texts(choice.point),
+        ]
+    )
 
 
 def describe(point: OperatingPoint) -> str:
@@ -250,13 +235,25 @@ def describe(point: OperatingPoint) -> str:
     return f"{score}, {cost}{100 * point.layers_saved:.1f} % of the layers saved"
 
 
-def describe_target(target: SelectionTarget, point: OperatingPoint) -> str:
-    """A target with a drop or a saving in words; the point shows what is counted."""
+def describe_texts(point: OperatingPoint) -> str:
+    """The point in texts: of 1,000, how many exit early and how many predictions change."""
+
+    def of_1000(count: int) -> str:
+        return f"{1000 * count / point.samples:.0f}"
+
+    early = f"of 1,000 texts {of_1000(point.samples - point.exits[-1])} exit early"
+    if point.changed is None:
+        return early
+    worse, better = of_1000(point.lost), of_1000(point.gained)
+    return f"{early}; {of_1000(point.changed)} answers change, {worse} for the worse and {better} for the better"
+
+
+def describe_target(target: SelectionTarget, point: OperatingPoint | None) -> str:
+    """What is promised for unseen texts, in words; the point shows what is counted."""
     if target.drop is not None:
-        return f"drop of at most {100 * target.drop:g} points"
-    return f"saving of {100 * target.saving:g} % of the {'layers' if point.cost_saved is None else 'cost'}"
-
-
-def verdict(choice: ThresholdChoice, target: SelectionTarget) -> str:
-    """Whether the samples that the threshold was not chosen on meet the target."""
-    return "holds" if choice.holds else f"is missed by {-100 * surplus(choice.reported_on, target):.2f} points"
+        points = f"{100 * target.drop:g} point{'' if target.drop == 0.01 else 's'}"
+        return f"the score of unseen texts falls by at most {points}"
+    if target.risk is not None:
+        return f"at most {100 * target.risk:g} % of unseen texts are lost by exiting early"
+    unit = "layers" if point is not None and point.cost_saved is None else "cost"
+    return f"unseen texts save {100 * target.saving:g} % of the {unit} on average"

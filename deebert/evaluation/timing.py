@@ -26,6 +26,8 @@ WARM_UP_BATCHES = 3  # untimed batches of each system before the first turn
 TURN_WARM_UP_SECONDS = 0.1  # before each turn: idle threads of ONNX Runtime and OpenMP spin for tens of milliseconds
 TIE = 1e-4  # the largest distance from a cut-off (in nats, for the entropy) at which rounding may change a decision
 
+LATENCY_TEXTS = 100  # of a median latency
+
 ForwardFn = Callable[[dict[str, Tensor]], ModelOutput]
 
 
@@ -148,6 +150,25 @@ def timed_passes(
                     bar.update(len(batch.index))
         yield [recorder.timing(repeat + 1) for recorder in recorders]
     bar.close()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median milliseconds of one text at a time, over `texts` of them: at a threshold, and of the full model."""
+
+    early_ms: float
+    full_ms: float
+    texts: int
+
+
+def median_latency(model, features: Features, collate: Collator, threshold: float | list[float]) -> Latency:
+    """Times some of the samples at batch size 1, at a threshold and without off-ramps, in turns."""
+    model.eval()
+    features = features.first(LATENCY_TEXTS)
+    forwards = [lambda batch, x=x: model(**batch, exit_threshold=x) for x in (threshold, NO_EXIT)]
+    *_, timings = timed_passes(forwards, features, collate, model.device, batch_size=1)
+    early, full = (1e3 * float(np.median(timing.batch_seconds)) for timing in timings)
+    return Latency(early, full, len(features))
 
 
 def timed_sweep(

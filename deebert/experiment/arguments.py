@@ -119,34 +119,43 @@ class EvaluationArguments:
     calibrate: bool = switch(
         "fit a temperature for each exit on half of the dev set, and store them with the model", decides=None
     )
+    risk: float | None = number(
+        float,
+        "choose the fastest threshold that makes at most this share of unseen samples wrong, such as 0.02",
+        decides=None,
+        default=None,
+        default_help="none",
+    )
     target_drop: float | None = number(
         float,
-        "choose the threshold: the largest saving at this drop of the score, such as 0.01",
+        "choose the fastest threshold that lowers the score of unseen samples by at most this, such as 0.01",
         decides=None,
         default=None,
         default_help="none",
     )
     target_saving: float | None = number(
         float,
-        "choose the threshold: the best score at this share of cost saved, such as 0.4",
+        "choose the safest threshold that saves unseen samples this share of the cost on average, such as 0.4",
         decides=None,
         default=None,
         default_help="none",
     )
-    risk: float | None = number(
+    confidence: float | None = number(
         float,
-        "choose the threshold: at most this share of samples becomes wrong by early exit, such as 0.02",
+        "probability with which the chosen threshold keeps that",
         decides=None,
         default=None,
-        default_help="none",
+        default_help="0.95 for --risk, 0.9 for the targets",
     )
-    confidence: float = number(float, "probability with which --risk is guaranteed", decides=None, default=0.95)
 
     @property
     def target(self) -> SelectionTarget | None:
         """The target that a threshold is chosen for, None without one. Raises InputError."""
         wanted = {"drop": self.target_drop, "saving": self.target_saving, "risk": self.risk}
-        return None if set(wanted.values()) == {None} else SelectionTarget(**wanted, confidence=self.confidence)
+        if set(wanted.values()) == {None}:
+            return None
+        confidence = (0.9 if self.risk is None else 0.95) if self.confidence is None else self.confidence
+        return SelectionTarget(**wanted, confidence=confidence)
 
 
 @dataclass(frozen=True, kw_only=True)

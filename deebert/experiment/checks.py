@@ -138,9 +138,10 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
         wanted, trained = getattr(args, flag), getattr(config, flag)
         if wanted not in (None, trained):
             raise InputError(f"--{flag} {wanted}: {name} has {trained}; leave it out")
-    if (args.calibrate or config.exit_temperatures) and args.risk is not None:
+    if (args.calibrate or config.exit_temperatures) and (args.risk is not None or args.target_drop is not None):
+        flag = "--target_drop" if args.risk is None else "--risk"
         raise InputError(
-            "--risk: exit_temperatures were fitted to the samples that the guarantee would be drawn from; "
+            f"{flag}: exit_temperatures were fitted to the samples that show what the threshold keeps; "
             "leave out --calibrate, and set them to null in the model's config.json"
         )
     if args.target and not config_rule(config).supported:

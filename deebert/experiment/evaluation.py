@@ -39,6 +39,7 @@ class Evaluation:
         self.say(f"temperatures of the exits: {' '.join(f'{t:.3f}' for t in config.exit_temperatures)}")
         self.say(calibration.report(held_out, calibration.calibrated(held_out, config.exit_temperatures)))
         self.write_config()
+        self.threshold_file.unlink(missing_ok=True)
         self.say(f"stored in {self.checkpoint / 'config.json'} (exit_temperatures), without a threshold")
         self.exits = calibration.calibrated(self.exits, config.exit_temperatures)
 
@@ -61,11 +62,11 @@ class Evaluation:
 
     def warn_of_chance(self) -> None:
         """One line where exits have learned nothing that a constant prediction does not have."""
-        exits = metrics.exits_at_chance(self.exits.logits, self.exits.labels)
-        if exits:
+        layers = [self.exits.layers[i] for i in metrics.exits_at_chance(self.exits.logits, self.exits.labels)]
+        if layers:
             label, score = metrics.majority(self.exits.labels)
             self.say(
-                f"warning: {'exit' if len(exits) == 1 else 'exits'} {', '.join(map(str, exits))} of "
+                f"warning: {'exit' if len(layers) == 1 else 'exits'} {', '.join(map(str, layers))} of "
                 f"{self.exits.num_layers}: no better than always {self.model.config.id2label[label]!r} "
                 f"({100 * score:.1f} %); train longer (--num_train_epochs, --highway_epochs) or with --recipe fast"
             )
@@ -89,17 +90,42 @@ class Evaluation:
         results.write_classes(self.folder, rows)
         self.say(tables.class_table(rows, ClassRow("macro F1", len(exits.labels), macro, early_macro)))
 
+    @property
+    def threshold_file(self) -> Path:
+        """The last choice of a threshold, also one that found none."""
+        return self.folder / "threshold.json"
+
     def choose_threshold(self) -> None:
-        """Chooses the threshold for --target_drop, --target_saving or --risk, and stores it in the model's config."""
-        target = self.args.target
+        """Chooses the threshold for --risk, --target_drop or --target_saving, and stores it in the model's config.
+
+        Where none is found, the one that was stored before is removed: it may not keep this target.
+        """
+        target, config = self.args.target, self.model.config
         choice = threshold_selection.choose(self.task, self.exits, target, self.args.seed)
-        self.say(threshold_selection.report(choice, target))
-        histogram = self.exits.exit_histogram(choice.threshold)  # what `deebert serve` compares its own exits with
-        facts = {"target": asdict(target), **asdict(choice), "exit_histogram": histogram}
-        results.write_json(self.folder / "threshold.json", facts)
-        self.model.config.exit_threshold, self.model.config.exit_histogram = choice.threshold, histogram
+        self.say(threshold_selection.report(choice, target, len(self.exits.labels)))
+        facts = {"target": asdict(target), **asdict(choice)}
+        stored, before = self.checkpoint / "config.json", config.exit_threshold
+        config.exit_threshold, config.exit_histogram = NO_EXIT, None
+        if choice.threshold is not None:
+            config.exit_threshold = choice.threshold
+            config.exit_histogram = self.exits.exit_histogram(choice.threshold)  # what `deebert serve` compares with
         self.write_config()
-        self.say(f"stored in {self.checkpoint / 'config.json'}: from_pretrained gives a model that exits at it")
+        if choice.threshold is not None:
+            facts["latency"] = self.measure_latency(choice.threshold)
+            self.say(f"stored in {stored}: from_pretrained gives a model that exits at it")
+        elif before != NO_EXIT:
+            self.say(f"removed from {stored}: the threshold {before} of before; the model does not exit early")
+        results.write_json(self.threshold_file, facts)
+
+    def measure_latency(self, threshold: float | list[float]) -> dict[str, float]:
+        """The median times of some texts, one at a time, with this threshold and with the full model."""
+        dev_sets = self.experiment.dev_sets
+        latency = timing.median_latency(self.model, dev_sets.features[self.split], dev_sets.collate, threshold)
+        self.say(
+            f"half of them are answered in {latency.early_ms:.1f} ms in place of {latency.full_ms:.1f} "
+            f"({latency.texts} texts, one at a time, on {self.model.device.type})"
+        )
+        return asdict(latency)
 
     def sweep(self) -> None:
         """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""

@@ -117,7 +117,7 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
     drive(f"{TRAIN} --exit_rule {rule} --highway_pooling attention --distill --patience_tolerance 0.2", task="STS-B")
     drive(
         f"--do_eval --eval_each_highway --eval_highway --exit_threshold 0 {threshold} --model_name_or_path out "
-        "--max_seq_length 32 --per_gpu_eval_batch_size 4 --target_drop 0.2",
+        "--max_seq_length 32 --per_gpu_eval_batch_size 4 --target_saving 0.2",
         task="STS-B",
     )
     exits = AllExits.load(tmp_path / "results/out/all_exits.npz")
@@ -149,9 +149,10 @@ def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):
     drive(eval_flags)  # the stored ones
     again = AllExits.load(tmp_path / "results/out/all_exits.npz")
     np.testing.assert_allclose(again.logits, plain.logits / np.array(temperatures)[:, None], atol=1e-4, rtol=1e-4)
-    with pytest.raises(SystemExit):
-        drive(f"{eval_flags} --risk 0.3")
-    assert "--risk: exit_temperatures were fitted to the samples" in capsys.readouterr().err
+    for flag in ("--risk", "--target_drop"):
+        with pytest.raises(SystemExit):
+            drive(f"{eval_flags} {flag} 0.3")
+        assert f"{flag}: exit_temperatures were fitted to the samples" in capsys.readouterr().err
     drive(f"{eval_flags} --calibrate --seed 3")  # not on top of each other
     assert json.loads((tmp_path / "out/config.json").read_text())["exit_threshold"] == -1.0
     assert json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"] == pytest.approx(temperatures)

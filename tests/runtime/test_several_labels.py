@@ -12,7 +12,7 @@ from deebert import GraphedDeeBert
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.calibration import fit_temperature
 from deebert.evaluation.metrics import class_f1, exits_at_chance, majority, predictions
-from deebert.evaluation.risk_control import lost_to_early_exit
+from deebert.evaluation.risk_control import changes
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.training.strategies import distillation_losses, training_loss
@@ -125,7 +125,8 @@ def test_lost_samples_and_temperatures():
     labels = (rng.random((400, LABELS)) < expit(logits[:, -1] / 2)).astype(np.float32)
     exits = AllExits(logits, labels, several_labels=True)
     right = ((logits > 0) == labels[:, None]).all(-1)
-    np.testing.assert_array_equal(lost_to_early_exit(exits, 10.0), ~right[:, 0] & right[:, 1])
+    _, lost, gained = changes(exits, exits.exit_layers(10.0))
+    assert (lost, gained) == ((~right[:, 0] & right[:, 1]).sum(), (right[:, 0] & ~right[:, 1]).sum())
     assert fit_temperature(logits[:, -1], labels) == pytest.approx(2, rel=0.15)
 
 
