@@ -241,7 +241,8 @@ def describe_texts(point: OperatingPoint) -> str:
     def of_1000(count: int) -> str:
         return f"{1000 * count / point.samples:.0f}"
 
-    early = f"of 1,000 texts {of_1000(point.samples - point.exits[-1])} exit early"
+    last = max(point.exits)
+    early = f"of 1,000 texts {of_1000(point.samples - point.exits[last])} exit early"
     if point.changed is None:
         return early
     worse, better = of_1000(point.lost), of_1000(point.gained)

@@ -119,7 +119,7 @@ def test_off_ramps_that_agree_give_the_largest_threshold():
     for target in (SelectionTarget(risk=0.02), SelectionTarget(drop=0.01)):
         choice = choose(SST2, same, target)
         assert choice.threshold == [same.exit_rule.exit_all_threshold(), NO_EXIT, NO_EXIT, NO_EXIT]
-        assert choice.point.exits == (600, 0, 0, 0, 0)
+        assert choice.point.exits == {1: 600, 2: 0, 3: 0, 4: 0, 5: 0}
         assert "1000 exit early; 0 answers change, 0 for the worse" in threshold_selection.report(choice, target, 600)
 
 

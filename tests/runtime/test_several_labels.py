@@ -111,11 +111,11 @@ def test_scores_of_classes_and_of_chance():
     assert macro == pytest.approx(5 / 9)
     assert majority(labels) == (0, pytest.approx(2 * 3 / (5 + 4)))
     nothing = np.full_like(logits, -1)
-    assert exits_at_chance(np.stack([nothing, logits], axis=1), labels) == [1]
+    assert exits_at_chance(np.stack([nothing, logits], axis=1), labels) == [0]
     single = np.array([0, 0, 1])
     assert majority(single) == (0, pytest.approx(2 / 3))
     right, constant = np.eye(2)[single], np.array([[1.0, 0]] * 3)
-    assert exits_at_chance(np.stack([constant, right, constant], axis=1), single) == [1, 3]
+    assert exits_at_chance(np.stack([constant, right, constant], axis=1), single) == [0, 2]
     assert predictions(logits, several_labels=True).tolist()[1] == [1, 1, 0]
 
 
