@@ -17,6 +17,7 @@ from deebert.experiment.compatibility import first_stage_settings
 from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.monitor import Monitor
+from deebert.experiment.static import without_exits
 from deebert.experiment.stop_signal import StopSignal
 from deebert.modeling.checkpoints import load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
@@ -68,7 +69,8 @@ def train(experiment: Experiment) -> None:
             state = None
         monitor.close()
         if accelerator.is_main_process:
-            save_model(model, experiment.tokenizer, experiment.output_dir)
+            finished = without_exits(model) if experiment.is_static else model
+            save_model(finished, experiment.tokenizer, experiment.output_dir)
             experiment.record.finish()
             remove_checkpoints(experiment.output_dir, keep_models=args.save_steps > 0)
         accelerator.wait_for_everyone()
@@ -171,7 +173,7 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
     model = experiment.load_trained(checkpoint)
     if not args.do_train and not experiment.record.facts:  # the first of several models
         experiment.record.begin(previous=None)
-    exits = dict(experiment.dev_sets.all_exits(model))
+    exits = dict(experiment.dev_sets.all_exits(model, final_only=experiment.is_static))
     if not experiment.accelerator.is_main_process:
         return  # one process scores, and times early exit
     for split in eval_splits(experiment.task):

@@ -54,6 +54,13 @@ class ModelArguments:
     do_lower_case: bool = switch(
         "lower-case the input of a BERT, whatever its tokenizer's settings say", decides="first_stage"
     )
+    num_layers: int | None = number(
+        positive,
+        "train the first layers of the checkpoint only, this many",
+        decides="first_stage",
+        default=None,
+        default_help="all",
+    )
     highway_pooling: str | None = flag(
         "how an off-ramp pools the hidden states",
         decides="training",
@@ -196,8 +203,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Arguments:
 
 
 def recipe_defaults(args: argparse.Namespace) -> dict:
-    """The defaults that --recipe sets, without the cache where it is of no use."""
+    """The defaults that --recipe sets, without the cache and the long stage 2 where the backbone is not frozen."""
     defaults = dict(RECIPES[args.recipe])
+    if args.train_strategy != "two_stage":
+        defaults.pop("highway_epochs", None)
     if args.train_strategy != "two_stage" or args.highway_pooling == "attention":  # no stage can use it
         defaults.pop("cache_features", None)
     return defaults
