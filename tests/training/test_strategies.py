@@ -128,7 +128,7 @@ def test_the_consistency_loss_has_finite_gradients():
 
 
 def test_separate_layers_learn_from_the_exit_after_them_alone(backbone):
-    model = tiny_model(backbone, **NO_DROPOUT)
+    model = tiny_model(backbone, **NO_DROPOUT).train()
     batch, labels = random_batch(model.config, [3, 9]), torch.tensor([0, 1])
     layers = model.base_model.encoder.layer
     for exit_layer in range(LAYERS):
