@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.comparison import mean_and_deviation
+from deebert.evaluation.comparison import all_thresholds, mean_and_deviation
 from deebert.evaluation.metrics import METRICS, predictions
 from deebert.modeling.exit_rules import NO_EXIT
 
@@ -41,33 +41,23 @@ class Candidates:
         )
 
 
-def thresholds_of(exits: AllExits) -> list[float]:
-    """Thresholds from no early exit to all at layer 1."""
-    rule = exits.exit_rule
-    if rule.stateful:
-        return [NO_EXIT, *rule.grid(THRESHOLDS, exits.num_layers)]
-    # "nearest": no interpolation, so that rules which order samples in the same way have the same candidates
-    observed = np.quantile(exits.uncertainties, np.linspace(0, 1, THRESHOLDS), method="nearest")
-    return [NO_EXIT, *np.unique(observed[observed > 0]).tolist(), rule.exit_all_threshold()]
-
-
 def early_exit(exits: AllExits) -> Candidates:
     """One candidate for each threshold."""
-    thresholds = thresholds_of(exits)
+    thresholds = all_thresholds(exits, THRESHOLDS)
     return Candidates.of(exits, [exits.exit_layers(threshold) for threshold in thresholds], thresholds)
 
 
 def random_exit(exits: AllExits, seed: int = 0) -> Candidates:
     """As many samples exit at each layer as with each threshold, but which ones is drawn at random."""
-    rng, thresholds = np.random.default_rng(seed), thresholds_of(exits)
+    rng, thresholds = np.random.default_rng(seed), all_thresholds(exits, THRESHOLDS)
     return Candidates.of(exits, [rng.permutation(exits.exit_layers(threshold)) for threshold in thresholds], thresholds)
 
 
 def own_exits(exits: AllExits) -> Candidates:
     """Each exit as a model of its own, without the off-ramps before it."""
-    size, last = len(exits.logits), exits.num_layers - 1
-    one = [[np.inf if i == exit else NO_EXIT for i in range(last)] for exit in range(last + 1)]
-    return Candidates.of(exits, [np.full(size, exit + 1) for exit in range(last + 1)], one)
+    number = exits.logits.shape[1]
+    alone = [[np.inf if i == exit else NO_EXIT for i in range(number - 1)] for exit in range(number)]
+    return Candidates.of(exits, [exits.exit_layers(thresholds) for thresholds in alone], alone)
 
 
 def static_models(models: Sequence[AllExits], full: AllExits) -> Candidates:

@@ -51,7 +51,7 @@ def test_resampled_scores_are_the_metrics_of_drawn_samples(task):
 
 def test_candidates_are_what_a_sweep_says():
     exits = with_costs(simulated(200, 2))
-    thresholds = baselines.thresholds_of(exits)
+    thresholds = baselines.all_thresholds(exits, 200)
     early, chance = baselines.early_exit(exits), baselines.random_exit(exits)
     for i, row in enumerate(sweep(SST2, exits, thresholds)):
         assert (early.predictions[i] == exits.labels).mean() == pytest.approx(row.score)
