@@ -17,7 +17,7 @@ from deebert.experiment.compatibility import first_stage_settings
 from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.monitor import Monitor
-from deebert.experiment.static import without_exits
+from deebert.experiment.static import finished_model, static_exit
 from deebert.experiment.stop_signal import StopSignal
 from deebert.modeling.checkpoints import load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
@@ -69,8 +69,7 @@ def train(experiment: Experiment) -> None:
             state = None
         monitor.close()
         if accelerator.is_main_process:
-            finished = without_exits(model) if experiment.is_static else model
-            save_model(finished, experiment.tokenizer, experiment.output_dir)
+            save_model(finished_model(args, model), experiment.tokenizer, experiment.output_dir)
             experiment.record.finish()
             remove_checkpoints(experiment.output_dir, keep_models=args.save_steps > 0)
         accelerator.wait_for_everyone()
@@ -173,7 +172,7 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
     model = experiment.load_trained(checkpoint)
     if not args.do_train and not experiment.record.facts:  # the first of several models
         experiment.record.begin(previous=None)
-    exits = dict(experiment.dev_sets.all_exits(model, final_only=experiment.is_static))
+    exits = dict(experiment.dev_sets.all_exits(model, only=static_exit(args, model.config)))
     if not experiment.accelerator.is_main_process:
         return  # one process scores, and times early exit
     for split in eval_splits(experiment.task):

@@ -142,22 +142,23 @@ def run_all_exits(
     batch_size: int = UNTIMED_BATCH_SIZE,
     progress: bool = True,
     accelerator: Accelerator | None = None,
-    final_only: bool = False,
+    only: int | None = None,
 ) -> AllExits:
     """Runs one full pass over the features. The accelerator's processes share the work, and each gets the result.
 
-    final_only: the model has no exits to score: the result is that of a model of one layer, all layers together.
+    only: an exit from 0, of a model that always exits there: the result is that of a model of one layer, which stands
+        for all layers up to that exit.
     Raises InputError where an exit's logits have no entropy: NaN, +inf, or -inf for all labels.
     """
     model.eval()
-    num_layers, num_labels = 1 if final_only else model.config.num_hidden_layers, model.config.num_labels
+    num_layers, num_labels = model.config.num_hidden_layers if only is None else 1, model.config.num_labels
     logits = np.empty((len(features), num_layers, num_labels), np.float32)
     certainties = None
 
     def forward_fn(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        output = model(**batch, output_all_exits=not final_only, exit_threshold=NO_EXIT)
-        if final_only:
-            return (output.logits.unsqueeze(1),)
+        if only is not None:
+            return (model(**batch, output_layer=only).logits.unsqueeze(1),)
+        output = model(**batch, output_all_exits=True, exit_threshold=NO_EXIT)
         return output.all_logits, *([] if output.all_certainties is None else [output.all_certainties])
 
     progress_name = "all exits" if progress else None
@@ -170,14 +171,16 @@ def run_all_exits(
             certainties[index] = batch_certainties[0]
     _check_logits(logits)
     config, costs = model.config, costs_of(model.config, features.lengths)
+    if only is not None:
+        costs = costs.static(only)
     return AllExits(
         logits=logits,
         labels=features.labels,
         certainties=certainties,
         rule=config.exit_rule,
         tolerance=config.patience_tolerance,
-        layer_operations=costs.layers.sum(axis=1, keepdims=True) if final_only else costs.layers,
-        off_ramp_operations=costs.off_ramps[:, : num_layers - 1],
+        layer_operations=costs.layers,
+        off_ramp_operations=costs.off_ramps,
     )
 
 

@@ -7,10 +7,11 @@ from deebert.evaluation import results
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
 from deebert.experiment.record import read_record
+from deebert.experiment.static import layers_wanted
 from deebert.modeling.checkpoints import check_threshold, max_tokens
 from deebert.modeling.config import config_rule
 from deebert.modeling.off_ramps import is_off_ramp
-from deebert.training.strategies import STRATEGIES, shares_first_stage
+from deebert.training.strategies import STATIC, STRATEGIES, shares_first_stage
 from deebert.utils.cli import InputError
 from deebert.utils.files import check_disk_space, check_writable
 
@@ -57,30 +58,31 @@ def check_flags(args: Arguments, task: Task) -> None:
         raise InputError(f"--cache_features: in --train_strategy {args.train_strategy} no stage freezes the backbone")
     if args.resume and not args.do_train:
         raise InputError("--resume needs --do_train")
-    if args.train_strategy == "cosee" and task.num_labels == 1:
-        raise InputError(f"--train_strategy cosee simulates exits by entropy, and {task.name} has no classes")
+    if args.train_strategy in ("cosee", "static_off_ramp") and task.num_labels == 1:
+        raise InputError(f"--train_strategy {args.train_strategy}: exits go by entropy, and {task.name} has no classes")
     check_static(args)
     check_teacher(args)
 
 
 def check_static(args: Arguments) -> None:
-    """What a model without exits cannot do."""
-    if args.train_strategy != "static":
+    """What a model without early exit cannot do."""
+    if args.train_strategy not in STATIC:
         return
-    if args.model_type != "bert":
+    if args.train_strategy == "static" and args.model_type != "bert":
         raise InputError(
             "--train_strategy static saves a plain BERT; Hugging Face's RoBERTa has another classifier than ours"
         )
-    for flag in ("eval_highway", "calibrate", "target_drop", "target_saving", "risk"):
+    unused = ("eval_highway", "calibrate", "target_drop", "target_saving", "risk", "load_best_model_at_end")
+    for flag in unused[: 5 + (args.train_strategy == "static_off_ramp")]:  # its other exits would count
         if getattr(args, flag) not in (None, False):
-            raise InputError(f"--train_strategy static: a model without exits; leave out --{flag}")
+            raise InputError(f"--train_strategy {args.train_strategy}: a model without early exit; leave out --{flag}")
 
 
 def check_teacher(args: Arguments) -> None:
     """The teacher against the other flags, and that there is one."""
     stages = len(STRATEGIES[args.train_strategy])
     if args.teacher is None:
-        if args.distill and args.train_strategy == "static":
+        if args.distill and args.train_strategy in STATIC:
             raise InputError("--distill: a static model has no off-ramps that learn from its classifier; add --teacher")
         return
     if not (args.do_train and args.distill):
@@ -158,8 +160,11 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
         raise InputError(
             "--cache_features: off-ramps with --highway_pooling attention learn what to read; leave one of them out"
         )
-    if args.num_layers not in (None, config.num_hidden_layers):
-        raise InputError(f"--num_layers {args.num_layers}: {name} has {config.num_hidden_layers}")
+    if layers_wanted(args, config.num_hidden_layers) != config.num_hidden_layers:
+        raise InputError(
+            f"--num_layers {args.num_layers}: {name} has {config.num_hidden_layers}"
+            + (", and static_off_ramp needs one more than it runs" if args.train_strategy == "static_off_ramp" else "")
+        )
     if config.num_hidden_layers < 2 and args.train_strategy != "static":
         raise InputError(f"{name}: a model of one layer has no off-ramps; --train_strategy static needs none")
     if config.num_labels != task.num_labels:

@@ -20,8 +20,8 @@ class DevSets:
     collate: Collator
     accelerator: Accelerator
 
-    def all_exits(self, model, progress: bool = True, final_only: bool = False) -> Iterator[tuple[str, AllExits]]:
-        """For each split the logits of all exits, from one full pass that all processes share."""
+    def all_exits(self, model, progress: bool = True, only: int | None = None) -> Iterator[tuple[str, AllExits]]:
+        """For each split the logits of all exits, or of one, from one full pass that all processes share."""
         for split, features in self.features.items():
             yield (
                 split,
@@ -31,6 +31,6 @@ class DevSets:
                     self.collate,
                     progress=progress,
                     accelerator=self.accelerator,
-                    final_only=final_only,
+                    only=only,
                 ),
             )

@@ -26,7 +26,7 @@ from deebert.experiment import checks
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.dev_sets import DevSets
 from deebert.experiment.record import RunRecord, decide_resume
-from deebert.experiment.static import load_final_classifier
+from deebert.experiment.static import layers_wanted, load_final_classifier
 from deebert.modeling.checkpoints import (
     disable_cudnn_attention,
     load_config,
@@ -80,7 +80,7 @@ class Experiment:
         if args.do_train:
             checks.check_head(args, config, source)
             set_labels(config, labels)
-            config.num_hidden_layers = min(args.num_layers or config.num_hidden_layers, config.num_hidden_layers)
+            config.num_hidden_layers = min(layers_wanted(args, config.num_hidden_layers), config.num_hidden_layers)
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_temperatures = None
             config.highway_pooling = args.highway_pooling or config.highway_pooling
@@ -122,11 +122,6 @@ class Experiment:
         return self.previous_record is not None and self.previous_record["finished"] and complete
 
     @property
-    def is_static(self) -> bool:
-        """Whether the trained model has no exits."""
-        return self.args.train_strategy == "static"
-
-    @property
     def num_stages(self) -> int:
         return len(STRATEGIES[self.args.train_strategy])
 
@@ -144,7 +139,7 @@ class Experiment:
         checks.check_config(self.args, self.task, config, str(folder))
         if self.args.calibrate:
             config.exit_temperatures = None
-        load = load_final_classifier if self.is_static else load_model
+        load = load_final_classifier if self.args.train_strategy == "static" else load_model
         return load(str(folder), config).to(self.accelerator.device)
 
     @contextmanager
@@ -208,8 +203,10 @@ def make_accelerator(args: Arguments) -> Accelerator:
         mixed_precision="fp16" if args.fp16 else "bf16" if args.bf16 else None,  # None: as accelerate launch says
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
         kwargs_handlers=[
-            # in every second step the off-ramps have no gradient
-            DistributedDataParallelKwargs(find_unused_parameters=args.train_strategy == "alternating"),
+            # in every second step the off-ramps have no gradient; the last layer of static_off_ramp never has
+            DistributedDataParallelKwargs(
+                find_unused_parameters=args.train_strategy in ("alternating", "static_off_ramp")
+            ),
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
         ],
     )

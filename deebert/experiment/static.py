@@ -1,13 +1,40 @@
-"""Models without exits: how --train_strategy static saves one, and how one is loaded to be scored or to teach."""
+"""Models without early exit: how many layers they get, how they are saved, scored, and loaded to teach others.
+
+A model of --train_strategy static is an ordinary Hugging Face model. One of static_off_ramp has a layer more than it
+runs: it always exits before the last one.
+"""
 
 from dataclasses import fields
 
 from transformers import PreTrainedModel
 
+from deebert.experiment.arguments import Arguments
 from deebert.modeling.checkpoints import load_pretrained
-from deebert.modeling.config import HighwayConfig
+from deebert.modeling.config import HighwayConfig, config_rule
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.utils.cli import InputError
+
+
+def layers_wanted(args: Arguments, available: int) -> int:
+    """The number of layers of the model that --num_layers asks for."""
+    return available if args.num_layers is None else args.num_layers + (args.train_strategy == "static_off_ramp")
+
+
+def static_exit(args: Arguments, config) -> int | None:
+    """The only exit, from 0, of a model without early exit; None for others."""
+    last = config.num_hidden_layers - 1
+    return {"static": last, "static_off_ramp": last - 1}.get(args.train_strategy)
+
+
+def finished_model(args: Arguments, model) -> PreTrainedModel:
+    """The model as it is saved after the training."""
+    if args.train_strategy == "static":
+        return without_exits(model)
+    if args.train_strategy == "static_off_ramp":
+        always = config_rule(model.config).exit_all_threshold()
+        model.set_exit_threshold([NO_EXIT] * (model.config.num_hidden_layers - 2) + [always])
+    return model
 
 
 def without_exits(model) -> PreTrainedModel:

@@ -40,6 +40,10 @@ def off_ramps(layers: int, step: int) -> list[float]:
     return [1.0] * (layers - 1) + [0.0]
 
 
+def last_off_ramp(layers: int, step: int) -> list[float]:
+    return [0.0] * (layers - 2) + [1.0, 0.0]
+
+
 def every_exit(layers: int, step: int) -> list[float]:
     return [1.0] * layers
 
@@ -70,7 +74,10 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
     "sweet": (Stage(True, True, every_exit, separates_layers=True),),
     # no early exit: the baseline, with --num_layers a smaller model
     "static": (FINE_TUNING,),
+    # the same with an off-ramp as its classifier, which may read more than the first token; the last layer never runs
+    "static_off_ramp": (Stage(True, True, last_off_ramp),),
 }
+STATIC = ("static", "static_off_ramp")
 
 
 def shares_first_stage(strategy: str) -> bool:

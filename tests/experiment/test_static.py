@@ -11,6 +11,7 @@ from deebert.data.features import load_features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.cost import costs_of
+from deebert.modeling.bert import DeeBertForSequenceClassification
 from deebert.modeling.checkpoints import load_config, load_tokenizer
 
 TRAIN = (
@@ -54,6 +55,19 @@ def test_a_static_model_is_a_smaller_hugging_face_model(tiny_checkpoints, tiny_d
     taught = drive("taught", f"{static} 1 --distill 1 --teacher plain")
     again = drive("taught", f"{static} 1 --distill 1 --teacher plain --resume")
     np.testing.assert_array_equal(taught.logits, again.logits)
+
+    mean = drive("mean", "--train_strategy static_off_ramp --num_layers 2 --highway_pooling mean --highway_head linear")
+    model = DeeBertForSequenceClassification.from_pretrained("mean").eval()
+    assert model.config.num_hidden_layers == 3
+    for rows in eval_batches(features.lengths, 8):
+        batch = collator(model.config)([features[i] for i in rows])
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        with torch.no_grad():
+            output = model(**inputs)
+        assert (output.exit_layer == 2).all()  # as it was saved
+        np.testing.assert_allclose(mean.logits[rows, 0], output.logits, atol=1e-5)
+    costs = costs_of(model.config, features.lengths)
+    np.testing.assert_allclose(mean.layer_operations[:, 0], costs.layers[:, :2].sum(axis=1) + costs.off_ramps[:, 1])
 
     def distance(model: AllExits) -> float:
         return float(np.abs(model.logits - exits.logits).mean())
