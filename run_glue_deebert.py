@@ -147,7 +147,7 @@ def train_stage(
             )
     monitor.load_best(training)
     experiment.record.add_stage(training, preparation)
-    cached = f" after {preparation:.0f} s of caching features" if preparation > 1 else ""
+    cached = f" after {preparation:.0f} s of preparation" if preparation > 1 else ""
     experiment.say(
         f"stage {stage}: mean loss {training.mean_loss:.4f}, {training.seconds:.0f} s{cached}, "
         f"{training.samples_per_second:.1f} samples/s, peak memory {training.peak_memory / 2**30:.2f} GiB"

@@ -21,6 +21,7 @@ from deebert.data.tasks import Task, get_task
 from deebert.evaluation import baselines, comparison, plotting, results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import parse_args
+from deebert.experiment.checks import check_flags
 from deebert.experiment.compatibility import first_stage_settings
 from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import EXIT_RULES
@@ -67,8 +68,10 @@ class Comparison:
     def check(self, flags: list[str]) -> None:
         """Raises InputError for a setting that is wrong, before anything is trained."""
         after, training = AFTER_TRAINING.parse_known_args(flags)
-        parse_args(self.argv(training, 0))
-        task = self.task
+        args, task = parse_args(self.argv(training, 0)), self.task
+        if len(STRATEGIES[args.train_strategy]) == 1 and args.teacher == "first_stage":
+            args = replace(args, teacher="the full model")  # see `train`
+        check_flags(args, task)
         if after.calibrate and task.num_labels == 1:
             raise InputError(
                 f"--calibrate scales probabilities, and models of {task.name} have none: drop that setting"
