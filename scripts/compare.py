@@ -1,4 +1,4 @@
-"""Trains settings of run_glue_deebert.py with several seeds and compares the cost they save. compare.sh runs it.
+"""Trains settings of run_glue_deebert.py with several seeds and compares what they score and save. compare.sh runs it.
 
 COMPARISON_DIR/runs/FLAGS/seed{n}/all_exits.npz is the result of a finished training; the model is deleted once that
 file is written. first_stage/ holds the models after stage 1; settings with the same stage 1 share one.
@@ -169,7 +169,7 @@ def main() -> None:
     if not early:
         raise InputError("--settings: all of them are static; add one with exits, such as 'two stages:'")
     print(f"\n{comparison.table(outcomes)}\n")
-    if task.num_labels > 1 and comparison.common_unit(outcomes) == results.COST:
+    if len(settings) > 1 and task.num_labels > 1 and comparison.common_unit(outcomes) == results.COST:
         written += [write_frontier(args.comparison_dir, task, early, static)]
     print(*written, sep="\n")
 
