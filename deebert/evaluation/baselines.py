@@ -3,7 +3,7 @@
 Everything is compared in the same way. Whatever can be run (a threshold, a model, an exit) has predictions and costs.
 On one half of the dev set the best of these are chosen: the corners of the upper hull of score over cost. They are
 scored on the other half; then the halves change places. Between two corners a share of the samples can go to either.
-Shapes: S samples, N layers; M candidates, of which P are chosen; Q statistics; R resamples.
+Shapes: S samples, N layers; M candidates, of which P are chosen; R resamples; G costs.
 """
 
 from collections.abc import Sequence

@@ -203,10 +203,8 @@ def make_accelerator(args: Arguments) -> Accelerator:
         mixed_precision="fp16" if args.fp16 else "bf16" if args.bf16 else None,  # None: as accelerate launch says
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
         kwargs_handlers=[
-            # in every second step the off-ramps have no gradient; the last layer of static_off_ramp never has
-            DistributedDataParallelKwargs(
-                find_unused_parameters=args.train_strategy in ("alternating", "static_off_ramp")
-            ),
+            # in every second step the off-ramps have no gradient
+            DistributedDataParallelKwargs(find_unused_parameters=args.train_strategy == "alternating"),
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
         ],
     )
