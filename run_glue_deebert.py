@@ -19,6 +19,7 @@ from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import CARD, write_card
 from deebert.experiment.monitor import Monitor
 from deebert.experiment.record import read_record
+from deebert.experiment.static import finished_model, static_exit
 from deebert.modeling.checkpoints import load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import (
@@ -70,8 +71,9 @@ def train(experiment: Experiment) -> None:
             state = None
         monitor.close()
         if accelerator.is_main_process:
-            save_model(model, experiment.tokenizer, experiment.output_dir)
-            write_card(experiment.output_dir, model.config, experiment.task, args.model_name_or_path)
+            save_model(finished_model(args, model), experiment.tokenizer, experiment.output_dir)
+            if static_exit(args, model.config) is None:  # the card is about early exit
+                write_card(experiment.output_dir, model.config, experiment.task, args.model_name_or_path)
             experiment.record.finish()
             remove_checkpoints(experiment.output_dir, keep_models=args.save_steps > 0)
         accelerator.wait_for_everyone()
@@ -149,7 +151,7 @@ def train_stage(
             )
     monitor.load_best(training)
     experiment.record.add_stage(training, preparation)
-    cached = f" after {preparation:.0f} s of caching features" if preparation > 1 else ""
+    cached = f" after {preparation:.0f} s of preparation" if preparation > 1 else ""
     experiment.say(
         f"stage {stage}: mean loss {training.mean_loss:.4f}, {training.seconds:.0f} s{cached}, "
         f"{training.samples_per_second:.1f} samples/s, peak memory {training.peak_memory / 2**30:.2f} GiB"
@@ -175,7 +177,7 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
     model = experiment.load_trained(checkpoint)
     if not args.do_train and not experiment.record.facts:  # the first of several models
         experiment.record.begin(previous=None)
-    exits = dict(experiment.dev_sets.all_exits(model))
+    exits = dict(experiment.dev_sets.all_exits(model, only=static_exit(args, model.config)))
     if not experiment.accelerator.is_main_process:
         return  # one process scores, and times early exit
     for split in eval_splits(experiment.task):
@@ -188,7 +190,7 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
         evaluation.score_classes()
         evaluation.sweep()
         evaluation.write_scores()
-        if checkpoint == experiment.output_dir and evaluation.first_split:
+        if checkpoint == experiment.output_dir and evaluation.first_split and static_exit(args, model.config) is None:
             update_card(experiment, model.config, split, evaluation.exits)
 
 

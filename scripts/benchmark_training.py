@@ -123,7 +123,7 @@ class Trainer:
             samples += len(labels)
             with self.accelerator.autocast():
                 output = model(**batch, output_all_exits=True)
-            losses = exit_losses(output.all_logits.float(), labels)
+            losses = exit_losses(output.all_logits.float(), labels).mean(dim=0)
             loss = losses[:-1].sum() if stage == 2 else losses[-1]
             loss.backward()
             loss.item()

@@ -1,4 +1,4 @@
-"""Trains settings of run_glue_deebert.py with several seeds and compares the cost they save. compare.sh runs it.
+"""Trains settings of run_glue_deebert.py with several seeds and compares what they score and save. compare.sh runs it.
 
 COMPARISON_DIR/runs/FLAGS/seed{n}/all_exits.npz is the result of a finished training; the model is deleted once that
 file is written. first_stage/ holds the models after stage 1; settings with the same stage 1 share one.
@@ -17,16 +17,20 @@ from urllib.parse import quote_plus
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import run_glue_deebert
-from deebert.data.tasks import get_task
-from deebert.evaluation import comparison, plotting, results
+from deebert.data.tasks import Task, get_task
+from deebert.evaluation import baselines, comparison, plotting, results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import parse_args
+from deebert.experiment.checks import check_flags
 from deebert.experiment.compatibility import first_stage_settings
+from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import EXIT_RULES
+from deebert.training.strategies import STRATEGIES, shares_first_stage
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser, InputError
 from deebert.utils.files import replacing
 
+ALL_EXITS = "all_exits.npz"
 AFTER_TRAINING = ArgumentParser(add_help=False, allow_abbrev=False)  # flags that do not change the training
 AFTER_TRAINING.add_argument("--exit_rule", choices=EXIT_RULES, default="entropy")
 AFTER_TRAINING.add_argument("--patience_tolerance", type=float, default=0.5)
@@ -49,24 +53,37 @@ class Comparison:
                 "give --exit_rule, --patience_tolerance, --calibrate in a setting's line, and seeds in SEEDS"
             )
 
+    @property
+    def task(self) -> Task:
+        return get_task(parse_args(self.argv([], 0)).task_name)
+
+    @property
+    def layers(self) -> int:
+        """The number of layers of the model that all trainings start from. Raises InputError."""
+        args = parse_args(self.argv([], 0))
+        return load_config(
+            args.config_name or args.model_name_or_path, args.model_type, args.cache_dir
+        ).num_hidden_layers
+
     def check(self, flags: list[str]) -> None:
         """Raises InputError for a setting that is wrong, before anything is trained."""
         after, training = AFTER_TRAINING.parse_known_args(flags)
-        task = get_task(parse_args(self.argv(training, 0)).task_name)
+        args, task = parse_args(self.argv(training, 0)), self.task
+        if len(STRATEGIES[args.train_strategy]) == 1 and args.teacher == "first_stage":
+            args = replace(args, teacher="the full model")  # see `train`
+        check_flags(args, task)
         if after.calibrate and task.num_labels == 1:
             raise InputError(
                 f"--calibrate scales probabilities, and models of {task.name} have none: drop that setting"
             )
 
-    def outcome(self, flags: list[str], seed: int) -> comparison.Outcome:
-        """The outcome of one setting with one seed; trains the model unless its result is there."""
+    def result(self, flags: list[str], seed: int) -> AllExits:
+        """The logits of one setting with one seed; trains the model unless they are there."""
         after, training = AFTER_TRAINING.parse_known_args(flags)
         if EXIT_RULES[after.exit_rule].learned:
             training += ["--exit_rule", after.exit_rule]
         exits = replace(self.exits(training, seed), rule=after.exit_rule, tolerance=after.patience_tolerance)
-        if after.calibrate:
-            exits = comparison.cross_calibrated(exits, seed)
-        return comparison.outcome(get_task(parse_args(self.argv(training, seed)).task_name), exits)
+        return comparison.cross_calibrated(exits, seed) if after.calibrate else exits
 
     def run_dir(self, training: list[str], seed: int) -> Path:
         """The folder of one training; its name is the flags."""
@@ -82,7 +99,7 @@ class Comparison:
 
     def exits(self, training: list[str], seed: int) -> AllExits:
         """The logits of all exits on the dev set; trains the model unless they are there."""
-        stored = self.run_dir(training, seed) / "all_exits.npz"
+        stored = self.run_dir(training, seed) / ALL_EXITS
         if not stored.is_file():
             self.train(training, seed, stored)
         return AllExits.load(stored)
@@ -91,7 +108,9 @@ class Comparison:
         """Trains and evaluates one model, and keeps only the logits of its exits."""
         run, argv = self.run_dir(training, seed), self.argv(training, seed)
         args = parse_args(argv)
-        if args.train_strategy == "two_stage":
+        if len(STRATEGIES[args.train_strategy]) == 1 and args.teacher:
+            argv += ["--teacher", str(self.teacher(seed) if args.teacher == "first_stage" else args.teacher)]
+        elif shares_first_stage(args.train_strategy):
             argv += ["--first_stage", str(self.first_stage(args))]
         print(f"\n{' '.join(training) or 'as given'}, seed {seed}", flush=True)
         started = time.perf_counter()
@@ -101,6 +120,14 @@ class Comparison:
         results.write_json(self.record, self.common)
         written.replace(stored)
         shutil.rmtree(run / "model")
+
+    def teacher(self, seed: int) -> Path:
+        """The folder of the full model after stage 1 with the common flags; trains it unless it is there."""
+        full = ["--train_strategy", "static"]
+        folder = self.first_stage(parse_args(self.argv(full, seed)))
+        if not folder.is_dir():
+            self.train(full, seed, self.run_dir(full, seed) / ALL_EXITS)
+        return folder
 
     def first_stage(self, args: argparse.Namespace) -> Path:
         """The folder of the model after stage 1; settings with the same stage 1 share it."""
@@ -121,16 +148,30 @@ def main() -> None:
     args, common = parser.parse_known_args()
     settings = comparison.read_settings(args.settings) if args.settings else {"as given": []}
     runs = Comparison(args.comparison_dir, common)
+    if any("{k}" in name for name in settings):
+        settings = comparison.for_each_depth(settings, runs.layers)
     for name, flags in settings.items():  # reports a wrong flag before hours of work
         print(f"{name}: {' '.join(flags) or 'no further flags'}", flush=True)
         runs.check(flags)
 
-    outcomes = {}
+    task, outcomes, early, static = runs.task, {}, {}, {}
     for name, flags in settings.items():
-        outcomes[name] = [runs.outcome(flags, seed) for seed in args.seeds]
+        of_seeds = [runs.result(flags, seed) for seed in args.seeds]
+        if of_seeds[0].num_layers == 1:
+            static[name] = of_seeds
+            print(
+                f"\n{name}: score {' '.join(f'{100 * exits.full_score(task):.1f}' for exits in of_seeds)}", flush=True
+            )
+            continue
+        early[name], outcomes[name] = of_seeds, [comparison.outcome(task, exits) for exits in of_seeds]
         written = write(args.comparison_dir, outcomes, args.seeds)  # after each setting, in case a later one fails
         print(f"\n{comparison.table({name: outcomes[name]})}\n", flush=True)
-    print(f"\n{comparison.table(outcomes)}\n", *written, sep="\n")
+    if not early:
+        raise InputError("--settings: all of them are static; add one with exits, such as 'two stages:'")
+    print(f"\n{comparison.table(outcomes)}\n")
+    if len(settings) > 1 and task.num_labels > 1 and comparison.common_unit(outcomes) == results.COST:
+        written += [write_frontier(args.comparison_dir, task, early, static)]
+    print(*written, sep="\n")
 
 
 def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: list[int]) -> list[Path]:
@@ -141,6 +182,23 @@ def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: li
     curves, unit = comparison.curves(outcomes), comparison.common_unit(outcomes)
     figures = plotting.draw_comparison(comparison.GRID, curves, unit, folder / "comparison")
     return [folder / "comparison.md", folder / "comparison.csv", *figures]
+
+
+def write_frontier(
+    folder: Path, task: Task, early: dict[str, list[AllExits]], static: dict[str, list[AllExits]]
+) -> Path:
+    """Writes and prints the tables of early exit beside its baselines, and draws the figure with them."""
+    lines, full = baselines.frontier(task, early, static), next(iter(early.values()))[0]
+    tables = [baselines.frontier_table(lines), baselines.rivals_table(task, early)]
+    points = baselines.static_points(task, static, full)
+    if static:
+        tables.append(baselines.static_table(points))
+    with replacing(folder / "frontier.md") as file:
+        file.write("\n\n".join(tables) + "\n")
+    print("\n\n".join(tables) + "\n")
+    curves = {name: [lines.curve(name)[::-1]] for name in lines.scores}
+    plotting.draw_comparison(comparison.GRID, curves, results.COST, folder / "comparison", points)
+    return folder / "frontier.md"
 
 
 if __name__ == "__main__":

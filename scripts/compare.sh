@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains and sweeps a list of settings with several seeds; writes one table and one figure (comparison.md, .csv, .png,
-# .pdf). Run again, it resumes an interrupted training and reuses finished ones.
+# .pdf), and tables beside baselines (frontier.md). Run again, it resumes an interrupted training and reuses what is
+# finished.
 #   SETTINGS=my_settings.txt SEEDS="1 2 3" bash scripts/compare.sh
 # The variables below are those of train_deebert.sh; further arguments are passed to every run.
 set -euo pipefail

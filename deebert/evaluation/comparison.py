@@ -69,6 +69,16 @@ def read_settings(path: Path) -> dict[str, list[str]]:
     return settings
 
 
+def for_each_depth(settings: dict[str, list[str]], layers: int) -> dict[str, list[str]]:
+    """The settings; one with {k} in its name becomes several, with 1 to layers - 1 in the place of {k}."""
+    depths = {name: range(1, layers) if "{k}" in name else [0] for name in settings}
+    return {
+        name.replace("{k}", str(k)): [flag.replace("{k}", str(k)) for flag in flags]
+        for name, flags in settings.items()
+        for k in depths[name]
+    }
+
+
 def cross_calibrated(exits: AllExits, seed: int) -> AllExits:
     """Calibrates each random half of the samples with temperatures fitted to the other half."""
     halves = exits.halves(seed)

@@ -167,7 +167,10 @@ def plot_savings(series: Sequence[Series]) -> Figure:
     return figure
 
 
-def plot_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], unit: str) -> Figure:
+Points = dict[str, tuple[float, list[float]]]  # of models without exits: cost, and the score with each seed
+
+
+def plot_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], unit: str, points: Points) -> Figure:
     """For each setting the best score (G,) that saves the share grid (G,) of the unit, the mean over the seeds."""
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -175,15 +178,20 @@ def plot_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], unit:
         style = line_style(i) | {"linestyle": LINES[i // len(COLORS) % len(LINES)]}
         mean = 100 * np.mean(of_seeds, axis=0)
         axes.plot(100 * grid, mean, **style, markevery=(i % 10, 10), markersize=4, label=name)
+    for name, (cost, scores) in points.items():
+        axes.plot(100 * (1 - cost), 100 * np.mean(scores), "x", color="0.4", markersize=4)
+        axes.annotate(name, (100 * (1 - cost), 100 * np.mean(scores)), (3, -8), textcoords="offset points", fontsize=6)
     axes.set(xlabel=f"{unit} saved (%)", ylabel="score (%), mean over the seeds")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def draw_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], unit: str, stem: Path) -> list[Path]:
+def draw_comparison(
+    grid: np.ndarray, curves: dict[str, list[np.ndarray]], unit: str, stem: Path, points: Points | None = None
+) -> list[Path]:
     """Draws the figure of `plot_comparison` and returns the files written."""
     with mpl.rc_context(STYLE):
-        return save(plot_comparison(grid, curves, unit), stem)
+        return save(plot_comparison(grid, curves, unit, points or {}), stem)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

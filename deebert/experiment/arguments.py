@@ -14,6 +14,7 @@ from deebert.modeling.checkpoints import MODELS
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.modeling.off_ramps import HEADS, POOLINGS
 from deebert.training.stage import TrainSettings
+from deebert.training.strategies import STATIC
 from deebert.utils.cli import ArgumentParser, non_negative, positive, positive_float
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
@@ -56,6 +57,13 @@ class ModelArguments:
     )
     do_lower_case: bool = switch(
         "lower-case the input of a BERT, whatever its tokenizer's settings say", decides="first_stage"
+    )
+    num_layers: int | None = number(
+        positive,
+        "train the first layers of the checkpoint only, this many",
+        decides="first_stage",
+        default=None,
+        default_help="all",
     )
     highway_pooling: str | None = flag(
         "how an off-ramp pools the hidden states",
@@ -216,8 +224,10 @@ def recipe_defaults(args: argparse.Namespace) -> dict:
     """The defaults that --recipe sets, without those that make no sense beside the flags that are given."""
     recipe = args.recipe or ("fast" if args.train_file and args.do_train else "paper")
     defaults = RECIPES[recipe] | {"recipe": recipe}
+    if args.train_strategy != "two_stage":  # a long stage 2 is for a frozen backbone
+        defaults.pop("highway_epochs", None)
     if args.train_strategy != "two_stage" or args.highway_pooling == "attention":  # no stage can use it
         defaults.pop("cache_features", None)
-    if args.highway_pooling == "first":  # which says nothing about the embeddings
+    if args.highway_pooling == "first" or args.train_strategy in STATIC:  # it has nothing to read
         defaults.pop("exit_before_first_layer", None)
     return defaults

@@ -7,10 +7,11 @@ from deebert.evaluation import results
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
 from deebert.experiment.record import read_record
+from deebert.experiment.static import layers_wanted
 from deebert.modeling.checkpoints import check_threshold, max_tokens
 from deebert.modeling.config import config_rule
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, is_off_ramp
-from deebert.training.strategies import STRATEGIES
+from deebert.training.strategies import STATIC, STRATEGIES, shares_first_stage
 from deebert.utils.cli import InputError
 from deebert.utils.files import check_disk_space, check_writable
 
@@ -46,8 +47,9 @@ def check_flags(args: Arguments, task: Task) -> None:
         task.file(args.data_dir, split)
     if args.calibrate and not args.do_eval:
         raise InputError("--calibrate is a part of the evaluation: add --do_eval")
-    if args.first_stage and (not args.do_train or args.train_strategy != "two_stage"):
-        raise InputError(f"--first_stage {args.first_stage}: it needs --do_train with the strategy two_stage")
+    if args.first_stage and not (args.do_train and shares_first_stage(args.train_strategy)):
+        shared = " or ".join(filter(shares_first_stage, STRATEGIES))
+        raise InputError(f"--first_stage {args.first_stage}: it needs --do_train with the strategy {shared}")
     if args.first_stage and Path(args.first_stage).resolve() == folder.resolve():
         raise InputError(f"--first_stage {args.first_stage}: give another folder than --output_dir")
     if args.load_best_model_at_end and not (args.evaluate_during_training and args.logging_steps > 0):
@@ -56,6 +58,58 @@ def check_flags(args: Arguments, task: Task) -> None:
         raise InputError(f"--cache_features: in --train_strategy {args.train_strategy} no stage freezes the backbone")
     if args.resume and not args.do_train:
         raise InputError("--resume needs --do_train")
+    if args.train_strategy in ("cosee", "static_off_ramp") and task.num_labels == 1:
+        raise InputError(f"--train_strategy {args.train_strategy}: exits go by entropy, and {task.name} has no classes")
+    if args.train_strategy == "cosee" and task.several_labels:
+        raise InputError(f"--train_strategy cosee: it is defined for one label a text, and {task.name} has several")
+    check_static(args)
+    check_teacher(args)
+
+
+def check_static(args: Arguments) -> None:
+    """What a model without early exit cannot do."""
+    if args.train_strategy not in STATIC:
+        return
+    if args.train_strategy == "static" and args.model_type != "bert":
+        raise InputError(
+            "--train_strategy static saves a plain BERT; Hugging Face's RoBERTa has another classifier than ours"
+        )
+    unused = ["exit_before_first_layer", "eval_highway", "calibrate", "target_drop", "target_saving", "risk"]
+    if args.train_strategy == "static_off_ramp":  # its other exits would count
+        unused.append("load_best_model_at_end")
+    for flag in unused:
+        if getattr(args, flag) not in (None, False):
+            raise InputError(f"--train_strategy {args.train_strategy}: a model without early exit; leave out --{flag}")
+
+
+def check_teacher(args: Arguments) -> None:
+    """The teacher against the other flags, and that there is one."""
+    stages = len(STRATEGIES[args.train_strategy])
+    if args.teacher is None:
+        if args.distill and args.train_strategy in STATIC:
+            raise InputError("--distill: a static model has no off-ramps that learn from its classifier; add --teacher")
+        return
+    if not (args.do_train and args.distill):
+        raise InputError(f"--teacher {args.teacher}: it needs --do_train and --distill")
+    if args.teacher == "first_stage" and stages == 1:
+        raise InputError(f"--teacher first_stage: {args.train_strategy} has one stage; give a folder")
+    if args.first_stage and stages == 1:
+        raise InputError(f"--first_stage {args.first_stage}: it is trained without --teacher; leave one of them out")
+
+
+def check_teacher_config(args: Arguments, config, teacher) -> None:
+    """The teacher's config must fit the model's that learns: the same texts, tokens and labels."""
+    wanted, other = (sorted(c.id2label.items()) for c in (config, teacher))
+    if wanted != other or config.num_labels != teacher.num_labels:
+        raise InputError(
+            f"--teacher {args.teacher}: its labels are {', '.join(label for _, label in other)}, those to learn are "
+            f"{', '.join(label for _, label in wanted)}"
+        )
+    if teacher.vocab_size != config.vocab_size or max_tokens(teacher) < args.max_seq_length:
+        raise InputError(
+            f"--teacher {args.teacher}: {teacher.vocab_size} words in texts of up to {max_tokens(teacher)} tokens; "
+            f"the model has {config.vocab_size} words, --max_seq_length is {args.max_seq_length}"
+        )
 
 
 def check_output_dir(args: Arguments, resumes: bool) -> None:
@@ -125,8 +179,13 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
         raise InputError(
             "--cache_features: off-ramps with --highway_pooling attention learn what to read; leave one of them out"
         )
-    if config.num_hidden_layers < 2:
-        raise InputError(f"{name}: a model of one layer has no off-ramps")
+    if layers_wanted(args, config.num_hidden_layers) != config.num_hidden_layers:
+        raise InputError(
+            f"--num_layers {args.num_layers}: {name} has {config.num_hidden_layers}"
+            + (", and static_off_ramp needs one more than it runs" if args.train_strategy == "static_off_ramp" else "")
+        )
+    if config.num_hidden_layers < 2 and args.train_strategy != "static":
+        raise InputError(f"{name}: a model of one layer has no off-ramps; --train_strategy static needs none")
     if config.num_labels != task.num_labels:
         raise InputError(
             f"{name}: a model of {config.num_labels} labels, but {task.name} has {task.num_labels}; "

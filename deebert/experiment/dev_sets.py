@@ -20,7 +20,17 @@ class DevSets:
     collate: Collator
     accelerator: Accelerator
 
-    def all_exits(self, model, progress: bool = True) -> Iterator[tuple[str, AllExits]]:
-        """For each split the logits of all exits, from one full pass that all processes share."""
+    def all_exits(self, model, progress: bool = True, only: int | None = None) -> Iterator[tuple[str, AllExits]]:
+        """For each split the logits of all exits, or of one, from one full pass that all processes share."""
         for split, features in self.features.items():
-            yield split, run_all_exits(model, features, self.collate, progress=progress, accelerator=self.accelerator)
+            yield (
+                split,
+                run_all_exits(
+                    model,
+                    features,
+                    self.collate,
+                    progress=progress,
+                    accelerator=self.accelerator,
+                    only=only,
+                ),
+            )

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -24,6 +26,7 @@ from deebert.experiment import checks
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.dev_sets import DevSets
 from deebert.experiment.record import RunRecord, decide_resume
+from deebert.experiment.static import layers_wanted, load_final_classifier
 from deebert.modeling.checkpoints import (
     disable_cudnn_attention,
     load_config,
@@ -34,10 +37,11 @@ from deebert.modeling.checkpoints import (
 )
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.cached_features import cached_features
-from deebert.training.checkpointing import newest_checkpoint, saved_steps
+from deebert.training.checkpointing import TEACHER_LOGITS, newest_checkpoint, saved_steps
 from deebert.training.strategies import STRATEGIES
-from deebert.training.train_data import TokenData, TrainData
+from deebert.training.train_data import TaughtData, TokenData, TrainData, final_logits
 from deebert.utils.cli import InputError
+from deebert.utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,15 @@ class Experiment:
         if args.do_train:
             checks.check_head(args, config, source)
             set_labels(config, labels, task.problem_type)
+            config.num_hidden_layers = min(layers_wanted(args, config.num_hidden_layers), config.num_hidden_layers)
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_temperatures = None
             for name in OFF_RAMP_FLAGS:
                 if getattr(args, name) is not None:
                     setattr(config, name, getattr(args, name))
         checks.check_config(args, task, config, source)
+        if args.teacher and args.teacher != "first_stage":
+            checks.check_teacher_config(args, config, load_config(args.teacher, args.model_type))
         tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
 
         def features(split: str) -> Features:
@@ -136,17 +143,43 @@ class Experiment:
         checks.check_config(self.args, self.task, config, str(folder))
         if self.args.calibrate:
             config.exit_temperatures = None
-        return load_model(str(folder), config).to(self.accelerator.device)
+        load = load_final_classifier if self.args.train_strategy == "static" else load_model
+        return load(str(folder), config).to(self.accelerator.device)
 
     @contextmanager
     def train_data(self, model, stage: int) -> Iterator[TrainData]:
-        """The data of a stage: tokens, or with --cache_features and a frozen backbone the off-ramps' pooled states."""
+        """The data of a stage: tokens, or with --cache_features and a frozen backbone the off-ramps' pooled states.
+
+        In the last stage the logits of --teacher come with them.
+        """
         args, collate = self.args, self.dev_sets.collate
+        teach = (
+            partial(TaughtData, teacher_logits=self.teacher_logits(model)) if self.has_teacher(stage) else lambda d: d
+        )
         if args.cache_features and not STRATEGIES[args.train_strategy][stage - 1].backbone:
             with cached_features(model, self.train_features, collate, self.accelerator, self.output_dir) as features:
-                yield features
+                yield teach(features)
         else:
-            yield TokenData(self.train_features, collate, args.dataloader_num_workers)
+            yield teach(TokenData(self.train_features, collate, args.dataloader_num_workers))
+
+    def has_teacher(self, stage: int) -> bool:
+        """Whether --teacher teaches in this stage."""
+        return self.args.teacher is not None and stage == self.num_stages
+
+    def teacher_logits(self, model) -> np.ndarray:
+        """The teacher's logits (S, C) for the training samples. They are stored: later, the model is another one."""
+        file = self.output_dir / TEACHER_LOGITS
+        if file.is_file():  # a training that is resumed
+            return np.load(file)
+        if self.args.teacher != "first_stage":
+            config = load_config(self.args.teacher, self.args.model_type)
+            model = load_final_classifier(self.args.teacher, config).to(self.accelerator.device)
+        logits = final_logits(model, self.train_features, self.dev_sets.collate, self.accelerator)
+        if self.accelerator.is_main_process:
+            with replacing(file, "wb") as opened:
+                np.save(opened, logits)
+        self.accelerator.wait_for_everyone()
+        return logits
 
     def say(self, text: str) -> None:
         """Prints in the first process only."""

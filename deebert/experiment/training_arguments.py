@@ -39,7 +39,8 @@ class TrainingArguments:
     )
     distill: float = number(
         fraction,
-        "share of an off-ramp's loss that is the distance from the final classifier's output; 0.5 without a number",
+        "share of a loss that is the distance from the output of the final classifier, or of --teacher; 0.5 without a "
+        "number",
         decides="training",
         default=0.0,
         nargs="?",
@@ -48,8 +49,15 @@ class TrainingArguments:
     distill_temperature: float = number(
         positive_float, "temperature that softens both outputs of --distill", decides="training", default=2.0
     )
+    teacher: str | None = flag(
+        "what the last stage learns from with --distill: a folder with a fine-tuned model of the same task and "
+        "vocabulary, or first_stage, the model after stage 1",
+        decides="training",
+        default=None,
+        default_help="the final classifier",
+    )
     first_stage: str | None = flag(
-        "folder with the model after stage 1 of two_stage: loaded if it is there, else saved there",
+        "folder with the model after stage 1 of two_stage or mixed: loaded if it is there, else saved there",
         decides=None,
         default=None,
         default_help="none",
@@ -79,7 +87,7 @@ class TrainingArguments:
     num_train_epochs: float = number(positive_float, "epochs of each stage", decides="first_stage", default=3.0)
     highway_epochs: float | None = number(
         positive_float,
-        "epochs of stage 2 of two_stage",
+        "epochs of stage 2",
         decides="training",
         default=None,
         default_help="those of --num_train_epochs",

@@ -16,6 +16,7 @@ from deebert.utils.cli import InputError
 from deebert.utils.files import complete_folder
 
 STATE = "training_state.pt"  # beside the model's files: optimizer, schedule, random states, position
+TEACHER_LOGITS = "teacher_logits.npy"  # in the output folder, while the last stage is trained with a teacher
 LEFTOVERS = (".saving-*", ".features-*", ".checkpoint-*.partial")  # of a process that was killed
 
 
@@ -82,6 +83,7 @@ def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
             shutil.rmtree(folder)
     for folder in output_dir.glob("best-stage*"):
         shutil.rmtree(folder)
+    (output_dir / TEACHER_LOGITS).unlink(missing_ok=True)
 
 
 def remove_leftovers(output_dir: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from deebert.data.batching import MicroBatch, TrainBatches
 from deebert.modeling.off_ramps import is_off_ramp
-from deebert.training.strategies import STRATEGIES, training_loss
+from deebert.training.strategies import STRATEGIES, separate_layers, training_loss
 from deebert.training.train_data import TrainData
 from deebert.utils.cli import InputError
 from deebert.utils.memory import peak_memory, reset_peak_memory
@@ -29,7 +29,7 @@ class TrainSettings:
     highway_learning_rate: that of the off-ramps; None: learning_rate.
     max_steps: the number of optimizer steps, if above 0; else it follows from epochs.
     train_strategy: a key of strategies.STRATEGIES.
-    distill: share of an off-ramp's loss that is the distillation loss, with distill_temperature.
+    distill: share of an exit's loss that is the distillation loss, with distill_temperature.
     logging_steps, save_steps: optimizer steps between two log entries, two checkpoints; 0: none within the stage.
     """
 
@@ -150,7 +150,8 @@ class StageTraining:
         called every save_steps, at the end and when stopped. Raises InputError if the loss is not finite.
         """
         reset_peak_memory(self.accelerator.device)
-        with self.progress_bar() as bar:
+        layers = self.model.base_model.encoder.layer if self.plan.separates_layers else []
+        with self.progress_bar() as bar, separate_layers(layers):
             self.make_steps(bar, log, save, stopped)
         self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)  # the next stage wraps other parameters
         self.accelerator.free_memory()
@@ -185,11 +186,13 @@ class StageTraining:
         self.module.train()  # an evaluation between two steps sets eval mode
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         batch.pop("index", None)
-        labels, weights, settings = batch.pop("labels"), self.weights(), self.settings
+        labels, teacher_logits = batch.pop("labels"), batch.pop("teacher_logits", None)
+        weights, distill, temperature = self.weights(), self.settings.distill, self.settings.distill_temperature
+        progress = self.steps / self.total if self.plan.simulates_exits else None
         synchronise = nullcontext() if part.last else self.accelerator.no_sync(self.module)
         with synchronise:
             output = self.module(**batch, output_all_exits=any(weights[:-1]), train_highway=not self.plan.backbone)
-            loss, exit_losses = training_loss(output, labels, weights, settings.distill, settings.distill_temperature)
+            loss, exit_losses = training_loss(output, labels, weights, distill, temperature, teacher_logits, progress)
             self.accelerator.backward(part.weight * loss)
         return torch.cat([loss.detach().reshape(1), exit_losses]) * (part.weight / self.accelerator.num_processes)
 

@@ -2,8 +2,10 @@
 
 import csv
 import os
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import compare
 import numpy as np
@@ -136,10 +138,10 @@ def test_bad_settings_files_are_refused(tmp_path, text, message):
         read_settings(tmp_path / "settings.txt")
 
 
-def test_bundled_settings_are_valid():
-    settings = read_settings(ROOT / "scripts/compare_settings.txt")
+@pytest.mark.parametrize("name", ["compare_settings", "frontier_settings"])
+def test_bundled_settings_are_valid(name):
+    settings = comparison.for_each_depth(read_settings(ROOT / f"scripts/{name}.txt"), 6)
     assert len(settings) >= 8
-    assert settings["paper"] == []
     required = [
         "--data_dir",
         "x",
@@ -156,10 +158,18 @@ def test_bundled_settings_are_valid():
         parse_args([*required, *flags])
 
 
+def test_a_setting_for_each_depth():
+    settings = {"mean": ["--a"], "static {k}": ["--num_layers", "{k}"]}
+    expected = {"mean": ["--a"], "static 1": ["--num_layers", "1"], "static 2": ["--num_layers", "2"]}
+    assert comparison.for_each_depth(settings, 3) == expected
+
+
 def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
     (tmp_path / "settings.txt").write_text(
         "paper:\nmean: --highway_pooling mean\nsure: --highway_pooling mean --exit_rule confidence --calibrate\n"
         "joint: --train_strategy joint\n"
+        "full: --train_strategy static\n"
+        "small: --train_strategy static --num_layers 1 --distill --teacher first_stage\n"
     )
     trained, measured, main = [], [], run_glue_deebert.main
 
@@ -184,8 +194,12 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, m
     monkeypatch.setattr(run_glue_deebert, "main", lambda argv: (trained.append(argv), main(argv)))
     monkeypatch.setattr(comparison, "outcome", lambda task, exits: (measured.append(exits), outcome(task, exits))[1])
     compare_all()
-    assert len(trained) == 6  # two seeds of three trainings, none of them twice
-    assert capsys.readouterr().out.count("stage 1: mean loss") == 4  # paper and mean share theirs
+    assert len(trained) == 10  # two seeds of five trainings, none of them twice
+    printed = capsys.readouterr().out
+    assert printed.count("stage 1: mean loss") == 6  # paper, mean and full share theirs
+    teachers = [Path(argv[len(argv) - argv[::-1].index("--teacher")]) for argv in trained[-2:]]
+    assert all((teacher / "first_stage.json").is_file() for teacher in teachers)
+    assert teachers[0] != teachers[1]  # each seed has its own
     folder = tmp_path / "compared"
     assert not list(folder.glob("runs/*/*/model"))
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
@@ -203,11 +217,14 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, m
     assert {path.name for path in folder.glob("comparison.*")} == {
         f"comparison.{s}" for s in ("md", "csv", "png", "pdf")
     }
-    before = (folder / "comparison.md").read_text()
+    before = [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")]
+    assert {f"| {name} |" for name in ("mean", "static models", "full", "small")} <= set(
+        re.findall(r"\| [^|]+ \|", before[1])
+    )
     shutil.rmtree(folder / "first_stage")
     compare_all()
-    assert len(trained) == 6
-    assert (folder / "comparison.md").read_text() == before
+    assert len(trained) == 10
+    assert [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")] == before
     with pytest.raises(cli.InputError, match="runs with other settings"):
         compare_all("--warmup_steps", "3")
     for flags in (["--exit_rule", "margin"], ["--seed", "3"]):

@@ -102,10 +102,10 @@ def test_the_original_name_of_the_threshold(args):
 
 
 def test_records_of_0_5_stay_comparable(args):
-    assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv"}
+    assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv", "num_layers"}
     settings = training_settings(args)
     new = {*settings} - {*FIRST_STAGE_0_5, *TRAINING_0_5, *LAUNCH, "train.tsv"}
-    assert new == {"highway_head", "exit_before_first_layer"}
+    assert new == {"highway_head", "exit_before_first_layer", "num_layers", "teacher"}
     recorded = {name: value for name, value in settings.items() if name not in new}  # 0.5 did not record these flags
     assert first_difference(recorded, settings) is None
     linear = training_settings(replace(args, highway_head="linear"))
@@ -122,6 +122,9 @@ def test_a_recipe_sets_defaults_and_flags_win():
     assert (fast.highway_learning_rate, fast.highway_epochs) == (5e-3, 2.0)
     for other in ("--train_strategy joint", "--highway_pooling attention"):  # neither can use the cache
         assert not parse_args([*REQUIRED, "--recipe", "fast", *other.split()]).cache_features
+    mixed = ["--recipe", "fast", "--train_strategy", "mixed"]  # six epochs are for off-ramps alone
+    assert parse_args([*REQUIRED, *mixed]).highway_epochs is None
+    assert parse_args([*REQUIRED, *mixed, "--highway_epochs", "3"]).highway_epochs == 3.0
 
 
 def test_a_recipe_may_set_the_exit_before_the_first_layer(monkeypatch):

@@ -186,6 +186,19 @@ def test_workers_leave_signals_to_the_training(argv, tmp_path, uninterrupted):
     assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)
 
 
+def test_a_teacher_is_the_same_after_resuming(argv, tmp_path, uninterrupted):
+    """The model after stage 1 teaches, and is no longer there when stage 2 is resumed."""
+    flags = f"{TRAIN} --train_strategy mixed --distill --teacher first_stage"
+    with pytest.MonkeyPatch.context() as patch:
+        counted(patch, StageTraining, "step", lambda n: n == 11 and os.kill(os.getpid(), signal.SIGTERM))
+        assert ends(argv(flags)) == 128 + signal.SIGTERM
+    assert (tmp_path / "out" / checkpointing.TEACHER_LOGITS).is_file()
+    run_glue_deebert.main(argv(f"{flags} --resume"))
+    assert not (tmp_path / "out" / checkpointing.TEACHER_LOGITS).exists()
+    assert same(weights(tmp_path / "out"), uninterrupted(flags).weights)
+    assert not same(weights(tmp_path / "out"), uninterrupted(f"{TRAIN} --train_strategy mixed --distill").weights)
+
+
 def test_a_finished_training_is_not_repeated(argv, tmp_path, capsys):
     run_glue_deebert.main(argv(f"{TRAIN} --max_steps 5"))
     before = weights(tmp_path / "out")

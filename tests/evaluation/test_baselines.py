@@ -1,0 +1,115 @@
+"""Early exit beside its baselines: each number against a plain loop, and that nothing is scored where it was chosen."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from helpers import simulated, with_costs
+
+from deebert.data.tasks import TASKS
+from deebert.evaluation import baselines
+from deebert.evaluation.all_exits import AllExits, sweep
+from deebert.evaluation.baselines import COSTS, STATIC, Candidates, Frontier, upper_hull
+from deebert.evaluation.metrics import METRICS
+
+SST2 = TASKS["SST-2"]
+
+
+def static(n: int, seed: int, right: float, operations: float) -> AllExits:
+    """A model without exits that is right for this share of the samples, at this many operations for each of them."""
+    labels = simulated(n, 0).labels
+    wrong = np.random.default_rng(seed).random(n) > right
+    logits = np.eye(2, dtype=np.float32)[np.where(wrong, 1 - labels, labels)][:, None]
+    return AllExits(logits, labels, layer_operations=np.full((n, 1), operations), off_ramp_operations=np.empty((n, 0)))
+
+
+def test_the_hull_is_the_best_mixture_of_two_points():
+    cost, score = np.random.default_rng(0).random((2, 30))
+    corners = upper_hull(cost, score)
+    for at in np.linspace(cost.min(), cost.max(), 50):
+        mixtures = [
+            np.interp(at, sorted((cost[i], cost[j])), score[sorted((i, j), key=lambda k: cost[k])])
+            for i, j in product(range(30), repeat=2)
+            if min(cost[i], cost[j]) <= at <= max(cost[i], cost[j])
+        ]
+        reached = score[cost <= at].max()  # the mean cost may be below what is allowed
+        assert np.interp(at, cost[corners], score[corners]) == pytest.approx(max(reached, *mixtures))
+    assert upper_hull(np.array([1.0, 1.0, 0.5]), np.array([0.2, 0.3, 0.3])) == [2]
+
+
+@pytest.mark.parametrize("task", ["SST-2", "MRPC", "CoLA", "MNLI"])
+def test_resampled_scores_are_the_metrics_of_drawn_samples(task):
+    task, rng = TASKS[task], np.random.default_rng(1)
+    predicted, labels = rng.integers(0, task.num_labels, (3, 40)), rng.integers(0, task.num_labels, 40)
+    counts = rng.multinomial(40, np.full(40, 1 / 40), 5).astype(float)
+    for r, p in product(range(5), range(3)):
+        rows = np.repeat(np.arange(40), counts[r].astype(int))
+        expected = METRICS[task.primary_metric](labels[rows], predicted[p][rows])
+        assert baselines.resampled_scores(task, predicted, labels, counts)[r, p] == pytest.approx(expected)
+
+
+def test_candidates_are_what_a_sweep_says():
+    exits = with_costs(simulated(200, 2))
+    thresholds = baselines.all_thresholds(exits, 200)
+    early, chance = baselines.early_exit(exits), baselines.random_exit(exits)
+    for i, row in enumerate(sweep(SST2, exits, thresholds)):
+        assert (early.predictions[i] == exits.labels).mean() == pytest.approx(row.score)
+        assert early.costs[i].mean() == pytest.approx(row.cost)
+    assert chance.costs.mean() == pytest.approx(early.costs.mean(), abs=0.01)
+    own = baselines.own_exits(exits)
+    np.testing.assert_array_equal(own.predictions, exits.logits.argmax(-1).T)
+    layers, ramps = exits.layer_operations, exits.off_ramp_operations
+    np.testing.assert_allclose(own.costs[1], (layers[:, :2].sum(1) + ramps[:, 1]) / layers.sum(1))
+    np.testing.assert_allclose(own.costs[-1], 1)
+
+
+def test_what_is_chosen_by_chance_scores_like_chance():
+    """Of 300 models that guess, the best on one half is as good as any on the other half."""
+    labels = simulated(400, 0).labels
+    guesses = np.random.default_rng(4).integers(0, 2, (300, 400))
+    costs = np.full((300, 400), 0.1)
+    assert (guesses == labels).mean(1).max() > 0.56
+    lines = Frontier(SST2, {"guesses": [Candidates(guesses, costs)]}, labels, resamples=0)
+    assert lines.score("guesses", 50) == pytest.approx(0.5, abs=0.05)
+
+
+def test_gains_are_paired_and_have_intervals():
+    early = {"mine": [with_costs(simulated(600, 0))] * 2, "same": [with_costs(simulated(600, 0))] * 2}
+    full = early["mine"][0].layer_operations.sum(1).mean()
+    models = {f"static {k}": [static(600, seed, 0.5 + 0.05 * k, k / 5 * full) for seed in (1, 2)] for k in (1, 3)}
+    lines = baselines.frontier(SST2, early, models)
+    assert lines.gain("same", "mine", lines.usual) == (0, 0, 0)
+    gain, low, high = lines.gain("mine", STATIC, 50)
+    assert 0 < low < gain < high
+    assert lines.score("mine", 50) - lines.score(STATIC, 50) == pytest.approx(gain)
+    assert np.isnan(lines.curve("mine")[COSTS < 0.19]).all()  # no model is cheaper than the static one of one layer
+    header, _, *rows = baselines.frontier_table(lines).splitlines()
+    assert header.count("over static models") == 2
+    assert header.count("over mine") == 2
+    assert [row.split("|")[1].strip() for row in rows] == ["mine", "same", STATIC]
+    alone = baselines.frontier_table(baselines.frontier(SST2, early, {}))
+    assert STATIC not in alone
+    points = baselines.static_points(SST2, models, early["mine"][0])
+    assert points["static 1"][0] == pytest.approx(0.2, abs=0.01)
+    assert "| static 3 | 6" in baselines.static_table(points)
+
+
+def test_oracles_and_auroc_equal_a_plain_loop():
+    exits = with_costs(simulated(150, 5))
+    said, layers = exits.logits.argmax(-1), exits.layer_operations
+    for wanted in (exits.labels, said[:, -1]):
+        predicted, cost = baselines.oracle(exits, wanted)
+        stops = [next((i for i in range(5) if said[s, i] == wanted[s]), 0) for s in range(150)]
+        assert predicted.tolist() == [said[s, i] for s, i in enumerate(stops)]
+        assert cost == pytest.approx(np.mean([layers[s, : i + 1].sum() / layers[s].sum() for s, i in enumerate(stops)]))
+    assert (baselines.oracle(exits, said[:, -1])[0] == said[:, -1]).all()
+    for i, auroc in enumerate(baselines.error_auroc(exits)):
+        wrong, u = said[:, i] != exits.labels, exits.uncertainties[:, i]
+        pairs = [(a > b) + 0.5 * (a == b) for a, b in product(u[wrong], u[~wrong])]
+        assert auroc == pytest.approx(np.mean(pairs))
+    sure = replace(exits, logits=np.repeat(exits.logits[:, -1:], 5, axis=1), labels=said[:, -1])
+    assert np.isnan(baselines.error_auroc(sure)).all()  # no errors to find
+    row = baselines.rivals_table(SST2, {"mine": [exits]}).splitlines()[2]
+    assert row.startswith("| mine | ")
+    assert row.count("|") == 8
