@@ -4,7 +4,7 @@ from importlib import import_module
 
 from deebert.utils.import_hook import when_imported
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 # Public names and where they are. Imported when they are first used: `import deebert` alone needs no torch.
 _HOME = {
