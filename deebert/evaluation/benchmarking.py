@@ -1,7 +1,7 @@
 """The benchmark's measurements: several systems side by side, as rows of a table, CSV and figure."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -9,28 +9,35 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.benchmark import Timer
+from transformers.utils import ModelOutput
 
 from deebert.data.batching import collator
 from deebert.data.features import Features
 from deebert.evaluation import plotting
 from deebert.evaluation.cost import costs_of, operations
 from deebert.evaluation.metrics import predictions, scores
-from deebert.evaluation.timing import Timing, timed_passes
+from deebert.evaluation.timing import Stream, Timing, timed_passes
 from deebert.modeling.config import config_cutoffs
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
 
 CPU = torch.device("cpu")
 GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
+CHOICE_TEXTS = 100  # that choose the fastest of several systems
 
 
 @dataclass(frozen=True)
 class System:
-    """A way to classify a batch. threshold: None for a full model without off-ramps."""
+    """A way to classify a batch.
+
+    threshold: None for a full model without off-ramps.
+    stream: a way to classify several batches at once, by continuous batching; None where there is none.
+    """
 
     name: str
     threshold: float | None
-    forward: Callable[[dict], object]
+    forward: Callable[[dict], ModelOutput]
+    stream: Callable[[list[dict]], ModelOutput] | None = None
 
 
 @dataclass
@@ -40,7 +47,7 @@ class Row:
     cost: of what ran, off-ramps included (see cost.py); None for a full model, which is not ours.
     agreement: share of the samples with the label that PyTorch gives at batch size 1 (at the same threshold).
     p50, p90, p99: latency at batch size 1, over the samples, of each one's median over the repeats.
-    per_sample: by batch size, median over the repeats.
+    per_sample: by batch size, median over the repeats. continuous: the same for continuous batching, without size 1.
     floor: the matrix products of the layers that ran, mean over the samples, at the rate that PyTorch reaches for such
         products in fp32 at batch size 1.
     """
@@ -56,6 +63,7 @@ class Row:
     floor: float
     agreement: float = 1.0
     per_sample: dict[int, float] = field(default_factory=dict)
+    continuous: dict[int, float | None] = field(default_factory=dict)
 
 
 def gemm_rate(config, tokens: float, device: torch.device) -> float:
@@ -81,20 +89,37 @@ def measure(
     rows: list[Row] = []
     reference: dict[float, np.ndarray] = {}  # PyTorch's labels (S,) at each threshold
     for size in batch_sizes:
-        forwards = [system.forward for system in systems]
+        streaming = [i for i, system in enumerate(systems) if system.stream and size > 1]
+        forwards = [system.forward for system in systems] + [Stream(systems[i].stream) for i in streaming]
         *_, timings = timed_passes(forwards, features, collator(config), device, size, repeats)
+        streams = dict(zip(streaming, timings[len(systems) :], strict=True))
         if size == 1:
             rate = gemm_rate(config, features.lengths.mean(), device)
             rows = [
                 latency(system, timing, features, task, config, rate)
                 for system, timing in zip(systems, timings, strict=True)
             ]
-        for row, timing in zip(rows, timings, strict=True):
-            labels = predictions(timing.logits)
-            expected = reference.setdefault(NO_EXIT if row.threshold is None else row.threshold, labels)
-            row.agreement = min(row.agreement, float((labels == expected).mean()))
-            row.per_sample[size] = 1e3 * float(np.median(timing.seconds)) / len(features)
+        for i, (row, timing) in enumerate(zip(rows, timings, strict=False)):
+            for each in (timing, streams[i]) if i in streams else (timing,):
+                labels = predictions(each.logits)
+                expected = reference.setdefault(NO_EXIT if row.threshold is None else row.threshold, labels)
+                row.agreement = min(row.agreement, float((labels == expected).mean()))
+            row.per_sample[size] = per_sample(timing)
+            if size > 1:
+                row.continuous[size] = per_sample(streams[i]) if i in streams else None
     return rows
+
+
+def per_sample(timing: Timing) -> float:
+    """Milliseconds for each sample, the median over the repeats."""
+    return 1e3 * float(np.median(timing.seconds)) / len(timing.logits)
+
+
+def median_milliseconds(systems: Sequence[System], features: Features, config) -> list[float]:
+    """The median latency of each system on some texts at batch size 1, to choose among them."""
+    forwards, texts = [system.forward for system in systems], features.first(CHOICE_TEXTS)
+    *_, timings = timed_passes(forwards, texts, collator(config), CPU, batch_size=1)
+    return [1e3 * float(np.median(timing.batch_seconds)) for timing in timings]
 
 
 def latency(system: System, timing: Timing, features: Features, task, config, rate: float) -> Row:
@@ -129,11 +154,12 @@ def table(rows: list[Row]) -> str:
     sizes = list(rows[0].per_sample)
     heads = ["system", "threshold", "score (%)", "layers run (%)", "cost (%)", "same label (%)"]
     heads += ["p50", "p90", "p99", "floor"]
-    heads += [f"batch {size}" for size in sizes]
+    heads += [f"batch {size}" for size in sizes] + [f"continuous {size}" for size in rows[0].continuous]
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for row in rows:
         threshold = "-" if row.threshold is None else "never" if row.threshold <= 0 else f"{row.threshold:g}"
-        times = " | ".join(f"{value:.2f}" for value in (row.p50, row.p90, row.p99, row.floor, *row.per_sample.values()))
+        values = (row.p50, row.p90, row.p99, row.floor, *row.per_sample.values(), *row.continuous.values())
+        times = " | ".join("-" if value is None else f"{value:.2f}" for value in values)
         shares = " | ".join(
             "-" if value is None else f"{100 * value:.1f}"
             for value in (row.score, row.layers_run, row.cost, row.agreement)
@@ -144,9 +170,13 @@ def table(rows: list[Row]) -> str:
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """One line for each system and threshold; times in milliseconds."""
-    flat = [{**asdict(row), **{f"batch_{size}": ms for size, ms in row.per_sample.items()}} for row in rows]
+    flat = []
+    for row in rows:
+        times = {f"batch_{size}": ms for size, ms in row.per_sample.items()}
+        times |= {f"continuous_{size}": ms for size, ms in row.continuous.items()}
+        flat.append({name: value for name, value in asdict(row).items() if not isinstance(value, dict)} | times)
     with replacing(path) as file:
-        writer = csv.DictWriter(file, [name for name in flat[0] if name != "per_sample"], extrasaction="ignore")
+        writer = csv.DictWriter(file, list(flat[0]))
         writer.writeheader()
         writer.writerows(flat)
 

@@ -68,24 +68,6 @@ class ExitGraph(nn.Module):
         return logits, uncertainty, *([] if certainty is None else [certainty])
 
 
-class FullGraph(nn.Module):
-    """Hugging Face's model without off-ramps as one graph: what early exit is compared with."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.model.final_logits(self.model.base_model(input_ids, attention_mask, token_type_ids).pooler_output)
-
-
-def export_full(model, path: Path) -> None:
-    """Writes the graph of the full model, without off-ramps, of a model that `exportable` returned."""
-    ids = torch.ones(2, 7, dtype=torch.long)
-    inputs = {"input_ids": ids + 4, "attention_mask": ids, "token_type_ids": ids - 1}
-    save_graph(FullGraph(model), inputs, ["logits"], path)
-
-
 def export_parts(model, folder: Path) -> None:
     """Writes the graphs of which onnx_graph.py makes one, of a model that `exportable` returned."""
     ids = torch.ones(2, 7, dtype=torch.long)

@@ -21,6 +21,7 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
     cli.run(benchmark.main)
     printed = capsys.readouterr().out
     assert "12 samples" in printed
+    assert "full model, ONNX Runtime int8, ms a text: torch.export" in printed
     assert (tmp_path / "out/benchmark.md").read_text().strip() in printed
     assert (tmp_path / "out/benchmark.png").read_bytes()[:4] == b"\x89PNG"
     rows = list(csv.DictReader((tmp_path / "out/benchmark.csv").open()))
@@ -30,6 +31,7 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
     for row in rows:
         assert float(row["p50"]) <= float(row["p90"]) <= float(row["p99"])
         assert min(float(row[name]) for name in ("p50", "floor", "batch_1", "batch_5")) > 0
+        assert (row["continuous_5"] == "") == ("full" in row["system"])
         if "int8" not in row["system"]:
             assert float(row["agreement"]) == 1
         assert float(row["layers_run"]) == 1 or row["threshold"] == "0.693"
