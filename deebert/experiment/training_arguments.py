@@ -12,6 +12,7 @@ RECIPES: dict[str, dict] = {
     "fast": {
         "highway_pooling": "mean",
         "highway_head": "linear",
+        "exit_before_first_layer": True,
         "highway_learning_rate": 5e-3,
         "highway_epochs": 6.0,
         "cache_features": True,

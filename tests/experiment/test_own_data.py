@@ -61,7 +61,7 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     exits, classes, config = results_of(tmp_path)
     assert (config["id2label"], config["problem_type"]) == ({"0": "bad", "1": "good"}, "single_label_classification")
     assert config["highway_head"] == "linear"  # --recipe fast is the default
-    assert exits.logits.shape == (18, 4, 2)
+    assert exits.logits.shape == (18, 5, 2)  # with exit 0
     early = exits.logits_at(exits.exit_layers(config["exit_threshold"])).argmax(-1)
     for name, predicted in (("f1_full", exits.logits[:, -1].argmax(-1)), ("f1_early", early)):
         expected = f1_score(exits.labels, predicted, average=None)
