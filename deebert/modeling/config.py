@@ -34,6 +34,12 @@ class HighwayConfig:
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
+    # What is particular to a backbone; its config class says where it differs from BERT.
+    pre_norm: ClassVar[bool] = False  # a layer's output is not normalised, so that off-ramps have to do it
+    gated_mlp: ClassVar[bool] = False  # three matrices of hidden_size x intermediate_size in a layer, rather than two
+    positions_after_padding: ClassVar[bool] = False  # position numbers begin with pad_token_id + 1
+    first_token_only: ClassVar[bool] = True  # in evaluation the last layer is computed for the first token only
+
     OF_0_5: ClassVar[tuple[str, ...]] = ("train_strategy", "distill", "distill_temperature")  # no longer stored here
 
     exit_threshold: float | list[float] = NO_EXIT

@@ -76,7 +76,9 @@ class FullGraph(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.model.final_logits(self.model.base_model(input_ids, attention_mask, token_type_ids).pooler_output)
+        types = {"token_type_ids": token_type_ids} if self.model.config.type_vocab_size else {}
+        logits, _ = self.model.full_model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        return logits
 
 
 def export_full(model, path: Path) -> None:
@@ -100,7 +102,7 @@ def export_parts(model, folder: Path) -> None:
         if i == 0:
             inputs = {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1}
         save_graph(LayerGraph(model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
-        exit_inputs = {"hidden": hidden} | (weights if i < last else {})
+        exit_inputs = {"hidden": hidden} | (weights if i < last or not model.config.first_token_only else {})
         save_graph(ExitGraph(model, i), exit_inputs, outputs, folder / f"exit_{i}.onnx")
 
 
