@@ -2,9 +2,8 @@
 
 from typing import ClassVar
 
-import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.utils.output_capturing import capture_outputs
 
@@ -85,6 +84,8 @@ class ToyForSequenceClassification(PreTrainedModel):
         return SequenceClassifierOutput(logits=self.classifier(states[:, 0]))
 
 
+AutoConfig.register("toy", ToyConfig)
+
 # Early exit for it begins here.
 
 
@@ -102,7 +103,7 @@ class DeeToyModel(HighwayModel, ToyModel):
     config_class = DeeToyConfig
     encoder_class = DeeToyEncoder
 
-    def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def embed(self, input_ids, token_type_ids=None):
         return self.embeddings(input_ids)
 
 
@@ -110,7 +111,7 @@ class DeeToyForSequenceClassification(AutoLoading, StockHeadClassifier, ToyForSe
     config_class = DeeToyConfig
     model_class = DeeToyModel
 
-    def classify(self, state: torch.Tensor) -> torch.Tensor:  # the final head: the first token's state -> logits
+    def classify(self, state):  # the final head: the first token's state -> logits
         return self.classifier(state)
 
 
