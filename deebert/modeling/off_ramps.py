@@ -113,6 +113,10 @@ class HighwayPooler(nn.Module):
 
 
 HEADS = ("pooler", "linear")
+NEEDS_ALL_TOKENS = (
+    "exit_before_first_layer: the first token's embedding is the same in every text; "
+    "set highway_pooling to mean or attention"
+)
 
 
 class Highway(nn.Module):
