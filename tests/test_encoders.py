@@ -297,8 +297,10 @@ def test_an_unknown_encoder_gets_one_line(tmp_path):
         load_config(str(tmp_path))
 
 
-def test_modernbert_says_which_inputs_its_exits_do_not_take():
+def test_modernbert_says_what_it_does_not_take():
     model, _ = made("modernbert")
     batch = random_batch(model.config, [5])
     with pytest.raises(ValueError, match="take no position_ids"):
         model(**batch, position_ids=torch.arange(5)[None], exit_threshold=0.5)
+    with pytest.raises(ValueError, match="local_attention is -4"):
+        make("modernbert", local_attention=-4)
