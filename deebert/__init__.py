@@ -1,15 +1,16 @@
-"""Early exit for BERT and RoBERTa (DeeBERT, Xin et al., ACL 2020)."""
+"""Early exit for BERT, RoBERTa and other encoders (DeeBERT, Xin et al., ACL 2020)."""
 
 from importlib import import_module
 
+from deebert.modeling.backbones import NAMES, module_of
 from deebert.utils.import_hook import when_imported
 
 __version__ = "0.7.0"
 
 # Public names and where they are. Imported when they are first used: `import deebert` alone needs no torch.
 _HOME = {
-    "DeeBertForSequenceClassification": "deebert.modeling.bert",
-    "DeeRobertaForSequenceClassification": "deebert.modeling.roberta",
+    **{f"{name}ForSequenceClassification": module_of(model_type) for model_type, name in NAMES.items()},
+    **{f"{name}Config": module_of(model_type) for model_type, name in NAMES.items()},
     "OnnxDeeBert": "deebert.runtime.onnx_runtime",
     "GraphedDeeBert": "deebert.runtime.cuda_graphs",
     "Classifier": "deebert.runtime.classifier",

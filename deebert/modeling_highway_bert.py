@@ -1,3 +1,3 @@
-"""Where the original keeps its BERT, for code written for it; the classes are in modeling/bert.py."""
+"""Where the original keeps its BERT, for code written for it; the classes are in modeling/backbones/bert.py."""
 
-from deebert.modeling.bert import *  # noqa: F403
+from deebert.modeling.backbones.bert import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""Where the original keeps its RoBERTa, for code written for it; the classes are in modeling/roberta.py."""
+"""Where the original keeps its RoBERTa, for code written for it; the classes are in modeling/backbones/roberta.py."""
 
-from deebert.modeling.roberta import *  # noqa: F403
+from deebert.modeling.backbones.roberta import *  # noqa: F403

@@ -5,8 +5,8 @@ from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
-from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
+from deebert.modeling.backbones.bert import DeeBertConfig, DeeBertForSequenceClassification
+from deebert.modeling.backbones.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
 
 BACKBONES = ("bert", "roberta")
 CLASSES = {

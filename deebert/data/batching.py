@@ -36,7 +36,7 @@ class Collator:
             length = len(sample.input_ids)
             input_ids[row, :length] = sample.input_ids
             attention_mask[row, :length] = 1
-            if self.token_types > 1:  # RoBERTa has a single token type
+            if self.token_types > 1:  # RoBERTa has a single token type, others none
                 token_type_ids[row, :length] = sample.token_type_ids
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         if samples[0].label is not None:

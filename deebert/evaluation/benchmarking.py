@@ -127,7 +127,8 @@ def latency(system: System, timing: Timing, features: Features, task, config, ra
     layers = timing.exit_layers
     if layers is None:  # every sample runs the full model
         layers = np.full(len(features), config.num_hidden_layers)
-    last = features.lengths if system.threshold is None else 1  # early exit computes only what is classified
+    short = system.threshold is not None and config.first_token_only  # early exit computes only what is classified
+    last = 1 if short else features.lengths
     p50, p90, p99 = np.percentile(1e3 * np.median(timing.batch_seconds, axis=0), [50, 90, 99])
     return Row(
         system=system.name,

@@ -2,7 +2,8 @@
 
 Counting layers misleads: the last layer is computed for the first token only and costs about a fifth of a layer, and
 off-ramps are not free. Counted are matrix products and the off-ramps' pooling; the embeddings are left out. Each sample
-counts with its own number of tokens, without padding.
+counts with its own number of tokens, without padding. Local attention counts in full: PyTorch and ONNX Runtime compute
+the products that its mask hides, too.
 Shapes: S samples, N layers, E exits (N, or N+1 with one before the first layer); T tokens, H hidden, C labels.
 """
 
@@ -50,7 +51,8 @@ def costs_of(config, lengths: np.ndarray) -> Costs:
     tokens = np.asarray(lengths, float)
     layers = np.tile(layer_operations(config, tokens, tokens)[:, None], config.num_hidden_layers)
     final_classifier = head_operations(config, has_pooler=True)
-    layers[:, -1] = layer_operations(config, tokens, 1) + final_classifier
+    last = 1 if config.first_token_only else tokens
+    layers[:, -1] = layer_operations(config, tokens, last) + final_classifier
     off_ramps = np.tile(off_ramp_operations(config, tokens)[:, None], len(config.exit_layers) - 1)
     return Costs(layers, off_ramps)
 
@@ -61,7 +63,8 @@ def layer_operations(config, tokens: np.ndarray, queries: np.ndarray | int) -> n
     queries: for how many of them the layer is computed; these attend to all.
     """
     wide, inner = config.hidden_size, config.intermediate_size
-    return 4 * tokens * wide**2 + 4 * queries * (wide**2 + wide * inner + tokens * wide)
+    feed_forward = (6 if config.gated_mlp else 4) * wide * inner
+    return 4 * tokens * wide**2 + queries * (4 * wide**2 + feed_forward + 4 * tokens * wide)
 
 
 def operations(config, tokens: np.ndarray, exit_layers: np.ndarray, last: np.ndarray | int) -> np.ndarray:

@@ -42,7 +42,9 @@ class RunArguments:
 class ModelArguments:
     """Model: the checkpoint, its off-ramps and its exit rule."""
 
-    model_type: str = flag("the backbone", decides=None, choices=tuple(MODELS))  # the checkpoint's, or refused
+    model_type: str | None = flag(  # another than the checkpoint's is refused
+        "the backbone", decides=None, default=None, default_help="the checkpoint's", choices=tuple(MODELS)
+    )
     model_name_or_path: str = flag(
         "a folder or a name on the hub; result files are stored under this name", decides="first_stage"
     )

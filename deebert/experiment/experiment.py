@@ -79,7 +79,7 @@ class Experiment:
 
         source = args.model_name_or_path if args.do_train else args.output_dir
         config = config_with_rule(args, args.config_name if args.do_train and args.config_name else source)
-        labels = label_order(task, args.model_type, config.id2label)
+        labels = label_order(task, config.model_type, config.id2label)
         if args.do_train:
             checks.check_head(args, config, source)
             set_labels(config, labels, task.problem_type)

@@ -77,7 +77,13 @@ def mark(text: str) -> str:
 
 def card_text(folder: Path, config, task: Task, base_model: str | None, split: str, exits: AllExits | None) -> str:
     """The card, without its mark."""
-    backbone = {"bert": "BERT", "roberta": "RoBERTa"}.get(config.model_type, config.model_type)
+    backbone = (
+        type(config)
+        .__name__.removeprefix("Dee")
+        .removesuffix("Config")
+        .replace("Bert", "BERT")
+        .replace("Roberta", "RoBERTa")
+    )
     on_hub = base_model is not None and not Path(base_model).exists() and base_model.count("/") <= 1
     facts = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": ["deebert", "early-exit"]}
     facts |= {"base_model": base_model} if on_hub else {}

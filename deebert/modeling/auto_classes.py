@@ -1,15 +1,16 @@
 """Our models in transformers' auto classes and pipelines, so that a saved folder exits early wherever it is loaded.
 
-config.json keeps the backbone's model_type: tools that know BERT and RoBERTa only read the folder as the full model.
+config.json keeps the backbone's model_type: tools that know the backbone only read the folder as the full model.
 `architectures` in it names our class, by which AutoModelForSequenceClassification chooses after `import deebert`.
 Without that import, `trust_remote_code=True` runs a file in the folder that imports this package.
 """
 
 import shutil
 from functools import wraps
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+
+from deebert.modeling.backbones import MODELS
 
 REMOTE_CODE = Path(__file__).with_name("modeling_deebert.py")
 
@@ -54,12 +55,14 @@ def choice(plain: type, ours: type) -> type:
 
 
 def register(config_class: type, model_class: type, plain_config: type, plain_model: type) -> None:
-    """Makes AutoModelForSequenceClassification and pipelines choose a class of ours for the folders that it saved.
+    """Adds the classes of a backbone to those that DeeBERT knows (`backbones.MODELS`).
 
-    Plain checkpoints in the same process load as before.
+    AutoModelForSequenceClassification and pipelines then choose a class of ours for the folders that it saved. Plain
+    checkpoints in the same process load as before.
     """
     from transformers import AutoModelForSequenceClassification
 
+    MODELS.register(config_class, model_class)
     AutoModelForSequenceClassification.register(config_class, model_class)  # for models that are made from our config
     AutoModelForSequenceClassification.register(plain_config, choice(plain_model, model_class), exist_ok=True)
 
@@ -74,8 +77,7 @@ def load_on_first_use(modeling_auto: ModuleType) -> None:
     def after_import(method) -> classmethod:
         @wraps(method)
         def call(cls, *args, **kwargs):
-            for name in ("bert", "roberta"):
-                import_module(f"deebert.modeling.{name}")
+            dict(MODELS)  # reading its entries imports them
             return method(cls, *args, **kwargs)
 
         return classmethod(call)

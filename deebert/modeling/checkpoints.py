@@ -15,17 +15,11 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from deebert.modeling.bert import DeeBertConfig, DeeBertForSequenceClassification
+from deebert.modeling.backbones import MODELS
 from deebert.modeling.config import HighwayConfig, check_fields, config_cutoffs
 from deebert.modeling.hub import check_exists
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
-from deebert.modeling.roberta import DeeRobertaConfig, DeeRobertaForSequenceClassification
 from deebert.utils.cli import InputError
-
-MODELS = {
-    "bert": (DeeBertConfig, DeeBertForSequenceClassification),
-    "roberta": (DeeRobertaConfig, DeeRobertaForSequenceClassification),
-}
 
 # what `deebert export` writes: the manifest is written last, so that a folder with one is complete
 MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
@@ -35,7 +29,7 @@ GRAPH_FIELDS = (
     *("max_position_embeddings", "pad_token_id", "num_labels", "problem_type"),
 )
 
-LAYER = re.compile(r"\.encoder\.layer\.(\d+)\.")
+LAYER = re.compile(r"\.layers?\.(\d+)\.")
 MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 MOST_WORDS = 200  # characters of a library's message in ours
 
@@ -79,7 +73,7 @@ def is_our_fault(error: Exception) -> bool:
 
 
 def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str | None = None):
-    """The config of a BERT or RoBERTa checkpoint, with the fields of early exit.
+    """The config of a checkpoint of a known backbone, with the fields of early exit.
 
     model_type: what it has to be; None: whatever the checkpoint says. Raises InputError.
     """
@@ -94,7 +88,8 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
     kind = facts.get("model_type", model_type)
     if kind not in list(MODELS):
         raise InputError(
-            f"{name_or_path}: a {kind or 'nameless'} checkpoint; DeeBERT takes {' or '.join(MODELS)} checkpoints"
+            f"{name_or_path}: a {kind or 'nameless'} checkpoint; DeeBERT takes {', '.join(MODELS)}; "
+            "docs/add_an_encoder.md says how to add one"
         )
     if model_type not in (None, kind):
         raise InputError(
@@ -145,7 +140,7 @@ def load_tokenizer(
 
 def max_tokens(config) -> int:
     """The longest sequence that the model has positions for. RoBERTa's begin after the padding token's."""
-    return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+    return config.max_position_embeddings - (config.pad_token_id + 1 if config.positions_after_padding else 0)
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -172,12 +167,18 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     New off-ramps begin with copies of the model's pooler, where the checkpoint has one.
     """
     model, missing = _load(name_or_path, config, cache_dir, all_layers=False)
-    unknown = [name for name in missing if not (name.startswith("classifier.") or is_off_ramp(name))]
+    unknown = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and not is_off_ramp(name)]
     if any(".pooler." not in name for name in unknown):
         raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
+    pooler = getattr(model.base_model, "pooler", None)
     for name, module in model.named_modules():
-        if isinstance(module, HighwayPooler) and f"{name}.dense.weight" in missing and not unknown:
-            module.load_state_dict(model.base_model.pooler.state_dict())
+        if (
+            isinstance(module, HighwayPooler)
+            and f"{name}.dense.weight" in missing
+            and pooler is not None
+            and not unknown
+        ):
+            module.load_state_dict(pooler.state_dict())
     return model, missing
 
 

@@ -6,18 +6,17 @@ Shapes: B batch, T tokens, H hidden, N layers, E exits (see config.exit_layers),
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
 from deebert.modeling.config import config_cutoffs, config_rule, has_several_labels, set_rule
 from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, first_exit_layer, run_with_exits
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
-from deebert.modeling.first_token import first_token_layer, needs_full_last_layer
+from deebert.modeling.first_token import needs_full_last_layer
 from deebert.modeling.off_ramps import OwnInit, classifier_dropout, is_off_ramp, mean_weights, token_lengths
 
 
@@ -42,7 +41,7 @@ class HighwayClassifier(OwnInit):
 
     # The original has an off-ramp after the last layer too: never trained, yet consulted. It is not carried over.
     # A model that exits by another rule does not need the learning-to-exit head; exit 0 can be switched off.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"encoder\.(highway\.\d+|highway_embeddings|learn_to_exit)\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.(highway\.\d+|highway_embeddings|learn_to_exit)\."]
 
     def init_head(self, config) -> None:
         self.num_labels = config.num_labels
@@ -105,11 +104,12 @@ class HighwayClassifier(OwnInit):
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
             "return_dict": True,
         }
+        if self.config.type_vocab_size:  # backbones without token types do not take them
+            inputs["token_type_ids"] = token_type_ids
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
         rule, cutoffs = self._cutoffs(threshold, output_layer, exit_rule)
         can_exit, full_batches = any(cutoff > 0 for cutoff in cutoffs), self._needs_full_batches(kwargs)
@@ -131,8 +131,7 @@ class HighwayClassifier(OwnInit):
     ) -> HighwayClassifierOutput:
         """Path 1: samples exit on their way through the layers."""
         if not can_exit and not last_layer:  # stage 1, for one, runs the backbone as it is
-            outputs = self.base_model(**inputs)
-            logits = self.final_logits(outputs.pooler_output)
+            logits, outputs = self.full_model(**inputs)
             exit_layer = torch.full((len(logits),), self.config.num_hidden_layers, device=logits.device)
             return HighwayClassifierOutput(
                 logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -143,8 +142,8 @@ class HighwayClassifier(OwnInit):
         def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
             batch.index = torch.arange(len(hidden_states))
             batch.hidden_states, batch.attention_mask = hidden_states, attention_mask
+            batch.pooling_weights = self.pooling_weights(mask, can_exit)
             if can_exit:
-                batch.pooling_weights = self.pooling_weights(mask)
                 batch.lengths = None if len(batch) == 1 else token_lengths(mask)  # a batch of one never shrinks
             layers = layers[:-1] + (last_layer or layers[-1:])
             off_ramps = self.base_model.encoder.off_ramps() if can_exit else []
@@ -153,7 +152,8 @@ class HighwayClassifier(OwnInit):
 
         outputs = self.base_model(**inputs, layer_loop=loop)
         if len(batch):
-            exited.add(batch.index, self.final_logits(outputs.pooler_output), self.config.num_hidden_layers)
+            logits = self._logits_of(outputs, batch.pooling_weights)
+            exited.add(batch.index, logits, self.config.num_hidden_layers)
         logits, exit_layer = exited.in_input_order()
         return HighwayClassifierOutput(
             logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -176,29 +176,51 @@ class HighwayClassifier(OwnInit):
 
         with torch.set_grad_enabled(train_off_ramps and not train_highway):
             outputs = self.base_model(**inputs, layer_loop=loop)
-            final_logits = self.final_logits(outputs.pooler_output)
+            final_logits = self._logits_of(outputs, pooling_weights)
         output = output_of_all_exits([*exits, (final_logits, None)], rule, cutoffs, self.config.exit_layers)
         output.hidden_states, output.attentions = outputs.hidden_states, outputs.attentions
         return output
 
     def _short_last_layer(self, outputs_requested: bool) -> list[Callable]:
         """What may take the last layer's place: one callable, or none where the backbone's own has to run."""
-        layer = self.base_model.encoder.layer[-1]
-        return (
-            [] if needs_full_last_layer(self.config, layer, outputs_requested) else [partial(first_token_layer, layer)]
-        )
+        encoder = self.base_model.encoder
+        needs_full = needs_full_last_layer(self.config, encoder.layer[-1], outputs_requested)
+        return [] if needs_full else [encoder.first_token_layer]
 
-    def final_logits(self, pooled: Tensor) -> Tensor:
-        """The final classifier's calibrated logits: pooled state (b, H) -> (b, C)."""
-        logits = self.classifier(self.dropout(pooled))
+    def full_model(self, **inputs) -> tuple[Tensor, BaseModelOutput]:
+        """The logits (B, C) of the model without exits, and the backbone's output. inputs: the backbone's."""
+        outputs = self.base_model(**inputs)
+        return self._logits_of(outputs, self.pooling_weights(inputs["attention_mask"], off_ramps=False)), outputs
+
+    def _logits_of(self, outputs: BaseModelOutput, pooling_weights: Tensor | None) -> Tensor:
+        state = getattr(outputs, "pooler_output", None)
+        if state is None:
+            state = self.final_state(outputs.last_hidden_state, pooling_weights)
+        return self.final_logits(state)
+
+    def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
+        """What the final classifier reads of the last layer: (b, T, H) -> (b, H). pooling_weights: see below."""
+        return self.base_model.pooler(hidden_states)
+
+    def classify(self, state: Tensor) -> Tensor:
+        """The final classifier: (b, H) -> (b, C)."""
+        return self.classifier(self.dropout(state))
+
+    def final_logits(self, state: Tensor) -> Tensor:
+        """The final classifier's calibrated logits: final state (b, H) -> (b, C)."""
+        logits = self.classify(state)
         return logits if self.config.exit_temperatures is None else logits / self.config.exit_temperatures[-1]
 
-    def pooling_weights(self, attention_mask: Tensor | None) -> Tensor | None:
-        """(b, T) -> the weights of the off-ramps' pooling (b, T), None where they read the first token."""
-        if attention_mask is None or self.config.highway_pooling == "first":
+    def pooling_weights(self, attention_mask: Tensor | None, off_ramps: bool = True) -> Tensor | None:
+        """(b, T) -> the weights of the exits' poolings (b, T), None where all of them read the first token.
+
+        off_ramps: whether off-ramps run, and not the final classifier alone.
+        """
+        mean = (off_ramps and self.config.highway_pooling != "first") or not self.config.first_token_only
+        if attention_mask is None or not mean:
             return None
         if attention_mask.dim() != 2:
-            raise ValueError("attention_mask must be (B, T): the off-ramps' pooling reads the padding from it")
+            raise ValueError("attention_mask must be (B, T): the exits' poolings read the padding from it")
         return mean_weights(attention_mask, self.dtype)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

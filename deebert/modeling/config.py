@@ -10,6 +10,7 @@ from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_thre
 
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
+SIZES += ("local_attention",)  # of ModernBERT
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 TEMPERATURES = (1e-3, 1e3)  # calibration.LIMITS lie within; outside logits overflow, or all probabilities are equal
 
@@ -34,6 +35,12 @@ class HighwayConfig:
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
+    # What is particular to a backbone; its config class says where it differs from BERT.
+    pre_norm: ClassVar[bool] = False  # a layer's output is not normalised, so that off-ramps have to do it
+    gated_mlp: ClassVar[bool] = False  # three matrices of hidden_size x intermediate_size in a layer, rather than two
+    positions_after_padding: ClassVar[bool] = False  # position numbers begin with pad_token_id + 1
+    first_token_only: ClassVar[bool] = True  # in evaluation the last layer is computed for the first token only
+
     OF_0_5: ClassVar[tuple[str, ...]] = ("train_strategy", "distill", "distill_temperature")  # no longer stored here
 
     exit_threshold: float | list[float] = NO_EXIT
@@ -109,7 +116,7 @@ def check_fields(config) -> None:
     if not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {layers}; give a number from 1 to {MOST_LAYERS}")
     for name in SIZES:
-        if getattr(config, name) < 1:
+        if getattr(config, name, 1) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; give a number from 1")
     if config.problem_type not in (None, *PROBLEMS):
         raise ValueError(f"problem_type is {config.problem_type!r}; choose one of {', '.join(PROBLEMS)}")

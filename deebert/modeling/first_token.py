@@ -10,32 +10,44 @@ REPRODUCED = ("eager", "sdpa")  # attention implementations that `first_token_la
 
 
 def first_token_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """A BERT or RoBERTa layer for the first token, which attends to all: (b, T, H) -> (b, 1, H).
+    """A layer as BERT, RoBERTa or ELECTRA has it, for the first token, which attends to all: (b, T, H) -> (b, 1, H).
 
     attention_mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None. Forward hooks of the layer and
     of its attention are not called.
     """
     attention, first = layer.attention.self, hidden_states[:, :1]
+    query, key, value = attention.query(first), attention.key(hidden_states), attention.value(hidden_states)
+    attended = layer.attention.output(attend(attention, query, key, value, attention_mask), first)
+    return layer.output(layer.intermediate(attended), attended)
+
+
+def first_token_distilbert_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The same for a layer of DistilBERT."""
+    attention, first = layer.attention, hidden_states[:, :1]
+    query, key, value = attention.q_lin(first), attention.k_lin(hidden_states), attention.v_lin(hidden_states)
+    context = attention.out_lin(attend(attention, query, key, value, attention_mask))
+    attended = layer.sa_layer_norm(context + first)
+    return layer.output_layer_norm(layer.ffn(attended) + attended)
+
+
+def attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Query (b, 1, H), keys and values (b, T, H) -> what the first token reads, of all heads (b, 1, H)."""
 
     def heads(states: Tensor) -> Tensor:  # (b, T, H) -> (b, heads, T, H / heads)
         return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
 
+    mask = None if attention_mask is None else attention_mask[:, :, :1]
     context = nn.functional.scaled_dot_product_attention(
-        heads(attention.query(first)),
-        heads(attention.key(hidden_states)),
-        heads(attention.value(hidden_states)),
-        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
-        scale=attention.scaling,
+        heads(query), heads(key), heads(value), attn_mask=mask, scale=attention.scaling
     )
-    attended = layer.attention.output(context.transpose(1, 2).flatten(2), first)
-    return layer.output(layer.intermediate(attended), attended)
+    return context.transpose(1, 2).flatten(2)
 
 
 def needs_full_last_layer(config, last_layer: nn.Module, outputs_requested: bool) -> bool:
     """Whether the backbone's own last layer has to run.
 
-    That is so where hidden states or attentions were requested, dropout is on, or the attention is not one that
-    `first_token_layer` reproduces.
+    That is so where its final classifier reads more than the first token, hidden states or attentions were requested,
+    dropout is on, or the attention is not one that `first_token_layer` reproduces.
     """
-    other_attention = config.is_decoder or config._attn_implementation not in REPRODUCED
-    return outputs_requested or last_layer.training or other_attention
+    other_attention = getattr(config, "is_decoder", False) or config._attn_implementation not in REPRODUCED
+    return not config.first_token_only or outputs_requested or last_layer.training or other_attention

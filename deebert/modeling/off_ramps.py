@@ -1,19 +1,14 @@
-"""The off-ramp: what it reads of a layer's hidden states, its classifier, and the encoder that holds the off-ramps.
+"""The off-ramp: what it reads of a layer's hidden states, and its classifier.
 
 Shapes: B batch, T tokens, H hidden, C labels. The pooled state (B, H) is what an off-ramp's classifier reads.
 """
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-
-from deebert.modeling.config import add_highway_fields, config_rule, set_threshold
 
 OFF_RAMP_PARAMETER = re.compile(r"\.(highway|highway_embeddings|learn_to_exit)\.")
 
@@ -78,7 +73,8 @@ class AttentionOverTokens(Pooling):
         initialization.zeros_(self.query)
 
     def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        match = hidden_states @ self.query / math.sqrt(len(self.query))  # (B, T)
+        query = self.query.unsqueeze(1)  # a matrix: ONNX Runtime cannot run products with a vector of 8-bit integers
+        match = (hidden_states @ query).squeeze(2) / math.sqrt(len(query))  # (B, T)
         if pooling_weights is not None:
             match = match.masked_fill(pooling_weights == 0, torch.finfo(match.dtype).min)
         weights = torch.softmax(match, dim=1, dtype=torch.float32).to(hidden_states.dtype)
@@ -136,14 +132,20 @@ class Highway(nn.Module):
         if config.highway_head not in HEADS:
             raise ValueError(f"highway_head is {config.highway_head!r}; choose one of {', '.join(HEADS)}")
         self.pool = POOLINGS[config.highway_pooling](config)
+        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False) if config.pre_norm else None
         self.pooler = HighwayPooler(config) if config.highway_head == "pooler" else None
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, H) -> logits (B, C) and the pooled state (B, H)."""
-        pooled = self.pool(hidden_states, pooling_weights)
+        pooled = self.pooled_state(hidden_states, pooling_weights)
         return self.classify(pooled), pooled
+
+    def pooled_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
+        """(B, T, H) -> (B, H). Where a backbone's layers leave their output as it is, it is normalised here."""
+        pooled = self.pool(hidden_states, pooling_weights)
+        return pooled if self.norm is None else self.norm(pooled)
 
     def classify(self, pooled: Tensor) -> Tensor:
         """(B, H) -> logits (B, C)."""
@@ -166,108 +168,3 @@ class LearnToExit(nn.Linear):
 
     def forward(self, pooled: Tensor) -> Tensor:
         return torch.sigmoid(super().forward(pooled).squeeze(-1).float())
-
-
-LayerLoop = Callable[[list[Callable], Tensor, Tensor | None], Tensor]  # blocks, hidden states, mask -> hidden states
-
-
-def unchanged(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
-    """What runs before exit 0: no layer."""
-    return hidden_states
-
-
-# Hidden states (b, T, H) and pooling weights (b, T) or None -> calibrated logits (b, C), and the certainty (b,) of the
-# learning-to-exit head, if there is one.
-OffRamp = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-
-
-def _off_ramp(highway, temperature, learn_to_exit, hidden_states, pooling_weights):
-    logits, pooled = highway(hidden_states, pooling_weights)
-    if temperature is not None:
-        logits = logits / temperature
-    return logits, None if learn_to_exit is None else learn_to_exit(pooled)
-
-
-class HighwayEncoder:
-    """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps.
-
-    highway: those after layers 1 to N-1, as in the original. highway_embeddings: exit 0, None without one.
-    """
-
-    def __init__(self, config):
-        super().__init__(config)
-        if config.exit_before_first_layer and config.highway_pooling == "first":
-            raise ValueError(NEEDS_ALL_TOKENS)
-        self.highway = nn.ModuleList(Highway(config) for _ in range(config.num_hidden_layers - 1))
-        self.highway_embeddings = Highway(config) if config.exit_before_first_layer else None
-        self.learn_to_exit = LearnToExit(config) if config_rule(config).learned else None
-
-    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold(s), in the config that the whole model shares. Raises ValueError."""
-        set_threshold(self.config, value)
-
-    set_early_exit_entropy = set_exit_threshold  # the original's name
-
-    @property
-    def highways(self) -> list[Highway]:
-        """The modules of all off-ramps, (E-1,) in the order of the exits."""
-        return list(self.highway) if self.highway_embeddings is None else [self.highway_embeddings, *self.highway]
-
-    @property
-    def blocks(self) -> list[Callable]:
-        """What runs between each exit and the one before it, (E,): a layer, before exit 0 none."""
-        return list(self.layer) if self.highway_embeddings is None else [unchanged, *self.layer]
-
-    def init_highway_pooler(self, pooler: nn.Module) -> None:
-        """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
-        for highway in self.highways:
-            if highway.pooler is not None:
-                highway.pooler.load_state_dict(pooler.state_dict())
-
-    def off_ramps(self) -> list[OffRamp]:
-        """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
-        highways = self.highways
-        temperatures = self.config.exit_temperatures or [None] * len(self.blocks)  # the last is the final classifier's
-        return [
-            partial(_off_ramp, highway, temperature, self.learn_to_exit)
-            for highway, temperature in zip(highways, temperatures[: len(highways)], strict=True)
-        ]
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        layer_loop: LayerLoop | None = None,
-        position_ids: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """The backbone's own loop over the layers, or `layer_loop` in its place.
-
-        position_ids serve packed sequences in HF's layers. A classifier has none, and they would not fit a batch that
-        shrinks, so `layer_loop` does not get them.
-        """
-        if layer_loop is None:
-            return super().forward(
-                hidden_states, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache, **kwargs
-            )
-        layers = [partial(block, **kwargs) for block in self.blocks]
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=layer_loop(layers, hidden_states, attention_mask)
-        )
-
-
-class HighwayModel(OwnInit):
-    """Mixin in front of an HF encoder-only model: replaces its encoder by one with off-ramps."""
-
-    encoder_class: type
-
-    def __init__(self, config, add_pooling_layer: bool = True):
-        add_highway_fields(config, self.config_class)
-        super().__init__(config, add_pooling_layer=add_pooling_layer)
-        self.encoder = self.encoder_class(config)
-        self.post_init()
-
-    def init_highway_pooler(self) -> None:
-        """Starts every off-ramp's pooler as a copy of the model's pooler, as the original does before training."""
-        self.encoder.init_highway_pooler(self.pooler)

@@ -21,7 +21,9 @@ class FullGraph(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.model.final_logits(self.model.base_model(input_ids, attention_mask, token_type_ids).pooler_output)
+        types = {"token_type_ids": token_type_ids} if self.model.config.type_vocab_size else {}
+        logits, _ = self.model.full_model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        return logits
 
 
 def export_full(model, folder: Path) -> dict[str, Path]:

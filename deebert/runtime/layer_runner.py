@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deebert.modeling.first_token import first_token_layer
-
 
 class LayerSteps(Protocol):
     """What continuous batching needs of a model: a `LayerRunner` of a PyTorch model, or an `OnnxDeeBert`."""
@@ -29,8 +27,8 @@ class LayerSteps(Protocol):
         inputs: input_ids (b, T) for the first step, for others the hidden states (b, T, H) of the previous step.
         attention_mask: (b, T). token_type_ids: (b, T), of the first step only. consult: whether the exit runs too.
 
-        Returns hidden states (b, T, H), after the last step (b, 1, H); logits (b, C); and the certainty (b,) of the
-        learning-to-exit head or None. Without `consult` logits and certainty may be None.
+        Returns hidden states (b, T, H), after the last step perhaps (b, 1, H); logits (b, C); and the certainty (b,) of
+        the learning-to-exit head or None. Without `consult` logits and certainty may be None.
         """
 
 
@@ -54,7 +52,7 @@ class LayerRunner:
         hidden = self.layer(i, inputs, self.additive_mask(attention_mask), token_type_ids)
         if not consult:
             return hidden, None, None
-        return hidden, *self.exit(i, hidden, None if i == self.last else self.model.pooling_weights(attention_mask))
+        return hidden, *self.exit(i, hidden, self.model.pooling_weights(attention_mask))
 
     def additive_mask(self, attention_mask: Tensor) -> Tensor:
         """(b, T) -> what layers add to their attention scores (b, 1, 1, T)."""
@@ -62,13 +60,17 @@ class LayerRunner:
         return (attention_mask == 0).to(dtype)[:, None, None] * torch.finfo(dtype).min
 
     def layer(self, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Step i without its exit; the last step's layer is computed for the first token. mask: see `additive_mask`."""
-        hidden = self.base.embeddings(input_ids=inputs, token_type_ids=token_type_ids) if i == 0 else inputs
-        block = self.blocks[i]
-        return first_token_layer(block, hidden, mask) if i == self.last else block(hidden, mask)
+        """Step i without its exit. mask: see `additive_mask`.
+
+        The last step's layer is computed for the first token only, where the final classifier reads no other.
+        """
+        hidden = self.base.embed(inputs, token_type_ids) if i == 0 else inputs
+        if i == self.last and self.model.config.first_token_only:
+            return self.base.encoder.first_token_layer(hidden, mask)
+        return self.blocks[i](hidden, mask)
 
     def exit(self, i: int, hidden: Tensor, pooling_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Exit i, also the last: logits (b, C), and the certainty (b,) or None."""
         if i == self.last:
-            return self.model.final_logits(self.base.pooler(hidden)), None
+            return self.model.final_logits(self.model.final_state(hidden, pooling_weights)), None
         return self.base.encoder.off_ramps()[i](hidden, pooling_weights)

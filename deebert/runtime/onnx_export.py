@@ -82,7 +82,7 @@ def export_parts(model, folder: Path) -> None:
         if i == 0:
             inputs = {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1}
         save_graph(LayerGraph(model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
-        exit_inputs = {"hidden": hidden} | (weights if i < last else {})
+        exit_inputs = {"hidden": hidden} | (weights if i < last or not model.config.first_token_only else {})
         save_graph(ExitGraph(model, i), exit_inputs, outputs, folder / f"exit_{i}.onnx")
 
 

@@ -82,7 +82,7 @@ def cached_features(
             output = model(**batch, output_hidden_states=True, exit_threshold=NO_EXIT)
         weights = mean_weights(batch["attention_mask"], output.hidden_states[0].dtype)
         states = [output.hidden_states[layer] for layer in config.exit_layers[:-1]]  # 0: the embeddings
-        pooled = [off_ramp.pool(hidden, weights) for off_ramp, hidden in zip(off_ramps, states, strict=True)]
+        pooled = [off_ramp.pooled_state(hidden, weights) for off_ramp, hidden in zip(off_ramps, states, strict=True)]
         return torch.stack(pooled, dim=1), output.logits
 
     final_logits = np.empty((len(features), config.num_labels), np.float32)

@@ -116,7 +116,7 @@ model = Auto.from_pretrained(folder, trust_remote_code=True)
 import deebert
 assert not {"torch", "transformers"} & sys.modules.keys()
 from transformers import AutoTokenizer, BertTokenizerFast, BertConfig
-assert "deebert.modeling.bert" not in sys.modules
+assert "deebert.modeling.backbones.bert" not in sys.modules
 from transformers import AutoModelForSequenceClassification as Auto
 model = Auto.from_pretrained(folder)
 """,

@@ -10,7 +10,7 @@ from tiny import CLASSES, random_batch, tiny_config, tiny_model
 from torch.nn import functional
 from transformers import BertConfig, pipeline
 
-from deebert.modeling.bert import DeeBertForSequenceClassification
+from deebert.modeling.backbones.bert import DeeBertForSequenceClassification
 from deebert.modeling.checkpoints import (
     load_config,
     load_model,

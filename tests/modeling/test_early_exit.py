@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, BertForSequ
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from deebert.modeling.bert import entropy
+from deebert.modeling.backbones.bert import entropy
 from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import make_rule
 from deebert.modeling.first_token import first_token_layer

@@ -8,8 +8,8 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import HighwayClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
+from deebert.modeling.encoder import HighwayEncoder, HighwayModel
 from deebert.modeling.exit_rules import entropy
-from deebert.modeling.off_ramps import HighwayEncoder, HighwayModel
 
 __all__ = ["DeeBertConfig", "DeeBertEncoder", "DeeBertForSequenceClassification", "DeeBertModel", "entropy"]
 

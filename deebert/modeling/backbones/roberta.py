@@ -9,8 +9,8 @@ from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import HighwayClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
+from deebert.modeling.encoder import HighwayEncoder, HighwayModel
 from deebert.modeling.exit_rules import entropy
-from deebert.modeling.off_ramps import HighwayEncoder, HighwayModel
 
 __all__ = ["DeeRobertaConfig", "DeeRobertaEncoder", "DeeRobertaForSequenceClassification", "DeeRobertaModel", "entropy"]
 
@@ -19,6 +19,7 @@ class DeeRobertaConfig(HighwayConfig, RobertaConfig):
     """RobertaConfig with the fields of early exit (see HighwayConfig)."""
 
     attribute_map: ClassVar = {**RobertaConfig.attribute_map, **HighwayConfig.ALIASES}
+    positions_after_padding = True
 
 
 class DeeRobertaEncoder(HighwayEncoder, RobertaEncoder):

@@ -1,0 +1,71 @@
+"""DeeBERT on HF's DistilBERT, which has no token types and no pooler, and names its parts differently from BERT."""
+
+from typing import ClassVar
+
+from torch import Tensor
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
+from transformers.models.distilbert.modeling_distilbert import Transformer
+
+from deebert.modeling.auto_classes import AutoLoading, register
+from deebert.modeling.config import HighwayConfig, add_highway_fields
+from deebert.modeling.encoder import HighwayEncoder
+from deebert.modeling.first_token import first_token_distilbert_layer
+from deebert.modeling.off_ramps import OwnInit
+from deebert.modeling.stock_head import StockHeadClassifier
+
+
+class DeeDistilBertConfig(HighwayConfig, DistilBertConfig):
+    """DistilBertConfig with the fields of early exit (see HighwayConfig), and BERT's names for its own."""
+
+    attribute_map: ClassVar = {
+        **DistilBertConfig.attribute_map,
+        **HighwayConfig.ALIASES,
+        "intermediate_size": "hidden_dim",
+        "hidden_dropout_prob": "dropout",
+        "classifier_dropout": "seq_classif_dropout",
+    }
+    type_vocab_size = 0
+
+
+class DeeDistilBertEncoder(HighwayEncoder, Transformer):
+    """DistilBERT's layers with an off-ramp after each but the last."""
+
+    def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """See HighwayEncoder."""
+        return first_token_distilbert_layer(self.layer[-1], hidden_states, attention_mask)
+
+
+class DeeDistilBertModel(OwnInit, DistilBertModel):
+    """DistilBERT with off-ramps in its encoder; on its own it gives the output of DistilBertModel."""
+
+    config_class = DeeDistilBertConfig
+
+    def __init__(self, config):
+        add_highway_fields(config, self.config_class)
+        super().__init__(config)
+        self.transformer = DeeDistilBertEncoder(config)
+        self.post_init()
+
+    @property
+    def encoder(self) -> DeeDistilBertEncoder:
+        return self.transformer
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """See HighwayModel."""
+        return self.embeddings(input_ids)
+
+
+class DeeDistilBertForSequenceClassification(AutoLoading, StockHeadClassifier, DistilBertForSequenceClassification):
+    """DistilBERT for classification whose samples exit at the first off-ramp that is certain enough."""
+
+    config_class = DeeDistilBertConfig
+    model_class = DeeDistilBertModel
+
+    def classify(self, state: Tensor) -> Tensor:
+        """HF's head: (b, H) -> (b, C)."""
+        return self.classifier(self.dropout(self.pre_classifier(state).relu()))
+
+
+register(
+    DeeDistilBertConfig, DeeDistilBertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+)

@@ -1,0 +1,157 @@
+"""DeeBERT on HF's ModernBERT: rotary positions, attention that is local in most layers, no encoder module, no pooler.
+
+Where BERT's layers need a mask, those of ModernBERT need the rotary embeddings of the positions too, and the local ones
+the window in their mask. Both follow from the number of tokens: a batch may shrink, and a runtime may run any layer.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import ModernBertConfig, ModernBertForSequenceClassification, ModernBertModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.output_capturing import capture_outputs
+
+from deebert.modeling.auto_classes import AutoLoading, register
+from deebert.modeling.config import HighwayConfig, add_highway_fields
+from deebert.modeling.encoder import HighwayEncoder, LayerLoop
+from deebert.modeling.off_ramps import MeanOfTokens, OwnInit
+from deebert.modeling.stock_head import StockHeadClassifier
+
+Positions = Callable[[Tensor, str], tuple[Tensor, Tensor]]  # hidden states, kind of attention -> cosines, sines
+
+
+class DeeModernBertConfig(HighwayConfig, ModernBertConfig):
+    """ModernBertConfig with the fields of early exit (see HighwayConfig)."""
+
+    attribute_map: ClassVar = {**ModernBertConfig.attribute_map, **HighwayConfig.ALIASES}
+    type_vocab_size = 0
+    pre_norm = True
+    gated_mlp = True
+    first_token_only = False  # published checkpoints classify the mean of all tokens
+
+
+class DeeModernBertModel(OwnInit, HighwayEncoder, ModernBertModel):
+    """ModernBERT with off-ramps; on its own it gives the output of ModernBertModel. It is its own encoder."""
+
+    config_class = DeeModernBertConfig
+
+    def __init__(self, config):
+        add_highway_fields(config, self.config_class)
+        super().__init__(config)
+        self.post_init()
+
+    @property
+    def encoder(self) -> "DeeModernBertModel":
+        return self
+
+    @property
+    def layer(self) -> nn.ModuleList:
+        """The layers, under BERT's name for them."""
+        return self.layers
+
+    @property
+    def blocks(self) -> list[Callable]:
+        """See HighwayEncoder."""
+        return self._blocks(self.positions)
+
+    def _blocks(self, positions: Positions) -> list[Callable]:
+        *layers, last = [partial(self._run_layer, layer, positions) for layer in self.layers]
+
+        def normalised(*args, **kwargs) -> Tensor:
+            return self.final_norm(last(*args, **kwargs))
+
+        return self.with_exit_0([*layers, normalised])
+
+    def _run_layer(
+        self, layer: nn.Module, positions: Positions, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs
+    ) -> Tensor:
+        kind = layer.attention_type
+        if kind == "sliding_attention" and self.config._attn_implementation in ("eager", "sdpa"):
+            attention_mask = with_window(attention_mask, hidden_states, self.config.sliding_window)
+        embeddings = positions(hidden_states, kind)
+        return layer(hidden_states, attention_mask=attention_mask, position_embeddings=embeddings, **kwargs)
+
+    def positions(self, hidden_states: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, T, size of a head) of the rotary embeddings, for a kind of attention."""
+        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        return self.rotary_emb(hidden_states, positions[None], kind)
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """See HighwayModel."""
+        return self.embeddings(input_ids)
+
+    def forward(self, *args, layer_loop: LayerLoop | None = None, **kwargs) -> BaseModelOutput:
+        """HF's own pass, or one with `layer_loop` in place of the loop over the layers (see HighwayEncoder)."""
+        if layer_loop is None:
+            return super(HighwayEncoder, self).forward(*args, **kwargs)
+        return self._forward_with(layer_loop, *args, **kwargs)
+
+    @capture_outputs
+    def _forward_with(
+        self,
+        layer_loop: LayerLoop,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        if position_ids is not None or self.config._attn_implementation == "flex_attention":
+            raise ValueError("ModernBERT's exits take no position_ids, and no flex_attention: use sdpa or eager")
+        hidden_states = self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
+        known: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}  # most layers run with as many tokens as the previous
+
+        def positions(states: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+            key = states.shape[1], kind
+            if key not in known:
+                known[key] = self.positions(states, kind)
+            return known[key]
+
+        layers = [partial(block, **kwargs) for block in self._blocks(positions)]
+        return BaseModelOutput(last_hidden_state=layer_loop(layers, hidden_states, mask))
+
+
+class DeeModernBertForSequenceClassification(AutoLoading, StockHeadClassifier, ModernBertForSequenceClassification):
+    """ModernBERT for classification whose samples exit at the first off-ramp that is certain enough."""
+
+    config_class = DeeModernBertConfig
+    model_class = DeeModernBertModel
+
+    def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
+        """The first token's state or the mean over the tokens, as the config says: (b, T, H) -> (b, H)."""
+        if self.config.classifier_pooling == "cls":
+            return hidden_states[:, 0]
+        return MeanOfTokens(self.config)(hidden_states, pooling_weights)
+
+    def classify(self, state: Tensor) -> Tensor:
+        """HF's head: (b, H) -> (b, C)."""
+        return self.classifier(self.drop(self.head(state)))
+
+
+def with_window(mask: Tensor | None, hidden_states: Tensor, reach: int) -> Tensor | None:
+    """A mask for attention between tokens that are at most `reach` apart.
+
+    mask: (b, 1, 1 or T, T), what may be attended to or what is added to the scores, or None; returned like this.
+    """
+    tokens = hidden_states.shape[1]
+    if not torch.compiler.is_compiling() and tokens <= reach + 1:
+        return mask
+    place = torch.arange(tokens, device=hidden_states.device)
+    near = ((place[:, None] - place).abs() <= reach)[None, None]  # (1, 1, T, T)
+    if mask is not None and mask.dtype == torch.bool:
+        return mask & near
+    far = (~near).to(hidden_states.dtype) * torch.finfo(hidden_states.dtype).min
+    return far if mask is None else torch.minimum(mask, far)
+
+
+register(
+    DeeModernBertConfig,
+    DeeModernBertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+)

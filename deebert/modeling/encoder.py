@@ -1,0 +1,131 @@
+"""The encoder that holds the off-ramps, and the backbone around it: what a new backbone is made of.
+
+Shapes: B batch, T tokens, H hidden, C labels, E exits; b samples are still active.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from deebert.modeling.config import add_highway_fields, config_rule, set_threshold
+from deebert.modeling.first_token import first_token_layer
+from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway, LearnToExit, OwnInit
+
+LayerLoop = Callable[[list[Callable], Tensor, Tensor | None], Tensor]  # blocks, hidden states, mask -> hidden states
+
+
+def unchanged(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+    """What runs before exit 0: no layer."""
+    return hidden_states
+
+
+# Hidden states (b, T, H) and pooling weights (b, T) or None -> calibrated logits (b, C), and the certainty (b,) of the
+# learning-to-exit head, if there is one.
+OffRamp = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+
+def _off_ramp(highway, temperature, learn_to_exit, hidden_states, pooling_weights):
+    logits, pooled = highway(hidden_states, pooling_weights)
+    if temperature is not None:
+        logits = logits / temperature
+    return logits, None if learn_to_exit is None else learn_to_exit(pooled)
+
+
+class HighwayEncoder:
+    """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps.
+
+    highway: those after layers 1 to N-1, as in the original. highway_embeddings: exit 0, None without one.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.config = config
+        if config.exit_before_first_layer and config.highway_pooling == "first":
+            raise ValueError(NEEDS_ALL_TOKENS)
+        self.highway = nn.ModuleList(Highway(config) for _ in range(config.num_hidden_layers - 1))
+        self.highway_embeddings = Highway(config) if config.exit_before_first_layer else None
+        self.learn_to_exit = LearnToExit(config) if config_rule(config).learned else None
+
+    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
+        """Sets the threshold(s), in the config that the whole model shares. Raises ValueError."""
+        set_threshold(self.config, value)
+
+    set_early_exit_entropy = set_exit_threshold  # the original's name
+
+    @property
+    def highways(self) -> list[Highway]:
+        """The modules of all off-ramps, (E-1,) in the order of the exits."""
+        return list(self.highway) if self.highway_embeddings is None else [self.highway_embeddings, *self.highway]
+
+    @property
+    def blocks(self) -> list[Callable]:
+        """What runs between each exit and the one before it, (E,): a layer, before exit 0 none.
+
+        Each is (hidden states (b, T, H), mask as the attention takes it or None, more) -> hidden states (b, T, H).
+        """
+        return self.with_exit_0(self.layer)
+
+    def with_exit_0(self, layers: Sequence[Callable]) -> list[Callable]:
+        """The blocks that these layers are."""
+        return list(layers) if self.highway_embeddings is None else [unchanged, *layers]
+
+    def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The last layer for the first token alone: (b, T, H) -> (b, 1, H), where `config.first_token_only` is set."""
+        return first_token_layer(self.layer[-1], hidden_states, attention_mask)
+
+    def init_highway_pooler(self, pooler: nn.Module) -> None:
+        """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
+        for highway in self.highways:
+            if highway.pooler is not None:
+                highway.pooler.load_state_dict(pooler.state_dict())
+
+    def off_ramps(self) -> list[OffRamp]:
+        """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
+        highways = self.highways
+        temperatures = self.config.exit_temperatures or [None] * len(self.blocks)  # the last is the final classifier's
+        return [
+            partial(_off_ramp, highway, temperature, self.learn_to_exit)
+            for highway, temperature in zip(highways, temperatures[: len(highways)], strict=True)
+        ]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        layer_loop: LayerLoop | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """The backbone's own loop over the layers, or `layer_loop` in its place.
+
+        position_ids serve packed sequences in HF's layers. A classifier has none, and they would not fit a batch that
+        shrinks, so `layer_loop` does not get them.
+        """
+        if layer_loop is None:
+            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("position_ids", "use_cache")}
+        layers = [partial(block, **kwargs) for block in self.blocks]
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=layer_loop(layers, hidden_states, attention_mask)
+        )
+
+
+class HighwayModel(OwnInit):
+    """Mixin in front of an HF encoder-only model with an `encoder`: replaces that by one with off-ramps."""
+
+    encoder_class: type
+
+    def __init__(self, config, *args, **kwargs):
+        add_highway_fields(config, self.config_class)
+        super().__init__(config, *args, **kwargs)
+        self.encoder = self.encoder_class(config)
+        self.post_init()
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Token ids and types (b, T) -> hidden states before the first layer (b, T, H)."""
+        return self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+
+    def init_highway_pooler(self) -> None:
+        """Starts every off-ramp's pooler as a copy of the model's pooler, as the original does before training."""
+        self.encoder.init_highway_pooler(self.pooler)
