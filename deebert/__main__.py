@@ -20,7 +20,7 @@ COMMANDS = {
 def main() -> None:
     parser = cli.ArgumentParser(
         prog="deebert",
-        description="Early exit for BERT and RoBERTa. `deebert COMMAND --help` lists a command's flags.",
+        description="Early exit for BERT, RoBERTa and others. `deebert COMMAND --help` lists a command's flags.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()),
         usage="deebert COMMAND ...",

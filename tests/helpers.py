@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from filelock import FileLock
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from deebert.data.batching import collator
 from deebert.evaluation.all_exits import AllExits
@@ -65,6 +68,14 @@ def train(stage: int, model, features, settings, **callbacks) -> StageTraining:
 
 def snapshot_files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def counted_by_pytorch(run, *inputs, **named_inputs) -> tuple[int, object]:
+    """The operations of the matrix products that run(...) computes, and its result."""
+    plain = sdpa_kernel(SDPBackend.MATH)  # whose products are counted
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
+        result = run(*inputs, **named_inputs)
+    return counter.get_total_flops(), result
 
 
 def simulated(n: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExits:

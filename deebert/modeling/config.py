@@ -10,6 +10,7 @@ from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_thre
 
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
+SIZES += ("local_attention",)  # of ModernBERT
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 TEMPERATURES = (1e-3, 1e3)  # calibration.LIMITS lie within; outside logits overflow, or all probabilities are equal
 
@@ -115,7 +116,7 @@ def check_fields(config) -> None:
     if not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {layers}; give a number from 1 to {MOST_LAYERS}")
     for name in SIZES:
-        if getattr(config, name) < 1:
+        if getattr(config, name, 1) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; give a number from 1")
     if config.problem_type not in (None, *PROBLEMS):
         raise ValueError(f"problem_type is {config.problem_type!r}; choose one of {', '.join(PROBLEMS)}")

@@ -11,12 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from deebert.modeling.config import add_highway_fields, config_rule, set_threshold
 from deebert.modeling.first_token import first_token_layer
-from deebert.modeling.off_ramps import Highway, LearnToExit, OwnInit
-
-NEEDS_ALL_TOKENS = (
-    "exit_before_first_layer: the first token's embedding is the same in every text; "
-    "set highway_pooling to mean or attention"
-)
+from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway, LearnToExit, OwnInit
 
 LayerLoop = Callable[[list[Callable], Tensor, Tensor | None], Tensor]  # blocks, hidden states, mask -> hidden states
 

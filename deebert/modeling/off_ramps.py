@@ -73,7 +73,8 @@ class AttentionOverTokens(Pooling):
         initialization.zeros_(self.query)
 
     def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        match = hidden_states @ self.query / math.sqrt(len(self.query))  # (B, T)
+        query = self.query.unsqueeze(1)  # a matrix: ONNX Runtime cannot run products with a vector of 8-bit integers
+        match = (hidden_states @ query).squeeze(2) / math.sqrt(len(query))  # (B, T)
         if pooling_weights is not None:
             match = match.masked_fill(pooling_weights == 0, torch.finfo(match.dtype).min)
         weights = torch.softmax(match, dim=1, dtype=torch.float32).to(hidden_states.dtype)
@@ -112,6 +113,10 @@ class HighwayPooler(nn.Module):
 
 
 HEADS = ("pooler", "linear")
+NEEDS_ALL_TOKENS = (
+    "exit_before_first_layer: the first token's embedding is the same in every text; "
+    "set highway_pooling to mean or attention"
+)
 
 
 class Highway(nn.Module):

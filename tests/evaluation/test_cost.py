@@ -5,10 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import simulated, with_costs
+from helpers import counted_by_pytorch, simulated, with_costs
 from tiny import random_batch, tiny_config, tiny_model
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from deebert.data.batching import collator
 from deebert.data.features import Features
@@ -26,14 +24,6 @@ def small_config(**overrides):
     """3 layers, 4 wide, 6 inside, 3 labels."""
     sizes = {"hidden_size": 4, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 6}
     return tiny_config("bert", **sizes, num_labels=3, **overrides)
-
-
-def counted_by_pytorch(run, *inputs, **named_inputs) -> tuple[int, object]:
-    """The operations of the matrix products that run(...) computes, and its result."""
-    plain = sdpa_kernel(SDPBackend.MATH)  # whose products are counted
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
-        result = run(*inputs, **named_inputs)
-    return counter.get_total_flops(), result
 
 
 def test_cost_written_out_by_hand():

@@ -292,8 +292,8 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_train --max_seq_length 67", "--max_seq_length 67: this model takes 8 to 66 tokens"),
         ("--do_train --output_dir full", "--output_dir full: the folder is not empty; choose another or add"),
         (
-            "--do_train --model_name_or_path distilbert",
-            "distilbert: a distilbert checkpoint; DeeBERT takes bert or roberta",
+            "--do_train --model_name_or_path t5",
+            "t5: a t5 checkpoint; DeeBERT takes bert, roberta, ",
         ),
         ("--do_train --model_name_or_path nowhere/model", "nowhere/model: no such folder here"),
         ("--do_train --model_type roberta", "use --model_type bert"),
@@ -329,10 +329,10 @@ def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoi
         (tmp_path / name).mkdir()
         (tmp_path / name / "dev.tsv").write_text(text)
         (tmp_path / name / "train.tsv").write_bytes((tiny_data / "SST-2/train.tsv").read_bytes())
-    for name in ("full", "distilbert", "untrained"):
+    for name in ("full", "t5", "untrained"):
         (tmp_path / name).mkdir()
     (tmp_path / "full/precious.txt").write_text("hours of work")
-    (tmp_path / "distilbert/config.json").write_text('{"model_type": "distilbert"}')
+    (tmp_path / "t5/config.json").write_text('{"model_type": "t5"}')
     for path in tiny_checkpoints["bert"].iterdir():
         (tmp_path / "untrained" / path.name).write_bytes(path.read_bytes())
     three = tiny_model("bert", num_labels=3)

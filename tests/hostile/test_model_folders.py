@@ -77,7 +77,7 @@ CONFIG_FIELDS = [  # field, value, message
     ("return_dict", False, LOADS),
     ("use_cache", True, LOADS),
     ("unknown_field", {"deep": [1, 2]}, LOADS),
-    *(("model_type", value, "checkpoint") for value in (None, "distilbert", [], {}, 3, "", "deebert")),
+    *(("model_type", value, "checkpoint") for value in (None, "t5", [], {}, 3, "", "deebert")),
     ("model_type", "roberta", "weights|tokenizer|not a trained"),
     ("hidden_size", 0, "config.json|weights"),
     *(("hidden_size", value, "hidden_size|weights do not load") for value in (-8, 7, "8", None, 10, 16)),
