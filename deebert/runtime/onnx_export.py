@@ -1,13 +1,14 @@
 """Exports a trained model as one ONNX graph of all layers with the exits after them, for any batch size and length.
 
-The parts of the model (masks, layers, exits) are traced one by one; onnx_graph.py makes one graph of them, in which a
-run ends where a sample may exit. Thresholds are an input. The graph computes the uncertainty of the model's own exit
-rule; for another rule onnx_runtime.py has the graph stop after each layer.
+The parts of the model (masks, layers, exits) are traced one by one; onnx_graph.py makes one graph of them, in which
+samples exit by the model's own exit rule. The threshold is an input. For another rule onnx_runtime.py has the graph
+stop after each layer.
 """
 
 import copy
 import json
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import deebert
-from deebert.modeling.checkpoints import GRAPH, MANIFEST, graph_facts
+from deebert.modeling.checkpoints import GRAPH, GRAPH_OF_0_6, MANIFEST, graph_facts
 from deebert.modeling.config import config_rule
 from deebert.runtime.layer_runner import LayerRunner
 from deebert.runtime.onnx_runtime import FORMAT
@@ -64,7 +65,10 @@ class ExitGraph(nn.Module):
         logits, certainty = self.runner.exit(self.i, hidden, pooling_weights)
         if certainty is None and self.model.base_model.encoder.learn_to_exit is not None:
             certainty = torch.ones_like(logits[:, 0])  # the last layer has none, but all exits give the same outputs
-        uncertainty, _ = self.rule.uncertainty(logits, certainty, None)
+        if self.rule.stateful:  # the graph keeps no state, so nothing exits by it
+            uncertainty = torch.full_like(logits[:, 0], math.inf)
+        else:
+            uncertainty, _ = self.rule.uncertainty(logits, certainty, None)
         return logits, uncertainty, *([] if certainty is None else [certainty])
 
 
@@ -172,6 +176,15 @@ def quantize(fp32: Path, int8: Path) -> None:
         quantize_dynamic(fp32, int8, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
 
 
+def quantize_parts(parts: Path, folder: Path) -> None:
+    """Writes the parts of a graph with 8-bit weights in the layers. Exits are small, and decide: they stay fp32."""
+    for part in parts.iterdir():
+        if part.name.startswith("layer"):
+            quantize(part, folder / part.name)
+        else:
+            shutil.copy(part, folder)
+
+
 @contextmanager
 def traced_parts(model) -> Iterator[Path]:
     """A temporary folder with the fp32 graphs of the model's parts, of which `write_export` makes exports.
@@ -192,8 +205,7 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
     try:
         with TemporaryDirectory(dir=partial) as quantized:
             if int8:
-                for part in parts.iterdir():
-                    quantize(part, Path(quantized, part.name))
+                quantize_parts(parts, Path(quantized))
             merge(Path(quantized) if int8 else parts, config, partial / GRAPH)
         config = copy.deepcopy(config)
         vars(config).pop("auto_map", None)  # PyTorch cannot load this folder
@@ -208,7 +220,8 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
             "config": graph_facts(config),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        (folder / MANIFEST).unlink(missing_ok=True)
+        for old in (MANIFEST, GRAPH_OF_0_6):
+            (folder / old).unlink(missing_ok=True)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST):
             file.replace(folder / file.name)
     finally:
