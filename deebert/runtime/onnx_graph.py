@@ -66,8 +66,8 @@ class Parts:
 
     @property
     def exit_outputs(self) -> list[str]:
-        """The names of an exit's outputs."""
-        return [output.name for output in self.exits[0].graph.output]
+        """The names of an exit's outputs that a run returns."""
+        return [output.name for output in self.exits[0].graph.output if output.name != "uncertainty"]
 
     @property
     def outputs(self) -> list[str]:
@@ -94,18 +94,22 @@ def merge(folder: Path, config, path: Path) -> None:
     Outputs:
         logits (b, C): of each sample's own exit. exit_layer (b,) int64: from 1; 0: before the first layer. What has
             not exited has those of the layer where the run ended.
-        Of the layer where the run ended: uncertainty (b,), certainty (b,) where the model has a learning-to-exit head,
-            and hidden (b, T, H), after the last layer (b, 1, H).
+        Of the layer where the run ended: certainty (b,) where the model has a learning-to-exit head, and hidden
+            (b, T, H), after the last layer (b, 1, H).
     """
     parts = Parts.load(folder, config.exit_layers)
     nodes, tensors = with_prefix(parts.masks, "masks")
-    tensors += [scalar("no", BOOL, False), make_tensor("nobody", BOOL, [1, 1], [False])]
-    for name in parts.exit_outputs:
-        shape = [1, config.num_labels] if name == "logits" else [0]
-        tensors.append(make_tensor(f"no_{name}", FLOAT, shape, [0.0] * math.prod(shape)))
-    for more_nodes, more_tensors in (settings_by_step(parts.last), result_nodes(parts)):
-        nodes += more_nodes
-        tensors += more_tensors
+    nodes.append(make_node("Add", ["exit_threshold", "zeros"], ["cutoffs"]))  # one number for all becomes one for each
+    tensors += [
+        make_tensor("zeros", FLOAT, [parts.last], [0.0] * parts.last),
+        make_tensor("nobody", BOOL, [1, 1], [False]),
+        scalar("no", BOOL, False),
+        make_tensor("no_logits", FLOAT, [1, config.num_labels], [0.0] * config.num_labels),
+        make_tensor("no_certainty", FLOAT, [0], []),
+    ]
+    more_nodes, more_tensors = result_nodes(parts)
+    nodes += more_nodes
+    tensors += more_tensors
     ids = ("input_ids", "token_type_ids", "attention_mask")  # sizes of their own: what is not read may be empty
     inputs = [make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]) for name in ids]
     rule = config_rule(config)
@@ -133,26 +137,6 @@ def merge(folder: Path, config, path: Path) -> None:
     onnx.save(model, path)
 
 
-def settings_by_step(last: int) -> tuple[list[NodeProto], list[TensorProto]]:
-    """For each step but the last: its cut-off, whether all samples exit there, whether its exit and it itself run."""
-    if last == 0:
-        return [], []
-    nodes = [
-        make_node("Add", ["exit_threshold", "zeros"], ["cutoffs"]),
-        make_node("Equal", ["cutoffs", "infinity"], ["all_exit"]),
-        make_node("Greater", ["cutoffs", "zeros"], ["consulted"]),
-        make_node("LessOrEqual", ["layer", "steps"], ["runs"]),
-    ]
-    for name in ("cutoffs", "all_exit", "consulted", "runs"):
-        nodes.append(make_node("Split", [name], [f"{name}/{i}" for i in range(last)], axis=0, num_outputs=last))
-    tensors = [
-        make_tensor("zeros", FLOAT, [last], [0.0] * last),
-        make_tensor("infinity", FLOAT, [1], [math.inf]),
-        make_tensor("steps", INT64, [last], range(last)),
-    ]
-    return nodes, tensors
-
-
 def result_nodes(parts: Parts) -> tuple[list[NodeProto], list[TensorProto]]:
     """The run, and its outputs. Exit layers come as (b, 1), or (1, 1) where all samples exit at the same one."""
     run = steps_from(parts, 0)
@@ -169,28 +153,26 @@ def steps_from(parts: Parts, i: int) -> GraphProto:
     label, step = f"level_{i}", step_and_exit(parts, i)
     if i == parts.last:
         end = end_subgraph(parts, i, step.output)
-        return make_graph(
-            [*step.node, *end.node], label, [], end.output, initializer=[*step.initializer, *end.initializer]
-        )
+        tensors = [*step.initializer, *end.initializer]
+        return make_graph([*step.node, *end.node], label, [], end.output, initializer=tensors)
     here, ends = results(label, parts.carried), results(f"{label}/ends", parts.outputs)
-    skipped = pass_through(parts, i, f"before_{i}", {"hidden": "hidden_in"})
     nodes = [
-        if_node(f"runs/{i}", step, skipped, here),
+        make_node("LessOrEqual", ["layer", f"{label}/step"], [f"{label}/runs"]),
+        if_node(f"{label}/runs", step, pass_through(parts, i, f"before_{i}", {"hidden": "hidden_in"}), here),
         if_node(f"{label}/stop", end_subgraph(parts, i, here), rest_of_the_run(parts, i), ends),
     ]
-    return make_graph(nodes, label, [], ends)
+    return make_graph(nodes, label, [], ends, initializer=[scalar(f"{label}/step", INT64, i)])
 
 
 def rest_of_the_run(parts: Parts, i: int) -> GraphProto:
     """Runs what follows after step i. Samples that have exited keep what they exited with."""
     label, deeper = f"after_{i}", steps_from(parts, i + 1)
-    found = dict(zip(parts.outputs, (x.name for x in deeper.output), strict=True))
+    found = dict(zip(parts.outputs, deeper.output, strict=True))
     nodes, tensors = [*deeper.node], [*deeper.initializer, exit_layer_tensor(parts, i, label)]
     for name, own in (("logits", f"level_{i}/logits"), ("exit_layer", f"{label}/number")):
-        nodes.append(make_node("Where", [f"level_{i}/exited", own, found[name]], [f"{label}/{name}"]))
-        found[name] = f"{label}/{name}"
-    kinds = {"exit_layer": INT64}
-    return make_graph(nodes, label, [], [value(x, kinds.get(n, FLOAT)) for n, x in found.items()], initializer=tensors)
+        nodes.append(make_node("Where", [f"level_{i}/exited", own, found[name].name], [f"{label}/{name}"]))
+        (found[name],) = results(label, [name])
+    return make_graph(nodes, label, [], list(found.values()), initializer=tensors)
 
 
 def end_subgraph(parts: Parts, i: int, here: Sequence[ValueInfoProto]) -> GraphProto:
@@ -214,30 +196,37 @@ def step_and_exit(parts: Parts, i: int) -> GraphProto:
         outputs = [hidden, *exit_.output]
         return make_graph([*nodes, *exit_.node], label, [], outputs, initializer=[*tensors, *exit_.initializer])
     outputs = results(label, parts.carried[1:])
-    nodes.append(if_node(f"consulted/{i}", exit_, pass_through(parts, i, f"no_exit_{i}"), outputs))
+    nodes += [
+        make_node("Gather", ["cutoffs", f"{label}/step"], [f"{label}/cutoff"]),
+        make_node("Greater", [f"{label}/cutoff", f"{label}/zero"], [f"{label}/consulted"]),
+        if_node(f"{label}/consulted", exit_, pass_through(parts, i, f"no_exit_{i}"), outputs),
+    ]
+    tensors += [scalar(f"{label}/step", INT64, i), scalar(f"{label}/zero", FLOAT, 0)]
     return make_graph(nodes, label, [], [hidden, *outputs], initializer=tensors)
 
 
 def exit_subgraph(parts: Parts, i: int) -> GraphProto:
     """Runs exit i and, but for the last, the decision: who has exited (b, 1) by now, and whether the run ends."""
-    label = f"exit_{i}"
+    label, cutoff = f"exit_{i}", f"layer_{i}/cutoff"
     names = {name: f"{label}/{name}" for name in parts.exit_outputs}
     nodes, tensors = with_prefix(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})
     if i == parts.last:
         return make_graph(nodes, label, [], results(label, parts.exit_outputs), initializer=tensors)
-    before = "nobody" if i == 0 else f"level_{i - 1}/exited"
+    exited = f"{label}/exits" if i == 0 else f"{label}/exited"
     nodes += [
-        make_node("Less", [f"{label}/uncertainty", f"cutoffs/{i}"], [f"{label}/below"]),
-        make_node("Or", [f"{label}/below", f"all_exit/{i}"], [f"{label}/exits"]),  # also those that are NaN
-        make_node("Unsqueeze", [f"{label}/exits", f"{label}/one"], [f"{label}/column"]),
-        make_node("Or", [before, f"{label}/column"], [f"{label}/exited"]),
-        # all of them, or, with stop_at_first, not none of them
-        make_node("Xor", [f"{label}/exited", "stop_at_first"], [f"{label}/as_wanted"]),
+        make_node("Unsqueeze", [f"{label}/uncertainty", f"{label}/one"], [f"{label}/column"]),
+        make_node("Less", [f"{label}/column", cutoff], [f"{label}/below"]),
+        make_node("Equal", [cutoff, f"{label}/infinity"], [f"{label}/all_exit"]),  # also those that are NaN
+        make_node("Or", [f"{label}/below", f"{label}/all_exit"], [f"{label}/exits"]),
+        *([] if i == 0 else [make_node("Or", [f"level_{i - 1}/exited", f"{label}/exits"], [exited])]),
+        # all of them; with stop_at_first: not none of them
+        make_node("Xor", [exited, "stop_at_first"], [f"{label}/as_wanted"]),
         make_node("ReduceMin", [f"{label}/as_wanted"], [f"{label}/all"], keepdims=0),
         make_node("Xor", [f"{label}/all", "stop_at_first"], [f"{label}/stop"]),
     ]
-    tensors.append(make_tensor(f"{label}/one", INT64, [1], [1]))
-    return make_graph(nodes, label, [], results(label, parts.carried[1:]), initializer=tensors)
+    tensors += [make_tensor(f"{label}/one", INT64, [1], [1]), scalar(f"{label}/infinity", FLOAT, math.inf)]
+    outputs = [value(exited, BOOL) if x.name.endswith("/exited") else x for x in results(label, parts.carried[1:])]
+    return make_graph(nodes, label, [], outputs, initializer=tensors)
 
 
 def pass_through(parts: Parts, i: int, label: str, others: Mapping[str, str] | None = None) -> GraphProto:

@@ -25,7 +25,7 @@ from deebert.utils.cli import InputError
 
 FORMAT = 4  # raise it when this file can no longer run the graphs of before
 NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
-SINGLE_OUTPUTS = ["logits", "exit_layer", "uncertainty"]  # what a single text needs
+SINGLE_OUTPUTS = ["logits", "exit_layer"]  # what a single text needs
 
 
 def open_session(path: Path, threads: int | None = None):
@@ -93,7 +93,6 @@ class GraphOutputs(NamedTuple):
     exit_layer: int  # from 1; 0: before the first layer
     hidden: np.ndarray  # (b, T, H), after the last layer (b, 1, H)
     logits: Tensor  # (b, C)
-    uncertainty: Tensor  # (b,) by the rule that the graph was made with
     certainty: Tensor | None = None  # (b,)
 
 
@@ -223,9 +222,10 @@ class OnnxDeeBert:
     ) -> HighwayClassifierOutput:
         """One text is one run of the graph, which ends where the text exits."""
         outputs = self._run_graph(0, cutoffs, input_ids, mask, token_type_ids, SINGLE_OUTPUTS)
-        logits, exit_layer, uncertainty = map(torch.from_numpy, outputs)
-        nats = uncertainty if rule.name == "entropy" else self._entropy(logits)
-        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)
+        logits, exit_layer = map(torch.from_numpy, outputs)
+        in_nats = rule if rule.name == "entropy" else config_rule(self.config, "entropy")
+        nats, _ = in_nats.uncertainty_alone(logits, None, None)
+        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=torch.tensor([nats]))
 
     def _run_batch(
         self,
@@ -238,23 +238,21 @@ class OnnxDeeBert:
     ) -> HighwayClassifierOutput:
         """A batch (B, T): the graph stops at the first layer where a sample may exit; the others resume from there.
 
-        stops: the cut-offs (E-1,) where the graph computes the rule's uncertainty; None: it stops after each layer that
-            the rule consults, and the uncertainty is computed here.
+        stops: the cut-offs (E-1,) where the graph has this rule; None: it stops after each layer that the rule
+            consults.
         """
-        in_graph = stops is not None
-        if not in_graph:
+        if stops is None:
             consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
             stops = np.where(consulted, np.float32(math.inf), np.float32(NO_EXIT))
         batch = ActiveBatch(torch.arange(len(input_ids)), token_lengths(mask), input_ids, mask)
         exited, i = ExitedSamples(), 0  # the step with which the next run begins
         while len(batch):
             outputs = self.run(i, stops, batch.hidden_states, batch.attention_mask, token_type_ids)
-            layer, batch.hidden_states, uncertainty = outputs.exit_layer, outputs.hidden, outputs.uncertainty
+            layer, batch.hidden_states = outputs.exit_layer, outputs.hidden
             if layer == self.exit_layers[-1]:
                 exited.add(batch.index, outputs.logits, layer)
                 break
-            if not in_graph:
-                uncertainty, batch.rule_state = rule.uncertainty(outputs.logits, outputs.certainty, batch.rule_state)
+            uncertainty, batch.rule_state = rule.uncertainty(outputs.logits, outputs.certainty, batch.rule_state)
             stopped = self.exit_layers.index(layer)
             let_exit(batch, exited, layer, outputs.logits, uncertainty, cutoffs[stopped])
             i = stopped + 1
