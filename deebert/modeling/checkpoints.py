@@ -22,7 +22,7 @@ from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.cli import InputError
 
 # what `deebert export` writes: the manifest is written last, so that a folder with one is complete
-MANIFEST, GRAPH = "deebert_onnx.json", "layers.onnx"
+MANIFEST, GRAPH, GRAPH_OF_0_6 = "deebert_onnx.json", "model.onnx", "layers.onnx"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 GRAPH_FIELDS = (
     *("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "type_vocab_size"),

@@ -1,13 +1,14 @@
 """Exports a trained model as one ONNX graph of all layers with the exits after them, for any batch size and length.
 
-The parts of the model (masks, layers, exits) are traced one by one; onnx_graph.py makes one graph of them, in which a
-run ends where a sample may exit. Thresholds are an input. The graph computes the uncertainty of the model's own exit
-rule; for another rule onnx_runtime.py has the graph stop after each layer.
+The parts of the model (masks, layers, exits) are traced one by one; onnx_graph.py makes one graph of them, in which
+samples exit by the model's own exit rule. The threshold is an input. For another rule onnx_runtime.py has the graph
+stop after each layer.
 """
 
 import copy
 import json
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import deebert
-from deebert.modeling.checkpoints import GRAPH, MANIFEST, graph_facts
+from deebert.modeling.checkpoints import GRAPH, GRAPH_OF_0_6, MANIFEST, graph_facts
 from deebert.modeling.config import config_rule
 from deebert.runtime.layer_runner import LayerRunner
 from deebert.runtime.onnx_runtime import FORMAT
@@ -64,7 +66,10 @@ class ExitGraph(nn.Module):
         logits, certainty = self.runner.exit(self.i, hidden, pooling_weights)
         if certainty is None and self.model.base_model.encoder.learn_to_exit is not None:
             certainty = torch.ones_like(logits[:, 0])  # the last layer has none, but all exits give the same outputs
-        uncertainty, _ = self.rule.uncertainty(logits, certainty, None)
+        if self.rule.stateful:  # the graph keeps no state, so nothing exits by it
+            uncertainty = torch.full_like(logits[:, 0], math.inf)
+        else:
+            uncertainty, _ = self.rule.uncertainty(logits, certainty, None)
         return logits, uncertainty, *([] if certainty is None else [certainty])
 
 
@@ -82,6 +87,7 @@ def export_parts(model, folder: Path) -> None:
         if i == 0:
             inputs = {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1}
         save_graph(LayerGraph(model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
+        copy_sizes(folder / f"layer_{i}.onnx")
         exit_inputs = {"hidden": hidden} | (weights if i < last or not model.config.first_token_only else {})
         save_graph(ExitGraph(model, i), exit_inputs, outputs, folder / f"exit_{i}.onnx")
 
@@ -146,12 +152,47 @@ def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str],
         program.save(path)
 
 
+def copy_sizes(path: Path) -> None:
+    """Rewrites a layer's graph: Reshapes that keep (b, T) say so, in place of nodes that read the sizes."""
+    import onnx
+
+    model = onnx.load(path)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def begin(name: str) -> int | None:  # of the sizes that a Shape reads
+        node = made_by.get(name)
+        is_shape = node is not None and node.op_type == "Shape"
+        return next((a.i for a in node.attribute if a.name == "start"), 0) if is_shape else None
+
+    for node in model.graph.node:
+        sizes = made_by.get(node.input[1]) if node.op_type == "Reshape" else None
+        if sizes is None or sizes.op_type != "Concat":
+            continue
+        batch, tokens, *others = sizes.input
+        if (begin(batch), begin(tokens)) == (0, 1) and all(name in constants for name in others):
+            shape = [0, 0, *(int(x) for name in others for x in onnx.numpy_helper.to_array(constants[name]).ravel())]
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(shape), f"{node.output[0]}/shape"))
+            node.input[1] = f"{node.output[0]}/shape"
+            del node.attribute[:]  # allowzero: 0 means "as the input"
+    onnx.save(model, path)
+
+
 def quantize(fp32: Path, int8: Path) -> None:
     """Writes a graph with the weights of its matrix products as 8-bit integers."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet_exporters():
         quantize_dynamic(fp32, int8, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+
+
+def quantize_parts(parts: Path, folder: Path) -> None:
+    """Writes the parts of a graph with 8-bit weights in the layers. Exits are small, and decide: they stay fp32."""
+    for part in parts.iterdir():
+        if part.name.startswith("layer"):
+            quantize(part, folder / part.name)
+        else:
+            shutil.copy(part, folder)
 
 
 @contextmanager
@@ -174,8 +215,7 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
     try:
         with TemporaryDirectory(dir=partial) as quantized:
             if int8:
-                for part in parts.iterdir():
-                    quantize(part, Path(quantized, part.name))
+                quantize_parts(parts, Path(quantized))
             merge(Path(quantized) if int8 else parts, config, partial / GRAPH)
         config = copy.deepcopy(config)
         vars(config).pop("auto_map", None)  # PyTorch cannot load this folder
@@ -190,7 +230,8 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
             "config": graph_facts(config),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        (folder / MANIFEST).unlink(missing_ok=True)
+        for old in (MANIFEST, GRAPH_OF_0_6):
+            (folder / old).unlink(missing_ok=True)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST):
             file.replace(folder / file.name)
     finally:

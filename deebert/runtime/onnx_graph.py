@@ -1,14 +1,18 @@
-"""One ONNX graph of a model's parts, which runs layer after layer until a sample may exit.
+"""One ONNX graph of a model's parts, which runs layer after layer until all samples have exited.
 
-Each layer lies in an If inside the previous layer's branch; the run ends where an uncertainty is below its cut-off, so
-that a single text costs one run. A run may begin at any layer: there the samples of a batch that are still active
-resume. One session serves all layers, and its threads stay awake from one to the next; a session for each layer wakes
-them again each time, which costs a quarter of a small model's time. A Loop over layers is 6 % slower than nested Ifs.
+Each layer lies in an If inside the previous layer's branch. Samples that have exited run on with the others, and on the
+way out of the branches each one gets the logits of its first exit: so any host that runs the graph is right in batches
+of any size. onnx_runtime.py is faster in batches: it has the graph stop at the first exit of any sample, and resumes it
+there with the samples that are still active; a run may begin at any layer.
+
+One session serves all layers, and its threads stay awake from one to the next; a session for each layer wakes them
+again each time, which costs a quarter of a small model's time. A Loop over layers is 6 % slower than nested Ifs.
 
 Step i, from 0, ends at exit i (see layer_runner.py). This is the one place that repeats the decision of
 modeling/early_exit.py; the parity tests hold the two together.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 
 from deebert.modeling.config import config_rule
+from deebert.modeling.exit_rules import NO_EXIT
 
 MOST_EXITS = 32  # readers of protobuf, and so of ONNX, take messages within messages a hundred deep
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -61,52 +66,68 @@ class Parts:
 
     @property
     def exit_outputs(self) -> list[str]:
-        """The names of an exit's outputs."""
-        return [output.name for output in self.exits[0].graph.output]
+        """The names of an exit's outputs that a run returns."""
+        return [output.name for output in self.exits[0].graph.output if output.name != "uncertainty"]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs of a run, see `merge`."""
+        logits, *others = self.exit_outputs
+        return [logits, "exit_layer", *others, "hidden"]
+
+    @property
+    def carried(self) -> list[str]:
+        """What a step hands on."""
+        return ["hidden", *self.exit_outputs, "exited", "stop"]
 
 
 def merge(folder: Path, config, path: Path) -> None:
     """Writes one graph of all parts in a folder, of a model of that config, which has at most MOST_EXITS exits.
 
     Inputs: input_ids, token_type_ids and attention_mask, (b, T) int64. They suffice to run the model at its stored
-    threshold; for patience they do not, as it needs state. Optional inputs:
+    threshold. Optional inputs:
+        exit_threshold (1,) or (E-1,): cut-offs, one for all off-ramps or one for each. An off-ramp whose cut-off is 0
+            or less does not run. A graph of a stateful rule (patience) exits where the cut-off is infinite only.
         layer () int64: the step, from 0, with which to begin; 0 if not given.
         hidden_in (b, T, H): the previous step's hidden states where layer > 0; the ids may be empty then.
-        limits (E-1,): the cut-offs. The run ends after a layer where an uncertainty is below its cut-off. An off-ramp
-            whose cut-off is 0 or less does not run.
-    Outputs, all of the layer where the run ended:
-        exit_layer () int64, from 1; 0: before the first layer.
-        hidden (b, T, H), after the last layer (b, 1, H).
-        logits (b, C), uncertainty (b,) and, where the model has a learning-to-exit head, certainty (b,).
+        stop_at_first () bool: the run ends at the first exit of any sample; else it ends when all have exited.
+    Outputs:
+        logits (b, C): of each sample's own exit. exit_layer (b,) int64: from 1; 0: before the first layer. What has
+            not exited has those of the layer where the run ended.
+        Of the layer where the run ended: certainty (b,) where the model has a learning-to-exit head, and hidden
+            (b, T, H), after the last layer (b, 1, H).
     """
     parts = Parts.load(folder, config.exit_layers)
     nodes, tensors = with_prefix(parts.masks, "masks")
-    tensors += [scalar("yes", BOOL, True), scalar("zero", FLOAT, 0)]
-    for name in parts.exit_outputs:
-        tensors.append(make_tensor(f"no_{name}", FLOAT, [0, config.num_labels] if name == "logits" else [0], []))
-    run = layers_from(parts, 0)
-    nodes += run.node
-    tensors += run.initializer
-    names = ["exit_layer", "hidden", *parts.exit_outputs]
-    nodes += [make_node("Identity", [x.name], [name]) for x, name in zip(run.output, names, strict=True)]
-    inputs = []
-    for name in (
-        "input_ids",
-        "token_type_ids",
-        "attention_mask",
-    ):  # sizes of their own: inputs that are not read may be empty
-        inputs.append(make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]))
-    cutoffs = config_rule(config).cutoffs(config.exit_threshold, len(config.exit_layers))
+    nodes.append(make_node("Add", ["exit_threshold", "zeros"], ["cutoffs"]))  # one number for all becomes one for each
+    tensors += [
+        make_tensor("zeros", FLOAT, [parts.last], [0.0] * parts.last),
+        make_tensor("nobody", BOOL, [1, 1], [False]),
+        scalar("no", BOOL, False),
+        make_tensor("no_logits", FLOAT, [1, config.num_labels], [0.0] * config.num_labels),
+        make_tensor("no_certainty", FLOAT, [0], []),
+    ]
+    more_nodes, more_tensors = result_nodes(parts)
+    nodes += more_nodes
+    tensors += more_tensors
+    ids = ("input_ids", "token_type_ids", "attention_mask")  # sizes of their own: what is not read may be empty
+    inputs = [make_tensor_value_info(name, INT64, [f"{name}_b", f"{name}_t"]) for name in ids]
+    rule = config_rule(config)
+    cutoffs = rule.cutoffs(NO_EXIT if rule.stateful else config.exit_threshold, len(config.exit_layers))
     for name, kind, shape, default in (
-        ("layer", INT64, [], [0]),
-        ("hidden_in", FLOAT, ["hidden_in_b", "hidden_in_t", config.hidden_size], []),
-        ("limits", FLOAT, [len(cutoffs)], cutoffs),
+        ("exit_threshold", FLOAT, ["off_ramps"], make_tensor("", FLOAT, [len(cutoffs)], cutoffs)),
+        ("layer", INT64, [], scalar("", INT64, 0)),
+        ("hidden_in", FLOAT, ["hidden_in_b", "hidden_in_t", config.hidden_size], None),
+        ("stop_at_first", BOOL, [], scalar("", BOOL, False)),
     ):
         inputs.append(make_tensor_value_info(name, kind, shape))
-        tensors.append(make_tensor(name, kind, [size if isinstance(size, int) else 0 for size in shape], default))
+        tensors.append(default or make_tensor("", kind, [0, 0, config.hidden_size], []))
+        tensors[-1].name = name
     shapes = {"hidden": ["b", "t", config.hidden_size], "logits": ["b", config.num_labels]}
-    outputs = [make_tensor_value_info("exit_layer", INT64, [])]
-    outputs += [make_tensor_value_info(name, FLOAT, shapes.get(name, ["b"])) for name in names[1:]]
+    outputs = [
+        make_tensor_value_info(name, INT64 if name == "exit_layer" else FLOAT, shapes.get(name, ["b"]))
+        for name in parts.outputs
+    ]
     opsets = sorted({(opset.domain, opset.version) for part in parts for opset in part.opset_import})
     model = make_model(
         make_graph(nodes, "deebert", inputs, outputs, initializer=tensors),
@@ -116,75 +137,102 @@ def merge(folder: Path, config, path: Path) -> None:
     onnx.save(model, path)
 
 
-def layers_from(parts: Parts, i: int) -> GraphProto:
+def result_nodes(parts: Parts) -> tuple[list[NodeProto], list[TensorProto]]:
+    """The run, and its outputs. Exit layers come as (b, 1), or (1, 1) where all samples exit at the same one."""
+    run = steps_from(parts, 0)
+    nodes, found = [*run.node], dict(zip(parts.outputs, (x.name for x in run.output), strict=True))
+    nodes.append(make_node("Shape", [found["logits"]], ["batch_size"], start=0, end=1))
+    nodes.append(make_node("Reshape", [found.pop("exit_layer"), "flat"], ["exit_layers"]))
+    nodes.append(make_node("Expand", ["exit_layers", "batch_size"], ["exit_layer"]))
+    nodes += [make_node("Identity", [x], [name]) for name, x in found.items()]
+    return nodes, [*run.initializer, make_tensor("flat", INT64, [1], [-1])]
+
+
+def steps_from(parts: Parts, i: int) -> GraphProto:
     """Runs step i, unless the run begins after it, and the following ones, until the run ends."""
-    label, layer = f"level_{i}", layer_and_exit(parts, i)
+    label, step = f"level_{i}", step_and_exit(parts, i)
     if i == parts.last:
-        end = stop_subgraph(parts, i, layer.output)
-        tensors = [*layer.initializer, *end.initializer]
-        return make_graph([*layer.node, *end.node], label, [], end.output, initializer=tensors)
-    go, *outputs_here = results(label, ["go", "hidden", *parts.exit_outputs])
-    ends = results(f"{label}/ends", ["exit_layer", "hidden", *parts.exit_outputs])
+        end = end_subgraph(parts, i, step.output)
+        tensors = [*step.initializer, *end.initializer]
+        return make_graph([*step.node, *end.node], label, [], end.output, initializer=tensors)
+    here, ends = results(label, parts.carried), results(f"{label}/ends", parts.outputs)
     nodes = [
-        make_node("LessOrEqual", ["layer", f"{label}/number"], [f"{label}/here"]),
-        if_node(
-            f"{label}/here", layer, pass_through(parts, f"before_{i}", {"hidden": "hidden_in"}), [go, *outputs_here]
-        ),
-        if_node(go.name, layers_from(parts, i + 1), stop_subgraph(parts, i, outputs_here), ends),
+        make_node("LessOrEqual", ["layer", f"{label}/step"], [f"{label}/runs"]),
+        if_node(f"{label}/runs", step, pass_through(parts, i, f"before_{i}", {"hidden": "hidden_in"}), here),
+        if_node(f"{label}/stop", end_subgraph(parts, i, here), rest_of_the_run(parts, i), ends),
     ]
-    return make_graph(nodes, label, [], ends, initializer=[scalar(f"{label}/number", INT64, i)])
+    return make_graph(nodes, label, [], ends, initializer=[scalar(f"{label}/step", INT64, i)])
 
 
-def stop_subgraph(parts: Parts, i: int, outputs_here: Sequence[ValueInfoProto]) -> GraphProto:
-    """The run ends with the outputs of step i: hidden states and those of the exit."""
-    outputs = results(f"end_{i}", ["exit_layer", "hidden", *parts.exit_outputs])
-    reads = [f"end_{i}/number", *(x.name for x in outputs_here)]
-    nodes = [make_node("Identity", [x], [y.name]) for x, y in zip(reads, outputs, strict=True)]
-    return make_graph(
-        nodes, f"end_{i}", [], outputs, initializer=[scalar(f"end_{i}/number", INT64, parts.exit_layers[i])]
-    )
+def rest_of_the_run(parts: Parts, i: int) -> GraphProto:
+    """Runs what follows after step i. Samples that have exited keep what they exited with."""
+    label, deeper = f"after_{i}", steps_from(parts, i + 1)
+    found = dict(zip(parts.outputs, deeper.output, strict=True))
+    nodes, tensors = [*deeper.node], [*deeper.initializer, exit_layer_tensor(parts, i, label)]
+    for name, own in (("logits", f"level_{i}/logits"), ("exit_layer", f"{label}/number")):
+        nodes.append(make_node("Where", [f"level_{i}/exited", own, found[name].name], [f"{label}/{name}"]))
+        (found[name],) = results(label, [name])
+    return make_graph(nodes, label, [], list(found.values()), initializer=tensors)
 
 
-def layer_and_exit(parts: Parts, i: int) -> GraphProto:
+def end_subgraph(parts: Parts, i: int, here: Sequence[ValueInfoProto]) -> GraphProto:
+    """The run ends with the outputs of step i, here, which have their names after the last slash."""
+    label, names = f"end_{i}", {x.name.split("/")[-1]: x.name for x in here} | {"exit_layer": f"end_{i}/number"}
+    nodes = [make_node("Identity", [names[name]], [f"{label}/{name}"]) for name in parts.outputs]
+    return make_graph(nodes, label, [], results(label, parts.outputs), initializer=[exit_layer_tensor(parts, i, label)])
+
+
+def exit_layer_tensor(parts: Parts, i: int, label: str) -> TensorProto:
+    return make_tensor(f"{label}/number", INT64, [1, 1], [parts.exit_layers[i]])
+
+
+def step_and_exit(parts: Parts, i: int) -> GraphProto:
     """Runs step i and, where its cut-off is above 0, the exit after it; the last one always."""
     label, exit_ = f"layer_{i}", exit_subgraph(parts, i)
-    nodes, tensors = with_prefix(
-        parts.layers[i],
-        label,
-        {"inputs": "input_ids" if i == 0 else f"level_{i - 1}/hidden", "hidden": f"{label}/hidden"},
-    )
+    names = {"inputs": "input_ids" if i == 0 else f"level_{i - 1}/hidden", "hidden": f"{label}/hidden"}
+    nodes, tensors = with_prefix(parts.layers[i], label, names)
+    hidden = value(f"{label}/hidden")
     if i == parts.last:
-        outputs = [value(f"{label}/hidden"), *exit_.output]
+        outputs = [hidden, *exit_.output]
         return make_graph([*nodes, *exit_.node], label, [], outputs, initializer=[*tensors, *exit_.initializer])
-    go, hidden, *exit_outputs = results(label, ["go", "hidden", *parts.exit_outputs])
+    outputs = results(label, parts.carried[1:])
     nodes += [
-        make_node("Gather", ["limits", f"{label}/number"], [f"{label}/cutoff"]),
-        make_node("Greater", [f"{label}/cutoff", "zero"], [f"{label}/consulted"]),
-        if_node(f"{label}/consulted", exit_, pass_through(parts, f"no_exit_{i}"), [go, *exit_outputs]),
+        make_node("Gather", ["cutoffs", f"{label}/step"], [f"{label}/cutoff"]),
+        make_node("Greater", [f"{label}/cutoff", f"{label}/zero"], [f"{label}/consulted"]),
+        if_node(f"{label}/consulted", exit_, pass_through(parts, i, f"no_exit_{i}"), outputs),
     ]
-    tensors.append(scalar(f"{label}/number", INT64, i))
-    return make_graph(nodes, label, [], [go, hidden, *exit_outputs], initializer=tensors)
+    tensors += [scalar(f"{label}/step", INT64, i), scalar(f"{label}/zero", FLOAT, 0)]
+    return make_graph(nodes, label, [], [hidden, *outputs], initializer=tensors)
 
 
 def exit_subgraph(parts: Parts, i: int) -> GraphProto:
-    """Runs exit i; but for the last, output `go` says whether the run continues."""
-    label = f"exit_{i}"
+    """Runs exit i and, but for the last, the decision: who has exited (b, 1) by now, and whether the run ends."""
+    label, cutoff = f"exit_{i}", f"layer_{i}/cutoff"
     names = {name: f"{label}/{name}" for name in parts.exit_outputs}
     nodes, tensors = with_prefix(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})
     if i == parts.last:
         return make_graph(nodes, label, [], results(label, parts.exit_outputs), initializer=tensors)
-    nodes += [  # an uncertainty that is NaN ends the run, too: it compares false, and no minimum is taken of it
-        make_node("GreaterOrEqual", [f"{label}/uncertainty", f"layer_{i}/cutoff"], [f"{label}/stay"]),
-        make_node("Cast", [f"{label}/stay"], [f"{label}/numbers"], to=INT64),
-        make_node("ReduceMin", [f"{label}/numbers"], [f"{label}/lowest"], keepdims=0),
-        make_node("Cast", [f"{label}/lowest"], [f"{label}/go"], to=BOOL),
+    exited = f"{label}/exits" if i == 0 else f"{label}/exited"
+    nodes += [
+        make_node("Unsqueeze", [f"{label}/uncertainty", f"{label}/one"], [f"{label}/column"]),
+        make_node("Less", [f"{label}/column", cutoff], [f"{label}/below"]),
+        make_node("Equal", [cutoff, f"{label}/infinity"], [f"{label}/all_exit"]),  # also those that are NaN
+        make_node("Or", [f"{label}/below", f"{label}/all_exit"], [f"{label}/exits"]),
+        *([] if i == 0 else [make_node("Or", [f"level_{i - 1}/exited", f"{label}/exits"], [exited])]),
+        # all of them; with stop_at_first: not none of them
+        make_node("Xor", [exited, "stop_at_first"], [f"{label}/as_wanted"]),
+        make_node("ReduceMin", [f"{label}/as_wanted"], [f"{label}/all"], keepdims=0),
+        make_node("Xor", [f"{label}/all", "stop_at_first"], [f"{label}/stop"]),
     ]
-    return make_graph(nodes, label, [], results(label, ["go", *parts.exit_outputs]), initializer=tensors)
+    tensors += [make_tensor(f"{label}/one", INT64, [1], [1]), scalar(f"{label}/infinity", FLOAT, math.inf)]
+    outputs = [value(exited, BOOL) if x.name.endswith("/exited") else x for x in results(label, parts.carried[1:])]
+    return make_graph(nodes, label, [], outputs, initializer=tensors)
 
 
-def pass_through(parts: Parts, label: str, others: Mapping[str, str] | None = None) -> GraphProto:
-    """The run continues without the outputs of an exit. others: what else to pass on."""
-    passed = {"go": "yes"} | (others or {}) | {name: f"no_{name}" for name in parts.exit_outputs}
+def pass_through(parts: Parts, i: int, label: str, others: Mapping[str, str] | None = None) -> GraphProto:
+    """The run continues without the outputs of exit i. others: what else to pass on."""
+    before = "nobody" if i == 0 else f"level_{i - 1}/exited"
+    passed = (others or {}) | {name: f"no_{name}" for name in parts.exit_outputs} | {"exited": before, "stop": "no"}
     nodes = [make_node("Identity", [x], [f"{label}/{name}"]) for name, x in passed.items()]
     return make_graph(nodes, label, [], results(label, list(passed)))
 
@@ -212,7 +260,7 @@ def with_prefix(
 
 
 def results(label: str, names: Sequence[str]) -> list[ValueInfoProto]:
-    kinds = {"go": BOOL, "exit_layer": INT64}
+    kinds = {"stop": BOOL, "exited": BOOL, "exit_layer": INT64}
     return [value(f"{label}/{name}", kinds.get(name, FLOAT)) for name in names]
 
 

@@ -23,9 +23,9 @@ from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_thre
 from deebert.modeling.off_ramps import token_lengths
 from deebert.utils.cli import InputError
 
-FORMAT = 3  # raise it when this file can no longer run the graphs of before
+FORMAT = 4  # raise it when this file can no longer run the graphs of before
 NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
-SINGLE_OUTPUTS = ["exit_layer", "logits", "uncertainty"]  # what a single text needs
+SINGLE_OUTPUTS = ["logits", "exit_layer"]  # what a single text needs
 
 
 def open_session(path: Path, threads: int | None = None):
@@ -90,10 +90,9 @@ def rule_and_cutoffs(
 class GraphOutputs(NamedTuple):
     """What a run of the graph returns after the layer where it ended. See onnx_graph.merge."""
 
-    exit_layer: Tensor  # () from 1; 0: before the first layer
+    exit_layer: int  # from 1; 0: before the first layer
     hidden: np.ndarray  # (b, T, H), after the last layer (b, 1, H)
     logits: Tensor  # (b, C)
-    uncertainty: Tensor  # (b,) by the rule that the graph was made with
     certainty: Tensor | None = None  # (b,)
 
 
@@ -166,9 +165,7 @@ class OnnxDeeBert:
             return self._run_all_exits(rule, cutoffs, input_ids, mask, token_type_ids)
         in_graph = rule.name == self.graph_rule and not rule.stateful
         if in_graph and len(input_ids) == 1:
-            output = self._run_single(rule, array, input_ids, mask, token_type_ids)
-            if output is not None:
-                return output
+            return self._run_single(rule, array, input_ids, mask, token_type_ids)
         return self._run_batch(rule, cutoffs, array if in_graph else None, input_ids, mask, token_type_ids)
 
     def step(
@@ -194,13 +191,10 @@ class OnnxDeeBert:
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
     ) -> GraphOutputs:
-        """Runs the steps from i to the first where an uncertainty is below its cut-off, of (E-1,).
-
-        Inputs as for `step`.
-        """
-        outputs = self._run_graph(i, cutoffs, inputs, attention_mask, token_type_ids)
-        exit_layer, hidden, *others = outputs
-        return GraphOutputs(torch.tensor(int(exit_layer)), hidden, *map(torch.from_numpy, others))
+        """Runs the steps from i to the first where a sample exits by these cut-offs (E-1,). Inputs as for `step`."""
+        outputs = self._run_graph(i, cutoffs, inputs, attention_mask, token_type_ids, stop_at_first=True)
+        logits, exit_layer, *others, hidden = outputs
+        return GraphOutputs(int(exit_layer[0]), hidden, *map(torch.from_numpy, (logits, *others)))
 
     def _run_graph(
         self,
@@ -210,9 +204,12 @@ class OnnxDeeBert:
         mask: Tensor,
         token_type_ids: Tensor | None,
         outputs: list[str] | None = None,
+        stop_at_first: bool = False,
     ) -> list[np.ndarray]:
-        """The outputs of these names, or all, as ONNX Runtime returns them."""
-        feed = {"attention_mask": int64(mask), "limits": cutoffs}
+        """The outputs of these names, or all, as ONNX Runtime returns them. stop_at_first: see `onnx_graph.merge`."""
+        feed = {"attention_mask": int64(mask), "exit_threshold": cutoffs}
+        if stop_at_first:
+            feed["stop_at_first"] = np.array(True)
         if i == 0:
             ids = feed["input_ids"] = int64(inputs)
             feed["token_type_ids"] = np.zeros_like(ids) if token_type_ids is None else int64(token_type_ids)
@@ -222,14 +219,13 @@ class OnnxDeeBert:
 
     def _run_single(
         self, rule: ExitRule, cutoffs: np.ndarray, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None
-    ) -> HighwayClassifierOutput | None:
-        """One text is one run of the graph, which ends where the text exits. None where its uncertainty is NaN."""
-        exit_layer, logits, uncertainty = self._run_graph(0, cutoffs, input_ids, mask, token_type_ids, SINGLE_OUTPUTS)
-        if math.isnan(uncertainty[0]):  # the graph has stopped at a layer where the text does not exit
-            return None
-        logits, uncertainty = torch.from_numpy(logits), torch.from_numpy(uncertainty)
-        nats = uncertainty if rule.name == "entropy" else self._entropy(logits)
-        return HighwayClassifierOutput(logits=logits, exit_layer=torch.from_numpy(exit_layer.reshape(1)), entropy=nats)
+    ) -> HighwayClassifierOutput:
+        """One text is one run of the graph, which ends where the text exits."""
+        outputs = self._run_graph(0, cutoffs, input_ids, mask, token_type_ids, SINGLE_OUTPUTS)
+        logits, exit_layer = map(torch.from_numpy, outputs)
+        in_nats = rule if rule.name == "entropy" else config_rule(self.config, "entropy")
+        nats, _ = in_nats.uncertainty_alone(logits, None, None)
+        return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=torch.tensor([nats]))
 
     def _run_batch(
         self,
@@ -242,23 +238,21 @@ class OnnxDeeBert:
     ) -> HighwayClassifierOutput:
         """A batch (B, T): the graph stops at the first layer where a sample may exit; the others resume from there.
 
-        stops: the cut-offs (E-1,) where the graph computes the rule's uncertainty; None: it stops after each layer that
-            the rule consults, and the uncertainty is computed here.
+        stops: the cut-offs (E-1,) where the graph has this rule; None: it stops after each layer that the rule
+            consults.
         """
-        in_graph = stops is not None
-        if not in_graph:
+        if stops is None:
             consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
             stops = np.where(consulted, np.float32(math.inf), np.float32(NO_EXIT))
         batch = ActiveBatch(torch.arange(len(input_ids)), token_lengths(mask), input_ids, mask)
         exited, i = ExitedSamples(), 0  # the step with which the next run begins
         while len(batch):
             outputs = self.run(i, stops, batch.hidden_states, batch.attention_mask, token_type_ids)
-            layer, batch.hidden_states, uncertainty = int(outputs.exit_layer), outputs.hidden, outputs.uncertainty
+            layer, batch.hidden_states = outputs.exit_layer, outputs.hidden
             if layer == self.exit_layers[-1]:
                 exited.add(batch.index, outputs.logits, layer)
                 break
-            if not in_graph:
-                uncertainty, batch.rule_state = rule.uncertainty(outputs.logits, outputs.certainty, batch.rule_state)
+            uncertainty, batch.rule_state = rule.uncertainty(outputs.logits, outputs.certainty, batch.rule_state)
             stopped = self.exit_layers.index(layer)
             let_exit(batch, exited, layer, outputs.logits, uncertainty, cutoffs[stopped])
             i = stopped + 1

@@ -83,13 +83,13 @@ def test_int8_is_smaller_and_near(exported):
 def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, exported):
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     manifest = tmp_path / "onnx" / MANIFEST
-    graph = tmp_path / "onnx/layers.onnx"
+    graph = tmp_path / "onnx/model.onnx"
     whole = graph.read_bytes()
     graph.write_bytes(whole[:100])
-    with pytest.raises(InputError, match=r"layers.onnx: not a graph that ONNX Runtime can read"):
+    with pytest.raises(InputError, match=r"model.onnx: not a graph that ONNX Runtime can read"):
         OnnxDeeBert(tmp_path / "onnx")
     graph.unlink()
-    with pytest.raises(InputError, match=r"layers.onnx: no such file; the export is incomplete"):
+    with pytest.raises(InputError, match=r"model.onnx: no such file; the export is incomplete"):
         OnnxDeeBert(tmp_path / "onnx")
     graph.write_bytes(whole)
     config = tmp_path / "onnx/config.json"

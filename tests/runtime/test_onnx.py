@@ -1,5 +1,6 @@
 """Exported models give the logits and exits of the PyTorch model."""
 
+import copy
 import math
 import shutil
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tiny import BACKBONES, random_batch, tiny_model
 
 from deebert.data.batching import collator
+from deebert.modeling.config import config_rule
 from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
 from deebert.runtime import onnx_export
@@ -117,6 +119,8 @@ def test_the_graph_measures_by_the_rule_of_the_model(tmp_path, labels, kind):
         with torch.no_grad():
             rule = make_rule(name, labels, several_labels=kind is not None)
             expected, _ = rule.uncertainty(*model.bert.encoder.off_ramps()[0](hidden, None), None)
+        if rule.stateful:  # the graph keeps no state: better no exit than a wrong one
+            expected = torch.full_like(expected, math.inf)
         np.testing.assert_allclose(uncertainty, expected, atol=1e-5, err_msg=name)
 
 
@@ -133,21 +137,107 @@ def test_a_single_text_is_one_run_of_the_graph(models):
         ids, mask = (batch[name].numpy() for name in ("input_ids", "attention_mask"))
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         assert exported.session.run(["exit_layer"], feed)[0] == LAYERS  # its own threshold: never
-        feed["limits"] = cutoffs.numpy()
-        layer, actual, uncertainty = exported.session.run(["exit_layer", "logits", "uncertainty"], feed)
+        feed["exit_threshold"] = cutoffs.numpy()
+        (layer,), (actual,) = exported.session.run(["exit_layer", "logits"], feed)
         assert layer == exit_layer
-        np.testing.assert_allclose(actual[0], expected[layer], atol=1e-4)
-        np.testing.assert_allclose(uncertainty, entropy(expected[layer]), atol=1e-4)
+        np.testing.assert_allclose(actual, expected[layer], atol=1e-4)
         with counted_runs(exported) as runs:
             exported(**batch, exit_threshold=cutoffs.tolist())
         assert runs == [0]
+
+
+def graph_inputs(batch: dict, row: int | None = None) -> dict[str, np.ndarray]:
+    """What a host without this package gives the graph: a batch, or one row of it without its padding."""
+    if row is not None:
+        length = int(batch["attention_mask"][row].sum())
+        batch = {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+    feed = {name: tensor.numpy() for name, tensor in batch.items()}
+    return {"token_type_ids": np.zeros_like(feed["input_ids"])} | feed
+
+
+@pytest.fixture(scope="module")
+def several_labels(exports, tmp_path_factory):
+    """A model whose three labels exclude no other, and its graph: that of bert with other exits."""
+    folder, model = tmp_path_factory.mktemp("several"), model_to_export("bert")
+    model.config.problem_type, model.config.exit_rule = "multi_label_classification", "entropy"
+    shutil.copytree(exports["bert"] / "parts", folder, dirs_exist_ok=True)
+    inputs = {"hidden": torch.randn(2, 7, model.config.hidden_size), "pooling_weights": torch.ones(2, 7)}
+    for i in range(LAYERS - 1):
+        outputs = ["logits", "uncertainty", "certainty"]
+        onnx_export.save_graph(onnx_export.ExitGraph(model, i), inputs, outputs, folder / f"exit_{i}.onnx")
+    merge(folder, model.config, folder / "all.onnx")
+    return model, open_session(folder / "all.onnx")
+
+
+@pytest.mark.parametrize("size", [16, 32, 128])
+@pytest.mark.parametrize("kind", [*BACKBONES, "several labels"])
+def test_a_batch_in_one_run_of_the_graph_is_right(models, several_labels, kind, size):
+    """As servers run it that know nothing of early exit: the texts of many callers at once, of different lengths."""
+    if kind == "several labels":
+        model, session = several_labels
+    else:
+        model, session = models[kind][0], models[kind][1].session
+    lengths = np.random.default_rng(size).integers(1, 20, size).tolist()
+    batch = with_token_types(model.config, random_batch(model.config, lengths, size), size)
+    batch["input_ids"][3, 0] = NAN_TOKEN
+    with torch.no_grad():
+        full = model(**batch, output_all_exits=True)
+    uncertainties = config_rule(model.config).uncertainties(full.all_logits, full.all_certainties)
+    cutoffs = uncertainties.nanquantile(0.3, dim=0) + 3e-6
+    assert (uncertainties - cutoffs).abs().nan_to_num(1).min() > 1e-6
+    for threshold in (cutoffs, cutoffs[:1], torch.tensor([math.inf])):
+        cut = {"exit_threshold": threshold.numpy()}
+        logits, layers = session.run(["logits", "exit_layer"], graph_inputs(batch) | cut)
+        with torch.no_grad():
+            stored = threshold.tolist() if len(threshold) > 1 else float(threshold)
+            expected = model(**batch, exit_threshold=stored)
+        assert layers.tolist() == expected.exit_layer.tolist()
+        assert (len(set(layers.tolist())) > 1) == bool(threshold.isfinite().all())
+        alone = [session.run(["logits", "exit_layer"], graph_inputs(batch, row) | cut) for row in range(size)]
+        assert layers.tolist() == [int(layer) for _, (layer,) in alone]
+        np.testing.assert_allclose(logits, np.concatenate([one for one, _ in alone]), atol=1e-5)
+        np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
+
+
+def test_what_the_graph_is_called_with(models, exports, tmp_path):
+    """Servers take the outputs in their order, and the stored threshold where none is given."""
+    model, exported = models["roberta"]
+    assert [output.name for output in exported.session.get_outputs()][:2] == ["logits", "exit_layer"]
+    assert len(exported.session.get_inputs()) == 3  # the others have defaults
+    feed = graph_inputs(random_batch(model.config, [4, 9, 2]))
+    for stored, expected in ((10.0, 0), ([-1, -1, 10.0], 2), (-1, LAYERS)):
+        config = copy.deepcopy(model.config)
+        config.exit_threshold = stored
+        merge(exports["roberta"] / "parts", config, tmp_path / "stored.onnx")
+        session = open_session(tmp_path / "stored.onnx")
+        assert session.run(["exit_layer"], feed)[0].tolist() == [expected] * 3
+        assert session.run(["exit_layer"], feed | {"exit_threshold": np.full(1, 10, np.float32)})[0].tolist() == [0] * 3
+
+
+def test_8_bit_weights_in_a_batch(exports, tmp_path, models):
+    """What is rounded depends on the batch: so each sample has the logits that its exit has in the same batch."""
+    model = models["roberta"][0]
+    onnx_export.quantize_parts(exports["roberta"] / "parts", tmp_path)
+    merge(tmp_path, model.config, tmp_path / "all.onnx")
+    session = open_session(tmp_path / "all.onnx")
+    feed = graph_inputs(random_batch(model.config, [5, 9, 3, 12, 7, 2, 9, 4] * 4, seed=1))
+    exits = []
+    for i in range(LAYERS + 1):
+        stops = np.where(np.arange(LAYERS) == i, np.inf, -1).astype(np.float32)
+        exits.append(session.run(["logits"], feed | {"exit_threshold": stops})[0])
+    uncertainties = entropy(torch.from_numpy(np.stack(exits, axis=1)))[:, :-1]
+    cutoffs = uncertainties.quantile(0.3, dim=0) + 3e-6
+    logits, layers = session.run(["logits", "exit_layer"], feed | {"exit_threshold": cutoffs.numpy()})
+    assert layers.tolist() == first_exit_layer(uncertainties, cutoffs.tolist(), 0).tolist()
+    assert len(set(layers.tolist())) > 2
+    np.testing.assert_allclose(logits, [exits[layer][row] for row, layer in enumerate(layers)], atol=1e-5)
 
 
 @contextmanager
 def counted_runs(exported):
     """At which layers runs of the graph begin."""
     original, begun = exported._run_graph, []
-    exported._run_graph = lambda i, *arguments: begun.append(i) or original(i, *arguments)
+    exported._run_graph = lambda i, *more, **options: begun.append(i) or original(i, *more, **options)
     try:
         yield begun
     finally:
@@ -214,7 +304,7 @@ def test_the_deepest_graph_runs_and_a_deeper_model_is_refused(tmp_path, exports)
         cutoffs = np.full(MOST_EXITS - 1, -1, np.float32)
         cutoffs[end - 1 : end] = 9
         hidden = np.ones((1, 4, model.config.hidden_size), np.float32)
-        given = feed | {"limits": cutoffs, "layer": np.array(begin), "hidden_in": hidden}
+        given = feed | {"exit_threshold": cutoffs, "layer": np.array(begin), "hidden_in": hidden}
         assert session.run(["exit_layer"], given)[0] == end
     model.config.num_hidden_layers += 1
     with pytest.raises(InputError, match=f"{MOST_EXITS + 1} exits; a graph holds up to {MOST_EXITS}"):
