@@ -9,7 +9,7 @@ from signal import SIGTERM
 from accelerate.utils import gather_object, set_seed
 
 from deebert.data.tasks import eval_splits
-from deebert.evaluation import results
+from deebert.evaluation import calibration, results
 from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.experiment import checks
 from deebert.experiment.arguments import parse_args
@@ -20,7 +20,7 @@ from deebert.experiment.model_card import CARD, write_card
 from deebert.experiment.monitor import Monitor
 from deebert.experiment.record import read_record
 from deebert.experiment.static import finished_model, static_exit
-from deebert.modeling.checkpoints import load_model, load_pretrained, save_model
+from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import (
     newest_checkpoint,
@@ -162,7 +162,7 @@ def finish_stage(experiment: Experiment, model, stage: int) -> None:
     """After stage 1: the evaluation of --eval_after_first_stage, and the model for --first_stage."""
     args = experiment.args
     if stage == 1 and args.eval_after_first_stage:
-        for split, exits in experiment.dev_sets.all_exits(model):
+        for split, exits in experiment.dev_sets.all_exits(model, test=False):
             final = layer_scores(experiment.task, exits)[exits.num_layers]
             experiment.say(f"After the first stage, {split}: {show(final)}")
     if stage == 1 and args.first_stage and experiment.accelerator.is_main_process:
@@ -184,6 +184,8 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
         evaluation = Evaluation(experiment, checkpoint, model, split, exits[split])
         if args.calibrate and evaluation.first_split:
             evaluation.calibrate()
+        elif args.calibrate:  # its exits are older than the temperatures
+            evaluation.exits = calibration.calibrated(evaluation.exits, model.config.exit_temperatures)
         evaluation.score()
         if args.target and checkpoint == experiment.output_dir and evaluation.first_split:
             evaluation.choose_threshold()
@@ -195,7 +197,9 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
 
 
 def update_card(experiment: Experiment, config, split: str, exits: AllExits) -> None:
-    """The model's card with the scores of this evaluation."""
+    """The model's card with the scores of this evaluation, unless that tried another rule than the model's."""
+    if load_config(str(experiment.output_dir)).exit_rule != config.exit_rule:
+        return
     record = read_record(experiment.output_dir) or {}
     base_model = record.get("arguments", {}).get("model_name_or_path")
     if not write_card(experiment.output_dir, config, experiment.task, base_model, split, exits):

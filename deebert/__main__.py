@@ -8,7 +8,7 @@ from deebert.utils import cli
 
 COMMANDS = {
     "predict": "classify texts with a trained or an exported model",
-    "serve": "answer HTTP requests with a trained or an exported model",
+    "serve": "classify texts over HTTP with a trained or an exported model",
     "export": "write a trained model as an ONNX graph",
     "benchmark": "compare early exit with the full model: latency and throughput",
     "plot": "draw figures from result files",

@@ -11,6 +11,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$DATASET/two_sta
 RESULTS_DIR=${RESULTS_DIR:-./results/}
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+no_own_files
 need_data
 need_model
 need_requirements

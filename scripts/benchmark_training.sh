@@ -10,6 +10,7 @@ DATASET=${DATASET:-MRPC}        # SST-2, MRPC, RTE, QNLI, QQP, MNLI, CoLA, STS-B
 MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+no_own_files
 need_data
 need_requirements
 

@@ -38,7 +38,8 @@ python_in_venv() {
 # settings: what the environment leaves open. TRAIN_FILE, with VALIDATION_FILE and TEST_FILE, takes the place of
 # DATASET, which names a task in PATH_TO_DATA. Sets NAME, after which folders are named, and DATA, flags of run_glue.
 settings() {
-    MODEL_TYPE=${MODEL_TYPE:-bert}  # bert or roberta
+    local given=${MODEL_TYPE:-}
+    MODEL_TYPE=${MODEL_TYPE:-bert}  # names folders; where it is set, the checkpoint has to be one of this type
     MODEL_SIZE=${MODEL_SIZE:-base}  # base or large
     RESULTS_DIR=${RESULTS_DIR:-./results/}
     if [ -n "${TRAIN_FILE:-}${VALIDATION_FILE:-}${TEST_FILE:-}" ]; then
@@ -52,6 +53,7 @@ settings() {
         NAME=$DATASET DATA=(--task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET")
     fi
     OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$NAME/two_stage}
+    [ -z "$given" ] || DATA+=(--model_type "$given")
 }
 
 # need_data: DATASET has to be a task with a folder of TSV files. run_glue_deebert.py checks own files.
@@ -67,6 +69,11 @@ need_data() {
     [ -d "$PATH_TO_DATA/$DATASET" ] || fail "no data in $PATH_TO_DATA/$DATASET: set PATH_TO_DATA to the folder that" \
         "holds $DATASET, or TRAIN_FILE to a file of your own, or fetch it (with the package datasets):" \
         "PYTHONPATH=$ROOT $PYTHON -m deebert download $DATASET --data_dir $PATH_TO_DATA"
+}
+
+# no_own_files: for scripts that take a task in PATH_TO_DATA.
+no_own_files() {
+    [ -z "${TRAIN_FILE:-}" ] || fail "this script takes a task in PATH_TO_DATA, not TRAIN_FILE: unset it, set DATASET"
 }
 
 # need_model: OUTPUT_DIR has to hold a trained model.
@@ -85,6 +92,6 @@ sys.exit(not all(i.find_spec(name) for name in names))' ||
 
 run_glue() {
     need_requirements
-    "$PYTHON" -u "$ROOT/run_glue_deebert.py" --model_type "$MODEL_TYPE" "${DATA[@]}" --output_dir "$OUTPUT_DIR" \
+    "$PYTHON" -u "$ROOT/run_glue_deebert.py" "${DATA[@]}" --output_dir "$OUTPUT_DIR" \
         --plot_data_dir "$RESULTS_DIR" --max_seq_length 128 "$@"
 }

@@ -17,6 +17,7 @@ COMPARISON_DIR=${COMPARISON_DIR:-./comparison/$DATASET}
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SETTINGS=${SETTINGS-$ROOT/scripts/compare_settings.txt}  # lines "name: flags of run_glue_deebert.py"
+no_own_files
 need_data
 need_requirements
 

@@ -46,7 +46,7 @@ def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
     """The full model in PyTorch, in the model's precision and on its device: what users run today."""
     if model.config.model_type == "bert":
         stock = BertForSequenceClassification.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
-    else:  # the head is not that of Hugging Face's class
+    else:  # RoBERTa's head is not that of Hugging Face's class; the others take the same way
         full = FullGraph(model)
 
         def stock(**batch) -> SequenceClassifierOutput:
@@ -104,9 +104,10 @@ def onnx_systems(model, features: Features, work: Path) -> list[System]:
 def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
     """A full graph in ONNX Runtime."""
     session = open_session(path)
+    names = {each.name for each in session.get_inputs()}  # a model without token types may have no input for them
 
     def forward(batch: dict) -> SequenceClassifierOutput:
-        feed = {name: tensor.numpy() for name, tensor in batch.items()}
+        feed = {name: tensor.numpy() for name, tensor in batch.items() if name in names}
         return SequenceClassifierOutput(logits=torch.from_numpy(session.run(None, feed)[0]))
 
     return forward

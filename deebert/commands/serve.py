@@ -1,7 +1,7 @@
 """`deebert serve --model DIR`: classifies texts over HTTP.
 
 POST /predict with {"texts": [...]}; GET /metrics for Prometheus; GET /health. Texts that arrive together go through the
-model together. SIGTERM ends it after the answers to what has arrived.
+model together. After SIGTERM it finishes the requests that have arrived, then ends.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     """A bound socket. Raises InputError."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(f"--host {host} --port {port}: cannot listen there ({error}); give another") from None
 
 
@@ -56,7 +56,7 @@ def main() -> None:
 
         from deebert.runtime.service import Limits, create_app
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is missing: pip install 'deebert[serve]'") from None
+        raise InputError(f"{error.name} is missing: pip install fastapi uvicorn prometheus-client") from None
     classifier = Classifier(
         args.model, args.exit_threshold, args.max_seq_length, args.exit_rule, args.batch_size, args.audit
     )
@@ -65,6 +65,7 @@ def main() -> None:
     app = create_app(classifier, Limits(args.max_texts, 1024 * args.max_body_kb, args.max_queue))
     with listening_socket(args.host, args.port) as listening:
         host, port = listening.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
         print(f"serving {args.model} at http://{host}:{port}/predict", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends, then raises the signal once more

@@ -7,7 +7,7 @@ Shapes: S samples, N layers; M candidates, of which P are chosen; R resamples; G
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -55,6 +55,7 @@ def random_exit(exits: AllExits, seed: int = 0) -> Candidates:
 
 def own_exits(exits: AllExits) -> Candidates:
     """Each exit as a model of its own, without the off-ramps before it."""
+    exits = replace(exits, rule="confidence")  # by patience no sample could exit at one off-ramp alone
     number = exits.logits.shape[1]
     alone = [[np.inf if i == exit else NO_EXIT for i in range(number - 1)] for exit in range(number)]
     return Candidates.of(exits, [exits.exit_layers(thresholds) for thresholds in alone], alone)
@@ -141,6 +142,8 @@ class Frontier:
             for name, of_seeds in candidates.items()
         }
         self.lowest = max(one.costs.mean(axis=1).min() for of_seeds in candidates.values() for one in of_seeds)
+        can_run = self.lowest <= COSTS
+        self.scores = {name: np.where(can_run, of_seeds, np.nan) for name, of_seeds in self.scores.items()}
         seeds = len(next(iter(candidates.values())))
         self.drawn_seeds = rng.integers(0, seeds, (resamples, seeds))
 
@@ -151,7 +154,7 @@ class Frontier:
 
     def curve(self, name: str) -> np.ndarray:
         """(G,) the mean over the seeds, NaN below the lowest cost."""
-        return np.where(self.lowest <= COSTS, self.scores[name][:, 0].mean(axis=0), np.nan)
+        return self.scores[name][:, 0].mean(axis=0)
 
     def score(self, name: str, costs: np.ndarray | int) -> float:
         """The mean over these indices of COSTS and over the seeds."""

@@ -83,7 +83,8 @@ def cross_calibrated(exits: AllExits, seed: int) -> AllExits:
     """Calibrates each random half of the samples with temperatures fitted to the other half."""
     halves = exits.halves(seed)
     parts = [calibrated(part, fit_temperatures(other)) for part, other in zip(halves, halves[::-1], strict=True)]
-    return AllExits.joined(parts)
+    order = np.random.default_rng(seed).permutation(len(exits.logits))  # as in `halves`
+    return AllExits.joined(parts).take(np.argsort(order))  # in the samples' own order
 
 
 def all_thresholds(exits: AllExits, most: int = 1000) -> list[float]:

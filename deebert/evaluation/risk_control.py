@@ -57,23 +57,25 @@ def risk_p_value(lost: int, samples: int, risk: float) -> float:
 
 
 @lru_cache(maxsize=10_000)
-def paired_p_value(lost: int, gained: int, samples: int, drop: float) -> float:
+def paired_p_value(lost: int, gained: int, samples: int, drop: float, nuisance: float = NUISANCE) -> float:
     """Of "the accuracy falls by more than `drop`", where `lost` samples become wrong and `gained` ones become right.
 
     The p-value is the probability of a difference lost - gained as small as this one, if the accuracy falls by exactly
     `drop`. It depends on the unknown share of samples that change, so it is the largest one over a confidence interval
     of this share (Berger and Boos, "P Values Maximized Over a Confidence Set for the Nuisance Parameter", JASA 1994).
     No normal approximation is made: with few changed samples it would be too sure.
+
+    nuisance: the probability that the interval misses the share; the p-value is never below it.
     """
     changed = lost + gained
-    most = float(beta.ppf(1 - NUISANCE, changed + 1, samples - changed)) if changed < samples else 1.0
+    most = float(beta.ppf(1 - nuisance, changed + 1, samples - changed)) if changed < samples else 1.0
     worst = 0.0
     for share in np.linspace(drop, max(drop, most), NUISANCE_POINTS):
         to_wrong, to_right = (share + drop) / 2, (share - drop) / 2
         rights = np.arange(binom.ppf(1 - 1e-12, samples, to_right) + 1)  # all that can happen
         wrongs = binom.cdf(lost - gained + rights, samples - rights, to_wrong / (1 - to_right))
         worst = max(worst, float(binom.pmf(rights, samples, to_right) @ wrongs))
-    return min(worst + NUISANCE, 1.0)
+    return min(worst + nuisance, 1.0)
 
 
 def saving_p_value(saved: np.ndarray, target: float) -> float:
@@ -87,9 +89,9 @@ def saving_p_value(saved: np.ndarray, target: float) -> float:
 class PairedBootstrap:
     """p-values of "the score falls by more than `drop`" for any metric: F1, correlations.
 
-    Samples are drawn anew, each with both of its predictions. A bootstrap cannot draw what it has not seen: where early
-    exit changes few predictions it would be too sure. So one more sample is added that loses much: it gets the logits
-    of another sample's off-ramp. An exact binomial bound counts one more event than was seen, too.
+    Samples are drawn with replacement, each with both of its predictions. A bootstrap cannot draw what it has not seen:
+    where early exit changes few predictions it would be too sure. So one more sample is added that loses much: it gets
+    the logits of another sample's off-ramp. An exact binomial bound counts one more event than was seen, too.
     """
 
     def __init__(self, task: Task, exits: AllExits, seed: int):

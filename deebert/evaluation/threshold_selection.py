@@ -103,6 +103,10 @@ def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42)
         raise InputError("--risk counts wrong labels, and a regression model has none; use --target_drop")
     if not exits.exit_rule.supported:
         raise InputError(f"a threshold cannot be chosen for the rule {exits.rule} and a regression model")
+    if needs_bootstrap(task, target) and target.confidence > 0.99:
+        raise InputError(
+            f"--confidence {target.confidence}: the bootstrap for {task.primary_metric} shows 0.99 at most"
+        )
     if len(exits.labels) < 4:
         raise InputError(f"a threshold cannot be chosen on {len(exits.labels)} samples; at least 4 are needed")
     threshold = shown_threshold(task, exits, target, seed)
@@ -115,7 +119,7 @@ def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42)
 def without_unused(exits: AllExits, threshold: float) -> float | list[float]:
     """One threshold for each off-ramp where some are of no use: -1 for an off-ramp after which no sample exits.
 
-    What is shown for the threshold holds as before: every one of these samples exits where it did.
+    Each of these samples exits where it did. Of unseen samples a few may exit later than in the test.
     """
     if exits.exit_rule.stateful:  # it needs the predictions of all off-ramps
         return threshold
@@ -162,7 +166,8 @@ def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: i
     def p_value(threshold: float) -> float:
         _, lost, gained = risk_control.changes(exits, exits.exit_layers(threshold))
         if target.drop is not None:
-            return risk_control.paired_p_value(lost, gained, samples, target.drop)
+            nuisance = min(risk_control.NUISANCE, (1 - target.confidence) / 10)
+            return risk_control.paired_p_value(lost, gained, samples, target.drop, nuisance)
         return risk_control.risk_p_value(lost, samples, target.risk)
 
     return p_value
@@ -246,7 +251,7 @@ def describe_texts(point: OperatingPoint) -> str:
     if point.changed is None:
         return early
     worse, better = of_1000(point.lost), of_1000(point.gained)
-    return f"{early}; {of_1000(point.changed)} answers change, {worse} for the worse and {better} for the better"
+    return f"{early}; {of_1000(point.changed)} predictions change, {worse} for the worse and {better} for the better"
 
 
 def describe_target(target: SelectionTarget, point: OperatingPoint | None) -> str:

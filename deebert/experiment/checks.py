@@ -70,10 +70,6 @@ def check_static(args: Arguments) -> None:
     """What a model without early exit cannot do."""
     if args.train_strategy not in STATIC:
         return
-    if args.train_strategy == "static" and args.model_type != "bert":
-        raise InputError(
-            "--train_strategy static saves a plain BERT; Hugging Face's RoBERTa has another classifier than ours"
-        )
     unused = ["exit_before_first_layer", "eval_highway", "calibrate", "target_drop", "target_saving", "risk"]
     if args.train_strategy == "static_off_ramp":  # its other exits would count
         unused.append("load_best_model_at_end")
@@ -193,7 +189,9 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
         )
     if config.exit_before_first_layer and config.highway_pooling == "first":
         raise InputError(f"--{NEEDS_ALL_TOKENS}")
-    for flag in OFF_RAMP_FLAGS:
+    if args.train_strategy == "static" and config.model_type != "bert":
+        raise InputError("--train_strategy static saves a plain BERT; other encoders have another classifier than ours")
+    for flag in () if args.train_strategy == "static" else OFF_RAMP_FLAGS:  # which is saved without off-ramps
         wanted, trained = getattr(args, flag), getattr(config, flag)
         if wanted not in (None, trained):
             raise InputError(f"--{flag} {wanted}: {name} has {trained}; leave it out")

@@ -40,7 +40,7 @@ def _flags(args: Arguments, decides: str) -> dict:
 def _data_hashes(args: Arguments) -> dict:
     """The SHA-256 of each data file that decides the weights; the dev files do if the best weights are kept."""
     task = args.task
-    splits = ["train", *(eval_splits(task) if args.load_best_model_at_end else [])]
+    splits = ["train", *(s for s in eval_splits(task) if args.load_best_model_at_end and s != "test")]
     files = {f"{split}.tsv": task.file(args.data_dir, split) for split in splits}
     if args.own_data and args.label_names:
         files["label_names"] = Path(args.label_names)

@@ -10,6 +10,7 @@ from deebert.evaluation import all_exits, calibration, metrics, results, tables,
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import ClassRow, SweepRow
 from deebert.experiment.experiment import Experiment
+from deebert.experiment.static import static_exit
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
 
@@ -36,6 +37,7 @@ class Evaluation:
         config = self.model.config
         config.exit_temperatures = calibration.fit_temperatures(fit)
         config.exit_threshold = NO_EXIT  # a threshold chosen before has no meaning with new temperatures
+        config.exit_histogram = None
         self.say(f"temperatures of the exits: {' '.join(f'{t:.3f}' for t in config.exit_temperatures)}")
         self.say(calibration.report(held_out, calibration.calibrated(held_out, config.exit_temperatures)))
         self.write_config()
@@ -81,7 +83,7 @@ class Evaluation:
         exits, config = self.exits, self.model.config
         full, macro = metrics.class_f1(exits.logits[:, -1], exits.labels)
         early, early_macro = [None] * config.num_labels, None
-        if max(exits.cutoffs(config.exit_threshold)) > 0:
+        if static_exit(self.args, config) is None and max(exits.cutoffs(config.exit_threshold), default=0) > 0:
             early_logits = exits.logits_at(exits.exit_layers(config.exit_threshold))
             early, early_macro = metrics.class_f1(early_logits, exits.labels)
         counts = exits.labels.sum(axis=0) if exits.several_labels else np.bincount(exits.labels, minlength=len(full))
@@ -122,7 +124,7 @@ class Evaluation:
         dev_sets = self.experiment.dev_sets
         latency = timing.median_latency(self.model, dev_sets.features[self.split], dev_sets.collate, threshold)
         self.say(
-            f"half of them are answered in {latency.early_ms:.1f} ms in place of {latency.full_ms:.1f} "
+            f"the median time of a text is {latency.early_ms:.1f} ms in place of {latency.full_ms:.1f} "
             f"({latency.texts} texts, one at a time, on {self.model.device.type})"
         )
         return asdict(latency)

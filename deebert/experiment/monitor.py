@@ -45,7 +45,7 @@ class Monitor:
         task, layers = self.dev_sets.task, self.model.config.exit_layers
         trained = [*(layers[:-1] if training.plan.highways else []), *(layers[-1:] if training.plan.backbone else [])]
         suffixes, scalars = eval_splits(task), {}
-        for split, exits in self.dev_sets.all_exits(self.model, progress=False):
+        for split, exits in self.dev_sets.all_exits(self.model, test=False, progress=False):
             each_layer = layer_scores(task, exits)
             scores = {layer: each_layer[layer] for layer in trained}
             scalars |= {f"{split}_layer{i}_{name}": x for i, metrics in scores.items() for name, x in metrics.items()}

@@ -221,14 +221,14 @@ def check_layers(name_or_path: str, config, names: Iterable[str], all_layers: bo
 
 def graph_facts(config) -> dict:
     """What a graph is made with: an export's config.json must not say otherwise. Threshold and rule may change."""
-    free = ("exit_threshold", "exit_rule", "patience_tolerance")
+    free = ("exit_threshold", "exit_rule", "patience_tolerance", "exit_histogram")
     own = [field.name for field in dataclasses.fields(HighwayConfig) if field.name not in free]
     return {name: getattr(config, name) for name in (*GRAPH_FIELDS, *own)}
 
 
 def check_graph(folder: Path, manifest: dict, config) -> None:
     """Raises InputError where an export's config.json differs from what its graph was made with."""
-    made_with = manifest.get("config", {})  # exports of 0.6 do not say
+    made_with = manifest["config"]
     for name, value in graph_facts(config).items():
         if made_with.get(name, value) != value:
             raise InputError(

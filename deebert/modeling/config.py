@@ -127,8 +127,8 @@ def check_fields(config) -> None:
     if not isinstance(config.exit_before_first_layer, bool):
         raise ValueError(f"exit_before_first_layer is {config.exit_before_first_layer!r}; give true or false")
     histogram = config.exit_histogram
-    if histogram is not None and not (isinstance(histogram, dict) and {*histogram} == {"rule", "threshold", "counts"}):
-        raise ValueError(f"exit_histogram is {str(histogram)[:100]}; give null, or choose a threshold anew")
+    if histogram is not None and not is_histogram(histogram):
+        raise ValueError(f"exit_histogram is {str(histogram)[:100]}; give null, or choose a threshold again")
     threshold = config.exit_threshold
     if not is_number(threshold) and not (isinstance(threshold, list | tuple) and all(map(is_number, threshold))):
         raise ValueError(f"exit_threshold is {threshold!r}; give a number, or a list with one for each off-ramp")
@@ -142,6 +142,14 @@ def check_fields(config) -> None:
             raise ValueError(f"exit_temperatures is {temperatures!r}; give null, or numbers from {low} to {high}")
         if len(temperatures) != len(config.exit_layers):
             raise ValueError(f"{len(temperatures)} exit_temperatures for {len(config.exit_layers)} exits")
+
+
+def is_histogram(value) -> bool:
+    """Whether this can be an exit_histogram."""
+    if not isinstance(value, dict) or {*value} != {"rule", "threshold", "counts"}:
+        return False
+    counts = value["counts"]
+    return isinstance(counts, dict) and all(str(k).isdigit() and isinstance(n, int) for k, n in counts.items())
 
 
 def check_labels(id2label: dict) -> None:

@@ -54,7 +54,7 @@ class ActiveBatch:
     attention_mask: Tensor | None = None  # as the layers take it: (b, T), (b, 1, 1, T) or (b, 1, T, T)
     pooling_weights: Tensor | None = None  # (b, T) for the off-ramps' pooling; None: there is no padding
     rule_state: Tensor | None = None  # (b, ...) of a stateful exit rule
-    cutoffs: Tensor | None = None  # (b, N-1) of each sample, on the CPU, where samples have their own
+    cutoffs: Tensor | None = None  # (b, E-1) of each sample, on the CPU, where samples have their own
 
     def __len__(self) -> int:
         return len(self.index)

@@ -84,7 +84,9 @@ class HighwayEncoder:
     def off_ramps(self) -> list[OffRamp]:
         """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
         highways = self.highways
-        temperatures = self.config.exit_temperatures or [None] * len(self.blocks)  # the last is the final classifier's
+        temperatures = self.config.exit_temperatures or [None] * len(
+            self.config.exit_layers
+        )  # the last is the final classifier's
         return [
             partial(_off_ramp, highway, temperature, self.learn_to_exit)
             for highway, temperature in zip(highways, temperatures[: len(highways)], strict=True)

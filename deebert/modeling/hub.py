@@ -13,8 +13,8 @@ HUB_SECONDS = 5.0
 def check_exists(name_or_path: str, cache_dir: str | None = None) -> None:
     """Raises InputError where there is neither such a folder nor such a model on the hub.
 
-    The hub is asked once and for seconds: reading a file of a model that is not there, transformers asks again and
-    again. A model that was fetched before needs no hub.
+    One request goes to the hub, with a short time limit: transformers repeats its requests for a model that is not
+    there. A model that was fetched before needs no hub.
     """
     if Path(name_or_path).exists():
         return
@@ -32,7 +32,7 @@ def check_exists(name_or_path: str, cache_dir: str | None = None) -> None:
         ) from None
     except Exception as error:  # the client's errors, and those of the packages below it, have no common base
         raise InputError(
-            f"{name_or_path}: no such folder here, and the hub cannot be asked for it ({type(error).__name__}); "
+            f"{name_or_path}: no such folder here, and the hub cannot be reached ({type(error).__name__}); "
             "check the path, or the connection"
         ) from None
 

@@ -33,8 +33,8 @@ class Request:
     """The texts of one call, and what is known about them so far."""
 
     encoded: EncodedTexts
-    cutoffs: list[float]  # (N-1,)
-    own_threshold: bool  # the model's own
+    cutoffs: list[float]  # (E-1,)
+    own_threshold: bool  # whether the cut-offs are the model's own
     before: list[Prediction] | None = None  # an audit: what these texts got with early exit
     future: Future = field(default_factory=Future)
     predictions: dict[int, Prediction] = field(default_factory=dict)
@@ -153,7 +153,6 @@ class BatchingWorker:
         """Queues the audited share once more, to run through all layers. A full queue comes before the audit."""
         rows = [row for row in range(len(predictions)) if random.random() < self.classifier.audit]
         early = [row for row in rows if predictions[row].exit_layer < self.classifier.config.num_hidden_layers]
-        self.watch.record_audit(len(rows) - len(early), 0)  # what ran through all layers cannot change
         if early:
             encoded = EncodedTexts.joined([(request.encoded, row) for row in early])
             never = [NO_EXIT] * len(request.cutoffs)
@@ -161,6 +160,7 @@ class BatchingWorker:
                 self._enqueue(Request(encoded, never, False, before=[predictions[row] for row in early]))
             except QueueFullError:
                 return
+        self.watch.record_audit(len(rows) - len(early), 0)  # what ran through all layers cannot change
 
     def _fail(self, error: Exception) -> None:
         """All that are active get the error, and their batcher is given up."""

@@ -54,8 +54,8 @@ class Classifier:
     """A saved or exported model with its tokenizer. Safe from any number of threads.
 
     exit_threshold, exit_rule: in place of the model's own. batch_size: texts that go through the model at once.
-    audit: the share of texts that also run through all layers, after they were classified; `stats` tells how often that
-    changes the label. A pickle holds the arguments and loads the folder again.
+    audit: the share of texts that also run through all layers, after they were classified; `stats` counts how often
+    that changes the label. A pickle holds the arguments and loads the folder again.
     Raises InputError for what is no trained DeeBERT.
     """
 
@@ -80,7 +80,8 @@ class Classifier:
             tokenizer.backend_tokenizer,
             min(max_seq_length, max_tokens(config)),
             tokenizer.pad_token_id,
-            "token_type_ids" in tokenizer.model_input_names,
+            "token_type_ids" in tokenizer.model_input_names and config.type_vocab_size > 1,
+            tokenizer.truncation_side,
         )
         if is_exported(folder):
             self.model = OnnxDeeBert(folder)
@@ -93,6 +94,8 @@ class Classifier:
                 rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
                 raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
         self.config, self.batch_size, self.audit = self.model.config, batch_size, audit
+        if audit and self.config.num_labels == 1 and not has_several_labels(self.config):
+            raise InputError("--audit compares labels, and a regression model has none; leave it out")
         self.watch = Watch(self.config.num_hidden_layers, known_exit_counts(self.config))
 
     def __reduce__(self):
@@ -174,7 +177,7 @@ class Classifier:
 
     def _classify(self, texts: Sequence[str | tuple[str, str]], run: Callable, options: dict) -> list[Prediction]:
         """run: (encoded texts, batches of their positions, options) -> logits and exit layers in the batches' order."""
-        if len(texts) == 0:
+        if len(texts) == 0 and not isinstance(texts, str):
             return []
         start, encoded = time.perf_counter(), self.encode(as_tuples(texts))
         chunks = encoded.by_length(self.batch_size)

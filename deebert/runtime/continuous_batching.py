@@ -75,7 +75,7 @@ class ContinuousBatcher:
     ) -> None:
         """Runs a batch (b, T), b up to batch_size, and those that wait for it, as deep as they are large enough.
 
-        cutoffs: (b, N-1) of these samples in place of the batcher's; then all batches need them.
+        cutoffs: (b, E-1) of these samples in place of the batcher's; then all batches need them.
         """
         index = torch.arange(self.samples, self.samples + len(input_ids))
         self.samples += len(input_ids)

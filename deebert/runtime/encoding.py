@@ -62,13 +62,16 @@ class TextEncoder:
     Raises InputError where max_tokens leaves no room for text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int, pad_id: int, has_token_types: bool):
+    def __init__(
+        self, tokenizer: Tokenizer, max_tokens: int, pad_id: int, has_token_types: bool, truncation_side: str = "right"
+    ):
         if max_tokens < MIN_TOKENS:
             raise InputError(f"--max_seq_length {max_tokens}: give at least {MIN_TOKENS} tokens")
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.max_tokens, self.pad_id, self.has_token_types = max_tokens, pad_id, has_token_types
+        self.truncation_side = truncation_side
         self.templates = {1: self._template("a"), 2: self._template("a", "a")}
 
     def __call__(self, texts: Sequence[tuple[str, ...]]) -> EncodedTexts:
@@ -105,15 +108,18 @@ class TextEncoder:
         """The tokens of a text, or of a pair, that fit beside the special tokens: of a pair the longer is cut first."""
         room = self.max_tokens - (len(self.templates[len(parts)]) - len(parts))
         if len(parts) == 1:
-            return [parts[0][:room]]
+            return [self._shortened(parts[0], room)]
         first, second = map(len, parts)
         if first + second <= room:
             return list(parts)
         if first <= second:
             keep = min(first, room // 2)
-            return [parts[0][:keep], parts[1][: room - keep]]
+            return [self._shortened(parts[0], keep), self._shortened(parts[1], room - keep)]
         keep = min(second, room // 2)
-        return [parts[0][: room - keep], parts[1][:keep]]
+        return [self._shortened(parts[0], room - keep), self._shortened(parts[1], keep)]
+
+    def _shortened(self, tokens: list[int], room: int) -> list[int]:
+        return tokens[max(0, len(tokens) - room) :] if self.truncation_side == "left" else tokens[:room]
 
     def _with_special_tokens(self, parts: Sequence[list[int]]) -> tuple[list[int], list[int]]:
         """Token ids and types."""

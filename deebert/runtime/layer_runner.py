@@ -37,7 +37,7 @@ class LayerRunner:
 
     def __init__(self, model):
         self.model, self.base = model, model.base_model
-        self.blocks = self.base.encoder.blocks
+        self.blocks, self.off_ramps = self.base.encoder.blocks, self.base.encoder.off_ramps()
         self.last = len(self.blocks) - 1
 
     def step(
@@ -73,4 +73,4 @@ class LayerRunner:
         """Exit i, also the last: logits (b, C), and the certainty (b,) or None."""
         if i == self.last:
             return self.model.final_logits(self.model.final_state(hidden, pooling_weights)), None
-        return self.base.encoder.off_ramps()[i](hidden, pooling_weights)
+        return self.off_ramps[i](hidden, pooling_weights)

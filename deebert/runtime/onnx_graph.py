@@ -128,10 +128,12 @@ def merge(folder: Path, config, path: Path) -> None:
         make_tensor_value_info(name, INT64 if name == "exit_layer" else FLOAT, shapes.get(name, ["b"]))
         for name in parts.outputs
     ]
-    opsets = sorted({(opset.domain, opset.version) for part in parts for opset in part.opset_import})
+    opsets = {"": 20}  # from 20 on, ReduceMin takes bools; older exporters write less
+    for opset in (opset for part in parts for opset in part.opset_import):
+        opsets[opset.domain] = max(opset.version, opsets.get(opset.domain, 0))
     model = make_model(
         make_graph(nodes, "deebert", inputs, outputs, initializer=tensors),
-        opset_imports=[make_opsetid(*opset) for opset in opsets],
+        opset_imports=[make_opsetid(*opset) for opset in sorted(opsets.items())],
         ir_version=max(part.ir_version for part in parts),
     )
     onnx.save(model, path)
@@ -206,7 +208,7 @@ def step_and_exit(parts: Parts, i: int) -> GraphProto:
 
 
 def exit_subgraph(parts: Parts, i: int) -> GraphProto:
-    """Runs exit i and, but for the last, the decision: who has exited (b, 1) by now, and whether the run ends."""
+    """Runs exit i and, but for the last, decides which samples (b, 1) have exited by now, and whether the run ends."""
     label, cutoff = f"exit_{i}", f"layer_{i}/cutoff"
     names = {name: f"{label}/{name}" for name in parts.exit_outputs}
     nodes, tensors = with_prefix(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})

@@ -52,7 +52,7 @@ def read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         version, file_format = manifest["deebert"], manifest["format"]
-        _ = manifest["precision"], manifest["layers"]
+        _ = manifest["precision"], manifest["layers"], manifest["exit_rule"], manifest["config"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{folder / MANIFEST}: damaged; run deebert export again") from None
     if file_format != FORMAT:
@@ -116,7 +116,7 @@ class OnnxDeeBert:
         folder = Path(folder)
         manifest = read_manifest(folder)
         self.precision = manifest["precision"]
-        self.graph_rule = manifest.get("exit_rule")  # the rule of the graph's uncertainty
+        self.graph_rule = manifest["exit_rule"]  # the rule of the graph's uncertainty
         self.config = load_config(str(folder))
         self.exit_layers = self.config.exit_layers
         if manifest["layers"] != self.exit_layers[-1]:

@@ -40,12 +40,12 @@ class PredictRequest(BaseModel):
 
 
 class Metrics:
-    """What GET /metrics tells Prometheus: what the watch has counted, the queue, and requests by time and status."""
+    """What GET /metrics returns to Prometheus: the watch's counts, the queue, and requests by time and status."""
 
     def __init__(self, classifier: Classifier, worker: BatchingWorker):
         self.classifier, self.worker, self.registry = classifier, worker, CollectorRegistry()
         self.seconds = Histogram(
-            "deebert_request_seconds", "From a request to its answer", buckets=SECONDS, registry=self.registry
+            "deebert_request_seconds", "From a request to its response", buckets=SECONDS, registry=self.registry
         )
         self.requests = Counter("deebert_requests", "Requests to /predict", ["status"], registry=self.registry)
         self.registry.register(self)
@@ -100,7 +100,7 @@ class BodyLimit:
 
 
 def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
-    """The service as an ASGI application. When it ends, the requests that have arrived are answered first."""
+    """The service as an ASGI application. When it ends, all requests that have arrived are finished first."""
     worker = BatchingWorker(classifier, limits.max_queue)
     metrics = Metrics(classifier, worker)
 
@@ -137,10 +137,15 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
             raise HTTPException(429, f"{error}; try again", {"Retry-After": "1"}) from None
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        predictions = await asyncio.wrap_future(future)
+        try:
+            predictions = await asyncio.wrap_future(future)
+            response = JSONResponse({"predictions": [vars(prediction) for prediction in predictions]})
+        except Exception:
+            metrics.requests.labels("500").inc()
+            raise
         metrics.seconds.observe(perf_counter() - start)
         metrics.requests.labels("200").inc()
-        return JSONResponse({"predictions": [vars(prediction) for prediction in predictions]})
+        return response
 
     @app.get("/metrics")
     async def read_metrics() -> Response:
