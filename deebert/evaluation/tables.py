@@ -47,14 +47,15 @@ def class_table(rows: Sequence[ClassRow], macro: ClassRow, most: int = 10) -> st
     return "\n".join(lines)
 
 
-def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
+def summary(rows: Sequence[SweepRow], drop: float = 0.01) -> str:
     """One sentence: the largest saving at a score within `drop` of the full model's, on the samples of the sweep."""
     compared = [row for row in rows if row.score_change is not None]
     if not compared:
         return "The full model's score is not known: there is neither each_layer.npy nor a sweep at threshold 0."
-    within = [row for row in compared if row.score_change >= -drop - 1e-9]
+    within, points = [row for row in compared if row.score_change >= -drop - 1e-9], f"{100 * drop:g} point"
+    points += "" if drop == 0.01 else "s"
     if not within:
-        return f"No threshold keeps the score within {100 * drop:g} points of the full model's."
+        return f"No threshold keeps the score within {points} of the full model's."
     unit = saving_unit(compared)
     best = max(within, key=lambda row: row.saved(unit))
     savings = [f"{100 * best.layers_saved:.1f} % of the layers"]
@@ -63,7 +64,8 @@ def summary(rows: Sequence[SweepRow], drop: float = 0.005) -> str:
     if best.time_saved is not None:
         savings.append(f"{100 * best.time_saved:.1f} % of the time")
     saved = f"On this dev set threshold {best.threshold:g} saves {in_words(savings)}"
-    return f"{saved}; the score changes by {100 * best.score_change:+.2f} points."
+    limit = f"no faster one of these thresholds stays within {points}"
+    return f"{saved}; the score changes by {100 * best.score_change:+.2f} points, and {limit}."
 
 
 def in_words(parts: Sequence[str]) -> str:

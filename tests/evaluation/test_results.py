@@ -110,7 +110,7 @@ def test_table_shows_per_cent_and_a_dash_for_missing_times():
 def test_summary_names_the_largest_saving_within_the_drop():
     assert "threshold 0 saves 0.0 % of the layers and 5.0 % of the time; the score changes by +0.00" in summary(ROWS)
     assert "threshold 1e-05 saves 50.0 % of the layers; the score changes by -12.50" in summary(ROWS, 0.125)
-    assert summary(ROWS[1:]) == "No threshold keeps the score within 0.5 points of the full model's."
+    assert summary(ROWS[1:]) == "No threshold keeps the score within 1 point of the full model's."
 
 
 def test_summary_ranks_by_cost_where_it_is_known():

@@ -11,7 +11,7 @@ from deebert.data.features import load_features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.cost import costs_of
-from deebert.modeling.bert import DeeBertForSequenceClassification
+from deebert.modeling.backbones.bert import DeeBertForSequenceClassification
 from deebert.modeling.checkpoints import load_config, load_tokenizer
 
 TRAIN = (

@@ -154,8 +154,8 @@ def test_a_threshold_is_chosen_with_every_rule(name, labels):
     exits = AllExits(logits, truth, certainties, name, TOLERANCE)
     task = TASKS["STS-B" if labels == 1 else "SST-2"]
     choice = choose(task, exits, SelectionTarget(drop=0.05))
-    assert choice.chosen_on.layers_saved > 0
-    assert choice.chosen_on.score_change >= -0.05 - 1e-9
+    assert choice.point.layers_saved > 0
+    assert choice.point.score_change >= -0.05 - 1e-9
     assert choice.rule == name
 
 
