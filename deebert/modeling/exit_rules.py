@@ -30,8 +30,8 @@ def entropy(logits: Tensor) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """softmax over the last dimension, in float32 or better.
 
-    torch.softmax starts PyTorch's threads even for a few numbers. Between runs of an ONNX graph, whose own threads still
-    hold the cores, it took 5 ms. What stands here starts none for so few.
+    torch.softmax starts PyTorch's threads even for a few numbers. Between runs of an ONNX graph, whose own threads
+    still hold the cores, it took 5 ms. What stands here starts none for so few.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.exp(logits - logits.logsumexp(dim=-1, keepdim=True))
