@@ -35,8 +35,8 @@ from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
-from deebert.runtime.full_graphs import FullGraph, export_full, quantize_full
-from deebert.runtime.onnx_export import exportable, traced_parts, write_export
+from deebert.runtime.full_graphs import FullGraph, export_full
+from deebert.runtime.onnx_export import exportable, quantize, traced_parts, write_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
 from deebert.utils.cli import ArgumentParser, InputError, positive
 from deebert.utils.files import make_folder, replacing
@@ -89,7 +89,7 @@ def onnx_systems(model, features: Features, work: Path) -> list[System]:
     paths = {"fp32": export_full(exportable(model), work), "int8": {}}
     for name, path in paths["fp32"].items():
         paths["int8"][name] = path.with_name(f"int8_{path.name}")
-        quantize_full(path, paths["int8"][name])
+        quantize(path, paths["int8"][name])
     systems = []
     for precision, candidates in paths.items():
         graphs = [System(name, None, onnx_forward(path)) for name, path in candidates.items()]

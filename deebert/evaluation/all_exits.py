@@ -32,6 +32,12 @@ PER_SAMPLE = ("logits", "labels", "certainties", "layer_operations", "off_ramp_o
 UNTIMED_BATCH_SIZE = 32  # of the all-exits pass; its logits do not depend on the batch size
 
 
+def half_indices(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of two disjoint random halves of the samples."""
+    order = np.random.default_rng(seed).permutation(samples)
+    return order[: samples // 2], order[samples // 2 :]
+
+
 @dataclass(frozen=True)
 class AllExits:
     """The logits of every exit for every sample, and the rule by which samples exit.
@@ -100,8 +106,8 @@ class AllExits:
 
     def halves(self, seed: int) -> tuple["AllExits", "AllExits"]:
         """Two disjoint random halves: one to fit on, one to report on."""
-        order = np.random.default_rng(seed).permutation(len(self.logits))
-        return self.take(order[: len(order) // 2]), self.take(order[len(order) // 2 :])
+        first, second = half_indices(len(self.logits), seed)
+        return self.take(first), self.take(second)
 
     def cutoffs(self, threshold: float | Sequence[float]) -> list[float]:
         """The cut-offs (E-1,) of a threshold, or of one per off-ramp. Raises ValueError (see `ExitRule.cutoffs`)."""

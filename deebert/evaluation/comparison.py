@@ -14,7 +14,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from deebert.data.tasks import Task
-from deebert.evaluation.all_exits import AllExits, layer_scores, sweep
+from deebert.evaluation.all_exits import AllExits, half_indices, layer_scores, sweep
 from deebert.evaluation.calibration import calibrated, fit_temperatures
 from deebert.evaluation.results import COST, LAYERS, SweepRow, primary_scores, saving_unit
 from deebert.utils.cli import InputError
@@ -81,10 +81,10 @@ def for_each_depth(settings: dict[str, list[str]], layers: int) -> dict[str, lis
 
 def cross_calibrated(exits: AllExits, seed: int) -> AllExits:
     """Calibrates each random half of the samples with temperatures fitted to the other half."""
-    halves = exits.halves(seed)
+    indices = half_indices(len(exits.logits), seed)
+    halves = [exits.take(half) for half in indices]
     parts = [calibrated(part, fit_temperatures(other)) for part, other in zip(halves, halves[::-1], strict=True)]
-    order = np.random.default_rng(seed).permutation(len(exits.logits))  # as in `halves`
-    return AllExits.joined(parts).take(np.argsort(order))  # in the samples' own order
+    return AllExits.joined(parts).take(np.argsort(np.concatenate(indices)))  # in the samples' own order
 
 
 def all_thresholds(exits: AllExits, most: int = 1000) -> list[float]:

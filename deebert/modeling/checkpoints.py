@@ -170,14 +170,9 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     unknown = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and not is_off_ramp(name)]
     if any(".pooler." not in name for name in unknown):
         raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
-    pooler = getattr(model.base_model, "pooler", None)
-    for name, module in model.named_modules():
-        if (
-            isinstance(module, HighwayPooler)
-            and f"{name}.dense.weight" in missing
-            and pooler is not None
-            and not unknown
-        ):
+    pooler = None if unknown else getattr(model.base_model, "pooler", None)
+    for name, module in model.named_modules() if pooler is not None else ():
+        if isinstance(module, HighwayPooler) and f"{name}.dense.weight" in missing:
             module.load_state_dict(pooler.state_dict())
     return model, missing
 

@@ -44,22 +44,6 @@ def export_full(model, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def quantize_full(fp32: Path, int8: Path) -> None:
-    """Writes a graph of `export_full` with the weights of its matrix products as 8-bit integers."""
-    from onnx import TensorProto
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with quiet_exporters():
-        quantize_dynamic(
-            fp32,
-            int8,
-            op_types_to_quantize=["MatMul", "Attention"],
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of the outputs of fused operators
-        )
-
-
 def _trace(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
     """Writes the graph of a module by PyTorch's older exporter."""
     any_size = {name: {0: "batch", 1: "tokens"} for name in inputs}

@@ -180,10 +180,18 @@ def copy_sizes(path: Path) -> None:
 
 def quantize(fp32: Path, int8: Path) -> None:
     """Writes a graph with the weights of its matrix products as 8-bit integers."""
+    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet_exporters():
-        quantize_dynamic(fp32, int8, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(
+            fp32,
+            int8,
+            op_types_to_quantize=["MatMul", "Attention"],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of the outputs of fused operators
+        )
 
 
 def quantize_parts(parts: Path, folder: Path) -> None:

@@ -196,6 +196,13 @@ def test_a_table_keeps_its_columns(folder, monkeypatch, capsys, tmp_path, kind):
 
 
 @pytest.mark.parametrize("backbone", ["bert"])
+def test_a_table_with_semicolons_is_read_as_in_training(folder, monkeypatch, capsys):
+    lines = ["id;text", '7;"a; b"', "8;dull"]
+    rows = run(monkeypatch, capsys, lines, "--model", folder, "--text_column", "text")
+    assert [row[:2] for row in csv.reader(rows[1:])] == [["7", "a; b"], ["8", "dull"]]
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
 def test_pairs_of_columns_from_a_stream_in_another_format(folder, monkeypatch, capsys):
     lines = ["a,b", "good film,bad film", "good film,"]
     arguments = ("--text_column", "a", "--text_pair_column", "b", "--format", "jsonl")
@@ -209,11 +216,11 @@ def test_pairs_of_columns_from_a_stream_in_another_format(folder, monkeypatch, c
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        ("a,b\n1,2,3\n", ["--text_column", "a"], "line 2: 3 fields; the header has 2"),
-        ("a,b\n1\n", ["--text_column", "a"], "line 2: 1 fields; the header has 2"),
-        ("a,a\n1,2\n", ["--text_column", "a"], "line 1: a column's name occurs twice"),
+        ("a,b\n1,2,3\n", ["--text_column", "a"], "line 2: 3 columns where 2 are expected"),
+        ("a,b\n1\n", ["--text_column", "a"], "line 2: 1 columns where 2 are expected"),
+        ("a,a\n1,2\n", ["--text_column", "a"], "line 1: more than one column is named 'a'"),
         ("a,b\n1,2\n", ["--text_column", "text"], "line 1: no column text; there are a, b"),
-        ('a,b\n"1,2\n', ["--text_column", "a"], "unexpected end of data"),
+        ('a,b\n"1,2\n', ["--text_column", "a"], "line 2: not a CSV record: a quote is opened and never closed"),
         ("a,prediction\n1,2\n", ["--text_column", "a"], "a column prediction already"),
         ('{"a": 1}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: a: not a text"),
         ('{"a": "\\ud800"}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: not JSON"),

@@ -124,7 +124,7 @@ def test_labels(write, values, flags, labels, expected):
 def test_a_file_without_a_header_line(task):
     made = task("1\tfine\t7\n0\tbad\t8\n", "train.tsv", dev="1\tx\t7\n", column_names=("label", "text", "id"))
     assert pairs(made.read(None, "train")) == [("fine", 1), ("bad", 0)]
-    with pytest.raises(InputError, match="first line is a header line; leave --column_names out"):
+    with pytest.raises(InputError, match="line 1: this is a header line; leave --column_names out"):
         task("label\ttext\n0\tx\n", "train.tsv", dev="", column_names=("label", "text"))
 
 
@@ -170,7 +170,7 @@ def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
     ("name", "text", "flags", "message"),
     [
         ("t.jsonl", '{"text": "x", "label": "a"}\n{"text": "x"\n', {}, "t.jsonl, line 2: not JSON"),
-        ("t.jsonl", '["x", "a"]\n', {}, "t.jsonl, line 1: not an object"),
+        ("t.jsonl", '["x", "a"]\n', {}, "t.jsonl, line 1: not a JSON object"),
         ("t.jsonl", '{"text": "x", "label": "a"}\n{"label": "a"}\n', {}, "line 2: no 'text'; it has label"),
         ("t.jsonl", '{"text": ["x"], "label": "a"}\n', {}, "line 1: 'text' is not a text: "),
         ("t.jsonl", '{"text": "x", "label": {"a": 1}}\n', {}, "line 1, column 'label': .* is not one label"),
