@@ -3,6 +3,7 @@
 One pass gives the logits of all exits, and with them the predictions of the full model and those at every threshold.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from deebert.data.submission import SIZES, as_words, test_sets, write_predictions, write_zip
@@ -30,16 +31,14 @@ def predict(experiment: Experiment) -> None:
         return
     labels = label_order(task, model.config.model_type, model.config.id2label)
     report_gaps(experiment)
-    for submission, threshold in thresholds(args, model.config).items():
-        folder = Path(args.submission_dir, submission)
+    wanted = thresholds(args, model.config)
+    folders = [Path(args.submission_dir, submission) for submission in wanted]
+    for folder, threshold in zip(folders, wanted.values(), strict=True):
         for split, part in exits.items():
-            name, exit_layers = test_sets(task)[split], part.exit_layers(threshold)
-            words, full = as_words(part.logits_at(exit_layers), labels), as_words(part.logits[:, -1], labels)
+            name, (words, facts) = test_sets(task)[split], predictions(part, threshold, labels)
             write_predictions(folder / f"{name}.tsv", experiment.test_indices[split], words)
-            changed = sum(word != other for word, other in zip(words, full, strict=True))
-            facts = "" if submission == FULL else f"; {changed:,} changed, {saved(part, exit_layers, threshold)} saved"
-            experiment.say(f"{submission}: {len(words):,} predictions for {name}{facts}")
-        pack(experiment, folder)
+            experiment.say(f"{folder.name}: {len(words):,} predictions for {name}{facts}")
+    pack(experiment, folders)
 
 
 def thresholds(args: Arguments, config) -> dict[str, Threshold]:
@@ -66,15 +65,25 @@ def report_gaps(experiment: Experiment) -> None:
             )
 
 
-def saved(exits: AllExits, exit_layers, threshold: Threshold) -> str:
-    """What samples save that exit at these layers (S,)."""
+def predictions(exits: AllExits, threshold: Threshold, labels: Sequence[str]) -> tuple[list[str], str]:
+    """The predictions at a threshold as GLUE writes them, and in words what they change and save."""
+    full = as_words(exits.logits[:, -1], labels)
+    if threshold == NO_EXIT:
+        return full, ""
+    exit_layers = exits.exit_layers(threshold)
+    words = as_words(exits.logits_at(exit_layers), labels)
+    changed = sum(word != other for word, other in zip(words, full, strict=True))
     layers, cost = exit_layers.mean() / exits.num_layers, exits.cost(exit_layers, threshold).mean()
-    return f"{100 * (1 - layers):.1f} % of the layers and {100 * (1 - cost):.1f} % of the cost"
+    saved = f"{100 * (1 - layers):.1f} % of the layers and {100 * (1 - cost):.1f} % of the cost saved"
+    return words, f"; {changed:,} changed, {saved}"
 
 
-def pack(experiment: Experiment, folder: Path) -> None:
-    """The zip of a threshold, with what was predicted at it in this run and in earlier ones."""
-    packed = write_zip(folder)
-    missing = [name for name in SIZES if name not in packed]
-    wanted = f"; GLUE's server also wants {', '.join(missing)}" if missing else ": all that GLUE's server wants"
-    experiment.say(f"{folder}.zip holds {', '.join(packed)}{wanted}")
+def pack(experiment: Experiment, folders: list[Path]) -> None:
+    """A zip of each folder, with what was predicted in this run and in earlier ones."""
+    zips: dict[tuple[str, ...], list[str]] = {}
+    for folder in folders:
+        zips.setdefault(tuple(write_zip(folder)), []).append(f"{folder}.zip")
+    for packed, names in zips.items():
+        missing = [name for name in SIZES if name not in packed]
+        wanted = f"; GLUE's server also wants {', '.join(missing)}" if missing else ": all that GLUE's server wants"
+        experiment.say(f"{', '.join(packed)} in {', '.join(names)}{wanted}")
