@@ -14,6 +14,7 @@ from deebert.experiment.experiment import Experiment
 from deebert.experiment.static import static_exit
 from deebert.modeling.config import config_cutoffs
 from deebert.modeling.exit_rules import NO_EXIT
+from deebert.utils.files import make_folder
 
 FULL, STORED = "full", "stored"  # submissions beside {rule}_{threshold}
 
@@ -33,6 +34,8 @@ def predict(experiment: Experiment) -> None:
     report_gaps(experiment)
     wanted = thresholds(args, model.config)
     folders = [Path(args.submission_dir, submission) for submission in wanted]
+    for folder in folders:
+        make_folder(folder)
     for folder, threshold in zip(folders, wanted.values(), strict=True):
         for split, part in exits.items():
             name, (words, facts) = test_sets(task)[split], predictions(part, threshold, labels)

@@ -218,6 +218,14 @@ def test_bad_input_gets_one_clear_line(tmp_path, monkeypatch, capsys, task, text
     assert snapshot_files(tmp_path) == before
 
 
+def test_a_file_in_the_place_of_a_submission_gets_one_line(glue, models, tmp_path, capsys):
+    (tmp_path / "full").write_text("mine")
+    with pytest.raises(SystemExit):
+        cli.run(lambda: drive(models[2][0], glue / "RTE", "RTE", tmp_path, "--do_predict"))
+    assert f"error: {tmp_path / 'full'}: no folder can be made there (File exists)\n" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
 def test_own_data_are_for_another_command(tmp_path, capsys):
     argv = ["--do_predict", "--test_file", "new.csv", "--model_name_or_path", "model", "--output_dir", "model"]
     with pytest.raises(SystemExit):
