@@ -1,6 +1,5 @@
 """Checks before the work: each raises InputError for one kind of wrong input, and none changes anything."""
 
-from contextlib import suppress
 from pathlib import Path
 
 from deebert.data.submission import test_sets
@@ -30,10 +29,12 @@ def dev_splits(args: Arguments, task: Task) -> list[str]:
 def test_splits(args: Arguments, task: Task) -> list[str]:
     """The test files that this run predicts; MNLI's diagnostic set only if it is there."""
     splits = list(test_sets(task)) if args.do_predict else []
-    with suppress(InputError):
-        task.file(args.data_dir, DIAGNOSTIC)
-        return splits
-    return [split for split in splits if split != DIAGNOSTIC]
+    if DIAGNOSTIC in splits:
+        try:
+            task.file(args.data_dir, DIAGNOSTIC)
+        except InputError:
+            splits.remove(DIAGNOSTIC)
+    return splits
 
 
 def first_stage_record(args: Arguments) -> Path | None:
