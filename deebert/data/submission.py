@@ -1,6 +1,6 @@
 """Predictions for GLUE's test sets as its server takes them: a TSV file for each test set, and all of them in a zip.
 
-Names, header, label words and sizes are those of the server's FAQ and of its sample submission.
+Names, header, label words and sizes are GLUE's (gluebenchmark.com).
 """
 
 import zipfile
