@@ -1,4 +1,7 @@
-"""Fine-tunes and evaluates DeeBERT on own data or a GLUE task: training, the score of every exit, threshold sweeps."""
+"""Fine-tunes and evaluates DeeBERT on own data or a GLUE task.
+
+Training, the score of every exit, sweeps of thresholds, and predictions for GLUE's test sets.
+"""
 
 import re
 import time
@@ -18,6 +21,7 @@ from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import CARD, write_card
 from deebert.experiment.monitor import Monitor
+from deebert.experiment.prediction import predict
 from deebert.experiment.record import read_record
 from deebert.experiment.static import finished_model, static_exit
 from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, save_model
@@ -47,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if experiment.args.do_eval:
         for checkpoint in experiment.models_to_evaluate():
             evaluate(experiment, checkpoint)
+    if experiment.args.do_predict:
+        predict(experiment)
     experiment.accelerator.end_training()  # without it, threads of the process group make the process abort at exit
 
 

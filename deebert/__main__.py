@@ -13,7 +13,7 @@ COMMANDS = {
     "benchmark": "compare early exit with the full model: latency and throughput",
     "plot": "draw figures from result files",
     "results": "print threshold sweeps as tables",
-    "download": "fetch a GLUE task from the Hugging Face hub",
+    "download": "fetch GLUE tasks from the Hugging Face hub",
 }
 
 

@@ -32,7 +32,7 @@ SETTINGS = {
     "MODEL_NAME",
     "EPOCHS",
 }
-SETTINGS |= {"OUTPUT_DIR", "RESULTS_DIR", "FIGURES_DIR", "ENTROPIES"}
+SETTINGS |= {"OUTPUT_DIR", "RESULTS_DIR", "FIGURES_DIR", "SUBMISSION_DIR", "ENTROPIES"}
 
 
 def script(name: str, folder, *arguments: str, **environment: str) -> subprocess.CompletedProcess:

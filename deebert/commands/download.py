@@ -1,27 +1,46 @@
-"""`deebert download`: fetches a GLUE task from the Hugging Face hub and writes its TSV files."""
+"""`deebert download MRPC SST-2 --data_dir DIR`: fetches GLUE tasks from the Hugging Face hub, as TSV files."""
 
-from pathlib import Path
+import sys
+from collections.abc import Sequence
 
-from deebert.data.tasks import TASKS, download, get_task
+from deebert.data.download import DOWNLOADS, download, hub_loader
+from deebert.data.tasks import Task, get_task
 from deebert.utils.cli import ArgumentParser, InputError
-
-DOWNLOADS = [name for name in TASKS if name != "Ratings"]
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="deebert download", description="Fetches a GLUE task and writes its TSV files.")
-    parser.add_argument("task", nargs="?", metavar="TASK", help=f"one of {', '.join(DOWNLOADS)}")
-    parser.add_argument("--download", dest="old_task", metavar="TASK", help="the same; the name of version 0.5")
-    parser.add_argument("--data_dir", required=True, help="the files go to DATA_DIR/TASK")
+    parser = ArgumentParser(prog="deebert download", description="Fetches GLUE tasks and writes their TSV files.")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"some of {', '.join(DOWNLOADS)}, or all")
+    parser.add_argument("--download", dest="old_task", metavar="TASK", help="one task; the name of version 0.5")
+    parser.add_argument("--data_dir", required=True, help="the files of a task go to DATA_DIR/TASK")
     args = parser.parse_args()
-    if (args.task is None) == (args.old_task is None):
-        raise InputError(f"give one task to download: {', '.join(DOWNLOADS)}")
-    name = args.task or args.old_task
-    if name.lower() == "ratings":
-        raise InputError("Ratings is not a GLUE task; scripts/sample_data.py makes an example of it")
-    try:
-        task = get_task(name)
-    except InputError:
-        raise InputError(f"{name}: no such GLUE task; choose one of {', '.join(DOWNLOADS)}") from None
-    for path in download(task, Path(args.data_dir) / task.name):
-        print(path)
+    names = [*args.tasks, *([args.old_task] if args.old_task else [])]
+    tasks = find_tasks(DOWNLOADS if "all" in [name.lower() for name in names] else names)
+    hub_loader()  # without it, all would fail for the same reason
+    failed = []
+    for task in tasks:
+        try:
+            for path in download(task, args.data_dir):
+                print(path, flush=True)
+        except InputError as error:
+            if len(tasks) == 1:
+                raise
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            failed.append(task.name)
+    if failed:
+        raise InputError(f"not fetched: {', '.join(failed)}; deebert download {' '.join(failed)} tries them again")
+
+
+def find_tasks(names: Sequence[str]) -> list[Task]:
+    """The tasks of these names, each once. Raises InputError."""
+    if not names:
+        raise InputError(f"name the tasks to download: {', '.join(DOWNLOADS)}, or all")
+    tasks = []
+    for name in names:
+        if name.lower() == "ratings":
+            raise InputError("Ratings is not a GLUE task; scripts/sample_data.py makes an example of it")
+        try:
+            tasks.append(get_task(name))
+        except InputError:
+            raise InputError(f"{name}: no such GLUE task; choose one of {', '.join(DOWNLOADS)}") from None
+    return list(dict.fromkeys(tasks))

@@ -1,8 +1,7 @@
 """The GLUE tasks, and Ratings: the format of their TSV files, how to read them, and their metrics.
 
-Own data, in files of any columns, become a task in own_data.py.
-
-`deebert download MRPC --data_dir DIR` fetches a task from the Hugging Face hub and writes those files.
+Own data, in files of any columns, become a task in own_data.py. download.py fetches GLUE's files from the hub, and
+submission.py writes predictions for its test sets.
 """
 
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ import numpy as np
 
 from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deebert.utils.cli import InputError
-from deebert.utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Task:
     labels: tuple[str, ...]  # () for regression
     metrics: tuple[str, ...] = ("acc",)
     headerless: tuple[str, ...] = ()  # columns of train and dev files without a header line (CoLA)
-    short_rows: bool = False  # the download has a few: they are skipped and counted (QQP)
+    short_rows: bool = False  # the download has a few: they are counted, and skipped unless it is a test file (QQP)
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("dev", "validation"), ("test", "test"))  # file, hub
     hub_columns: tuple[str, ...] = ()  # the hub's names of the text columns, if they differ
     dev_splits: tuple[tuple[str, str], ...] = (("dev", ""),)  # what is scored, and the suffix of its results' folder
@@ -83,6 +81,8 @@ MNLI_SPLITS = (
     ("test_matched", "test_matched"),
     ("test_mismatched", "test_mismatched"),
 )
+DIAGNOSTIC = "diagnostic"  # a test set of GLUE without a task of its own: MNLI's model predicts it
+INDEX_COLUMNS = ("index", "id")  # of test files; QQP's is called id
 TASKS = {
     task.name: task
     for task in (
@@ -141,13 +141,24 @@ def eval_splits(task: Task) -> dict[str, str]:
 
 
 def data_file(data_dir: str | Path, split: str) -> Path:
-    """The path of a split's TSV file. Raises InputError if it is missing."""
+    """The path of a split's TSV file. The diagnostic set may have a folder beside the task's, as in GLUE's download.
+
+    Raises InputError if it is missing.
+    """
     path = Path(data_dir) / f"{split}.tsv"
     if not Path(data_dir).is_dir():
         raise InputError(f"--data_dir {data_dir}: no such directory; it should hold the task's TSV files")
+    beside = Path(data_dir).parent / DIAGNOSTIC / path.name
+    if split == DIAGNOSTIC and not path.is_file() and beside.is_file():
+        return beside
     if not path.is_file():
         raise InputError(f"{path}: no such file; --data_dir should hold the task's TSV files as GLUE lays them out")
     return path
+
+
+def is_test(split: str) -> bool:
+    """Whether GLUE keeps the labels of this split, whose lines have an index in their place."""
+    return split.startswith("test") or split == DIAGNOSTIC
 
 
 def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[str, ...] | None = None) -> list[Example]:
@@ -158,13 +169,13 @@ def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[st
     path = data_file(data_dir, split)
     labels = task.labels if labels is None else labels
     rows = _rows(path)
-    if task.headerless and not split.startswith("test"):
+    if task.headerless and not is_test(split):
         header = list(task.headerless)
     else:
         _, header = next(rows, (0, []))
     missing = [column for column in task.text_columns if column not in header]
     labelled = task.label_column in header
-    if not labelled and not split.startswith("test"):
+    if not labelled and not is_test(split):
         missing.append(task.label_column)
     if missing:
         raise InputError(
@@ -173,21 +184,44 @@ def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[st
     text_at = [header.index(column) for column in task.text_columns]
     label_at = header.index(task.label_column) if labelled else -1
 
-    examples, skipped = [], 0
+    examples, short = [], 0
     for line, fields in rows:
         if len(fields) <= max(*text_at, label_at):
             if not task.short_rows:
                 raise InputError(f"{path}, line {line}: {len(fields)} columns where {len(header)} are expected")
-            skipped += 1
-            continue
+            short += 1
+            if not is_test(split):
+                continue
+            fields += [""] * (len(header) - len(fields))  # a submission needs a prediction for each line
         label = _label(fields[label_at], labels, path, line) if labelled else None
         texts = [fields[i] for i in text_at]
         examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
-    if skipped:
-        print(f"{path}: skipped {skipped} short rows")
+    if short:
+        print(f"{path}: {'filled up' if is_test(split) else 'skipped'} {short} short rows")
     if not examples:
         raise InputError(f"{path}: no examples in it")
     return examples
+
+
+def read_indices(path: Path) -> list[int]:
+    """The index of each line of a test file, as GLUE counts them; without such a column, from 0.
+
+    Raises InputError for one that is no whole number or occurs twice.
+    """
+    rows = _rows(path)
+    _, header = next(rows, (0, []))
+    column = next((header.index(name) for name in INDEX_COLUMNS if name in header), None)
+    if column is None:
+        return list(range(sum(1 for _ in rows)))
+    lines: dict[str, int] = {}
+    for line, fields in rows:
+        index = fields[column] if column < len(fields) else ""
+        if not index.isdecimal():
+            raise InputError(f"{path}, line {line}: the index {index!r} is not a whole number")
+        if index in lines:
+            raise InputError(f"{path}, line {line}: the index {index} is that of line {lines[index]}, too")
+        lines[index] = line
+    return [int(index) for index in lines]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -214,38 +248,3 @@ def _label(text: str, labels: tuple[str, ...], path: Path, line: int) -> int | f
     if not np.isfinite(value):
         raise InputError(f"{path}, line {line}: {text!r} is not a number")
     return value
-
-
-def download(task: Task, data_dir: str | Path) -> list[Path]:
-    """Fetches a task from the hub (`nyu-mll/glue`) and writes its TSV files; returns their paths."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise InputError("--download needs the package datasets: pip install datasets") from None
-    try:
-        dataset = load_dataset("nyu-mll/glue", task.name.lower().replace("-", ""))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--download {task.name}: the hub cannot be reached, or has no such task: {error}") from None
-    return [_write_split(task, dataset[hub], Path(data_dir) / f"{split}.tsv") for split, hub in task.splits]
-
-
-def _write_split(task: Task, rows, path: Path) -> Path:
-    """Writes one split of a hub dataset as GLUE lays it out, to a temporary name first."""
-    test = path.name.startswith("test")  # the hub fills the label of test rows with -1
-    names = rows.features["label"].names if task.labels and task.labels != BINARY else None
-    columns = dict(zip(task.text_columns, task.hub_columns or task.text_columns, strict=True))
-    header = (*task.text_columns,) if test else (task.headerless or (*task.text_columns, task.label_column))
-
-    def field(row: dict, column: str) -> str:
-        if column in columns:
-            return " ".join(str(row[columns[column]]).split())  # a tab or line break would end the field
-        if column == task.label_column:
-            return names[row["label"]] if names else str(row["label"])
-        return ""
-
-    with replacing(path) as file:
-        if test or not task.headerless:
-            file.write("\t".join(header) + "\n")
-        for row in rows:
-            file.write("\t".join(field(row, column) for column in header) + "\n")
-    return path

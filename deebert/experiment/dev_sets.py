@@ -1,4 +1,4 @@
-"""The task's dev sets, tokenized: what a training is watched on, and what an evaluation scores."""
+"""Dev sets, tokenized: what a training is watched on, and what an evaluation scores; and GLUE's test sets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from deebert.evaluation.all_exits import AllExits, run_all_exits
 
 @dataclass(frozen=True)
 class DevSets:
-    """features: by split, empty in a run that scores nothing."""
+    """features: by split, empty in a run that needs none of them."""
 
     task: Task
     features: dict[str, Features]

@@ -15,7 +15,8 @@ from deebert.experiment.arguments import Arguments
 from deebert.experiment.compatibility import first_difference, training_settings
 from deebert.training.stage import StageTraining
 
-TRAINING, EVALUATION = "run.json", "run_eval.json"  # an evaluation does not overwrite the training's record
+# none overwrites the record of another kind
+TRAINING, EVALUATION, PREDICTION = "run.json", "run_eval.json", "run_predict.json"
 
 
 def read_record(output_dir: Path) -> dict | None:
@@ -37,7 +38,8 @@ class RunRecord:
 
     def __init__(self, args: Arguments, accelerator: Accelerator):
         self.args, self.accelerator, self.facts = args, accelerator, {}
-        self.file = Path(args.output_dir, TRAINING if args.do_train else EVALUATION)
+        kind = TRAINING if args.do_train else EVALUATION if args.do_eval else PREDICTION
+        self.file = Path(args.output_dir, kind)
 
     def begin(self, previous: dict | None) -> None:
         """Writes arguments, versions and git revision, also to stdout. previous: the record of a resumed training."""

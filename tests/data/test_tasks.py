@@ -1,15 +1,10 @@
-"""Reading TSV files with their quirks, labels, metrics, and the download from a stand-in for the hub."""
-
-import sys
-from types import SimpleNamespace
+"""Reading TSV files with their quirks, labels and metrics."""
 
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from deebert.commands import download
-from deebert.data import tasks
 from deebert.data.tasks import TASKS, Example, get_task, label_order, read_examples
 from deebert.evaluation.metrics import scores
 from deebert.utils.cli import InputError
@@ -57,6 +52,19 @@ def test_every_tasks_train_file(tmp_path, task, lines, expected, capsys):
 def test_test_files_have_no_labels_and_cola_then_has_a_header(tmp_path):
     folder = write(tmp_path, "test", "index\tsentence\n0\tSome text\n")
     assert read_examples(get_task("CoLA"), folder, "test") == [Example("Some text", None, None)]
+
+
+def test_short_rows_of_a_test_file_are_kept_because_each_line_needs_a_prediction(tmp_path, capsys):
+    folder = write(tmp_path, "test", "id\tquestion1\tquestion2\n0\tA?\n1\tA?\tB?\n")
+    assert read_examples(get_task("QQP"), folder, "test") == [Example("A?", "", None), Example("A?", "B?", None)]
+    assert "filled up 1 short rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["MNLI", "diagnostic"])
+def test_the_diagnostic_set_is_beside_mnli_or_in_it(tmp_path, place):
+    (tmp_path / "MNLI").mkdir()
+    write(tmp_path / place, "diagnostic", "index\tsentence1\tsentence2\n0\tA\tB\n")
+    assert read_examples(get_task("MNLI"), tmp_path / "MNLI", "diagnostic") == [Example("A", "B", None)]
 
 
 @pytest.mark.parametrize(
@@ -126,61 +134,3 @@ def test_undefined_scores_are_zero():
     assert scores(TASKS["STS-B"], np.ones((5, 1)), np.arange(5.0)) == {"spearmanr": 0, "pearson": 0}
     assert scores(TASKS["STS-B"], np.ones((1, 1)), np.ones(1)) == {"spearmanr": 0, "pearson": 0}
     assert scores(TASKS["MRPC"], np.array([[1.0, 0.0]]), np.array([0])) == {"f1": 0, "acc": 1}
-
-
-class Split(list):
-    """Rows of a hub dataset with the names of its label classes."""
-
-    def __init__(self, names, rows):
-        super().__init__(rows)
-        self.features = {"label": SimpleNamespace(names=names)}
-
-
-HUB = {
-    "mrpc": (["not_equivalent", "equivalent"], {"sentence1": "A\tb", "sentence2": "C\n d", "label": 1}),
-    "cola": (["unacceptable", "acceptable"], {"sentence": "A  b", "label": 0}),
-    "stsb": (None, {"sentence1": "A", "sentence2": "B", "label": 3.5}),
-    "qnli": (["entailment", "not_entailment"], {"question": "A", "sentence": "B", "label": 1}),
-    "mnli": (["entailment", "neutral", "contradiction"], {"premise": "A", "hypothesis": "B", "label": 2}),
-}
-
-
-@pytest.mark.parametrize(
-    ("task", "text_a", "text_b", "label"),
-    [
-        ("MRPC", "A b", "C d", 1),
-        ("CoLA", "A b", None, 0),
-        ("STS-B", "A", "B", 3.5),
-        ("QNLI", "A", "B", 1),
-        ("MNLI", "A", "B", 0),
-    ],
-)
-def test_download_writes_files_that_read_back(tmp_path, monkeypatch, capsys, task, text_a, text_b, label):
-    def load_dataset(repository, name):
-        assert repository == "nyu-mll/glue"
-        names, row = HUB[name]
-        splits = [hub for _, hub in TASKS[task].splits]
-        return {s: Split(names, [row | ({"label": -1} if s.startswith("test") else {})]) for s in splits}
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr(sys, "argv", ["glue", "--download", task.lower(), "--data_dir", str(tmp_path)])
-    download.main()
-    printed = capsys.readouterr().out.split()
-    assert printed == [str(tmp_path / task / f"{split}.tsv") for split, _ in TASKS[task].splits]
-    for split, _ in TASKS[task].splits:
-        expected = Example(text_a, text_b, None if split.startswith("test") else label)
-        assert read_examples(TASKS[task], tmp_path / task, split) == [expected]
-
-
-def test_download_without_the_package_or_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="pip install datasets"):
-        tasks.download(TASKS["RTE"], tmp_path)
-
-    def load_dataset(*_):
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(InputError, match="the hub cannot be reached"):
-        tasks.download(TASKS["RTE"], tmp_path)
-    assert not list(tmp_path.iterdir())

@@ -311,7 +311,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_train --output_dir .", "--output_dir .: give a folder's name"),
         ("--do_train --do_eval --task_name STS-B --target_drop 0.1", "no threshold can be chosen"),
         ("--do_eval --output_dir three_labels", "a model of 3 labels, but SST-2 has 2"),
-        ("", "nothing to do: give --do_train, --do_eval or both"),
+        ("", "nothing to do: give --do_train, --do_eval or --do_predict"),
         ("--do_train --calibrate", "--calibrate is a part of the evaluation"),
         ("--do_train --do_eval --task_name STS-B --calibrate", "scales probabilities, and a regression model has none"),
         ("--do_train --train_strategy joint --first_stage x", "--first_stage x: it needs --do_train with"),

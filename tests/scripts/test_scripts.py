@@ -81,6 +81,25 @@ def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
         assert both.stderr == "error: DATASET=MRPC and TRAIN_FILE: set one of them, and unset the other\n"
 
 
+def test_tasks_share_a_folder_of_predictions(tmp_path):
+    """A stand-in for Python prints its arguments."""
+    (tmp_path / "python").write_text('#!/bin/sh\n[ "$1" = -c ] && echo RTE, SST-2 || printf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    for task, thresholds, wanted in (("RTE", "", []), ("SST-2", "0.1 0.3", ["--exit_threshold", "0.1", "0.3"])):
+        model = tmp_path / "saved_models/roberta-base" / task / "two_stage"
+        for folder in (model, tmp_path / "glue_data" / task):
+            folder.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        settings = {"PYTHON": str(tmp_path / "python"), "MODEL_TYPE": "roberta", "ENTROPIES": thresholds}
+        done = script("predict_glue.sh", tmp_path, "--bf16", DATASET=task, **settings)
+        assert done.returncode == 0, done.stderr
+        arguments = done.stdout.splitlines()
+        start = arguments.index("--do_predict")
+        assert arguments[start:] == [
+            "--do_predict", "--submission_dir", "./submissions/roberta-base", *wanted, "--bf16"
+        ]  # fmt: skip
+
+
 def test_a_wrong_task_gets_one_clear_line(tmp_path):
     done = script("train_deebert.sh", tmp_path, DATASET="SST2")
     assert (done.returncode, done.stdout) == (2, "")

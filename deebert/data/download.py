@@ -1,0 +1,66 @@
+"""Fetches GLUE tasks from the Hugging Face hub and writes their TSV files as `tasks.py` reads them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from deebert.data.tasks import BINARY, DIAGNOSTIC, INDEX_COLUMNS, TASKS, Task, is_test
+from deebert.utils.cli import InputError
+from deebert.utils.files import replacing
+
+REPOSITORY = "nyu-mll/glue"
+DOWNLOADS = tuple(name for name in TASKS if name != "Ratings")
+
+
+def hub_loader() -> Callable:
+    """`load_dataset` of the package datasets. Raises InputError if it is not installed."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError("the download needs the package datasets: pip install datasets") from None
+    return load_dataset
+
+
+def download(task: Task, data_dir: str | Path) -> list[Path]:
+    """Fetches a task and writes its TSV files to data_dir / its name; returns their paths. Raises InputError.
+
+    MNLI comes with the diagnostic set, which gets a folder of its own, as in GLUE's download.
+    """
+    folder = Path(data_dir) / task.name
+    parts = [(task.name.lower().replace("-", ""), {folder / f"{split}.tsv": hub for split, hub in task.splits})]
+    if task == TASKS["MNLI"]:
+        parts.append(("ax", {Path(data_dir) / DIAGNOSTIC / f"{DIAGNOSTIC}.tsv": "test"}))
+    load_dataset, written = hub_loader(), []
+    for name, files in parts:
+        try:
+            dataset = load_dataset(REPOSITORY, name)
+            splits = {path: dataset[hub] for path, hub in files.items()}
+        except Exception as error:  # the library's have no common base: no network, no such data, a damaged cache
+            raise InputError(f"{task.name}: the hub cannot be reached, or has no such task: {error}") from None
+        try:
+            written += [_write_split(task, rows, path) for path, rows in splits.items()]
+        except OSError as error:
+            raise InputError(f"{task.name}: its files cannot be written to {data_dir} ({error.strerror})") from None
+    return written
+
+
+def _write_split(task: Task, rows, path: Path) -> Path:
+    """Writes one split of a hub dataset as GLUE lays it out, to a temporary name first."""
+    test = is_test(path.stem)  # the hub fills the label of test rows with -1
+    names = rows.features["label"].names if task.labels and task.labels != BINARY else None
+    columns = dict(zip(task.text_columns, task.hub_columns or task.text_columns, strict=True))
+    labelled = task.headerless or (*task.text_columns, task.label_column)
+    header = (INDEX_COLUMNS[0], *task.text_columns) if test else labelled
+
+    def field(row: dict, column: str) -> str:
+        if column in columns:
+            return " ".join(str(row[columns[column]]).split())  # a tab or line break would end the field
+        if column == task.label_column:
+            return names[row["label"]] if names else str(row["label"])
+        return str(row["idx"]) if column == INDEX_COLUMNS[0] else ""
+
+    with replacing(path) as file:
+        if test or not task.headerless:
+            file.write("\t".join(header) + "\n")
+        for row in rows:
+            file.write("\t".join(field(row, column) for column in header) + "\n")
+    return path
