@@ -15,21 +15,22 @@ setup(
     packages=find_packages(include=["deebert", "deebert.*"]),
     py_modules=["run_glue_deebert"],
     python_requires=">=3.10",
-    install_requires=[
-        "torch>=2.6",
-        "transformers>=5.10,<6",
-        "accelerate>=1.10",
-        "numpy>=1.26",
-        "scikit-learn>=1.4",
-        "scipy>=1.11",
-        "tqdm>=4.60",
-        "tensorboardX>=2.6",
-        "matplotlib>=3.8",
-    ],
+    install_requires=["numpy>=1.26", "tokenizers>=0.20"],  # with [onnx] all that an exported model needs
     entry_points={"console_scripts": ["deebert = deebert.__main__:run"]},
     extras_require={
+        "train": [
+            "torch>=2.6",
+            "transformers>=5.10,<6",
+            "accelerate>=1.10",
+            "scikit-learn>=1.4",
+            "scipy>=1.11",
+            "tqdm>=4.60",
+            "tensorboardX>=2.6",
+            "matplotlib>=3.8",
+        ],
         "datasets": ["datasets>=3"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
-        "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+        "onnx": ["onnxruntime>=1.22"],
+        "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],  # with [train]
     },
 )

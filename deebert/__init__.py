@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from deebert.modeling.backbones import NAMES, module_of
+from deebert.utils.cli import missing_package
 from deebert.utils.import_hook import when_imported
 
 __version__ = "0.7.0"
@@ -23,7 +24,10 @@ def __getattr__(name: str):
     name = _OLD_NAMES.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"deebert.{name}: {missing_package(error)}") from error
 
 
 def __dir__() -> list[str]:

@@ -71,33 +71,39 @@ def make_model(folder: Path) -> None:
             write(folder / name, check(data, WEIGHTS_SHA256, name) if name == "model.safetensors" else data)
 
 
-def make_ratings(path: Path) -> None:
+def fetch_ratings(*names: str) -> list[bytes]:
+    """These files of ratings."""
     with tarfile.open(fileobj=io.BytesIO(download(SENTENCES, "--no-binary", "vaderSentiment"))) as outer:
         inner = outer.extractfile(INNER_ARCHIVE).read()
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        write(path, archive.extractfile(RATINGS).read())
+        return [archive.extractfile(name).read() for name in names]
 
 
-def read_ratings(path: Path) -> list[tuple[str, float]]:
+def read_ratings(data: bytes) -> list[tuple[str, float]]:
     """The sentences and their mean ratings from -4 to 4. Line: id, rating, sentence."""
-    text = path.read_bytes().decode("utf-8")
-    rows = (line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip())
+    rows = (line.rstrip("\r").split("\t") for line in data.decode("utf-8").split("\n") if line.strip())
     return [(" ".join(sentence.split()), float(rating)) for _, rating, sentence in rows]
+
+
+def unique_sentences(sentences: list[tuple[str, float]], seed: int) -> list[tuple[str, float]]:
+    """Shuffled, without neutral ones and those that occur twice, in any case."""
+    labelled = {}
+    for sentence, rating in sentences:
+        labelled.setdefault(sentence.casefold(), []).append((sentence, rating))
+    unique = [group[0] for group in labelled.values() if len(group) == 1 and group[0][1] != 0]
+    random.Random(seed).shuffle(unique)
+    return unique
 
 
 def split(
     sentences: list[tuple[str, float]], train: int, dev: int, seed: int
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """Two disjoint sets of (sentence, rating): neutral ones and those that occur twice, in any case, are left out."""
-    labelled = {}
-    for sentence, rating in sentences:
-        labelled.setdefault(sentence.casefold(), []).append((sentence, rating))
-    unique = [group[0] for group in labelled.values() if len(group) == 1 and group[0][1] != 0]
+    """Two disjoint sets of the `unique_sentences`."""
+    unique = unique_sentences(sentences, seed)
     if train < 1 or dev < 1:
         sys.exit(f"error: --train {train} and --dev {dev} have to be 1 or more")
     if train + dev > len(unique):
         sys.exit(f"error: --train {train} and --dev {dev} are more than the {len(unique)} sentences there are")
-    random.Random(seed).shuffle(unique)
     return unique[-train:], unique[:dev]  # from both ends: other sizes do not move sentences from one side to the other
 
 
@@ -124,8 +130,8 @@ def main() -> None:
         make_model(args.output_dir / "model")
     ratings = args.output_dir / "ratings.txt"
     if not ratings.exists():
-        make_ratings(ratings)
-    make_tasks(args.output_dir / "data", read_ratings(ratings), args.train, args.dev, args.seed)
+        write(ratings, *fetch_ratings(RATINGS))
+    make_tasks(args.output_dir / "data", read_ratings(ratings.read_bytes()), args.train, args.dev, args.seed)
 
 
 if __name__ == "__main__":

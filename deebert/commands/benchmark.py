@@ -103,7 +103,7 @@ def onnx_systems(model, features: Features, work: Path) -> list[System]:
 
 def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
     """A full graph in ONNX Runtime."""
-    session = open_session(path)
+    session = open_session(path, torch.get_num_threads())
     names = {each.name for each in session.get_inputs()}  # a model without token types may have no input for them
 
     def forward(batch: dict) -> SequenceClassifierOutput:
@@ -120,7 +120,7 @@ def early_systems(folder: str, model, work: Path, thresholds: Sequence[float]) -
     with traced_parts(model) as parts:
         for precision in ("fp32", "int8"):
             write_export(parts, model.config, tokenizer, work / precision, int8=precision == "int8")
-            runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision)
+            runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision, torch.get_num_threads())
     return [early_exit(runner, threshold, name) for name, runner in runners.items() for threshold in thresholds]
 
 

@@ -56,7 +56,9 @@ def main() -> None:
 
         from deebert.runtime.service import Limits, create_app
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is missing: pip install fastapi uvicorn prometheus-client") from None
+        raise InputError(
+            f"{error.name} is missing: pip install fastapi uvicorn prometheus-client, or 'deebert[serve]'"
+        ) from None
     classifier = Classifier(
         args.model, args.exit_threshold, args.max_seq_length, args.exit_rule, args.batch_size, args.audit
     )

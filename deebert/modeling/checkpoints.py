@@ -1,6 +1,5 @@
 """Loading and saving models with their tokenizers, with one clear line for whatever can be wrong with a checkpoint."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -16,19 +15,12 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from deebert.modeling.backbones import MODELS
-from deebert.modeling.config import HighwayConfig, check_fields, config_cutoffs
+from deebert.modeling.config import MANIFEST, check_fields, config_cutoffs
 from deebert.modeling.hub import check_exists
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.cli import InputError
 
-# what `deebert export` writes: the manifest is written last, so that a folder with one is complete
-MANIFEST, GRAPH, GRAPH_OF_0_6 = "deebert_onnx.json", "model.onnx", "layers.onnx"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
-GRAPH_FIELDS = (
-    *("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "type_vocab_size"),
-    *("max_position_embeddings", "pad_token_id", "num_labels", "problem_type"),
-)
-
 LAYER = re.compile(r"\.layers?\.(\d+)\.")
 MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 MOST_WORDS = 200  # characters of a library's message in ours
@@ -143,9 +135,14 @@ def max_tokens(config) -> int:
     return config.max_position_embeddings - (config.pad_token_id + 1 if config.positions_after_padding else 0)
 
 
-def is_exported(folder: str | Path) -> bool:
-    """Whether a folder holds a graph for ONNX Runtime rather than a PyTorch model."""
-    return Path(folder, MANIFEST).is_file() or Path(folder, GRAPH).is_file()
+def encoding_facts(config, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """How texts become a model's tokens: arguments of `TextEncoder`."""
+    return {
+        "max_tokens": max_tokens(config),
+        "pad_id": tokenizer.pad_token_id,
+        "has_token_types": "token_type_ids" in tokenizer.model_input_names and config.type_vocab_size > 1,
+        "truncation_side": tokenizer.truncation_side,
+    }
 
 
 def load_model(name_or_path: str, config, cache_dir: str | None = None):
@@ -212,24 +209,6 @@ def check_layers(name_or_path: str, config, names: Iterable[str], all_layers: bo
         raise InputError(
             f"{name_or_path}: weights of {layers} layers, but a config.json of {wanted}; set num_hidden_layers back"
         )
-
-
-def graph_facts(config) -> dict:
-    """What a graph is made with: an export's config.json must not say otherwise. Threshold and rule may change."""
-    free = ("exit_threshold", "exit_rule", "patience_tolerance", "exit_histogram")
-    own = [field.name for field in dataclasses.fields(HighwayConfig) if field.name not in free]
-    return {name: getattr(config, name) for name in (*GRAPH_FIELDS, *own)}
-
-
-def check_graph(folder: Path, manifest: dict, config) -> None:
-    """Raises InputError where an export's config.json differs from what its graph was made with."""
-    made_with = manifest["config"]
-    for name, value in graph_facts(config).items():
-        if made_with.get(name, value) != value:
-            raise InputError(
-                f"{folder / 'config.json'}: {name} is {value!r}, but the graph was made with {made_with[name]!r}; "
-                "set it back, or run deebert export again"
-            )
 
 
 def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

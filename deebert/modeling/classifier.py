@@ -8,32 +8,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
 from deebert.modeling.config import config_cutoffs, config_rule, has_several_labels, set_rule
-from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, first_exit_layer, run_with_exits
+from deebert.modeling.early_exit import (
+    ActiveBatch,
+    ExitedSamples,
+    ExitOutput,
+    output_of_all_exits,
+    run_with_exits,
+    token_lengths,
+)
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.modeling.first_token import needs_full_last_layer
-from deebert.modeling.off_ramps import OwnInit, classifier_dropout, is_off_ramp, mean_weights, token_lengths
+from deebert.modeling.off_ramps import OwnInit, classifier_dropout, is_off_ramp, mean_weights
 
 
 @dataclass
-class HighwayClassifierOutput(SequenceClassifierOutput):
-    """HF's classifier output (loss, logits (B, C), hidden_states, attentions) and what early exit adds.
-
-    exit_layer: (B,) the layer, from 1, at which each sample exited; 0: before the first layer.
-    entropy: (B,) of `logits`, in nats; where a sample may have several labels, the largest binary entropy of a label.
-    all_logits: (B, E, C) of every exit, the final classifier last; only if requested.
-    all_certainties: (B, E-1) of the learning-to-exit head, with all_logits, where the model has one.
-    """
-
-    exit_layer: torch.LongTensor | None = None
-    entropy: torch.FloatTensor | None = None
-    all_logits: torch.FloatTensor | None = None
-    all_certainties: torch.FloatTensor | None = None
+class HighwayClassifierOutput(ExitOutput, SequenceClassifierOutput):
+    """HF's classifier output (loss, logits, hidden_states, attentions) and what early exit adds, as tensors."""
 
 
 class HighwayClassifier(OwnInit):
@@ -137,10 +134,10 @@ class HighwayClassifier(OwnInit):
                 logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions
             )
         mask, exited = inputs["attention_mask"], ExitedSamples()
-        batch = ActiveBatch(index=torch.arange(0))
+        batch = ActiveBatch(index=np.arange(0))
 
         def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-            batch.index = torch.arange(len(hidden_states))
+            batch.index = np.arange(len(hidden_states))
             batch.hidden_states, batch.attention_mask = hidden_states, attention_mask
             batch.pooling_weights = self.pooling_weights(mask, can_exit)
             if can_exit:
@@ -178,8 +175,9 @@ class HighwayClassifier(OwnInit):
             outputs = self.base_model(**inputs, layer_loop=loop)
             final_logits = self._logits_of(outputs, pooling_weights)
         output = output_of_all_exits([*exits, (final_logits, None)], rule, cutoffs, self.config.exit_layers)
-        output.hidden_states, output.attentions = outputs.hidden_states, outputs.attentions
-        return output
+        return HighwayClassifierOutput(
+            **vars(output), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
     def _short_last_layer(self, outputs_requested: bool) -> list[Callable]:
         """What may take the last layer's place: one callable, or none where the backbone's own has to run."""
@@ -248,24 +246,3 @@ class HighwayClassifier(OwnInit):
 
 def _given(value) -> bool:
     return value is not None and value is not False
-
-
-def output_of_all_exits(
-    exits: Sequence[tuple[Tensor, Tensor | None]], rule: ExitRule, cutoffs: Sequence[float], exit_layers: range
-) -> HighwayClassifierOutput:
-    """The output that follows from every exit: where each sample would exit, and with which logits.
-
-    exits: of each, logits (B, C) and, but for the last, the certainty (B,) of a learning-to-exit head or None.
-    exit_layers: the layer of each exit.
-    """
-    all_logits = torch.stack([logits for logits, _ in exits], dim=1)
-    certainties = [certainty for _, certainty in exits[:-1] if certainty is not None]
-    all_certainties = torch.stack(certainties, dim=1) if certainties else None
-    with torch.no_grad():
-        exit_layer = first_exit_layer(rule.uncertainties(all_logits, all_certainties), cutoffs, exit_layers[0])
-    return HighwayClassifierOutput(
-        logits=all_logits[torch.arange(len(all_logits), device=all_logits.device), exit_layer - exit_layers[0]],
-        exit_layer=exit_layer,
-        all_logits=all_logits,
-        all_certainties=all_certainties,
-    )

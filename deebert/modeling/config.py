@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold
 
+MANIFEST = "deebert_onnx.json"  # beside the config.json of an export; written last, so that the export is complete
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
 SIZES += ("local_attention",)  # of ModernBERT
@@ -16,8 +17,8 @@ TEMPERATURES = (1e-3, 1e3)  # calibration.LIMITS lie within; outside logits over
 
 
 @dataclass(kw_only=True)
-class HighwayConfig:
-    """Mixin in front of an HF config. Checkpoints without these fields get the defaults, which are the paper's.
+class ExitFields:
+    """What early exit adds to a config. The defaults are the paper's.
 
     exit_threshold: a sample exits at the first off-ramp whose uncertainty (entropy in nats, unless exit_rule says
         otherwise) is below it. One number, or one for each off-ramp (one more is allowed and has no meaning).
@@ -35,13 +36,6 @@ class HighwayConfig:
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
-    # What is particular to a backbone; its config class says where it differs from BERT.
-    pre_norm: ClassVar[bool] = False  # a layer's output is not normalised, so that off-ramps have to do it
-    gated_mlp: ClassVar[bool] = False  # three matrices of hidden_size x intermediate_size in a layer, rather than two
-    positions_after_padding: ClassVar[bool] = False  # position numbers begin with pad_token_id + 1
-    first_token_only: ClassVar[bool] = True  # in evaluation the last layer is computed for the first token only
-
-    OF_0_5: ClassVar[tuple[str, ...]] = ("train_strategy", "distill", "distill_temperature")  # no longer stored here
 
     exit_threshold: float | list[float] = NO_EXIT
     exit_rule: str = "entropy"
@@ -59,6 +53,18 @@ class HighwayConfig:
         `exit_layers[i]` is the layer of exit i, `exit_layers.index(layer)` the exit of a layer.
         """
         return range(0 if self.exit_before_first_layer else 1, self.num_hidden_layers + 1)
+
+
+class HighwayConfig(ExitFields):
+    """Mixin in front of an HF config. Checkpoints without the fields of early exit get their defaults."""
+
+    # What is particular to a backbone; its config class says where it differs from BERT.
+    pre_norm: ClassVar[bool] = False  # a layer's output is not normalised, so that off-ramps have to do it
+    gated_mlp: ClassVar[bool] = False  # three matrices of hidden_size x intermediate_size in a layer, rather than two
+    positions_after_padding: ClassVar[bool] = False  # position numbers begin with pad_token_id + 1
+    first_token_only: ClassVar[bool] = True  # in evaluation the last layer is computed for the first token only
+
+    OF_0_5: ClassVar[tuple[str, ...]] = ("train_strategy", "distill", "distill_temperature")  # no longer stored here
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**{name: value for name, value in kwargs.items() if name not in self.OF_0_5})
@@ -92,7 +98,7 @@ def make_highway_config(config, config_class: type) -> None:
     for alias, name in HighwayConfig.ALIASES.items():
         if alias in vars(config):
             setattr(config, name, vars(config).pop(alias))
-    for field in dataclasses.fields(HighwayConfig):
+    for field in dataclasses.fields(ExitFields):
         if not hasattr(config, field.name):
             setattr(config, field.name, field.default)
     config.__class__ = config_class

@@ -4,7 +4,8 @@ After each off-ramp the rule computes an uncertainty; a sample exits at the firs
 the cut-off. Users set a threshold. For most rules it is the cut-off itself; patience converts a count into one. A
 threshold <= 0 disables exits.
 
-Shapes: B batch, E exits, of which E-1 are off-ramps, C labels; b <= B samples are still active.
+Arrays are tensors or, for exported models, numpy's. Shapes: B batch, E exits, of which E-1 are off-ramps, C labels;
+b <= B samples are still active.
 """
 
 import math
@@ -13,29 +14,30 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from deebert.utils.arrays import Array, at_least_float32, functions_of, two_largest
 
 NO_EXIT = -1.0  # the default threshold: no uncertainty is below it
+SMALLEST = 1.2e-38  # above the smallest normal float32
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Array) -> Array:
     """Entropy in nats of softmax(logits): (..., C) -> (...), in float32 or better.
 
     Finite for any finite logits (the original's exp overflows) and for logits of -inf; NaN logits give NaN.
     """
-    return torch.special.entr(probabilities(logits)).sum(dim=-1)  # entr(p) is -p ln p, and 0 at p = 0
+    p = probabilities(logits)
+    xp = functions_of(p)
+    return xp.sum(-p * xp.log(xp.clip(p, SMALLEST, None)), axis=-1)  # 0 at p = 0
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """softmax over the last dimension, in float32 or better.
-
-    torch.softmax starts PyTorch's threads even for a few numbers. Between runs of an ONNX graph, whose own threads
-    still hold the cores, it took 5 ms. What stands here starts none for so few.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    exponentials = torch.exp(logits - logits.amax(dim=-1, keepdim=True))  # finite for any finite logits
-    return exponentials / exponentials.sum(dim=-1, keepdim=True)
+def probabilities(logits: Array) -> Array:
+    """softmax over the last dimension, in float32 or better."""
+    logits = at_least_float32(logits)
+    xp = functions_of(logits)
+    exponentials = xp.exp(logits - xp.amax(logits, axis=-1, keepdims=True))  # finite for any finite logits
+    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
 
 
 def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
@@ -74,9 +76,7 @@ class ExitRule:
                 f"the exit rule {self.name} needs a model trained with it: there is no learning-to-exit head"
             )
 
-    def uncertainty(
-        self, logits: Tensor, certainty: Tensor | None, state: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def uncertainty(self, logits: Array, certainty: Array | None, state: Array | None) -> tuple[Array, Array | None]:
         """The uncertainty (b,) after one off-ramp, and the rule's state (b, ...) for the next one.
 
         logits: (b, C) of the off-ramp. certainty: (b,) of the learning-to-exit head, None without one.
@@ -85,20 +85,20 @@ class ExitRule:
         raise NotImplementedError
 
     def uncertainty_alone(
-        self, logits: Tensor, certainty: Tensor | None, state: Tensor | None
-    ) -> tuple[float, Tensor | None]:
+        self, logits: Array, certainty: Array | None, state: Array | None
+    ) -> tuple[float, Array | None]:
         """`uncertainty` of a single sample (b = 1), as a number. It leaves the device once."""
         uncertainty, state = self.uncertainty(logits, certainty, state)
         return uncertainty.item(), state
 
-    def uncertainties(self, all_logits: Tensor, certainties: Tensor | None = None) -> Tensor:
+    def uncertainties(self, all_logits: Array, certainties: Array | None = None) -> Array:
         """(B, E-1) of all off-ramps, from the logits (B, E, C) of all exits and the certainties (B, E-1), if any."""
         columns, state = [], None
         for i in range(all_logits.shape[1] - 1):
             certainty = None if certainties is None else certainties[:, i]
             column, state = self.uncertainty(all_logits[:, i], certainty, state)
             columns.append(column)
-        return torch.stack(columns, dim=1) if columns else all_logits.new_empty(len(all_logits), 0)
+        return functions_of(all_logits).stack(columns, axis=1) if columns else all_logits[:, :0, 0]
 
     def consults(self, cutoffs: Sequence[float], i: int) -> bool:
         """Whether off-ramp i, from 0, has to run: not where nothing can exit and no state needs it.
@@ -140,9 +140,9 @@ class ExitRule:
         """A threshold at which all samples exit at the first off-ramp."""
         return self.max_uncertainty + 0.001
 
-    def decision_margin(self, all_logits: Tensor, uncertainties: Tensor, cutoffs: Sequence[float]) -> Tensor:
+    def decision_margin(self, all_logits: Array, uncertainties: Array, cutoffs: Sequence[float]) -> Array:
         """(B, E-1) how far each decision is from its opposite: the rounding error that would turn it."""
-        return (uncertainties - torch.tensor(cutoffs)).abs()
+        return abs(uncertainties - functions_of(uncertainties).asarray(cutoffs))
 
 
 class ProbabilityRule(ExitRule):
@@ -206,7 +206,7 @@ class Confidence(ProbabilityRule):
     name = "confidence"
 
     def uncertainty(self, logits, certainty, state):
-        return 1 - probabilities(logits).amax(dim=-1), None
+        return 1 - functions_of(logits).amax(probabilities(logits), axis=-1), None
 
     def of_probabilities(self, probabilities: list[float]) -> float:
         return 1 - max(probabilities)
@@ -219,8 +219,8 @@ class Margin(ProbabilityRule):
 
     def uncertainty(self, logits, certainty, state):
         if self.num_labels == 1:
-            return torch.zeros_like(logits[..., 0]), None
-        first, second = probabilities(logits).topk(2, dim=-1).values.unbind(dim=-1)
+            return functions_of(logits).zeros_like(logits[..., 0]), None
+        first, second = two_largest(probabilities(logits))
         return 1 - (first - second), None
 
     def of_probabilities(self, probabilities: list[float]) -> float:
@@ -240,14 +240,15 @@ class Patience(ExitRule):
     stateful = True
 
     def uncertainty(self, logits, certainty, state):
-        prediction = logits[:, 0].float() if self.num_labels == 1 else logits.argmax(dim=-1).float()
+        xp = functions_of(logits)
+        prediction = at_least_float32(logits[:, 0] if self.num_labels == 1 else logits.argmax(axis=-1))
         if state is None:
-            count = torch.ones_like(prediction)
+            count = xp.ones_like(prediction)
         else:
-            before, count = state.unbind(dim=1)
-            same = (prediction - before).abs() <= self.tolerance if self.num_labels == 1 else prediction == before
-            count = torch.where(same, count + 1, 1)
-        return 1 / count, torch.stack([prediction, count], dim=1)
+            before, count = state[:, 0], state[:, 1]
+            same = abs(prediction - before) <= self.tolerance if self.num_labels == 1 else prediction == before
+            count = xp.where(same, count + 1, 1)
+        return 1 / count, xp.stack([prediction, count], axis=1)
 
     def cutoff(self, threshold: float) -> float:
         if threshold <= 0:
@@ -266,13 +267,15 @@ class Patience(ExitRule):
 
     def decision_margin(self, all_logits, uncertainties, cutoffs):
         """A decision turns where one of the predictions so far does."""
+        xp = functions_of(all_logits)
         if self.num_labels == 1:
-            steps = all_logits[:, :-1, 0].float().diff(dim=1).abs()
-            margins = torch.nn.functional.pad((steps - self.tolerance).abs(), (1, 0), value=math.inf)  # (B, E-1)
+            values = at_least_float32(all_logits[:, :-1, 0])
+            of_steps = abs(abs(xp.diff(values, axis=1)) - self.tolerance)
+            margins = xp.concatenate([xp.full_like(values[:, :1], math.inf), of_steps], axis=1)  # (B, E-1)
         else:
-            first, second = probabilities(all_logits[:, :-1]).topk(2, dim=-1).values.unbind(dim=-1)
+            first, second = two_largest(probabilities(all_logits[:, :-1]))
             margins = first - second
-        return margins.cummin(dim=1).values
+        return np.minimum.accumulate(margins, axis=1) if xp is np else margins.cummin(dim=1).values
 
 
 class Learned(ExitRule):
@@ -312,10 +315,11 @@ class EachLabel(ExitRule):
         return self.binary.max_uncertainty
 
     def uncertainty(self, logits, certainty, state):
-        state = None if state is None else state.flatten(0, 1)  # (b, C, ...) -> (b C, ...)
-        each, state = self.binary.uncertainty(binary_logits(logits).reshape(-1, 2), certainty, state)
         labels = logits.shape[-1]
-        return each.reshape(-1, labels).amax(dim=-1), None if state is None else state.unflatten(0, (-1, labels))
+        state = None if state is None else state.reshape(-1, *state.shape[2:])  # (b, C, ...) -> (b C, ...)
+        each, state = self.binary.uncertainty(binary_logits(logits).reshape(-1, 2), certainty, state)
+        state = None if state is None else state.reshape(-1, labels, *state.shape[1:])
+        return functions_of(logits).amax(each.reshape(-1, labels), axis=-1), state
 
     def cutoff(self, threshold: float) -> float:
         return self.binary.cutoff(threshold)
@@ -329,14 +333,15 @@ class EachLabel(ExitRule):
     def decision_margin(self, all_logits, uncertainties, cutoffs):
         if not self.stateful:
             return super().decision_margin(all_logits, uncertainties, cutoffs)
-        each = binary_logits(all_logits).transpose(1, 2)  # (B, C, N, 2)
-        margins = self.binary.decision_margin(each.flatten(0, 1), uncertainties, cutoffs)
-        return margins.unflatten(0, each.shape[:2]).amin(dim=1)
+        each = binary_logits(all_logits).swapaxes(1, 2)  # (B, C, N, 2)
+        margins = self.binary.decision_margin(each.reshape(-1, *each.shape[2:]), uncertainties, cutoffs)
+        return functions_of(margins).amin(margins.reshape(*each.shape[:2], -1), axis=1)
 
 
-def binary_logits(logits: Tensor) -> Tensor:
+def binary_logits(logits: Array) -> Array:
     """The logits (..., C) of labels that exclude no other, as those of C predictions of no and yes: (..., C, 2)."""
-    return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+    xp = functions_of(logits)
+    return xp.stack([xp.zeros_like(logits), logits], axis=-1)
 
 
 EXIT_RULES = {rule.name: rule for rule in (Entropy, NormalizedEntropy, Confidence, Margin, Patience, Learned)}
@@ -351,6 +356,6 @@ def make_rule(name: str, num_labels: int, tolerance: float = 0.5, several_labels
     return EXIT_RULES[name](num_labels, tolerance)
 
 
-def prediction_entropy(logits: Tensor, several_labels: bool) -> Tensor:
+def prediction_entropy(logits: Array, several_labels: bool) -> Array:
     """The entropy (...) in nats of logits (..., C); of several labels a sample the largest binary entropy."""
-    return entropy(binary_logits(logits)).amax(dim=-1) if several_labels else entropy(logits)
+    return functions_of(logits).amax(entropy(binary_logits(logits)), axis=-1) if several_labels else entropy(logits)

@@ -4,7 +4,7 @@ try:
     import deebert
 except ImportError as error:
     raise ImportError(
-        "this model needs the package deebert; install it from its repository (pip install . in a checkout)"
+        "this model needs the package deebert; install it from its repository (pip install '.[train]' in a checkout)"
     ) from error
 
 

@@ -93,14 +93,6 @@ def mean_weights(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def token_lengths(attention_mask: Tensor | None) -> Tensor | None:
-    """(B, T) mask -> (B,) on the CPU: the position of each sample's last token + 1. None for other masks."""
-    if attention_mask is None or attention_mask.dim() != 2:
-        return None
-    positions = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
-    return ((attention_mask != 0) * positions).amax(dim=1).cpu()
-
-
 class HighwayPooler(nn.Module):
     """BERT's pooler, dense + tanh: (B, H) -> (B, H)."""
 

@@ -12,14 +12,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from deebert.data.encoding import EncodedTexts
 from deebert.modeling.config import config_cutoffs
+from deebert.modeling.early_exit import float32_cutoffs
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.classifier import Classifier, Prediction
 from deebert.runtime.continuous_batching import ContinuousBatcher, layer_steps
-from deebert.runtime.encoding import EncodedTexts
+from deebert.utils.arrays import Array, to_numpy
 
 LONGEST_WAIT = 0.05  # seconds after which samples that wait at deep layers run, however few they are
 
@@ -85,7 +86,6 @@ class BatchingWorker:
             self.changed.notify()
         return request.future
 
-    @torch.inference_mode()
     def _run(self) -> None:
         self._new_batcher()
         last_flush = time.perf_counter()
@@ -116,15 +116,14 @@ class BatchingWorker:
         """Adds one batch. Its samples have numbers in the order in which they come in."""
         self.active |= dict(enumerate(batch, self.batcher.samples))
         encoded = EncodedTexts.joined([(request.encoded, row) for request, row in batch])
-        inputs = self.classifier.tensors(encoded.padded(range(len(batch))))
-        cutoffs = torch.tensor([request.cutoffs for request, _ in batch])
-        self.batcher.add(**inputs, cutoffs=cutoffs)
+        cutoffs = float32_cutoffs([request.cutoffs for request, _ in batch])
+        self.batcher.add(**encoded.padded(range(len(batch))), cutoffs=cutoffs)
 
-    def add(self, index: Tensor, logits: Tensor, layer: int) -> None:
+    def add(self, index: np.ndarray, logits: Array, layer: int) -> None:
         """Samples (b,) exit after this layer with logits (b, C): the batcher calls this. See `ExitedSamples.add`."""
         items = [self.active[number] for number in index.tolist()]
         truncated = [request.encoded.truncated[row] for request, row in items]
-        found = self.classifier.predictions(logits.float().cpu().numpy(), [layer] * len(items), truncated)
+        found = self.classifier.predictions(to_numpy(logits), [layer] * len(items), truncated)
         for number, (request, row), prediction in zip(index.tolist(), items, found, strict=True):
             request.predictions[row] = prediction
             del self.active[number]

@@ -4,25 +4,25 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from deebert.modeling.checkpoints import (
-    is_exported,
-    load_config,
-    load_model,
-    load_tokenizer,
-    max_tokens,
-    quiet_transformers,
-)
-from deebert.modeling.config import config_cutoffs, has_several_labels, known_exit_counts
+from deebert.data.encoding import EncodedTexts, TextEncoder
+from deebert.modeling.config import config_cutoffs, has_several_labels, known_exit_counts, set_rule
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
-from deebert.runtime.encoding import EncodedTexts, TextEncoder
+from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.runtime.watch import Watch
-from deebert.utils.cli import InputError
+from deebert.utils.arrays import to_numpy
+from deebert.utils.cli import InputError, missing_package
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from deebert.runtime.layer_runner import LayerRunner
 
 Threshold = float | Sequence[float] | None
 NO_THRESHOLD = (
@@ -69,27 +69,18 @@ class Classifier:
         audit: float = 0.0,
     ):
         self.arguments = (folder, exit_threshold, max_seq_length, exit_rule, batch_size, audit)
-        quiet_transformers()
-        config = load_config(folder)
-        if exit_rule is not None:
-            if exit_threshold is None:
-                raise InputError(f"--exit_rule {exit_rule}: give --exit_threshold, too; each rule has its own units")
-            config.exit_rule = exit_rule
-        tokenizer = load_tokenizer(folder)
-        self.encode = TextEncoder(
-            tokenizer.backend_tokenizer,
-            min(max_seq_length, max_tokens(config)),
-            tokenizer.pad_token_id,
-            "token_type_ids" in tokenizer.model_input_names and config.type_vocab_size > 1,
-            tokenizer.truncation_side,
-        )
+        if exit_rule is not None and exit_threshold is None:
+            raise InputError(f"--exit_rule {exit_rule}: give --exit_threshold, too; each rule has its own units")
         if is_exported(folder):
             self.model = OnnxDeeBert(folder)
+            tokenizer, encoding = read_tokenizer(Path(folder)), self.model.encoding
         else:
-            self.model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+            self.model, tokenizer, encoding = load_trained(folder, exit_rule)
+        self.encode = TextEncoder(tokenizer, **encoding | {"max_tokens": min(max_seq_length, encoding["max_tokens"])})
         if exit_threshold is not None:
+            config = self.model.config
             try:
-                self.model.set_exit_rule(config.exit_rule, exit_threshold)
+                set_rule(config, exit_rule or config.exit_rule, exit_threshold, self.model.has_certainty)
             except ValueError as error:
                 rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
                 raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
@@ -132,10 +123,6 @@ class Classifier:
         """Whether any text can exit before the last layer at the model's threshold."""
         return any(cutoff > 0 for cutoff in config_cutoffs(self.config)[1])
 
-    def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """A model's inputs on its device."""
-        return {name: torch.from_numpy(array).to(self.model.device) for name, array in inputs.items()}
-
     def predictions(
         self, logits: np.ndarray, exit_layers: Sequence[int], truncated: Sequence[bool]
     ) -> list[Prediction]:
@@ -165,15 +152,8 @@ class Classifier:
         if exit_threshold is None:
             raise ValueError(f"exit_rule {exit_rule}: give exit_threshold, too; each rule has its own units")
         rule, _ = config_cutoffs(self.config, exit_threshold, exit_rule)
-        rule.check_head(self.has_head)
+        rule.check_head(self.model.has_certainty)
         return {"exit_threshold": exit_threshold, "exit_rule": exit_rule}
-
-    @property
-    def has_head(self) -> bool:
-        """Whether the model has a learning-to-exit head."""
-        if isinstance(self.model, OnnxDeeBert):
-            return self.model.has_certainty
-        return self.model.base_model.encoder.learn_to_exit is not None
 
     def _classify(self, texts: Sequence[str | tuple[str, str]], run: Callable, options: dict) -> list[Prediction]:
         """run: (encoded texts, batches of their positions, options) -> logits and exit layers in the batches' order."""
@@ -192,15 +172,14 @@ class Classifier:
         return [by_row[row] for row in range(len(order))]
 
     def _run_batches(self, encoded: EncodedTexts, chunks: list[list[int]], options: dict) -> tuple[np.ndarray, list]:
-        with torch.inference_mode():
-            outputs = [self.model(**self.tensors(encoded.padded(chunk)), **options) for chunk in chunks]
-        logits = np.concatenate([output.logits.float().cpu().numpy() for output in outputs])
+        outputs = [self.model(**encoded.padded(chunk), **options) for chunk in chunks]
+        logits = np.concatenate([output.logits for output in outputs])
         return logits, [layer for output in outputs for layer in output.exit_layer.tolist()]
 
     def _run_stream(self, encoded: EncodedTexts, chunks: list[list[int]], options: dict) -> tuple[np.ndarray, list]:
-        batches = (self.tensors(encoded.padded(chunk)) for chunk in chunks)
+        batches = (encoded.padded(chunk) for chunk in chunks)
         output = classify_stream(self.model, batches, self.batch_size, **options)
-        return output.logits.float().cpu().numpy(), output.exit_layer.tolist()
+        return to_numpy(output.logits), output.exit_layer.tolist()
 
     def _run_audit(self, encoded: EncodedTexts, predictions: Mapping[int, Prediction]) -> None:
         """Runs the audited share through all layers; what already has gone through them cannot change."""
@@ -213,6 +192,34 @@ class Classifier:
             full = self.predictions(logits, layers, [False] * len(early))
             changed = sum(predictions[row].label != other.label for row, other in zip(early, full, strict=True))
         self.watch.record_audit(len(audited), changed)
+
+
+def load_trained(folder: str, exit_rule: str | None) -> tuple["LayerRunner", "Tokenizer", dict]:
+    """A trained model that is to exit by this rule, its tokenizer, and the arguments of `TextEncoder` for both.
+
+    Raises InputError, also where PyTorch or transformers are missing.
+    """
+    try:
+        import torch
+
+        from deebert.modeling.checkpoints import (
+            encoding_facts,
+            load_config,
+            load_model,
+            load_tokenizer,
+            quiet_transformers,
+        )
+        from deebert.runtime.layer_runner import LayerRunner
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{folder}: not exported for ONNX Runtime, so it needs more: {missing_package(error)}"
+        ) from None
+    quiet_transformers()
+    config = load_config(folder)
+    config.exit_rule = exit_rule or config.exit_rule
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return LayerRunner(model), tokenizer.backend_tokenizer, encoding_facts(config, tokenizer)
 
 
 def shares(logits: np.ndarray, several: bool) -> np.ndarray:

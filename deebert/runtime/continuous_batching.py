@@ -4,17 +4,38 @@ The name is that of serving systems for language models. It works for PyTorch mo
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.config import config_cutoffs, has_several_labels
-from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, let_exit
+from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, ExitOutput, let_exit, token_lengths
 from deebert.modeling.exit_rules import ExitRule, prediction_entropy
-from deebert.modeling.off_ramps import token_lengths
-from deebert.runtime.layer_runner import LayerRunner, LayerSteps
+from deebert.utils.arrays import Array, functions_of
+
+
+class LayerSteps(Protocol):
+    """What continuous batching needs of a model: a `LayerRunner` of a PyTorch model, or an `OnnxDeeBert`."""
+
+    def inputs(self, *given: Array | None) -> list[Array | None]:
+        """Arrays (b, T) of integers, of numpy or PyTorch, as the runtime takes them; None stays None."""
+
+    def step(
+        self,
+        i: int,
+        inputs: Array,
+        attention_mask: Array,
+        token_type_ids: Array | None = None,
+        consult: bool = True,
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Step i, from 0, and the exit after it.
+
+        inputs: input_ids (b, T) for the first step, for others the hidden states (b, T, H) of the previous step.
+        attention_mask: (b, T). token_type_ids: (b, T), of the first step only. consult: whether the exit runs too.
+
+        Returns hidden states (b, T, H), after the last step perhaps (b, 1, H); logits (b, C); and the certainty (b,) of
+        the learning-to-exit head or None. Without `consult` logits and certainty may be None.
+        """
 
 
 def joined(batches: Sequence[ActiveBatch]) -> ActiveBatch:
@@ -23,17 +44,17 @@ def joined(batches: Sequence[ActiveBatch]) -> ActiveBatch:
         return batches[0]
     states, cutoffs = [batch.rule_state for batch in batches], [batch.cutoffs for batch in batches]
     return ActiveBatch(
-        index=torch.cat([batch.index for batch in batches]),
-        lengths=torch.cat([batch.lengths for batch in batches]),
+        index=np.concatenate([batch.index for batch in batches]),
+        lengths=np.concatenate([batch.lengths for batch in batches]),
         hidden_states=stacked([batch.hidden_states for batch in batches]),
         attention_mask=stacked([batch.attention_mask for batch in batches]),
-        rule_state=None if states[0] is None else torch.cat(states),
-        cutoffs=None if cutoffs[0] is None else torch.cat(cutoffs),
+        rule_state=None if states[0] is None else functions_of(states[0]).concatenate(states),
+        cutoffs=None if cutoffs[0] is None else np.concatenate(cutoffs),
     )
 
 
-def stacked(parts: Sequence[Tensor] | Sequence[np.ndarray]) -> Tensor | np.ndarray:
-    """Tensors or arrays (b, T, ...) one after the other, with zeros up to the longest T."""
+def stacked(parts: Sequence[Array]) -> Array:
+    """Arrays (b, T, ...) one after the other, with zeros up to the longest T."""
     shape = (sum(map(len, parts)), max(part.shape[1] for part in parts), *parts[0].shape[2:])
     room = np.zeros(shape, parts[0].dtype) if isinstance(parts[0], np.ndarray) else parts[0].new_zeros(shape)
     start = 0
@@ -68,19 +89,19 @@ class ContinuousBatcher:
 
     def add(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        cutoffs: Tensor | None = None,
+        input_ids: Array,
+        attention_mask: Array,
+        token_type_ids: Array | None = None,
+        cutoffs: np.ndarray | None = None,
     ) -> None:
         """Runs a batch (b, T), b up to batch_size, and those that wait for it, as deep as they are large enough.
 
         cutoffs: (b, E-1) of these samples in place of the batcher's; then all batches need them.
         """
-        index = torch.arange(self.samples, self.samples + len(input_ids))
+        index = np.arange(self.samples, self.samples + len(input_ids))
         self.samples += len(input_ids)
-        batch = ActiveBatch(index, token_lengths(attention_mask), input_ids, attention_mask, cutoffs=cutoffs)
-        self._run(batch, 0, token_type_ids)
+        ids, mask, types = self.steps.inputs(input_ids, attention_mask, token_type_ids)
+        self._run(ActiveBatch(index, token_lengths(mask), ids, mask, cutoffs=cutoffs), 0, types)
 
     def flush(self) -> None:
         """Runs all that wait to the end."""
@@ -88,7 +109,7 @@ class ContinuousBatcher:
             if batches:
                 self._run(self._with_waiting(None, i), i, flushing=True)
 
-    def _run(self, batch: ActiveBatch, i: int, token_type_ids: Tensor | None = None, flushing: bool = False) -> None:
+    def _run(self, batch: ActiveBatch, i: int, token_type_ids: Array | None = None, flushing: bool = False) -> None:
         while len(batch):
             waiting = sum(map(len, self.waiting[i]))
             if i > 0 and not flushing and len(batch) + waiting < self.batch_size / 2:
@@ -103,7 +124,7 @@ class ContinuousBatcher:
         self.waiting[i].clear()
         return joined(batches)
 
-    def _step(self, batch: ActiveBatch, i: int, token_type_ids: Tensor | None) -> None:
+    def _step(self, batch: ActiveBatch, i: int, token_type_ids: Array | None) -> None:
         """Step i, from 0, and the exit after it, unless nothing can exit there."""
         last = i == len(self.cutoffs)
         consult = last or self._consults(batch, i)
@@ -127,31 +148,43 @@ class ContinuousBatcher:
 
 
 def layer_steps(model) -> LayerSteps:
-    """The steps of a PyTorch model in evaluation, or of an `OnnxDeeBert`."""
-    return model if hasattr(model, "step") else LayerRunner(model)
+    """The steps of a PyTorch model in evaluation; an `OnnxDeeBert` and a `LayerRunner` have them."""
+    if hasattr(model, "step"):
+        return model
+    from deebert.runtime.layer_runner import LayerRunner  # PyTorch is here, since its model is
+
+    return LayerRunner(model)
 
 
-@torch.inference_mode()
 def classify_stream(
     model,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Mapping[str, Array]],
     batch_size: int,
     exit_threshold: float | Sequence[float] | None = None,
     exit_rule: str | None = None,
-) -> HighwayClassifierOutput:
+) -> ExitOutput:
     """Classifies batches of input_ids, attention_mask and, perhaps, token_type_ids, all (b, T); b up to batch_size.
 
     model: a PyTorch model in evaluation, or an `OnnxDeeBert`. Batches that were joined may be larger than batch_size.
-    Returns logits and exit layers of all samples in the order of the input, the same as batch by batch. Raises
-    ValueError for thresholds that the model does not have, and where there are no batches.
+    Returns logits and exit layers of all samples in the order of the input, the same as batch by batch; arrays of the
+    kind in which the model computes, for tensors as input tensors. Raises ValueError for thresholds that the model does
+    not have, and where there are no batches.
     """
     rule, cutoffs = config_cutoffs(model.config, exit_threshold, exit_rule)
-    batcher = ContinuousBatcher(layer_steps(model), rule, cutoffs, model.config.exit_layers, batch_size)
+    batcher, as_arrays = (
+        ContinuousBatcher(layer_steps(model), rule, cutoffs, model.config.exit_layers, batch_size),
+        True,
+    )
     for batch in batches:
         batcher.add(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
+        as_arrays = isinstance(batch["input_ids"], np.ndarray)
     batcher.flush()
     if not batcher.samples:
         raise ValueError("there is nothing to classify")
     logits, exit_layer = batcher.exited.in_input_order()
-    nats = prediction_entropy(logits, has_several_labels(model.config))
-    return HighwayClassifierOutput(logits=logits, exit_layer=exit_layer, entropy=nats)
+    output = ExitOutput(logits, exit_layer, prediction_entropy(logits, has_several_labels(model.config)))
+    if as_arrays:
+        return output
+    from deebert.runtime.layer_runner import as_tensors
+
+    return as_tensors(output)

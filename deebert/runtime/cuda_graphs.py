@@ -19,9 +19,8 @@ from torch import Tensor
 from deebert.modeling.checkpoints import max_tokens
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.config import config_cutoffs, has_several_labels
-from deebert.modeling.early_exit import ActiveBatch, exits_now
+from deebert.modeling.early_exit import ActiveBatch, exits_now, token_lengths
 from deebert.modeling.exit_rules import ExitRule, prediction_entropy
-from deebert.modeling.off_ramps import token_lengths
 from deebert.runtime.layer_runner import LayerRunner
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -149,7 +148,7 @@ class GraphedDeeBert:
         if mask is None or (size == 1 and mask.is_cuda):  # the lengths on a GPU are not worth waiting for
             lengths = np.full(size, input_ids.shape[1])
         else:
-            lengths = token_lengths(mask).numpy()
+            lengths = token_lengths(mask)
         mask = torch.ones_like(input_ids) if mask is None else mask
         batch = SlottedBatch(np.arange(size), lengths, slots=np.arange(size))
         logits = torch.from_numpy(np.empty((size, self.config.num_labels), np.float32))

@@ -4,42 +4,40 @@ Step i, from 0, ends at exit i: it runs one layer, the first one the embeddings 
 first layer, step 0 is the embeddings alone. Shapes: b samples, T tokens, H hidden, C labels.
 """
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
 
-
-class LayerSteps(Protocol):
-    """What continuous batching needs of a model: a `LayerRunner` of a PyTorch model, or an `OnnxDeeBert`."""
-
-    def step(
-        self,
-        i: int,
-        inputs: Tensor | np.ndarray,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        consult: bool = True,
-    ) -> tuple[Tensor | np.ndarray, Tensor | None, Tensor | None]:
-        """Step i, from 0, and the exit after it.
-
-        inputs: input_ids (b, T) for the first step, for others the hidden states (b, T, H) of the previous step.
-        attention_mask: (b, T). token_type_ids: (b, T), of the first step only. consult: whether the exit runs too.
-
-        Returns hidden states (b, T, H), after the last step perhaps (b, 1, H); logits (b, C); and the certainty (b,) of
-        the learning-to-exit head or None. Without `consult` logits and certainty may be None.
-        """
+from deebert.modeling.classifier import HighwayClassifierOutput
+from deebert.modeling.early_exit import ExitOutput
+from deebert.utils.arrays import Array
 
 
 class LayerRunner:
     """The steps of a PyTorch model in evaluation, whose attention takes additive masks: eager or sdpa."""
 
     def __init__(self, model):
-        self.model, self.base = model, model.base_model
+        self.model, self.base, self.config = model, model.base_model, model.config
         self.blocks, self.off_ramps = self.base.encoder.blocks, self.base.encoder.off_ramps()
         self.last = len(self.blocks) - 1
 
+    @property
+    def has_certainty(self) -> bool:
+        """Whether there is a learning-to-exit head."""
+        return self.base.encoder.learn_to_exit is not None
+
+    @torch.inference_mode()
+    def __call__(self, **batch: np.ndarray | float | str) -> ExitOutput:
+        """Classifies a batch (B, T): the model's arguments, as arrays of numpy, to logits and exit layers likewise."""
+        given = {name: self.inputs(v)[0] if isinstance(v, np.ndarray) else v for name, v in batch.items()}
+        output = self.model(**given)
+        return ExitOutput(output.logits.float().cpu().numpy(), output.exit_layer.cpu().numpy())
+
+    def inputs(self, *given: Array | None) -> list[Tensor | None]:
+        """See `LayerSteps.inputs`."""
+        return [None if array is None else torch.as_tensor(array, device=self.model.device) for array in given]
+
+    @torch.inference_mode()
     def step(
         self,
         i: int,
@@ -74,3 +72,9 @@ class LayerRunner:
         if i == self.last:
             return self.model.final_logits(self.model.final_state(hidden, pooling_weights)), None
         return self.off_ramps[i](hidden, pooling_weights)
+
+
+def as_tensors(output: ExitOutput) -> HighwayClassifierOutput:
+    """An output as a PyTorch model gives it."""
+    given = {name: array for name, array in vars(output).items() if array is not None}
+    return HighwayClassifierOutput(**{name: torch.as_tensor(array) for name, array in given.items()})

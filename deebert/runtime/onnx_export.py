@@ -21,15 +21,14 @@ import torch
 from torch import Tensor, nn
 
 import deebert
-from deebert.modeling.checkpoints import GRAPH, GRAPH_OF_0_6, MANIFEST, graph_facts
-from deebert.modeling.config import config_rule
+from deebert.modeling.checkpoints import encoding_facts
+from deebert.modeling.config import MANIFEST, config_rule
+from deebert.runtime.exported import FORMAT, GRAPH, GRAPH_OF_0_6, graph_facts
 from deebert.runtime.layer_runner import LayerRunner
-from deebert.runtime.onnx_runtime import FORMAT
 from deebert.utils.cli import InputError
 from deebert.utils.files import make_folder
 
-SMALLEST = 1.2e-38  # above the smallest normal float32
-MISSING = "exporting needs more packages: pip install 'deebert[onnx]', or pip install onnx onnxruntime onnxscript"
+MISSING = "exporting needs more packages: pip install 'deebert[export]', or pip install onnx onnxruntime onnxscript"
 
 
 class MasksGraph(nn.Module):
@@ -124,16 +123,6 @@ def quiet_exporters() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def lean_operators() -> dict:
-    """Our own ONNX operators in place of torch's. -x ln x takes four of them; torch's translation takes nine."""
-    from onnxscript import opset18 as op
-
-    def entr(x):
-        return op.Neg(op.Mul(x, op.Log(op.Max(x, op.CastLike(SMALLEST, x)))))  # 0 at 0, NaN for NaN
-
-    return {torch.ops.aten.special_entr.default: entr}
-
-
 def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
     """Writes the graph of a module for these inputs, of any batch size and length."""
     any_size = torch.export.Dim.DYNAMIC
@@ -147,7 +136,6 @@ def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str],
             input_names=list(inputs),
             output_names=outputs,
             dynamic_shapes=shapes,
-            custom_translation_table=lean_operators(),
         )
         program.save(path)
 
@@ -233,9 +221,9 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
             "format": FORMAT,
             "deebert": deebert.__version__,
             "precision": "int8" if int8 else "fp32",
-            "layers": config.num_hidden_layers,
             "exit_rule": config.exit_rule,
             "config": graph_facts(config),
+            "encoding": encoding_facts(config, tokenizer),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for old in (MANIFEST, GRAPH_OF_0_6):

@@ -37,12 +37,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in REQUIREMENTS.split():
-            raise  # a fault of our own
-        print(
-            f"error: {error.name} is missing: activate your environment, or pip install -r requirements.txt",
-            file=sys.stderr,
-        )
+        print(f"error: {missing_package(error)}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -50,6 +45,16 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """What to do about a package that is not installed, as one line. Raises it where it is a fault of our own."""
+    if error.name is None or error.name.split(".")[0] not in REQUIREMENTS.split():
+        raise error
+    return (
+        f"{error.name} is missing: activate your environment, or pip install 'deebert[train]', "
+        "in a checkout pip install -r requirements.txt"
+    )
 
 
 def positive(text: str) -> int:

@@ -9,7 +9,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from tiny import tiny_config, tiny_model
 
 from deebert.modeling import checkpoints, hub
-from deebert.modeling.checkpoints import check_graph, graph_facts, load_config, load_model
+from deebert.modeling.checkpoints import load_config, load_model
+from deebert.runtime.exported import exported_config, graph_facts
 from deebert.utils.cli import InputError
 
 
@@ -112,10 +113,10 @@ def test_an_exports_config_must_be_what_its_graph_was_made_with(field, tmp_path)
     free = {"exit_threshold": 0.3, "exit_rule": "margin", "id2label": {"0": "bad", "1": "good"}}
     for changes, wrong in ((free, False), (GRAPH_CHANGES[field], True)):
         (tmp_path / "config.json").write_text(json.dumps(facts | changes))
-        config = load_config(str(tmp_path))
         if not wrong:
-            check_graph(tmp_path, manifest, config)
+            config = exported_config(tmp_path, manifest)
+            assert (config.exit_threshold, config.exit_rule, config.id2label) == (0.3, "margin", {0: "bad", 1: "good"})
             continue
         with pytest.raises(InputError, match=f"config.json: {field} is .*, but the graph was made with") as caught:
-            check_graph(tmp_path, manifest, config)
+            exported_config(tmp_path, manifest)
         assert "run deebert export again" in str(caught.value)

@@ -19,6 +19,7 @@ from deebert.evaluation.all_exits import AllExits, dense_thresholds
 from deebert.evaluation.results import SweepRow
 from deebert.evaluation.threshold_selection import SelectionTarget, choose
 from deebert.evaluation.timing import timed_sweep
+from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 
 LAYERS, TOLERANCE = 4, 0.3
@@ -239,3 +240,21 @@ def test_the_rule_of_a_model_can_be_changed_and_is_saved(tmp_path, backbone):
         with pytest.raises(ValueError, match=message):
             model.set_exit_rule(name, threshold)
     assert (model.config.exit_rule, model.config.exit_threshold) == ("patience", 2.0)
+
+
+@pytest.mark.parametrize(("labels", "several"), [(1, False), (2, False), (5, False), (3, True)])
+@pytest.mark.parametrize("name", EXIT_RULES)
+def test_arrays_of_numpy_and_tensors_exit_alike(name, labels, several):
+    rule, rng = make_rule(name, labels, several_labels=several), np.random.default_rng(0)
+    logits = rng.normal(size=(40, 5, labels)).astype(np.float32)
+    logits[:, 1:3] = logits[:, :1]  # so that off-ramps agree
+    logits[0], logits[1] = np.nan, 1e4 * np.sign(logits[1])
+    certainties = rng.uniform(size=(40, 4)).astype(np.float32)
+    cutoffs = [0.4, 1e300, 0.6, 0.5]
+    tensors = torch.from_numpy(logits), torch.from_numpy(certainties)
+    found, expected = rule.uncertainties(logits, certainties), rule.uncertainties(*tensors)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert first_exit_layer(found, cutoffs).tolist() == first_exit_layer(expected, cutoffs).tolist()
+    cutoffs[1] = 0.7  # a margin of 1e300 is infinite in float32 alone
+    margins = [rule.decision_margin(*given, cutoffs) for given in ((logits, found), (tensors[0], expected))]
+    np.testing.assert_allclose(*margins, atol=1e-5)

@@ -14,8 +14,8 @@ from tiny import BACKBONES, tiny_model, tiny_tokenizer
 
 import deebert
 from deebert import Classifier
+from deebert.data.encoding import TextEncoder
 from deebert.modeling.checkpoints import save_model, set_labels
-from deebert.runtime.encoding import TextEncoder
 from deebert.runtime.watch import ENOUGH, Watch, population_stability_index
 from deebert.utils.cli import InputError
 

@@ -1,0 +1,111 @@
+"""What an exported model says about itself, read without PyTorch and transformers.
+
+The manifest holds what the graph was made with and how texts become its tokens. config.json beside it holds what may be
+edited later: threshold, exit rule, names of labels.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from deebert.modeling.config import MANIFEST, ExitFields, check_fields, config_cutoffs
+from deebert.utils.cli import InputError
+
+FORMAT = 5  # raise it when OnnxDeeBert can no longer run the exports of before
+GRAPH, GRAPH_OF_0_6 = "model.onnx", "layers.onnx"
+EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "exit_histogram", "id2label")
+AGAIN = "run deebert export again"
+
+
+@dataclass(kw_only=True)
+class ExportedConfig(ExitFields):
+    """The config of an exported model: fields of transformers' config, by the names that all encoders have."""
+
+    model_type: str
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    type_vocab_size: int
+    max_position_embeddings: int
+    pad_token_id: int
+    num_labels: int
+    problem_type: str | None
+    gated_mlp: bool
+    first_token_only: bool
+    id2label: dict[int, str]
+
+
+def graph_facts(config) -> dict:
+    """What a graph is made with, from a model's config: all but what may be edited later."""
+    names = [field.name for field in fields(ExportedConfig) if field.name not in EDITABLE]
+    return {name: getattr(config, name) for name in names}
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether a folder holds a graph for ONNX Runtime rather than a PyTorch model."""
+    return Path(folder, MANIFEST).is_file() or Path(folder, GRAPH).is_file()
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of an export. Raises InputError where the folder is incomplete or of another version."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run deebert export")
+    manifest = read_json(folder / MANIFEST)
+    if not {"deebert", "format"} <= manifest.keys():
+        raise InputError(f"{folder / MANIFEST}: damaged; {AGAIN}")
+    if manifest["format"] != FORMAT:
+        raise InputError(
+            f"{folder}: exported by version {manifest['deebert']} (format {manifest['format']}, this one reads "
+            f"{FORMAT}); {AGAIN}"
+        )
+    if not {"precision", "exit_rule", "config", "encoding"} <= manifest.keys():
+        raise InputError(f"{folder / MANIFEST}: damaged; {AGAIN}")
+    for name in ("config.json", "tokenizer.json", GRAPH):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file; the export is incomplete, {AGAIN}")
+    return manifest
+
+
+def read_json(file: Path) -> dict:
+    """The object in a JSON file. Raises InputError."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: damaged; {AGAIN}")
+    return found
+
+
+def exported_config(folder: Path, manifest: dict) -> ExportedConfig:
+    """The config of an export. Raises InputError where config.json is damaged or differs from the graph's."""
+    file, made_with = folder / "config.json", manifest["config"]
+    stored = {ExitFields.ALIASES.get(name, name): value for name, value in read_json(file).items()}
+    labels = stored.get("id2label") or {i: f"LABEL_{i}" for i in range(made_with["num_labels"])}
+    for name, value in (stored | {"num_labels": len(labels)}).items():
+        if made_with.get(name, value) != value:
+            raise InputError(
+                f"{file}: {name} is {value!r}, but the graph was made with {made_with[name]!r}; set it back, or {AGAIN}"
+            )
+    edited = {name: stored[name] for name in EDITABLE if name in stored} | {"id2label": labels}
+    try:
+        config = ExportedConfig(**made_with, **edited)
+        check_fields(config)
+        config_cutoffs(config)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: {error}; correct it there") from None
+    config.id2label = {int(number): label for number, label in labels.items()}
+    return config
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of an export. Raises InputError."""
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library has no class of its own
+        raise InputError(f"{folder / 'tokenizer.json'}: no tokenizer that can be read ({error}); {AGAIN}") from None

@@ -1,0 +1,47 @@
+"""Arrays of numpy and tensors of PyTorch by the same lines, so that exported models run where there is no PyTorch.
+
+Most functions have one name in both, and those of PyTorch take numpy's `axis` and `keepdims`. What differs is here.
+"""
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array: TypeAlias = Union[np.ndarray, "Tensor"]
+
+
+def functions_of(array: Array) -> ModuleType:
+    """The module with the functions for this array: numpy or torch."""
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """An array of numpy with these values. Waits for the device of a tensor."""
+    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
+
+
+def like(array: np.ndarray, other: Array) -> Array:
+    """An array of numpy as what `other` is: a tensor on the same device, or as it is."""
+    if isinstance(other, np.ndarray):
+        return array
+    return functions_of(other).from_numpy(array).to(other.device)
+
+
+def at_least_float32(array: Array) -> Array:
+    """The values in float32, or in float64 if the array has it."""
+    xp = functions_of(array)
+    dtype = xp.promote_types(array.dtype, xp.float32)
+    return array.astype(dtype, copy=False) if xp is np else array.to(dtype)
+
+
+def two_largest(array: Array) -> tuple[Array, Array]:
+    """The largest and the second largest value along the last axis."""
+    if isinstance(array, np.ndarray):
+        ascending = np.sort(array, axis=-1)
+        return ascending[..., -1], ascending[..., -2]
+    return array.topk(2, dim=-1).values.unbind(dim=-1)

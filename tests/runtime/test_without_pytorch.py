@@ -1,0 +1,90 @@
+"""What an exported model needs: numpy, tokenizers and ONNX Runtime. It gives the same answers without PyTorch."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from saved import TEXTS
+from tiny import BACKBONES, tiny_config, tiny_tokenizer
+from transformers import AutoTokenizer
+
+from deebert import Classifier
+from deebert.data.encoding import TextEncoder
+from deebert.modeling.checkpoints import encoding_facts
+from deebert.runtime.exported import read_tokenizer
+
+CALLS = [{}, {"exit_threshold": 0.5}, {"exit_threshold": 0.5, "exit_rule": "margin"}]
+CALLS += [{"exit_threshold": 2, "exit_rule": "patience"}]
+
+PROGRAM = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in "torch transformers accelerate safetensors huggingface_hub scipy sklearn tqdm".split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import deebert
+from deebert.commands import predict, serve
+from deebert.runtime.batching_worker import BatchingWorker
+folder, texts, calls = json.loads(sys.argv[1])
+classify = deebert.Classifier(folder, batch_size=4)
+answers = []
+for options in calls:
+    for call in (classify, classify.stream):
+        answers.append([(p.label, p.exit_layer, p.probability) for p in call(texts, **options)])
+with BatchingWorker(classify) as worker:
+    found = worker.submit(classify.encode([(text,) for text in texts])).result()
+    answers.append([(p.label, p.exit_layer, p.probability) for p in found])
+lines = []
+for wrong in (lambda: deebert.DeeBertForSequenceClassification, lambda: deebert.Classifier("nowhere")):
+    try:
+        wrong()
+    except (ImportError, ValueError) as error:
+        lines.append(str(error))
+print(json.dumps([answers, lines]))
+"""
+
+
+def test_an_export_needs_no_pytorch(exports):
+    folder = str(exports["roberta"] / "export")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps([folder, TEXTS, CALLS])], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answers, lines = json.loads(done.stdout)
+    classify = Classifier(folder, batch_size=4)
+    expected = [call(TEXTS, **options) for options in CALLS for call in (classify, classify.stream)]
+    for found, predictions in zip(answers, [*expected, expected[0]], strict=True):
+        assert [(label, layer) for label, layer, _ in found] == [(p.label, p.exit_layer) for p in predictions]
+        assert [p for *_, p in found] == pytest.approx([p.probability for p in predictions], abs=1e-5)
+    assert len({layer for found in answers for _, layer, _ in found}) > 1
+    for line in lines:
+        assert re.search("(torch|transformers) is missing", line)
+        assert "pip install 'deebert[train]'" in line
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_saved_tokenizer_is_read_as_transformers_does(tmp_path, backbone, side):
+    tokenizer, rng = tiny_tokenizer(backbone), np.random.default_rng(0)
+    tokenizer.truncation_side = side
+    tokenizer.save_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    facts = encoding_facts(tiny_config(backbone), theirs)
+    assert facts["max_tokens"] == 66 - (2 if backbone == "roberta" else 0)
+    encode = TextEncoder(read_tokenizer(tmp_path), **facts | {"max_tokens": 12})
+    texts = [" ".join(rng.choice(["Good", "film", "xyz", "¿é", "."], rng.integers(0, 20))) for _ in range(30)]
+    for items in ([(text,) for text in texts], list(zip(texts, texts[::-1], strict=True))):
+        columns = [list(column) for column in zip(*items, strict=True)]
+        expected = theirs(*columns, truncation="longest_first", max_length=12, padding=True, return_tensors="np")
+        found = encode(items).padded(range(len(items)))
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+        assert found.keys() == dict(expected).keys()
