@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests."""
 
+import functools
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +12,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from exported import make_small_exports
+from helpers import once_for_all_workers
 from tiny import BACKBONES, sentences, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -27,6 +30,18 @@ def backbone(request) -> str:
 def no_user_cache(tmp_path_factory):
     """No fixture reads or fills the user's feature cache."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_table_of_operators():
+    """torch.onnx builds its table of operators anew for each graph: a third of the time that a tiny graph takes."""
+    from torch.onnx._internal.exporter import _registration
+
+    library = _registration.onnxscript_apis  # imported at the first use of an attribute
+    with pytest.MonkeyPatch.context() as patch:
+        make = functools.cache(lambda: type(library).__getattr__(library, "get_torchlib_ops")())
+        patch.setitem(vars(library), "get_torchlib_ops", make)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +87,9 @@ def tiny_data(tmp_path_factory) -> Path:
             lines = [f"{i}\t{text}\t{text}\t{names[(i + shift) % 3]}" for i, (text, _) in enumerate(rows)]
             write(f"MNLI/{name}.tsv", "index\tsentence1\tsentence2\tgold_label", lines)
     return root
+
+
+@pytest.fixture(scope="session")
+def small_exports(tmp_path_factory, tiny_data) -> Path:
+    """A folder with a model and what the command made of it, see `exported.make_small_exports`. Tests only read it."""
+    return once_for_all_workers(tmp_path_factory, "small_exports", lambda folder: make_small_exports(folder, tiny_data))

@@ -1,9 +1,20 @@
-"""The models of which the tests of the runtimes have an export each."""
+"""Models and their exports, which take seconds: tests share them."""
 
+import io
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 
+import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokenizer
+
+from deebert.commands import export
+from deebert.modeling.checkpoints import save_model
+from deebert.runtime import onnx_export
+from deebert.utils import cli
 
 CONFIGS = {  # between them: both backbones, two poolings, both heads, temperatures, an exit before the first layer
     "bert": {"highway_pooling": "mean", "exit_rule": "learned", "num_labels": 3},
@@ -32,3 +43,39 @@ def with_token_types(config, batch: dict, seed: int) -> dict:
     generator = torch.Generator().manual_seed(seed)
     types = torch.randint(config.type_vocab_size, batch["input_ids"].shape, generator=generator)
     return batch | {"token_type_ids": types}
+
+
+@contextmanager
+def parts_kept_in(folder: Path) -> Iterator[None]:
+    """The parts of a model's graph are traced into this folder, once for all exports of the model."""
+    trace = onnx_export.export_parts
+
+    def traced_once(model, parts: Path) -> None:
+        if not folder.exists():
+            trace(model, parts)
+            shutil.copytree(parts, folder)
+        shutil.copytree(folder, parts, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "export_parts", traced_once)
+        yield
+
+
+def run_export(*arguments) -> str:
+    """Runs the command and returns what it prints."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr("sys.argv", ["export", *map(str, arguments)])
+        cli.run(export.main)
+    return printed.getvalue()
+
+
+def make_small_exports(folder: Path, data: Path) -> None:
+    """A model of two layers in folder/model, exports of it, onnx, scored on a dev set, and int8; *.txt is what was
+    printed; and the parts of the graph."""
+    model = tiny_model("roberta", highway_pooling="mean", initializer_range=0.05, num_hidden_layers=2)
+    save_model(model, tiny_tokenizer("roberta"), folder / "model")
+    scored = ("--task_name", "SST-2", "--data_dir", data / "SST-2", "--max_seq_length", 32)
+    with parts_kept_in(folder / "parts"):
+        for name, more in (("onnx", scored), ("int8", ["--int8"])):
+            printed = run_export("--model", folder / "model", "--output", folder / name, *more)
+            (folder / f"{name}.txt").write_text(printed)

@@ -46,6 +46,18 @@ def script(name: str, folder, *arguments: str, **environment: str) -> subprocess
     )
 
 
+def started_by(name: str, folder: Path, *arguments: str, **environment: str) -> list[str]:
+    """The program that a script starts, and its arguments: a stand-in for Python prints them, and runs -c only."""
+    stand_in = folder / "python_stand_in"
+    stand_in.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    done = script(name, folder, *arguments, PYTHON=str(stand_in), **environment)
+    assert done.returncode == 0, done.stderr
+    unbuffered, *started = done.stdout.splitlines()
+    assert unbuffered == "-u"
+    return started
+
+
 def once_for_all_workers(tmp_path_factory, name: str, make) -> Path:
     """A folder that make(folder) fills, once for all processes of pytest-xdist. Tests only read it."""
     root = tmp_path_factory.getbasetemp()

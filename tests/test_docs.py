@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import sys
 from contextlib import redirect_stdout, suppress
 from io import StringIO
@@ -46,15 +47,13 @@ def prose(page: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory) -> Path:
+def quickstart(tmp_path_factory, small_exports) -> Path:
     """A folder in which the snippets find the quickstart's model, a tiny one, and an export of one still smaller."""
-    from deebert.runtime.onnx_export import export
-
     folder = tmp_path_factory.mktemp("docs")
     model, tokenizer = tiny_model("bert", num_hidden_layers=6), tiny_tokenizer("bert")
     model.save_pretrained(folder / "quickstart" / "saved_model")
     tokenizer.save_pretrained(folder / "quickstart" / "saved_model")
-    export(tiny_model("bert", num_hidden_layers=2), tokenizer, folder / "quickstart" / "onnx")
+    shutil.copytree(small_exports / "onnx", folder / "quickstart" / "onnx")
     return folder
 
 

@@ -106,8 +106,9 @@ def test_the_top_level_is_that_of_the_design():
     assert [name for name in sorted(top) if name not in [*TOP, "LICENSE"] and not name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("module", ["deebert", "deebert.evaluation.plotting", "deebert.commands.plot"])
-def test_figures_need_no_torch(module):
-    code = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
+def test_figures_need_neither_torch_nor_a_model():
+    code = "import sys, deebert, deebert.commands.plot, deebert.commands.results; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    modules = set(done.stdout.split())
+    assert "deebert.evaluation.plotting" in modules
+    assert not modules & {"torch", "transformers", "deebert.modeling.classifier", "deebert.data", "deebert.runtime"}

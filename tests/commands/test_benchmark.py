@@ -4,21 +4,19 @@ import csv
 from functools import partial
 
 import torch
-from tiny import tiny_model, tiny_tokenizer
+from exported import parts_kept_in
 
 from deebert.commands import benchmark
-from deebert.modeling.checkpoints import save_model
 from deebert.utils import cli
 
 
-def test_all_systems_side_by_side(tmp_path, tiny_data, monkeypatch, capsys):
-    model = tiny_model("roberta", highway_pooling="mean", num_hidden_layers=2)
-    save_model(model, tiny_tokenizer("roberta"), tmp_path / "model")
-    argv = f"benchmark --model {tmp_path}/model --task_name SST-2 --data_dir {tiny_data}/SST-2"
+def test_all_systems_side_by_side(tmp_path, tiny_data, small_exports, monkeypatch, capsys):
+    argv = f"benchmark --model {small_exports}/model --task_name SST-2 --data_dir {tiny_data}/SST-2"
     argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 --exit_threshold 0.693"
     monkeypatch.setattr("sys.argv", argv.split())
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # its own takes a minute
-    cli.run(benchmark.main)
+    with parts_kept_in(small_exports / "parts"):
+        cli.run(benchmark.main)
     printed = capsys.readouterr().out
     assert "12 samples" in printed
     assert "full model, ONNX Runtime int8, ms a text: torch.export" in printed

@@ -1,16 +1,14 @@
 """The export command; predictions from its folder; and a folder that is not a whole export gets one clear line."""
 
-import io
 import json
 import shutil
-from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
-from helpers import once_for_all_workers
+from exported import run_export
 from tiny import random_batch, tiny_model, tiny_tokenizer
 
-from deebert.commands import export, predict
+from deebert.commands import predict
 from deebert.modeling.checkpoints import save_model
 from deebert.modeling.config import MANIFEST
 from deebert.runtime.onnx_runtime import OnnxDeeBert
@@ -18,39 +16,16 @@ from deebert.utils import cli
 from deebert.utils.cli import InputError
 
 
-def run(*arguments) -> str:
-    """Runs the command and returns what it prints."""
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr("sys.argv", ["export", *map(str, arguments)])
-        cli.run(export.main)
-    return printed.getvalue()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory, tiny_data):
-    """A folder with a model and two exports, onnx, scored on a dev set, and int8; *.txt is what was printed."""
-
-    def make(folder) -> None:
-        model = tiny_model("roberta", highway_pooling="mean", initializer_range=0.05, num_hidden_layers=2)
-        save_model(model, tiny_tokenizer("roberta"), folder / "model")
-        data = ("--task_name", "SST-2", "--data_dir", tiny_data / "SST-2", "--max_seq_length", 32)
-        for name, more in (("onnx", data), ("int8", ["--int8"])):
-            printed = run("--model", folder / "model", "--output", folder / name, *more)
-            (folder / f"{name}.txt").write_text(printed)
-
-    return once_for_all_workers(tmp_path_factory, "exported", make)
-
-
-def test_the_command_says_how_the_export_compares(exported):
-    printed = (exported / "onnx.txt").read_text()
+def test_the_command_says_how_the_export_compares(small_exports):
+    printed = (small_exports / "onnx.txt").read_text()
     assert "2 layers:" in printed
     assert "(+0.00 points)" in printed
     assert "same label at each exit: 100.0 100.0 %" in printed
-    assert "not measured" in (exported / "int8.txt").read_text()
-    assert not [path for path in exported.glob("*/*") if path.name.startswith(".")]
+    assert "not measured" in (small_exports / "int8.txt").read_text()
+    assert not [path for path in small_exports.glob("*/*") if path.name.startswith(".")]
 
 
-def test_predictions_of_model_and_export_are_the_same(tmp_path, exported, monkeypatch, capsys):
+def test_predictions_of_model_and_export_are_the_same(tmp_path, small_exports, monkeypatch, capsys):
     texts = tmp_path / "texts.txt"
     texts.write_text("a good film\nbad\nthe plot was so very very dull and awful\nfine\nnot a lovely scene\n")
     outputs = []
@@ -60,7 +35,7 @@ def test_predictions_of_model_and_export_are_the_same(tmp_path, exported, monkey
         ("model", ["--continuous_batching"]),
         ("onnx", ["--continuous_batching"]),
     ):
-        argv = ["predict", "--model", str(exported / folder), "--file", str(texts), "--batch_size", "2"]
+        argv = ["predict", "--model", str(small_exports / folder), "--file", str(texts), "--batch_size", "2"]
         monkeypatch.setattr("sys.argv", [*argv, "--exit_threshold", "0.55", *more])
         cli.run(predict.main)
         outputs.append([line.split("\t") for line in capsys.readouterr().out.splitlines()])
@@ -70,8 +45,8 @@ def test_predictions_of_model_and_export_are_the_same(tmp_path, exported, monkey
         np.testing.assert_allclose([float(x[1]) for x in other], [float(x[1]) for x in outputs[0]], atol=2e-4)
 
 
-def test_int8_is_smaller_and_near(exported):
-    folders = [exported / name for name in ("onnx", "int8")]
+def test_int8_is_smaller_and_near(small_exports):
+    folders = [small_exports / name for name in ("onnx", "int8")]
     full, small = (OnnxDeeBert(folder) for folder in folders)
     assert (full.precision, small.precision) == ("fp32", "int8")
     batch = random_batch(full.config, [4, 9, 12])
@@ -81,8 +56,8 @@ def test_int8_is_smaller_and_near(exported):
     assert sizes[1] < sizes[0]
 
 
-def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, exported):
-    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, small_exports):
+    shutil.copytree(small_exports, tmp_path, dirs_exist_ok=True)
     manifest = tmp_path / "onnx" / MANIFEST
     graph = tmp_path / "onnx/model.onnx"
     whole = graph.read_bytes()
@@ -134,6 +109,6 @@ def test_bad_arguments_write_nothing(tmp_path, arguments, message, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     save_model(tiny_model("bert", num_hidden_layers=2), tiny_tokenizer("bert"), tmp_path / "model")
     with pytest.raises(SystemExit):
-        run("--model", "model", *arguments)
+        run_export("--model", "model", *arguments)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "onnx").exists()

@@ -1,7 +1,6 @@
 """Comparing settings: the numbers of the table, and resuming an interrupted comparison."""
 
 import csv
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 import compare
 import numpy as np
 import pytest
-from helpers import ROOT, script, simulated, with_costs
+from helpers import ROOT, simulated, with_costs
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS
@@ -234,15 +233,14 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, m
             compare_all(*flags)
 
 
-def test_script_passes_on_the_error_line(tmp_path, tiny_data):
-    settings = tmp_path / "settings.txt"
-    settings.write_text("mine: --highway_pooling last\n")
-    done = script(
-        "compare.sh",
-        tmp_path,
-        PATH_TO_DATA=str(tiny_data),
-        SETTINGS=str(settings),
-        OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
-    )
-    assert done.returncode == 2
-    assert "invalid choice: 'last'" in done.stderr
+def test_a_setting_with_a_wrong_flag_gets_one_line(tmp_path, tiny_data, monkeypatch, capsys):
+    (tmp_path / "settings.txt").write_text("mine: --highway_pooling last\n")
+    argv = f"compare.py --settings {tmp_path}/settings.txt --seeds 1 --comparison_dir {tmp_path}/compared "
+    argv += f"--model_type bert --model_name_or_path x --task_name SST-2 --data_dir {tiny_data}/SST-2"
+    monkeypatch.setattr("sys.argv", argv.split())
+    with pytest.raises(SystemExit) as error:
+        cli.run(compare.main)
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert "invalid choice: 'last'" in message
+    assert message.count("\n") == 1

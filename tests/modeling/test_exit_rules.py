@@ -80,7 +80,7 @@ def test_a_single_sample_has_the_uncertainty_that_it_has_in_a_batch(name, data, 
     assert alone == pytest.approx(expected.item(), abs=1e-6, nan_ok=True)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     backbone=st.sampled_from(BACKBONES),
     case=st.sampled_from(CASES),

@@ -1,12 +1,11 @@
 """Exports take seconds: the tests of all runtimes share them."""
 
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
-from exported import model_to_export
+from exported import model_to_export, parts_kept_in
 from helpers import once_for_all_workers
 from tiny import BACKBONES, tiny_tokenizer
 
@@ -16,14 +15,7 @@ from deebert.runtime.onnx_runtime import OnnxDeeBert
 
 def export_and_keep_parts(backbone: str, folder: Path) -> None:
     """Exports a backbone's model to folder/export; the parts of its graph go to folder/parts."""
-    export_parts = onnx_export.export_parts
-
-    def kept(model, parts, *more, **options):
-        export_parts(model, parts, *more, **options)
-        shutil.copytree(parts, folder / "parts")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "export_parts", kept)
+    with parts_kept_in(folder / "parts"):
         onnx_export.export(model_to_export(backbone), tiny_tokenizer(backbone), folder / "export")
 
 

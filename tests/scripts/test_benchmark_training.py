@@ -8,9 +8,10 @@ from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
 import benchmark_training
+import compare
 import pytest
 import torch
-from helpers import script
+from helpers import ROOT, started_by
 from tiny import tiny_model, tiny_tokenizer
 
 from deebert.modeling.checkpoints import save_model
@@ -73,12 +74,15 @@ def test_the_tables_have_a_row_for_each_system(argv, monkeypatch, capsys):
     assert all("±" in cell for line in lines[10:] for cell in line[1:3])
 
 
-def test_several_seeds_give_one_table(tmp_path, tiny_data, tiny_checkpoints):
+def test_several_seeds_give_one_table(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
     settings = {"PATH_TO_DATA": str(tiny_data), "DATASET": "SST-2", "MODEL_NAME": str(tiny_checkpoints["bert"])}
     flags = "--seeds 3 4 --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --no_cuda"
-    done = script("seeds.sh", tmp_path, *flags.split(), **settings, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    *_, row = (line for line in done.stdout.splitlines() if line.startswith("| as given |"))
+    started = started_by("seeds.sh", tmp_path, *flags.split(), **settings)
+    assert started[0] == str(ROOT / "scripts/compare.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", started)
+    cli.run(compare.main)
+    *_, row = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| as given |"))
     assert row.count("±") == 6
     assert (tmp_path / "seeds/SST-2/comparison.png").is_file()
     assert {path.name for path in (tmp_path / "seeds/SST-2/runs/as_given").iterdir()} == {"seed3", "seed4"}

@@ -4,10 +4,14 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import script
+from helpers import ROOT, script, started_by
+
+import run_glue_deebert
 
 
-def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints):
+def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints, monkeypatch):
+    """The second and the third start the driver here: a process of its own would only take seconds more."""
+    monkeypatch.chdir(tmp_path)
     settings = {
         "PATH_TO_DATA": str(tiny_data),
         "DATASET": "MRPC",
@@ -16,24 +20,45 @@ def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints
         "EPOCHS": "1",
         "OMP_NUM_THREADS": "1",
     }
-    steps = [
-        ("train_deebert.sh", "--learning_rate", "1e-3", "--max_seq_length", "32"),
-        ("eval_deebert.sh", "--max_seq_length", "32"),
-        ("entropy_eval.sh", "--max_seq_length", "32"),
-        ("plot_results.sh",),
-    ]
-    for name, *arguments in steps:
-        done = script(name, tmp_path, *arguments, **settings, ENTROPIES="0 0.5")
-        assert done.returncode == 0, done.stderr
+    flags = ("--max_seq_length", "32")
+    done = script("train_deebert.sh", tmp_path, "--learning_rate", "1e-3", *flags, **settings)
+    assert done.returncode == 0, done.stderr
+    for name in ("eval_deebert.sh", "entropy_eval.sh"):
+        program, *arguments = started_by(name, tmp_path, *flags, **settings, ENTROPIES="0 0.5")
+        assert program == str(ROOT / "run_glue_deebert.py")
+        run_glue_deebert.main(arguments)
+    done = script("plot_results.sh", tmp_path, **settings)
+    assert done.returncode == 0, done.stderr
     model, results = "saved_models/bert-tiny/MRPC/two_stage", tmp_path / "results/saved_models/bert-tiny/MRPC/two_stage"
     assert (tmp_path / model / "model.safetensors").is_file()
     assert np.load(results / "each_layer.npy").shape == (4,)
     assert {path.name for path in results.glob("entropy_*.npy")} == {"entropy_0.0.npy", "entropy_0.5.npy"}
     assert len(list(results.glob("*.png"))) == len(list(results.glob("*.pdf"))) == 4
 
-    again = script("train_deebert.sh", tmp_path, "--max_seq_length", "32", **settings)
-    assert again.returncode == 2
-    assert "the folder is not empty" in again.stderr
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("train_deebert.sh", "run_glue_deebert.py"),
+        ("eval_deebert.sh", "run_glue_deebert.py"),
+        ("entropy_eval.sh", "run_glue_deebert.py"),
+        ("compare.sh", "scripts/compare.py"),
+        ("seeds.sh", "scripts/compare.py"),
+    ],
+)
+def test_the_error_line_and_status_are_passed_on(tmp_path, tiny_data, name, program):
+    """A stand-in for Python fails as programs do that get bad arguments."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\n'
+        f'[ "$2" = {ROOT}/{program} ] && echo "error: --highway_pooling last" >&2 && exit 2\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    settings = {"PATH_TO_DATA": str(tiny_data), "DATASET": "SST-2", "OUTPUT_DIR": "model", "PYTHON": str(python)}
+    done = script(name, tmp_path, "--highway_pooling", "last", **settings)
+    assert (done.returncode, done.stderr) == (2, "error: --highway_pooling last\n")
 
 
 @pytest.mark.parametrize(
