@@ -1,6 +1,5 @@
 """What happens between the steps of a training: scalars for TensorBoard, dev scores, the best weights, checkpoints."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from deebert.modeling.checkpoints import save_model
 from deebert.training.checkpointing import checkpoint_folder, keep_newest, write_checkpoint
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
+from deebert.utils.files import remove_folder
 
 
 class Monitor:
@@ -75,7 +75,7 @@ class Monitor:
         """Deletes weights that are no longer the best, unless the newest checkpoint needs them when it is resumed."""
         for folder in self.output_dir.glob("best-stage*"):
             if folder not in (self.best_folder(training), self.best_in_last_checkpoint):
-                shutil.rmtree(folder)
+                remove_folder(folder)
 
     def save(self, training: StageTraining) -> None:
         """Writes a checkpoint, and deletes what --save_total_limit no longer allows."""

@@ -20,6 +20,7 @@ from deebert.modeling.config import HighwayConfig, check_fields, config_cutoffs
 from deebert.modeling.hub import check_exists
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.cli import InputError
+from deebert.utils.files import sync
 
 # what `deebert export` writes: the manifest is written last, so that a folder with one is complete
 MANIFEST, GRAPH, GRAPH_OF_0_6 = "deebert_onnx.json", "model.onnx", "layers.onnx"
@@ -129,6 +130,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The checkpoint's fast tokenizer. do_lower_case forces what an uncased checkpoint does by itself."""
     options, folder = {"do_lower_case": True} if do_lower_case else {}, Path(name_or_path)
+    check_exists(name_or_path, cache_dir, "tokenizer_config.json")
     if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would invent one
     fix = "copy the tokenizer's files from the model that was trained"
@@ -238,14 +240,23 @@ def check_graph(folder: Path, manifest: dict, config) -> None:
 
 
 def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes model and tokenizer into a temporary folder, then renames the files into place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        # config.json last: where it is, the scripts take the model to be there
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(partial)
+    """Writes model and tokenizer into a temporary folder, then renames the files into place. Raises InputError."""
+    with one_line(f"{folder}: the model cannot be written", "make room on the disk, or choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(mkdtemp(prefix=".saving-", dir=folder))
+        try:
+            write_model(model, tokenizer, partial)
+            files = list(partial.iterdir())
+            sync(files)
+            # where config.json is, the scripts take the model to be there: so it goes first and comes last
+            (folder / "config.json").unlink(missing_ok=True)
+            for file in sorted(files, key=lambda file: file.name == "config.json"):
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(partial)
+
+
+def write_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes model and tokenizer into a folder that no one reads yet."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
