@@ -1,5 +1,6 @@
 """The real driver as a process of its own. It is forked from this one, with all imports done: that is cheap."""
 
+import itertools
 import multiprocessing
 import os
 import runpy
@@ -13,11 +14,14 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 from helpers import ROOT
 
+import run_glue_deebert  # noqa: F401  the processes have imported it, too
+
 SECONDS = 120
+NUMBERS = itertools.count(1)
 
 
 class DriverProcess:
-    """run_glue_deebert.py with these arguments, begun in the folder. Its output goes to folder/log.
+    """run_glue_deebert.py with these arguments, begun in the folder. Its output goes to a file there.
 
     before: called in the new process first. environment: what torchrun sets, for one of several processes.
     """
@@ -30,13 +34,14 @@ class DriverProcess:
         environment: dict[str, str] | None = None,
     ):
         self.folder, self.argv, self.before, self.environment = folder, argv, before, environment or {}
+        self.file = folder / f"log{next(NUMBERS)}"
         self.process = multiprocessing.get_context("fork").Process(target=self.run)
         self.process.start()
 
     def run(self) -> None:
         os.chdir(self.folder)
         os.environ.update(self.environment)
-        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(log, number)
             setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
@@ -73,7 +78,7 @@ class DriverProcess:
 
     @property
     def log(self) -> str:
-        return (self.folder / "log").read_text()
+        return self.file.read_text() if self.file.exists() else ""
 
 
 def start(folder: Path, argv: Sequence[str], processes: int, before=lambda: None) -> list[DriverProcess]:
