@@ -18,6 +18,9 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)  
 hypothesis.settings.load_profile("tests")
 
 
+pytest_plugins = ["hostile_table"]
+
+
 def pytest_addoption(parser):
     parser.addoption("--faults", type=int, metavar="N", help="only tests/faults, with N kills")
 

@@ -1,12 +1,12 @@
 """The real driver as a process of its own. It is forked from this one, with all imports done: that is cheap."""
 
-import itertools
 import multiprocessing
 import os
 import runpy
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +17,10 @@ from helpers import ROOT
 import run_glue_deebert  # noqa: F401  the processes have imported it, too
 
 SECONDS = 120
-NUMBERS = itertools.count(1)
 
 
 class DriverProcess:
-    """run_glue_deebert.py with these arguments, begun in the folder. Its output goes to a file there.
+    """run_glue_deebert.py with these arguments, begun in the folder. Its output goes to a temporary file.
 
     before: called in the new process first. environment: what torchrun sets, for one of several processes.
     """
@@ -34,16 +33,15 @@ class DriverProcess:
         environment: dict[str, str] | None = None,
     ):
         self.folder, self.argv, self.before, self.environment = folder, argv, before, environment or {}
-        self.file = folder / f"log{next(NUMBERS)}"
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115  not in the folder, whose disk may be full
         self.process = multiprocessing.get_context("fork").Process(target=self.run)
         self.process.start()
 
     def run(self) -> None:
         os.chdir(self.folder)
         os.environ.update(self.environment)
-        log = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(log, number)
+            os.dup2(self.output.fileno(), number)
             setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
         AcceleratorState._reset_state(reset_partial_state=True)  # of tests before this one
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -78,7 +76,7 @@ class DriverProcess:
 
     @property
     def log(self) -> str:
-        return self.file.read_text() if self.file.exists() else ""
+        return os.pread(self.output.fileno(), 1 << 24, 0).decode()
 
 
 def start(folder: Path, argv: Sequence[str], processes: int, before=lambda: None) -> list[DriverProcess]:

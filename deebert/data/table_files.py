@@ -116,7 +116,8 @@ def _read_json_lines(path: Path) -> Table:
             continue
         try:
             values = json.loads(text)
-        except ValueError as error:
+            json.dumps(values, ensure_ascii=False).encode()  # no half of a surrogate pair
+        except (RecursionError, ValueError) as error:
             raise InputError(f"{path}, line {line}: not JSON ({error}); each line has to be an object") from None
         if not isinstance(values, dict):
             raise InputError(f'{path}, line {line}: not an object, such as {{"text": "...", "label": "..."}}')

@@ -12,7 +12,7 @@ from deebert.data.tasks import eval_splits
 from deebert.evaluation.all_exits import layer_scores
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.dev_sets import DevSets
-from deebert.modeling.checkpoints import save_model
+from deebert.modeling.checkpoints import one_line, save_model
 from deebert.training.checkpointing import checkpoint_folder, keep_newest, write_checkpoint
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
@@ -37,6 +37,7 @@ class Monitor:
         if self.args.evaluate_during_training:
             scalars = scalars | self.dev_scores(training)
         if self.writer is not None:
+            self.flush()
             for name, value in scalars.items():
                 self.writer.add_scalar(f"stage{training.stage}/{name}", value, training.steps)
 
@@ -79,8 +80,7 @@ class Monitor:
 
     def save(self, training: StageTraining) -> None:
         """Writes a checkpoint, and deletes what --save_total_limit no longer allows."""
-        if self.writer is not None:
-            self.writer.flush()  # a training that is resumed here does not write these scalars again
+        self.flush()  # a training that is resumed here does not write these scalars again
         last_stage = training.stage == len(STRATEGIES[self.args.train_strategy])
         if last_stage and training.steps == training.total and self.args.save_steps <= 0:
             return  # the finished model is saved next
@@ -103,6 +103,13 @@ class Monitor:
             flush=True,
         )
 
+    def flush(self) -> None:
+        """Writes the scalars to the disk. Where it is full, the writer's own thread would end without a word."""
+        if self.writer is not None:
+            with one_line(f"{self.writer.logdir}: no scalars can be written", "make room, then --resume goes on"):
+                self.writer.flush()
+
     def close(self) -> None:
+        self.flush()
         if self.writer is not None:
             self.writer.close()

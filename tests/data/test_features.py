@@ -150,6 +150,7 @@ def test_an_unwritable_cache_is_no_error(tiny_data, tokenizer, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign", "shorter", "pickle"])
+@pytest.mark.hostile("feature cache", "tokenized again")
 def test_a_damaged_cache_file_costs_only_time(tiny_data, tokenizer, damage):
     expected = load(tiny_data, tokenizer)
     path = features.cache_dir() / cached()[0]

@@ -71,6 +71,7 @@ def test_test_files_have_no_labels_and_cola_then_has_a_header(tmp_path):
         ("SST-2", "", r"dev.tsv, line 1: no column 'sentence', 'label'; the file has none"),
     ],
 )
+@pytest.mark.hostile("GLUE file", "one line")
 def test_bad_files_are_reported_with_file_and_line(tmp_path, task, text, message):
     with pytest.raises(InputError, match=message):
         read_examples(get_task(task), write(tmp_path, "dev", text), "dev")

@@ -23,6 +23,7 @@ RIGHT = AllExits(np.zeros((4, 3, 2), np.float32), np.arange(4) % 2)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "text", "foreign", "pickle", "folder"])
+@pytest.mark.hostile("npz of results", "one line")
 def test_a_damaged_file_of_all_exits_gets_one_line(tmp_path, damage):
     path = tmp_path / "all_exits.npz"
     RIGHT.save(path)

@@ -127,6 +127,7 @@ EXITS = [",exits_1,exits_2", ",5,5"]
     ],
     ids=lambda content: repr(content[-24:]),
 )
+@pytest.mark.hostile("CSV of results", "one line")
 def test_damaged_tables_get_one_line(tmp_path, name, content, monkeypatch, capsys):
     results.write_each_layer(tmp_path, {1: {"acc": 0.5}, 2: {"acc": 0.75}})
     results.write_sweep(tmp_path, ROWS)
@@ -399,6 +400,7 @@ KINDS = ["system", "system inside", "numpy function", "dictionary", "other items
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "truncated", "header only", "garbage", "empty"])
+@pytest.mark.hostile("npy of results", "one line")
 def test_damaged_and_malicious_npy_files_get_one_line(tmp_path, kind, monkeypatch, capsys):
     write_original(tmp_path)
     damaged(tmp_path / "entropy_0.1.npy", kind)
@@ -419,6 +421,7 @@ def test_damaged_and_malicious_npy_files_get_one_line(tmp_path, kind, monkeypatc
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 200, "objects", "text", "pickle"])
+@pytest.mark.hostile("npy of results", "one line")
 def test_damaged_each_layer_files_get_an_input_error(tmp_path, content):
     path = tmp_path / "each_layer.npy"
     if content == "objects":

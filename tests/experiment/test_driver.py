@@ -369,6 +369,7 @@ RECORDS += ['{"finished": 1}', '{"arguments": []}', '{"stages": null}']
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record[:16])
+@pytest.mark.hostile("run.json", "one line")
 def test_a_record_of_another_shape_gets_one_line(drive, tmp_path, capsys, record):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/run.json").write_bytes(record.encode("latin-1"))
