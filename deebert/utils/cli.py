@@ -63,7 +63,7 @@ def run(main: Callable[[], None]) -> None:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt as stop:
-        print("interrupted", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)  # a line of its own, not the rest of a progress bar's
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 
 
