@@ -3,9 +3,11 @@
 Training, the score of every exit, sweeps of thresholds, and predictions for GLUE's test sets.
 """
 
+import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from signal import SIGTERM
 
@@ -30,21 +32,33 @@ from deebert.training.checkpointing import (
     newest_checkpoint,
     read_state,
     remove_checkpoints,
-    remove_leftovers,
     set_random_state,
 )
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
 from deebert.utils import cli
 from deebert.utils.cli import Interrupted
+from deebert.utils.files import remove_leftovers, reserved
 from deebert.utils.stop_signal import StopSignal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    experiment = Experiment.from_args(parse_args(argv))
+    args = parse_args(argv)
+    with reserved(Path(args.output_dir), exclusive=args.do_train) if is_first_process() else nullcontext():
+        run(Experiment.from_args(args))
+
+
+def is_first_process() -> bool:
+    """As torchrun and accelerate launch say it, before anything is connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run(experiment: Experiment) -> None:
+    """What the flags ask for, with a folder that no other run uses."""
     if experiment.accelerator.is_main_process:
         checks.check_outputs_writable(experiment.args)
     if experiment.args.do_train and experiment.finished:
+        tidy_up(experiment, keep_models=True)
         experiment.say(f"the training in {experiment.output_dir} is finished; nothing to resume")
     elif experiment.args.do_train:
         train(experiment)
@@ -60,14 +74,14 @@ def train(experiment: Experiment) -> None:
     """The stages of the strategy, from the beginning or from a checkpoint, and the saved model."""
     args, accelerator = experiment.args, experiment.accelerator
     checkpoint = experiment.checkpoint_to_resume()
-    clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
-    experiment.record.begin(experiment.previous_record)
     with StopSignal() as stop:
         model, first, state = load_start(experiment, checkpoint)
         model.to(accelerator.device)
-        monitor = Monitor(args, model, experiment.tokenizer, experiment.dev_sets, accelerator)
         samples = len(experiment.train_features)
         checks.check_space_for_checkpoints(args, model, samples, accelerator.num_processes, first)
+        clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
+        experiment.record.begin(experiment.previous_record)
+        monitor = Monitor(args, model, experiment.tokenizer, experiment.dev_sets, accelerator)
         for stage in range(first, experiment.num_stages + 1):
             if stage > first and any(gather_object([stop()])):
                 message = f"stopped after stage {stage - 1}; {how_to_resume(experiment)}"
@@ -81,7 +95,7 @@ def train(experiment: Experiment) -> None:
             if static_exit(args, model.config) is None:  # the card is about early exit
                 write_card(experiment.output_dir, model.config, experiment.task, args.model_name_or_path)
             experiment.record.finish()
-            remove_checkpoints(experiment.output_dir, keep_models=args.save_steps > 0)
+            tidy_up(experiment, keep_models=args.save_steps > 0)
         accelerator.wait_for_everyone()
         if stop():
             raise Interrupted(f"stopped; the training in {experiment.output_dir} is finished", stop.number)
@@ -94,6 +108,13 @@ def clean_output_dir(experiment: Experiment, keep_checkpoints: bool) -> None:
         if not keep_checkpoints:
             remove_checkpoints(experiment.output_dir)
     experiment.accelerator.wait_for_everyone()
+
+
+def tidy_up(experiment: Experiment, keep_models: bool) -> None:
+    """Removes what a finished training no longer needs. Whoever is killed meanwhile does it in the next run."""
+    if experiment.accelerator.is_main_process:
+        remove_leftovers(experiment.output_dir)
+        remove_checkpoints(experiment.output_dir, keep_models)
 
 
 def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:

@@ -21,6 +21,18 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)  
 hypothesis.settings.load_profile("tests")
 
 
+pytest_plugins = ["hostile_table"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", type=int, metavar="N", help="only tests/faults, with N kills")
+
+
+def pytest_configure(config):
+    if config.getoption("--faults"):
+        config.args = [str(Path(__file__).parent / "faults")]
+
+
 @pytest.fixture(params=BACKBONES)
 def backbone(request) -> str:
     return request.param

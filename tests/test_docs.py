@@ -24,7 +24,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 CODE = [path for folder in ("deebert", "scripts", "tests") for path in (ROOT / folder).rglob("*.*")]
 CODE.append(ROOT / "run_glue_deebert.py")
 
-FLAGS_OF_OTHERS = {"--help", "--logdir", "--standalone", "--nproc_per_node"}
+FLAGS_OF_OTHERS = {"--faults", "--help", "--logdir", "--standalone", "--nproc_per_node"}
 FLAGS_OF_THE_ORIGINAL = {"--local_rank"}  # gone here
 FILES_OF_BEFORE = {"measure_evaluation.py"}
 

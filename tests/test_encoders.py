@@ -17,7 +17,7 @@ from helpers import ROOT, counted_by_pytorch, train
 from saved import TEXTS
 from scipy.special import softmax
 from scipy.stats import entropy as nats
-from tiny import random_batch, tiny_tokenizer
+from tiny import BACKBONES, random_batch, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 import deebert
@@ -27,7 +27,7 @@ from deebert.data.tasks import TASKS, read_examples
 from deebert.evaluation.cost import costs_of
 from deebert.experiment.model_card import card_text
 from deebert.modeling.backbones import MODELS, NAMES
-from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, save_model
+from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, max_tokens, save_model
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.runtime import full_graphs, onnx_export
@@ -35,7 +35,7 @@ from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.training.cached_features import cached_features
-from deebert.training.stage import StageTraining, TrainSettings
+from deebert.training.stage import StageTraining, TrainSettings, parameter_groups
 from deebert.training.train_data import TokenData
 from deebert.utils.cli import InputError
 
@@ -60,7 +60,32 @@ FAST = TrainSettings(batch_size=6, learning_rate=1e-3, epochs=1, logging_steps=0
 def make(name: str, **overrides):
     config_class, model_class = MODELS[name.split(",")[0]]
     torch.manual_seed(0)
-    return model_class(config_class(**SIZES | ENCODERS[name] | overrides)).eval()
+    return model_class(config_class(**SIZES | ENCODERS.get(name, {"pad_token_id": 1}) | overrides)).eval()
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *BACKBONES])
+def test_weight_decay_spares_biases_and_layer_norms(name):
+    """Whatever a backbone calls its norms: their weights and all biases are vectors. The only other is a query."""
+    model = make(name)
+    model.set_trained(backbone=True, highways=True)
+    groups = parameter_groups(model, TrainSettings(weight_decay=0.1))
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    matrices = {id(p) for name, p in model.named_parameters() if p.dim() == 2 or name.endswith("query")}
+    assert decayed == matrices
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *BACKBONES])
+def test_the_longest_input_is_what_the_positions_allow(name):
+    """RoBERTa's positions begin after the padding token's. One token more has no position, where they are added."""
+    model = make(name)
+    longest = max_tokens(model.config)
+    assert longest == 66 - (2 if name in ("roberta", "xlm-roberta", "camembert") else 0)
+    with torch.no_grad():
+        assert model(**random_batch(model.config, [longest])).logits.isfinite().all()
+        if not name.startswith(("modernbert", "toy")):
+            with pytest.raises((IndexError, RuntimeError)):
+                model(**random_batch(model.config, [longest + 1]))
 
 
 @functools.cache

@@ -96,9 +96,8 @@ def load_features(
     content = task.content(data_dir, split)
     key = _cache_key(task.name, split, labels, fingerprint(tokenizer), max_seq_length, content)
     cached = cache_dir() / f"{task.name}-{split}-{max_seq_length}-{key}.npz"
-    if cached.exists() and not overwrite_cache:
-        with np.load(cached, allow_pickle=False) as arrays:
-            return Features(**{"labels": None, **arrays})
+    if not overwrite_cache and (stored := _read_cache(cached)) is not None:
+        return stored
     features = tokenize(task.read(data_dir, split, labels), tokenizer, max_seq_length)
     _write_cache(cached, features)
     return features
@@ -132,10 +131,22 @@ def _cache_key(
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
+def _read_cache(path: Path) -> Features | None:
+    """The features in a file of `_write_cache`; None where there is none, or a damaged or foreign one."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            features = Features(**{"labels": None, **arrays})
+        tokens, end = len(features.input_ids), int(features.offsets[-1])
+        fits = tokens == end == len(features.token_type_ids) and (features.lengths >= 0).all()
+        return features if fits and (features.labels is None or len(features.labels) == len(features)) else None
+    except Exception:  # a damaged file can raise almost anything, and then costs only time
+        return None
+
+
 def _write_cache(path: Path, features: Features) -> None:
     """Writes the cache. If that fails, only time is lost, so there is just a note."""
     try:
         with replacing(path, "wb") as file:
             np.savez(file, **{name: array for name, array in vars(features).items() if array is not None})
-    except OSError as error:
+    except InputError as error:
         print(f"note: features are not cached: {error}")

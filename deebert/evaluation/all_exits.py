@@ -68,10 +68,13 @@ class AllExits:
 
     @classmethod
     def load(cls, path: Path) -> "AllExits":
-        """Reads a file of `save`."""
-        with np.load(path, allow_pickle=False) as arrays:
-            values = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
-        return cls(**{"labels": None, **values})
+        """Reads a file of `save`. Raises InputError."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                values = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
+            return cls(**{"labels": None, **values})
+        except Exception as error:  # a damaged file can raise almost anything
+            raise InputError(f"{path}: not a file of all exits ({error}); run scripts/eval_deebert.sh again") from None
 
     @property
     def num_exits(self) -> int:

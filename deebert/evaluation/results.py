@@ -136,7 +136,10 @@ def read_each_layer(folder: Path) -> tuple[str, dict[int, float]]:
         return "", dict(enumerate(read_float_array(folder / EACH_LAYER_NPY, RERUN), 1))
     header, *rows = _read_csv(folder / EACH_LAYER)
     try:
-        return header[1], {int(row[0]): float(row[1]) for row in rows}
+        scores = {int(row[0]): float(row[1]) for row in rows}
+        if not all(map(math.isfinite, scores.values())):
+            raise ValueError("a score that is no number")
+        return header[1], scores
     except (IndexError, ValueError) as error:
         raise InputError(f"{folder / EACH_LAYER}: not a table of scores ({error}); {RERUN}") from None
 
@@ -229,14 +232,21 @@ def _sweep_row(cells: dict[str, str]) -> SweepRow:
     cells = {"cost": ""} | cells  # files of version 0.5 and before have none
     scalars = {name: float(cells[name]) if cells[name] else None for name in SCALARS}
     exits = {int(name.removeprefix("exits_")): int(v) for name, v in cells.items() if name.startswith("exits_")}
+    if not all(map(math.isfinite, (x for name, x in scalars.items() if name != "threshold" and x is not None))):
+        raise ValueError("a number that is infinite or none")
+    if min(exits.values(), default=0) < 0 or not sum(exits.values()):
+        raise ValueError("no sample exits")
     return SweepRow(**scalars, exits=exits, rule=cells.get("rule", "entropy"))  # files of version 0.1 have no rule
 
 
 def _read_csv(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run scripts/eval_deebert.sh and scripts/entropy_eval.sh first")
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: not a table ({error}); {RERUN}") from None
     if len(lines) < 2:
         raise InputError(f"{path}: no results in it; {RERUN}")
     return lines
@@ -258,6 +268,9 @@ def write_json(path: Path, facts: dict) -> None:
 def read_json(path: Path) -> dict:
     """Reads a file of `write_json`. Raises InputError where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("no settings in it")
+    except (OSError, RecursionError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it") from None
+    return facts

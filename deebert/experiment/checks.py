@@ -13,9 +13,10 @@ from deebert.experiment.static import layers_wanted
 from deebert.modeling.checkpoints import check_threshold, max_tokens
 from deebert.modeling.config import config_rule
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, is_off_ramp
+from deebert.training.checkpointing import saved_steps
 from deebert.training.strategies import STATIC, STRATEGIES, shares_first_stage
 from deebert.utils.cli import InputError
-from deebert.utils.files import check_disk_space, check_writable
+from deebert.utils.files import check_disk_space, check_writable, size_of
 
 MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 
@@ -134,7 +135,7 @@ def check_output_dir(args: Arguments, resumes: bool) -> None:
         return
     record = read_record(folder)
     if args.resume and record:
-        other = first_difference(record.get("settings", {}), training_settings(args))
+        other = first_difference(record["settings"], training_settings(args))
         raise InputError(
             f"--resume: the training in {folder} had another {other}; --overwrite_output_dir starts a new one"
         )
@@ -144,6 +145,15 @@ def check_output_dir(args: Arguments, resumes: bool) -> None:
             "--overwrite_output_dir starts again"
         )
     raise InputError(f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir")
+
+
+def check_tokenizer(args: Arguments, recorded: str, tokenizer: str) -> None:
+    """A training that is resumed must go on with its tokenizer. Both are fingerprints; recorded: "" before 0.8."""
+    if recorded not in ("", tokenizer):
+        raise InputError(
+            f"--resume: the tokenizer in {args.tokenizer_name or args.model_name_or_path} is another one than the "
+            f"training in {args.output_dir} had; put it back, or --overwrite_output_dir starts a new one"
+        )
 
 
 def check_split(args: Arguments) -> None:
@@ -237,7 +247,10 @@ def check_outputs_writable(args: Arguments) -> None:
 
 
 def check_space_for_checkpoints(args: Arguments, model, samples: int, processes: int, first_stage: int) -> None:
-    """The checkpoints of the stages from first_stage on must fit on the disk. samples: of the training set."""
+    """The checkpoints of the stages from first_stage on must fit on the disk. samples: of the training set.
+
+    Those that are there already are removed, or belong to the training that is resumed and are counted with it.
+    """
     weights = 4 * model.num_parameters()
     off_ramps = 4 * sum(p.numel() for name, p in model.named_parameters() if is_off_ramp(name))
     samples_per_step = args.per_gpu_train_batch_size * args.gradient_accumulation_steps * processes
@@ -250,4 +263,6 @@ def check_space_for_checkpoints(args: Arguments, model, samples: int, processes:
     if args.save_total_limit:  # a new one is written before the oldest is removed
         sizes = sorted(sizes)[-args.save_total_limit - 1 :]
     size = sum(sizes) + weights * (1 + 2 * args.load_best_model_at_end)
-    check_disk_space(Path(args.output_dir), size, "checkpoints (--save_steps, --save_total_limit)")
+    folder = Path(args.output_dir)
+    there = size_of([*saved_steps(folder), *folder.glob("best-stage*")])
+    check_disk_space(folder, size, "checkpoints (--save_steps, --save_total_limit)", reusable=there)

@@ -125,7 +125,9 @@ def trained_defaults(args: argparse.Namespace) -> dict:
     record = Path(args.output_dir, "run.json")
     if args.do_train or args.task_name or not record.is_file():
         return {}
-    trained = results.read_json(record)["arguments"]
+    trained = results.read_json(record).get("arguments")
+    if not isinstance(trained, dict):
+        raise InputError(f"{record}: damaged (no arguments); remove it")
     names = [field.name for field in fields(OwnDataArguments)]
     same_files = args.train_file in (None, trained.get("train_file"))
     if args.validation_file or args.test_file or not same_files:
@@ -138,6 +140,9 @@ def trained_labels(folder: Path) -> dict:
     if not (folder / "config.json").is_file():
         raise InputError(f"--output_dir {folder}: no trained model there; train one with --do_train")
     config = results.read_json(folder / "config.json")
-    names = config.get("id2label", {})
-    labels = tuple(names[i] for i in sorted(names, key=int))
+    try:
+        names = config.get("id2label", {})
+        labels = tuple(names[i] for i in sorted(names, key=int))
+    except (TypeError, ValueError, AttributeError):
+        raise InputError(f"{folder / 'config.json'}: id2label names no labels; correct it there") from None
     return {"labels": labels, "problem_type": config.get("problem_type")}

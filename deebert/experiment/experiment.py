@@ -20,7 +20,7 @@ from accelerate.utils import (
 from transformers import PreTrainedTokenizerBase
 
 from deebert.data.batching import collator
-from deebert.data.features import Features, load_features
+from deebert.data.features import Features, fingerprint, load_features
 from deebert.data.tasks import Task, label_order, read_indices
 from deebert.experiment import checks
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
@@ -97,6 +97,8 @@ class Experiment:
         if args.teacher and args.teacher != "first_stage":
             checks.check_teacher_config(args, config, load_config(args.teacher, args.model_type))
         tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
+        if previous_record is not None:
+            checks.check_tokenizer(args, previous_record["tokenizer"], fingerprint(tokenizer))
 
         def features(split: str) -> Features:
             with accelerator.local_main_process_first():  # the others find the features in the cache
@@ -120,7 +122,7 @@ class Experiment:
             test_sets=DevSets(task, test_features, collate, accelerator),
             test_indices=test_indices,
             previous_record=previous_record,
-            record=RunRecord(args, accelerator),
+            record=RunRecord(args, accelerator, fingerprint(tokenizer)),
         )
 
     @property

@@ -1,6 +1,5 @@
 """What happens between the steps of a training: scalars for TensorBoard, dev scores, the best weights, checkpoints."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ from deebert.data.tasks import eval_splits
 from deebert.evaluation.all_exits import layer_scores
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.dev_sets import DevSets
-from deebert.modeling.checkpoints import save_model
+from deebert.modeling.checkpoints import one_line, save_model
 from deebert.training.checkpointing import checkpoint_folder, keep_newest, write_checkpoint
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
+from deebert.utils.files import remove_folder
 
 
 class Monitor:
@@ -37,6 +37,7 @@ class Monitor:
         if self.args.evaluate_during_training:
             scalars = scalars | self.dev_scores(training)
         if self.writer is not None:
+            self.flush()
             for name, value in scalars.items():
                 self.writer.add_scalar(f"stage{training.stage}/{name}", value, training.steps)
 
@@ -75,12 +76,11 @@ class Monitor:
         """Deletes weights that are no longer the best, unless the newest checkpoint needs them when it is resumed."""
         for folder in self.output_dir.glob("best-stage*"):
             if folder not in (self.best_folder(training), self.best_in_last_checkpoint):
-                shutil.rmtree(folder)
+                remove_folder(folder)
 
     def save(self, training: StageTraining) -> None:
         """Writes a checkpoint, and deletes what --save_total_limit no longer allows."""
-        if self.writer is not None:
-            self.writer.flush()  # a training that is resumed here does not write these scalars again
+        self.flush()  # a training that is resumed here does not write these scalars again
         last_stage = training.stage == len(STRATEGIES[self.args.train_strategy])
         if last_stage and training.steps == training.total and self.args.save_steps <= 0:
             return  # the finished model is saved next
@@ -103,6 +103,13 @@ class Monitor:
             flush=True,
         )
 
+    def flush(self) -> None:
+        """Writes the scalars to the disk. Where it is full, the writer's own thread would end without a word."""
+        if self.writer is not None:
+            with one_line(f"{self.writer.logdir}: no scalars can be written", "make room, then --resume goes on"):
+                self.writer.flush()
+
     def close(self) -> None:
+        self.flush()
         if self.writer is not None:
             self.writer.close()

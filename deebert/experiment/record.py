@@ -14,30 +14,42 @@ from deebert.evaluation import results
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.compatibility import first_difference, training_settings
 from deebert.training.stage import StageTraining
+from deebert.utils.cli import InputError
 
 # none overwrites the record of another kind
 TRAINING, EVALUATION, PREDICTION = "run.json", "run_eval.json", "run_predict.json"
+# what is read of a record, and what a field is where an older version did not write it
+FIELDS = {"arguments": {}, "settings": {}, "stages": {}, "finished": False, "resumed": 0, "tokenizer": ""}
 
 
 def read_record(output_dir: Path) -> dict | None:
-    """The record of the training in a folder, None if there is none."""
+    """The record of the training in a folder, None if there is none. Raises InputError where it is damaged."""
     file = output_dir / TRAINING
-    return results.read_json(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    record = FIELDS | results.read_json(file)
+    for name, default in FIELDS.items():
+        if type(record[name]) is not type(default):
+            raise InputError(f"{file}: damaged ({name} is {str(record[name])[:20]!r}); remove it")
+    return record
 
 
 def decide_resume(args: Arguments) -> dict | None:
     """The record of the training that this run resumes; None if it does not resume one."""
     record = read_record(Path(args.output_dir)) if args.do_train and args.resume else None
-    if record is None or first_difference(record.get("settings", {}), training_settings(args)):
+    if record is None or first_difference(record["settings"], training_settings(args)):
         return None
     return record
 
 
 class RunRecord:
-    """The record of one run, which its first process writes. facts: its content, empty before `begin`."""
+    """The record of one run, which its first process writes.
 
-    def __init__(self, args: Arguments, accelerator: Accelerator):
-        self.args, self.accelerator, self.facts = args, accelerator, {}
+    tokenizer: its fingerprint. facts: the content, empty before `begin`.
+    """
+
+    def __init__(self, args: Arguments, accelerator: Accelerator, tokenizer: str):
+        self.args, self.accelerator, self.tokenizer, self.facts = args, accelerator, tokenizer, {}
         kind = TRAINING if args.do_train else EVALUATION if args.do_eval else PREDICTION
         self.file = Path(args.output_dir, kind)
 
@@ -65,9 +77,10 @@ class RunRecord:
             "mixed_precision": accelerator.mixed_precision,
         }
         if args.do_train:
-            before = previous or {"stages": {}}
-            self.facts |= {"settings": training_settings(args), "stages": before["stages"], "finished": False}
-            self.facts["resumed"] = before.get("resumed", 0) + (previous is not None)
+            before = previous or FIELDS
+            self.facts |= {"settings": training_settings(args), "tokenizer": self.tokenizer}
+            self.facts |= {"stages": dict(before["stages"]), "finished": False}
+            self.facts["resumed"] = before["resumed"] + (previous is not None)
         self.write()
 
     def add_stage(self, training: StageTraining, preparation: float) -> None:

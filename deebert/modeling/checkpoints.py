@@ -19,6 +19,7 @@ from deebert.modeling.config import MANIFEST, check_fields, config_cutoffs
 from deebert.modeling.hub import check_exists
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.cli import InputError
+from deebert.utils.files import sync
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 LAYER = re.compile(r"\.layers?\.(\d+)\.")
@@ -121,6 +122,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The checkpoint's fast tokenizer. do_lower_case forces what an uncased checkpoint does by itself."""
     options, folder = {"do_lower_case": True} if do_lower_case else {}, Path(name_or_path)
+    check_exists(name_or_path, cache_dir, "tokenizer_config.json")
     if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would invent one
     fix = "copy the tokenizer's files from the model that was trained"
@@ -212,14 +214,23 @@ def check_layers(name_or_path: str, config, names: Iterable[str], all_layers: bo
 
 
 def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes model and tokenizer into a temporary folder, then renames the files into place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        # config.json last: where it is, the scripts take the model to be there
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(partial)
+    """Writes model and tokenizer into a temporary folder, then renames the files into place. Raises InputError."""
+    with one_line(f"{folder}: the model cannot be written", "make room on the disk, or choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(mkdtemp(prefix=".saving-", dir=folder))
+        try:
+            write_model(model, tokenizer, partial)
+            files = list(partial.iterdir())
+            sync(files)
+            # where config.json is, the scripts take the model to be there: so it goes first and comes last
+            (folder / "config.json").unlink(missing_ok=True)
+            for file in sorted(files, key=lambda file: file.name == "config.json"):
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(partial)
+
+
+def write_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes model and tokenizer into a folder that no one reads yet."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

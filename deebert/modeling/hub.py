@@ -10,18 +10,18 @@ from deebert.utils.cli import InputError
 HUB_SECONDS = 5.0
 
 
-def check_exists(name_or_path: str, cache_dir: str | None = None) -> None:
+def check_exists(name_or_path: str, cache_dir: str | None = None, file: str = "config.json") -> None:
     """Raises InputError where there is neither such a folder nor such a model on the hub.
 
     One request goes to the hub, with a short time limit: transformers repeats its requests for a model that is not
-    there. A model that was fetched before needs no hub.
+    there. A model whose file was fetched before needs no hub.
     """
     if Path(name_or_path).exists():
         return
     if is_path(name_or_path):
         raise InputError(f"{name_or_path}: no such folder")
     try:
-        if isinstance(try_to_load_from_cache(name_or_path, "config.json", cache_dir=cache_dir), str):
+        if isinstance(try_to_load_from_cache(name_or_path, file, cache_dir=cache_dir), str):
             return
         HfApi().model_info(name_or_path, timeout=HUB_SECONDS)
     except HFValidationError:  # no name that the hub allows

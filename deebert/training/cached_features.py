@@ -5,6 +5,7 @@ Shapes: S samples, B batch, E exits, H hidden, C labels.
 """
 
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -105,4 +106,9 @@ def _array(shape: tuple[int, ...], folder: Path, processes: int) -> Iterator[np.
         return
     check_disk_space(folder, size * processes, "the features of --cache_features")
     with tempfile.TemporaryDirectory(prefix=".features-", dir=folder) as place:
-        yield np.lib.format.open_memmap(Path(place, "pooled.npy"), "w+", np.float32, shape)
+        file = Path(place, "pooled.npy")
+        array = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        if hasattr(os, "posix_fallocate"):  # without it a disk that fills up would end the process with SIGBUS
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        yield array

@@ -2,22 +2,19 @@
 
 import random
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 
-from deebert.modeling.checkpoints import save_model
+from deebert.modeling.checkpoints import one_line, write_model
 from deebert.utils.cli import InputError
-from deebert.utils.files import complete_folder
+from deebert.utils.files import complete_folder, remove_folder
 
 STATE = "training_state.pt"  # beside the model's files: optimizer, schedule, random states, position
 TEACHER_LOGITS = "teacher_logits.npy"  # in the output folder, while the last stage is trained with a teacher
-LEFTOVERS = (".saving-*", ".features-*", ".checkpoint-*.partial")  # of a process that was killed
 
 
 def checkpoint_folder(output_dir: Path, stage: int, step: int) -> Path:
@@ -40,15 +37,10 @@ def write_checkpoint(folder: Path, model, tokenizer, training, accelerator: Acce
     states = gather_object([random_state()])
     if accelerator.is_main_process:
         state = {"stage": training.stage, "training": training.state_dict(), "random": states}
-        try:
-            with complete_folder(folder) as partial:
-                save_model(model, tokenizer, partial)
-                torch.save(state, partial / STATE)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise InputError(
-                f"{folder}: the checkpoint cannot be written ({error}); earlier ones are complete, and the same "
-                "command with --resume continues from the newest"
-            ) from None
+        fix = "earlier ones are complete, and the same command with --resume continues from the newest"
+        with one_line(f"{folder}: the checkpoint cannot be written", fix), complete_folder(folder) as partial:
+            write_model(model, tokenizer, partial)
+            torch.save(state, partial / STATE)
     accelerator.wait_for_everyone()
 
 
@@ -68,7 +60,7 @@ def read_state(folder: Path) -> dict:
 def keep_newest(output_dir: Path, limit: int | None) -> None:
     """Removes the oldest checkpoints beyond the limit. None: removes nothing."""
     for folder in saved_steps(output_dir)[: -limit if limit else 0]:
-        shutil.rmtree(folder)
+        remove_folder(folder)
 
 
 def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
@@ -80,17 +72,10 @@ def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
         if keep_models:
             (folder / STATE).unlink(missing_ok=True)
         else:
-            shutil.rmtree(folder)
+            remove_folder(folder)
     for folder in output_dir.glob("best-stage*"):
-        shutil.rmtree(folder)
+        remove_folder(folder)
     (output_dir / TEACHER_LOGITS).unlink(missing_ok=True)
-
-
-def remove_leftovers(output_dir: Path) -> None:
-    """Removes the temporary folders of a process that was killed."""
-    for pattern in LEFTOVERS:
-        for folder in output_dir.glob(pattern):
-            shutil.rmtree(folder)
 
 
 def random_state() -> dict:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
@@ -59,9 +59,10 @@ def parameter_groups(model, settings: TrainSettings) -> list[dict]:
     """The trained parameters: off-ramps at their own rate; biases and LayerNorm weights without weight decay."""
     rates = (settings.learning_rate, settings.highway_learning_rate or settings.learning_rate)
     groups = [{"params": [], "lr": lr, "weight_decay": decay} for lr in rates for decay in (settings.weight_decay, 0.0)]
+    norms = {id(module.weight) for module in model.modules() if isinstance(module, nn.LayerNorm)}  # names differ
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            exempt = name.endswith("bias") or "LayerNorm.weight" in name
+            exempt = name.endswith("bias") or id(parameter) in norms
             groups[2 * is_off_ramp(name) + exempt]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 

@@ -2,8 +2,12 @@
 
 import argparse
 import math
+import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 # The packages without which a command cannot run, by the names that Python imports
@@ -23,16 +27,27 @@ class Interrupted(Exception):  # noqa: N818  not an error
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors: one line, without the list of all flags."""
+    """A parser whose errors are InputErrors: one line, without the list of all flags.
+
+    Values such as -inf and -1e-3 are numbers, not flags.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|-inf(inity)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls a command's main function; an InputError becomes one line on stderr and exit code 2."""
+    """Calls a command's main function; an InputError becomes one line on stderr and exit code 2.
+
+    Ctrl-C and SIGTERM end it with one line, too, and with the shell's exit code, 128 + signal.
+    """
     try:
-        main()
+        with sigterm_interrupts():
+            main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -42,9 +57,27 @@ def run(main: Callable[[], None]) -> None:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print("\ninterrupted", file=sys.stderr)  # a line of its own, not the rest of a progress bar's
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """In the block SIGTERM, which schedulers send, does what Ctrl-C does, so that temporary files are removed."""
+
+    def interrupt(number: int, frame) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # other threads cannot have handlers
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def missing_package(error: ModuleNotFoundError) -> str:

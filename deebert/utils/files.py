@@ -1,29 +1,44 @@
 """Safe writing: to a temporary name first, then renamed, so that a file is either complete or absent."""
 
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from tqdm import tqdm
+
 from deebert.utils.cli import InputError
+
+LEFTOVERS = (".*.partial", ".*.removed", ".saving-*", ".features-*", ".writable-*")  # of a process that was killed
 
 
 @contextmanager
 def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """Opens a temporary file beside `path` and renames it to `path` when the block ends without an error."""
+    """Opens a temporary file beside `path` and renames it to `path` when the block ends without an error.
+
+    By then it is on the disk, so that a power cut leaves the old file or the new one. Raises InputError where the disk
+    is full or the folder cannot be written to.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open(mode, **text) as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -34,6 +49,13 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"{folder}: no folder can be made there ({error.strerror})") from None
 
 
+def sync(files: Iterable[Path]) -> None:
+    """Waits until these files are on the disk."""
+    for file in files:
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+
+
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill. It gets its name when the block ends without an error and all is on the disk."""
@@ -42,13 +64,69 @@ def complete_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in partial.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
+        sync(partial.iterdir())
+        if folder.exists():
+            remove_folder(folder)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder. Whoever is killed meanwhile leaves no half of it under its name."""
+    removed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    folder.rename(removed)
+    shutil.rmtree(removed)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files and folders of a process that was killed."""
+    for pattern in LEFTOVERS:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+_reserved: set[int] = set()  # file descriptors
+
+
+def _release_in_child() -> None:
+    """A process that was forked, such as one that prepares batches, must not keep the folder when its parent dies."""
+    while _reserved:
+        os.close(_reserved.pop())
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+@contextmanager
+def reserved(folder: Path, exclusive: bool) -> Iterator[None]:
+    """Makes a folder and keeps other processes from reserving it, from any if exclusive, else from exclusive ones.
+
+    Nothing is written for that, and a folder that is still empty at the end is removed if it was made here. A process
+    that is killed reserves nothing. File systems that know no locks are used without. Raises InputError.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+    _reserved.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH))
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise InputError(f"{folder}: another run uses this folder; wait for it, or choose another") from None
+        yield
+    finally:
+        if descriptor in _reserved:
+            _reserved.remove(descriptor)
+            os.close(descriptor)
+        for path in made:
+            with suppress(OSError):  # there are results in it
+                path.rmdir()
 
 
 def check_writable(folder: Path, flag: str) -> None:
@@ -61,8 +139,17 @@ def check_writable(folder: Path, flag: str) -> None:
         raise InputError(f"{flag} {folder}: nothing can be written there ({error.strerror})") from None
 
 
-def check_disk_space(folder: Path, size: int, what: str) -> None:
-    """Raises InputError if fewer than `size` bytes are free. what: the subject of the message, in the plural."""
-    free = shutil.disk_usage(folder).free
+def size_of(folders: Iterable[Path]) -> int:
+    """The bytes of all files in these folders."""
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+def check_disk_space(folder: Path, size: int, what: str, reusable: int = 0) -> None:
+    """Raises InputError if fewer than `size` bytes are free. what: the subject of the message, in the plural.
+
+    reusable: bytes of files there that will be removed, or that are a part of `size`.
+    """
+    free = shutil.disk_usage(folder).free + reusable
     if size > free:
-        raise InputError(f"{folder}: {what} take up to {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+        needed, there = (tqdm.format_sizeof(number, "B") for number in (size, free))
+        raise InputError(f"{folder}: {what} take up to {needed}, and {there} are free")

@@ -238,6 +238,7 @@ def test_pairs_of_columns_from_a_stream_in_another_format(folder, monkeypatch, c
         ("a", ["--file", "/proc/self/mem"], "--file /proc/self/mem: cannot be read (Input/output error)"),
     ],
 )
+@pytest.mark.hostile("table or stream for predict", "one line")
 def test_bad_tables_and_streams_get_one_clear_line(folder, monkeypatch, capsys, text, arguments, message):
     with pytest.raises(SystemExit):
         run(monkeypatch, capsys, [text], "--model", folder, *arguments)

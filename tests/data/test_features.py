@@ -149,6 +149,25 @@ def test_an_unwritable_cache_is_no_error(tiny_data, tokenizer, monkeypatch, tmp_
     assert "not cached" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign", "shorter", "pickle"])
+@pytest.mark.hostile("feature cache", "tokenized again")
+def test_a_damaged_cache_file_costs_only_time(tiny_data, tokenizer, damage):
+    expected = load(tiny_data, tokenizer)
+    path = features.cache_dir() / cached()[0]
+    content = path.read_bytes()
+    if damage == "foreign":
+        np.savez(path.open("wb"), something=np.arange(3))
+    elif damage == "shorter":
+        np.savez(path.open("wb"), **vars(expected) | {"input_ids": expected.input_ids[:-1]})
+    elif damage == "pickle":
+        np.savez(path.open("wb"), **vars(expected) | {"labels": np.array([{}] * 20)})
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"tokens"}[damage])
+    for name, array in vars(load(tiny_data, tokenizer)).items():
+        np.testing.assert_array_equal(getattr(expected, name), array)
+    assert path.read_bytes() == content  # it was written again
+
+
 def test_overwriting_the_cache(tiny_data, tokenizer):
     load(tiny_data, tokenizer)
     path = features.cache_dir() / cached()[0]

@@ -160,6 +160,7 @@ LONG = "text,label\n" + "".join(f"t{i},{i}\n" for i in range(30))
         ("text,label\nx,\ny,\n", {"label_separator": "|"}, "has no label in any line"),
     ],
 )
+@pytest.mark.hostile("CSV of texts", "one line")
 def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
     with pytest.raises(InputError, match=message) as error:
         task(text, **flags)
@@ -170,6 +171,8 @@ def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
     ("name", "text", "flags", "message"),
     [
         ("t.jsonl", '{"text": "x", "label": "a"}\n{"text": "x"\n', {}, "t.jsonl, line 2: not JSON"),
+        ("t.jsonl", "[" * 100_000, {}, "t.jsonl, line 1: not JSON"),
+        ("t.jsonl", '{"text": "\\ud800", "label": "a"}\n', {}, "t.jsonl, line 1: not JSON .*surrogates not allowed"),
         ("t.jsonl", '["x", "a"]\n', {}, "t.jsonl, line 1: not a JSON object"),
         ("t.jsonl", '{"text": "x", "label": "a"}\n{"label": "a"}\n', {}, "line 2: no 'text'; it has label"),
         ("t.jsonl", '{"text": ["x"], "label": "a"}\n', {}, "line 1: 'text' is not a text: "),
@@ -180,6 +183,7 @@ def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
         ("t.parquet", "", {}, "t.parquet: (Parquet needs more packages|not a Parquet file)"),
     ],
 )
+@pytest.mark.hostile("TSV, JSONL or Parquet of texts", "one line")
 def test_other_formats_get_one_clear_line_too(write, name, text, flags, message):
     path = write(text, name)
     with pytest.raises(InputError, match=message):

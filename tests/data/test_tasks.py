@@ -79,6 +79,7 @@ def test_the_diagnostic_set_is_beside_mnli_or_in_it(tmp_path, place):
         ("SST-2", "", r"dev.tsv, line 1: no column 'sentence', 'label'; the file has none"),
     ],
 )
+@pytest.mark.hostile("GLUE file", "one line")
 def test_bad_files_are_reported_with_file_and_line(tmp_path, task, text, message):
     with pytest.raises(InputError, match=message):
         read_examples(get_task(task), write(tmp_path, "dev", text), "dev")

@@ -19,6 +19,26 @@ from deebert.evaluation.metrics import scores
 from deebert.evaluation.timing import timed_sweep
 from deebert.utils.cli import InputError
 
+RIGHT = AllExits(np.zeros((4, 3, 2), np.float32), np.arange(4) % 2)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "foreign", "pickle", "folder"])
+@pytest.mark.hostile("npz of results", "one line")
+def test_a_damaged_file_of_all_exits_gets_one_line(tmp_path, damage):
+    path = tmp_path / "all_exits.npz"
+    RIGHT.save(path)
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage in ("foreign", "pickle"):
+        np.savez(path, **{"foreign": {"x": np.ones(2)}, "pickle": {"logits": np.array([{}])}}[damage])
+    else:
+        path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "text": b"logits"}[damage])
+    with pytest.raises(InputError, match=r"all_exits.npz: not a file of all exits \("):
+        AllExits.load(path)
+
+
 LENGTHS = [5, 12, 7, 3, 20, 9, 14, 6, 11, 4]
 SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(2, 4))  # S, N, C
 

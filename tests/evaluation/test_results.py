@@ -99,6 +99,58 @@ def test_missing_and_foreign_files_get_an_input_error(tmp_path):
         read_series([tmp_path / "none"])
 
 
+SWEEP_LINES = ["threshold,score,score_change,layers_run,seconds,full_seconds,time_saved,time_saved_spread,other_exits"]
+SWEEP_LINES += ["0.1,0.8,-0.01,0.6,1,2,0.5,0.01,0"]
+EXITS = [",exits_1,exits_2", ",5,5"]
+
+
+@pytest.mark.parametrize("name", ["each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\n", b" ", b"\0" * 99, bytes(range(256)), b"x" * 500, b'"' + b"x" * 200_000, b"a\n1\n", b"a,b\n1\n"),
+        *(b"layer,acc\n1,x\n", b"layer,acc\n1,nan\n", b"layer,acc\n1,1e400\n", b"layer,acc\n0.5,1\n"),
+        *(
+            "\n".join(map("".join, zip(SWEEP_LINES, EXITS, strict=True))).replace(*change).encode()
+            for change in (
+                (",5,5", ",0,0"),
+                (",5,5", ",-5,5"),
+                (",5,5", ",5"),
+                (",5,5", ",5,half"),
+                ("0.8", "nan"),
+                ("0.8", "inf"),
+                (",5,5", ",5," + "9" * 5000),
+            )
+        ),
+    ],
+    ids=lambda content: repr(content[-24:]),
+)
+@pytest.mark.hostile("CSV of results", "one line")
+def test_damaged_tables_get_one_line(tmp_path, name, content, monkeypatch, capsys):
+    results.write_each_layer(tmp_path, {1: {"acc": 0.5}, 2: {"acc": 0.75}})
+    results.write_sweep(tmp_path, ROWS)
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["deebert", "plot", str(tmp_path), "--output_dir", str(tmp_path / "figures")])
+    from deebert.__main__ import main
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / name}: ")
+    assert message.count("\n") == 1
+    assert len(message) < 500 + len(str(tmp_path))
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
+    results.write_sweep(tmp_path, ROWS)
+    expected = read_sweep(tmp_path)
+    table = (tmp_path / "entropy_sweep.csv").read_bytes()
+    (tmp_path / "entropy_sweep.csv").write_bytes(b"\xef\xbb\xbf" + table.replace(b"\n", b"\r\n"))
+    assert read_sweep(tmp_path) == expected
+
+
 def test_table_shows_per_cent_and_a_dash_for_missing_times():
     lines = sweep_table(ROWS).splitlines()
     assert lines[3] == "| 0.1 | 75.00 | -12.50 | 66.7 | - | 1.50 | 29.0 |"
@@ -352,6 +404,7 @@ KINDS = ["system", "system inside", "numpy function", "dictionary", "other items
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "truncated", "header only", "garbage", "empty"])
+@pytest.mark.hostile("npy of results", "one line")
 def test_damaged_and_malicious_npy_files_get_one_line(tmp_path, kind, monkeypatch, capsys):
     write_original(tmp_path)
     damaged(tmp_path / "entropy_0.1.npy", kind)
@@ -372,6 +425,7 @@ def test_damaged_and_malicious_npy_files_get_one_line(tmp_path, kind, monkeypatc
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 200, "objects", "text", "pickle"])
+@pytest.mark.hostile("npy of results", "one line")
 def test_damaged_each_layer_files_get_an_input_error(tmp_path, content):
     path = tmp_path / "each_layer.npy"
     if content == "objects":

@@ -12,7 +12,7 @@ import run_glue_deebert
 from deebert.data.tasks import TASKS
 from deebert.evaluation import threshold_selection
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.risk_control import PairedBootstrap, fixed_sequence, paired_p_value
+from deebert.evaluation.risk_control import PairedBootstrap, fixed_sequence, paired_p_value, risk_p_value
 from deebert.evaluation.threshold_selection import (
     SelectionTarget,
     candidate_thresholds,
@@ -72,6 +72,13 @@ def test_choosing_by_the_observed_drop_would_break_the_target():
         naive = max(x for x in thresholds if operating_point(SST2, dev, x).score_change >= -target.drop)
         broken.append(operating_point(SST2, world, naive).score_change < -target.drop)
     assert np.mean(broken) > 0.2
+
+
+def test_p_value_of_a_risk_is_exact():
+    """0.95^60: no loss among 60 samples is rare enough for a risk of 5 %, and 59 are the fewest; a loss counts."""
+    assert risk_p_value(0, 60, 0.05) == pytest.approx(0.95**60)
+    assert risk_p_value(0, 58, 0.05) > 0.05 > risk_p_value(0, 59, 0.05)
+    assert risk_p_value(1, 60, 0.05) == pytest.approx(0.95**60 + 60 * 0.05 * 0.95**59)
 
 
 def test_p_value_of_a_drop_covers_the_worst_share_of_changes():

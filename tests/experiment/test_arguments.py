@@ -101,6 +101,11 @@ def test_the_original_name_of_the_threshold(args):
         parse_args([*REQUIRED, "--exit_threshold", "x"])
 
 
+def test_negative_numbers_of_every_spelling_are_values():
+    spelled = ["-1", "-.5", "-1e-3", "-inf", "-Infinity"]
+    assert parse_args([*REQUIRED, "--exit_threshold", *spelled]).exit_threshold == [float(x) for x in spelled]
+
+
 def test_records_of_0_5_stay_comparable(args):
     assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv", "num_layers"}
     settings = training_settings(args)

@@ -298,6 +298,8 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ),
         ("--do_train --model_name_or_path nowhere/model", "nowhere/model: no such folder here"),
         ("--do_train --model_type roberta", "use --model_type bert"),
+        ("--do_train --tokenizer_name untraned", "untraned: no such folder here, and the hub cannot be reached"),
+        ("--do_train --tokenizer_name ./untraned", "./untraned: no such folder"),
         ("--do_train --exit_threshold nan", "--exit_threshold nan"),
         ("--do_train --fp16 --no_cuda", "--fp16 needs a GPU"),
         ("--do_eval", "--output_dir out: no trained model there"),
@@ -360,6 +362,25 @@ def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoi
     assert message in line
     assert "Traceback" not in captured.err
     assert files(tmp_path) == before
+
+
+RECORDS = ['{"settings": []}', "[]", "null", "3", '"x"', "{", "\xff", "[" * 10**5]
+RECORDS += ['{"finished": 1}', '{"arguments": []}', '{"stages": null}']
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record[:16])
+@pytest.mark.hostile("run.json", "one line")
+def test_a_record_of_another_shape_gets_one_line(drive, tmp_path, capsys, record):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/run.json").write_bytes(record.encode("latin-1"))
+    for flags in (TRAIN, f"{TRAIN} --resume"):
+        with pytest.raises(SystemExit) as stop:
+            drive(flags)
+        assert stop.value.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: out/run.json: damaged (")
+        assert line.endswith("); remove it\n")
+        assert line.count("\n") == 1
 
 
 def test_regression_refuses_entropy_exits(drive, capsys):

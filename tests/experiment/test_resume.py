@@ -1,13 +1,11 @@
-"""A training that is killed, stopped or starved of disk goes on as if nothing had been."""
+"""A training that is stopped or starved of disk goes on as if nothing had been. tests/faults kills it, too."""
 
 import errno
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 from collections import namedtuple
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -34,10 +32,6 @@ TRAIN = (
 )  # 2 epochs of 4 updates in each stage
 UPDATES = 8
 BEST = f"{TRAIN} --evaluate_during_training --load_best_model_at_end --save_total_limit 2"
-KILLS = int(os.environ.get("KILLS", "1"))  # of each kind
-# A process is killed at a call of one of these functions: while a checkpoint is written, in the middle of a stage,
-# while a folder is removed.
-MOMENTS = ((torch, "save"), (StageTraining, "step"), (shutil, "rmtree"))
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +48,15 @@ def argv(monkeypatch, tmp_path, all_flags):
     return all_flags
 
 
-@dataclass
-class Uninterrupted:
-    weights: dict[str, torch.Tensor]
-    calls: dict[str, int]  # of each function in MOMENTS
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(all_flags, tmp_path_factory):
-    """A training with given flags that nothing disturbs; one for all tests that compare with it."""
+    """The weights after a training with given flags that nothing disturbs; one for all tests that compare with it."""
 
     @cache
-    def train(flags: str) -> Uninterrupted:
-        folder, calls = tmp_path_factory.mktemp("uninterrupted"), dict.fromkeys((name for _, name in MOMENTS), 0)
-        with pytest.MonkeyPatch.context() as patch:
-            for target, name in MOMENTS:
-                counted(patch, target, name, lambda n, name=name: calls.update({name: n}))
-            run_glue_deebert.main(all_flags(f"{flags} --output_dir {folder}/out --plot_data_dir {folder}/results"))
-        return Uninterrupted(weights(folder / "out"), calls)
+    def train(flags: str) -> dict[str, torch.Tensor]:
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        run_glue_deebert.main(all_flags(f"{flags} --output_dir {folder}/out --plot_data_dir {folder}/results"))
+        return weights(folder / "out")
 
     return train
 
@@ -117,26 +102,6 @@ def same(left: dict, right: dict) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("flags", [TRAIN, f"{BEST} --cache_features"], ids=["plain", "best, cached"])
-def test_killed_at_any_moment_and_resumed_gives_the_same_weights(argv, tmp_path, uninterrupted, flags):
-    """In the middle of either stage, while a file of a checkpoint is written, between the stages, in the last save."""
-    expected, resuming = uninterrupted(flags), argv(f"{flags} --resume")
-    generator = torch.Generator().manual_seed(len(flags))
-    for _ in range(KILLS):
-        times = 0
-        for (target, name), part in zip(MOMENTS, (3, 3, 1), strict=True):  # the last kill may come late, or too late
-            count = int(torch.randint(1, expected.calls[name] // part + 1, (), generator=generator))
-            times += killed(resuming, target, name, count)
-        assert times >= 2, "the moments never came"
-        run_glue_deebert.main(resuming)
-        assert same(weights(tmp_path / "out"), expected.weights), times
-        assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
-        record = json.loads((tmp_path / "out/run.json").read_text())
-        assert record["finished"]
-        assert record["stages"].keys() == {"1", "2"}
-        shutil.rmtree(tmp_path / "out")
-
-
 def ends(argv: list[str]) -> int:
     """The exit code of the driver."""
     with pytest.raises(SystemExit) as error:
@@ -175,7 +140,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(argv, tmp_path, unin
         assert signal.getsignal(number) == before
         done = min(step + 1, 8) if step <= 8 else step + 1
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
-    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN))
 
 
 def test_workers_leave_signals_to_the_training(argv, tmp_path, uninterrupted):
@@ -189,7 +154,7 @@ def test_workers_leave_signals_to_the_training(argv, tmp_path, uninterrupted):
     assert in_child(child) == 128 + signal.SIGTERM
     assert checkpointing.newest_checkpoint(tmp_path / "out").name in ("checkpoint-stage1-4", "checkpoint-stage1-5")
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
-    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN))
 
 
 def test_a_teacher_is_the_same_after_resuming(argv, tmp_path, uninterrupted):
@@ -201,8 +166,8 @@ def test_a_teacher_is_the_same_after_resuming(argv, tmp_path, uninterrupted):
     assert (tmp_path / "out" / checkpointing.TEACHER_LOGITS).is_file()
     run_glue_deebert.main(argv(f"{flags} --resume"))
     assert not (tmp_path / "out" / checkpointing.TEACHER_LOGITS).exists()
-    assert same(weights(tmp_path / "out"), uninterrupted(flags).weights)
-    assert not same(weights(tmp_path / "out"), uninterrupted(f"{TRAIN} --train_strategy mixed --distill").weights)
+    assert same(weights(tmp_path / "out"), uninterrupted(flags))
+    assert not same(weights(tmp_path / "out"), uninterrupted(f"{TRAIN} --train_strategy mixed --distill"))
 
 
 def test_a_finished_training_is_not_repeated(argv, tmp_path, capsys):
@@ -252,12 +217,14 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(argv, tmp_path, mon
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1_000_000))
     assert ends(argv(TRAIN)) == 2
-    assert (
-        "out: checkpoints (--save_steps, --save_total_limit) take up to 0.0 GB, and 0.0 GB are free"
-        in capsys.readouterr().err
-    )
-    assert not list((tmp_path / "out").glob("checkpoint-*"))
-    run_glue_deebert.main(argv(f"{TRAIN} --save_steps 0 --resume"))
+    line = "out: checkpoints (--save_steps, --save_total_limit) take up to 3.15MB, and 1.00MB are free\n"
+    assert capsys.readouterr().err.endswith(line)
+    assert not (tmp_path / "out").exists()  # nothing was written
+    with monkeypatch.context() as patch:
+        counted(patch, StageTraining, "step", lambda n: n == 11 and os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(files.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**9))
+        assert ends(argv(TRAIN)) == 128 + signal.SIGTERM
+    run_glue_deebert.main(argv(f"{TRAIN} --resume"))  # most of what it needs is there already
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoints_before(argv, tmp_path, uninterrupted, capsys):
@@ -268,10 +235,10 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(argv, tmp_path, unin
     with pytest.MonkeyPatch.context() as patch:
         counted(patch, torch, "save", fill)
         assert ends(argv(TRAIN)) == 2
-    assert "out/checkpoint-stage1-6: the checkpoint cannot be written ([Errno 28] No space" in capsys.readouterr().err
+    assert "out/checkpoint-stage1-6: the checkpoint cannot be written: [Errno 28] No space" in capsys.readouterr().err
     assert [folder.name for folder in saved_steps(tmp_path / "out")] == ["checkpoint-stage1-2", "checkpoint-stage1-4"]
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
-    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN))
 
 
 def test_the_best_weights_are_kept_and_few_checkpoints(argv, tmp_path, monkeypatch, tiny_data):
@@ -307,4 +274,4 @@ def test_run_json_tells_what_each_stage_took(argv, tmp_path, uninterrupted):
         assert actual["updates"] == UPDATES
         assert actual["samples_per_second"] == pytest.approx(96 / actual["seconds"])
         assert 0.1 < actual["peak_memory_gib"] < 20
-    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN).weights)  # whatever the number of workers
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN))  # whatever the number of workers

@@ -35,8 +35,9 @@ def classify(folder: Path) -> torch.Tensor:
         return model(**tokenizer(["a good film"], return_tensors="pt")).logits.softmax(-1)
 
 
-def outcome(folder: Path, message: str | None) -> None:
+def outcome(folder: Path, message: str | None, record_property) -> None:
     if message is LOADS:
+        record_property("came_back", "loads, and classifies sanely")
         assert classify(folder).isfinite().all()
         return
     with pytest.raises(InputError, match=message) as caught:
@@ -103,11 +104,12 @@ CONFIG_FIELDS = [  # field, value, message
 
 
 @pytest.mark.parametrize(("field", "value", "message"), CONFIG_FIELDS, ids=lambda value: str(value)[:24])
-def test_a_field_of_config_json(good, tmp_path, field, value, message):
+@pytest.mark.hostile("model folder", "one line")
+def test_a_field_of_config_json(good, tmp_path, record_property, field, value, message):
     folder = shutil.copytree(good, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {field: value}))
-    outcome(folder, message)
+    outcome(folder, message, record_property)
 
 
 FILES = [  # file, bytes (None: it is removed), message
@@ -133,12 +135,13 @@ FILES = [  # file, bytes (None: it is removed), message
 
 
 @pytest.mark.parametrize(("file", "content", "message"), FILES, ids=lambda value: str(value)[:24])
-def test_a_damaged_file(good, tmp_path, file, content, message):
+@pytest.mark.hostile("model folder", "one line")
+def test_a_damaged_file(good, tmp_path, record_property, file, content, message):
     folder = shutil.copytree(good, tmp_path / "model")
     (folder / file).unlink(missing_ok=True)
     if content is not None:
         (folder / file).write_bytes(content)
-    outcome(folder, message)
+    outcome(folder, message, record_property)
 
 
 class Bomb:
@@ -234,8 +237,9 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_a_damaged_folder(good, tmp_path, damage, message):
+@pytest.mark.hostile("model folder", "one line")
+def test_a_damaged_folder(good, tmp_path, record_property, damage, message):
     folder = shutil.copytree(good, tmp_path / "model")
     damage(folder)
-    outcome(folder, message)
+    outcome(folder, message, record_property)
     assert not (folder / "exploded").exists()

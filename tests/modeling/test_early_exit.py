@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deebert.modeling.backbones.bert import entropy
-from deebert.modeling.early_exit import first_exit_layer
+from deebert.modeling.early_exit import exits_now, first_exit_layer
 from deebert.modeling.exit_rules import make_rule
 from deebert.modeling.first_token import first_token_layer
 from deebert.modeling.off_ramps import mean_weights
@@ -63,6 +63,13 @@ def test_sure_samples_exit_and_nan_never():
     uncertainty, _ = make_rule("entropy", 2).uncertainty(logits, None, None)
     assert (uncertainty < 0.5).tolist() == [True, False, False]
     assert entropy(logits[1]).isnan()
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, torch.tensor])
+def test_an_uncertainty_that_equals_the_threshold_does_not_exit(kind):
+    """The paper's decision is entropy < threshold."""
+    assert [bool(exits_now(kind(x), kind(0.5))) for x in (0.25, 0.5, 0.75)] == [True, False, False]
+    assert first_exit_layer(torch.tensor([[0.5, 0.5], [0.5, 0.25]]), [0.5, 0.5]).tolist() == [3, 2]
 
 
 def test_entropy_of_half_precision_is_computed_in_float32():

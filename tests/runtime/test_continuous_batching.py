@@ -55,6 +55,23 @@ def test_refilled_batches_are_one_at_a_time(models, backbone, runtime, sizes, qu
     torch.testing.assert_close(found.logits, torch.cat([one.logits for one in alone]), atol=1e-4, rtol=1e-4)
 
 
+def test_patience_is_that_of_the_samples_that_stay():
+    """Six layers: after an exit in the middle the patience of those that stay still counts, in joined batches, too."""
+    model = tiny_model("bert", num_hidden_layers=6, exit_rule="patience", num_labels=3)
+    batches = [random_batch(model.config, [5, 9, 12, 7, 3, 8], seed) for seed in range(6)]
+    with torch.no_grad():
+        alone = [
+            model(**{k: v[i : i + 1] for k, v in batch.items()}, exit_threshold=2)
+            for batch in batches
+            for i in range(6)
+        ]
+    expected = [one.exit_layer.item() for one in alone]
+    assert len(set(expected)) >= 4  # or the test would show little
+    found = classify_stream(model, batches, 12, exit_threshold=2)
+    assert found.exit_layer.tolist() == expected
+    torch.testing.assert_close(found.logits, torch.cat([one.logits for one in alone]), atol=1e-4, rtol=1e-4)
+
+
 def test_deep_layers_run_on_full_batches():
     model = tiny_model("bert", num_hidden_layers=LAYERS)
     batches = [random_batch(model.config, [6] * 8, seed) for seed in range(8)]
