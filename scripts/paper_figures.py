@@ -126,7 +126,7 @@ def large(shown: Sequence[Shown]) -> Figure:
 
 
 def exits(shown: Sequence[Shown]) -> Figure:
-    """Figure 6: the share of samples that exit at each layer, for some thresholds; a row is a task, a column a model."""
+    """Figure 6: the share of samples that exit at each layer. Rows of panels are tasks, columns are models."""
     tasks, models = list(by("task", shown)), list(by("model", shown))
     size = (WIDE * len(models) + 1.2 * len(models), HIGH * len(tasks) + 0.4)
     figure = Figure(figsize=size, layout="constrained")

@@ -15,7 +15,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from paper_figures import draw_figures, read_shown
 from paper_run import Run, device_name, label
 from paper_table import Block, as_text, notes, read_result, write_table
-from paper_time import SHAPES, Seconds, Size, config_of, estimate_rows, in_words, read_size, timed_thresholds
+from paper_time import (
+    SAMPLES,
+    SHAPES,
+    STEPS,
+    Seconds,
+    Size,
+    config_of,
+    estimate_rows,
+    in_words,
+    read_size,
+    timed_thresholds,
+)
 
 from deebert.data.tasks import TASKS, Task, download, get_task
 from deebert.experiment.arguments import Arguments, parse_args
@@ -76,7 +87,7 @@ def execute_all(runs: Sequence[Run], args: argparse.Namespace) -> None:
             print(f"{about}: finished before", flush=True)
             continue
         left = [each for each in runs[number - 1 :] if not each.evaluated]
-        print(f"{about}: {run.size.train:,} samples, {run.epochs:g} epochs; {time_left(left, done)}", flush=True)
+        print(f"{about}: {run.size.train:,} samples, epochs {run.epochs:g}; {time_left(left, done)}", flush=True)
         try:
             run.execute()
         except Interrupted as stop:
@@ -140,9 +151,9 @@ def estimate(args: argparse.Namespace, sizes: dict[Task, Size], given: Arguments
     epochs = {name: epochs_of(config_of(name), args) for name in names}
     rows = estimate_rows(list(names), sizes, epochs, given)
     about = (
-        f"From a few steps and samples on {device_name(given)}. Training: both stages. Evaluation: one sample at a "
-        f"time, padded to {given.max_seq_length} tokens, as if none exited early. Memory: of the process, on a GPU of "
-        "its tensors."
+        f"From {STEPS} steps and {SAMPLES} samples of each model on {device_name(given)}. Training: both stages. "
+        f"Evaluation: one sample at a time, padded to {given.max_seq_length} tokens, as if none exited early. Memory: of "
+        "the process, on a GPU of its tensors."
     )
     return f"{as_text(rows)}\n\n{about}"
 
