@@ -40,6 +40,11 @@ class Shown:
         return self.series.label
 
     @property
+    def title(self) -> str:
+        """The task with its metric, over a panel."""
+        return f"{self.task} ({self.series.metric})"
+
+    @property
     def exits(self) -> bool:
         """Whether samples exit early at all: not in regression."""
         return len(self.series.sweep) > 1
@@ -51,11 +56,11 @@ def read_shown(task: str, model: str, folder: Path, in_row: Sequence[float]) -> 
     return Shown(task, replace(series, label=model), in_row)
 
 
-def by(key: str, shown: Sequence[Shown]) -> dict[str, list[Shown]]:
-    """The results in groups of one task or one model each, in the order in which they come."""
+def by(attribute: str, shown: Sequence[Shown]) -> dict[str, list[Shown]]:
+    """The results in groups that have this attribute in common, in the order in which they come."""
     groups: dict[str, list[Shown]] = {}
     for each in shown:
-        groups.setdefault(getattr(each, key), []).append(each)
+        groups.setdefault(getattr(each, attribute), []).append(each)
     return groups
 
 
@@ -87,8 +92,8 @@ def legend(figure: Figure) -> None:
 
 def tradeoff(shown: Sequence[Shown]) -> Figure:
     """Figure 2: score against time saved, a panel for each task and a line for each model."""
-    tasks = by("task", shown)
-    return grid(list(tasks), lambda axes, task: draw_time_tradeoff(axes, series_of(tasks[task])), TIME, "score (%)")
+    tasks, across = by("title", shown), f"{TIME}; horizontal lines: the full models"
+    return grid(list(tasks), lambda axes, task: draw_time_tradeoff(axes, series_of(tasks[task])), across, "score (%)")
 
 
 def savings(shown: Sequence[Shown]) -> Figure:
@@ -104,13 +109,13 @@ def savings(shown: Sequence[Shown]) -> Figure:
 
 def layers(shown: Sequence[Shown]) -> Figure:
     """Figure 4: the score of each exit, a panel for each task and a line for each model."""
-    tasks = by("task", shown)
+    tasks = by("title", shown)
     return grid(list(tasks), lambda axes, task: draw_layers(axes, series_of(tasks[task])), LAYER, "score (%)")
 
 
 def large(shown: Sequence[Shown]) -> Figure:
     """Figure 5: figures 2 and 4 for large models, a column for each task."""
-    tasks = by("task", shown)
+    tasks = by("title", shown)
     figure = Figure(figsize=(max(WIDE * len(tasks), 4), 2 * HIGH + 0.8), layout="constrained")
     panels = figure.subplots(2, len(tasks), squeeze=False)
     for (task, of_task), above, below in zip(tasks.items(), *panels, strict=True):

@@ -48,7 +48,9 @@ def need_data(tasks: Sequence[Task], data_dir: Path) -> None:
             download(task, data_dir / task.name)
         except InputError as error:
             names = ", ".join(task.name for task in missing)
-            raise InputError(f"no data of {names} in {data_dir} (set PATH_TO_DATA), and no hub: {error}") from None
+            raise InputError(
+                f"no data of {names} in {data_dir} (set PATH_TO_DATA), and it cannot be fetched: {error}"
+            ) from None
 
 
 def make_runs(args: argparse.Namespace, sizes: dict[Task, Size], flags: Sequence[str]) -> list[Run]:
@@ -152,8 +154,8 @@ def estimate(args: argparse.Namespace, sizes: dict[Task, Size], given: Arguments
     rows = estimate_rows(list(names), sizes, epochs, given)
     about = (
         f"From {STEPS} steps and {SAMPLES} samples of each model on {device_name(given)}. Training: both stages. "
-        f"Evaluation: one sample at a time, padded to {given.max_seq_length} tokens, as if none exited early. Memory: of "
-        "the process, on a GPU of its tensors."
+        f"Evaluation: one sample at a time, padded to {given.max_seq_length} tokens, as if none exited early. Memory: "
+        "of the process, on a GPU of its tensors."
     )
     return f"{as_text(rows)}\n\n{about}"
 

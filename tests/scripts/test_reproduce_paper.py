@@ -167,7 +167,7 @@ def test_figures_show_what_was_measured(reproduced):
     tradeoff, savings, layers = (
         plot(shown).axes for plot in (paper_figures.tradeoff, paper_figures.savings, paper_figures.layers)
     )
-    assert [axes.get_title() for axes in tradeoff[:2]] == ["SST-2", "RTE"]
+    assert [axes.get_title() for axes in tradeoff[:2]] == ["SST-2 (acc)", "RTE (acc)"]
     assert tradeoff[0].lines[0].get_xdata() == pytest.approx([100 * each.time_saved for each in measured.sweep])
     assert layers[0].lines[1].get_ydata() == pytest.approx([100 * x for x in shown[1].series.each_layer.values()])
     assert [axes.get_title() for axes in savings[:2]] == list(MODELS)
@@ -205,7 +205,7 @@ def test_an_interrupted_run_goes_on(reproduced, reproduce, monkeypatch, workplac
     ("tasks", "flags", "message"),
     [
         (["SST2"], [], "SST2: no such GLUE task"),
-        (["RTE"], ["--data_dir", "nowhere"], r"no data of RTE in nowhere \(set PATH_TO_DATA\), and no hub"),
+        (["RTE"], ["--data_dir", "nowhere"], r"no data of RTE in nowhere .*, and it cannot be fetched"),
         (["RTE"], ["--models", "bert", "glue/../bert"], "MODELS: two of them are called bert"),
         (["RTE"], ["--models", "./none"], "none: no such folder"),
         (["RTE"], ["--exit_rule", "patience"], "the paper's is entropy"),
