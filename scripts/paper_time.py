@@ -200,6 +200,7 @@ def estimate_rows(
     """The table of --estimate. epochs: of each stage, by name of the model."""
     rows = [["model", "task", "training (h)", "evaluation (h)", "memory (GiB)"]]
     for name in names:
+        print(f"measuring {name}", flush=True)
         with redirect_stderr(io.StringIO()):  # progress bars of steps that nobody waits for
             speed = measure(config_of(name), args)
         total = np.zeros(2)

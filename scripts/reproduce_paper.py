@@ -151,7 +151,8 @@ def estimate(args: argparse.Namespace, sizes: dict[Task, Size], given: Arguments
     """The table of --estimate: of all models, and of the large ones of the paper where the base ones are among them."""
     names = dict.fromkeys([*args.models, *(name.replace("base", "large") for name in args.models if name in SHAPES)])
     epochs = {name: epochs_of(config_of(name), args) for name in names}
-    rows = estimate_rows(list(names), sizes, epochs, given)
+    header, *body = estimate_rows(list(names), sizes, epochs, given)
+    rows = [header, *([label(name), *cells] for name, *cells in body)]
     about = (
         f"From {STEPS} steps and {SAMPLES} samples of each model on {device_name(given)}. Training: both stages. "
         f"Evaluation: one sample at a time, padded to {given.max_seq_length} tokens, as if none exited early. Memory: "

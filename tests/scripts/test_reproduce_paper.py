@@ -249,9 +249,10 @@ def test_the_time_left_scales_with_the_work():
 
 
 def test_estimate_prints_hours_and_memory_and_writes_nothing(reproduce, workplace, capsys):
-    reproduce(["SST-2", "MNLI"], "--estimate", "--output_dir", "none", "--models", "roberta")
+    reproduce(["SST-2", "MNLI"], "--estimate", "--output_dir", "none", "--models", "./roberta")
     text, about = capsys.readouterr().out.strip().split("\n\n")
-    header, _, *rows = [re.split(r"   +", line) for line in text.splitlines()]
+    (progress,), header, _, *rows = [re.split(r"   +", line) for line in text.splitlines()]
+    assert progress == "measuring ./roberta"
     assert header == ["model", "task", "training (h)", "evaluation (h)", "memory (GiB)"]
     assert [row[:2] for row in rows] == [["roberta", task] for task in ("SST-2", "MNLI", "all")]
     assert all(float(row[4]) > 0.1 for row in rows)
