@@ -11,6 +11,7 @@ from pathlib import Path
 from deebert.data.tasks import Task, eval_splits
 from deebert.evaluation.all_exits import AllExits, sweep
 from deebert.evaluation.comparison import all_thresholds
+from deebert.evaluation.metrics import exits_at_chance
 from deebert.evaluation.results import SweepRow, read_sweep
 from deebert.utils.files import replacing
 
@@ -33,12 +34,14 @@ class Point:
 class Result:
     """One model on one data set: the full model's score and seconds, and a point for each of DROPS.
 
-    points: empty for regression, where nothing exits by entropy.
+    points: empty for regression, where nothing exits by entropy. at_chance: whether the full model is no better than
+        always the most frequent label, so that exits cannot lose anything.
     """
 
     score: float
     seconds: float
     points: tuple[Point, ...] = ()
+    at_chance: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ def read_result(folder: Path, thresholds: Sequence[float]) -> Result:
     first = next(iter(rows.values()))
     chosen = [rows[threshold] for threshold in thresholds]
     points = tuple(Point(row.score_change, row.time_saved, row) for row in chosen)
-    return Result(first.score - first.score_change, first.full_seconds, points)
+    exits = AllExits.load(folder / "all_exits.npz")
+    at_chance = bool(points) and bool(exits_at_chance(exits.logits[:, -1:], exits.labels))
+    return Result(first.score - first.score_change, first.full_seconds, points, at_chance)
 
 
 def read_paper() -> dict[str, dict[str, list[Result]]]:
@@ -79,8 +84,11 @@ def read_paper() -> dict[str, dict[str, list[Result]]]:
     lines = [line for line in PAPER.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     found: dict[str, dict[str, list[Result]]] = {}
     for cells in csv.DictReader(lines):
-        kinds = [(float(cells[f"change_{i}"]) / 100, float(cells[f"saved_{i}"]) / 100) for i in (1, 2, 3)]
-        result = Result(float(cells["score"]) / 100, float(cells["seconds"]), tuple(Point(*kind) for kind in kinds))
+        share = {
+            name: round(float(cells[name]) / 100, 4) for name in cells if name not in ("model_type", "task", "seconds")
+        }
+        points = tuple(Point(share[f"change_{i}"], share[f"saved_{i}"]) for i in (1, 2, 3))
+        result = Result(share["score"], float(cells["seconds"]), points)
         task = cells["task"].removesuffix("-MM")
         found.setdefault(cells["model_type"], {}).setdefault(task, []).append(result)
     return found
@@ -167,6 +175,11 @@ def notes(blocks: Sequence[Block], tasks: Sequence[Task], device: str) -> list[s
     if regression := [task.name for task in tasks if not task.labels]:
         said.append(f"{', '.join(regression)}: regression has no entropy, so that nothing exits early.")
     for block in blocks:
+        if useless := [name for name, parts in block.ours.items() if any(part.at_chance for part in parts)]:
+            said.append(
+                f"{block.model}, {', '.join(useless)}: the full model is no better than always the most frequent label; "
+                "its exits lose nothing, and their savings mean nothing; train longer, or on more data."
+            )
         if block.paper and block.layers != 12:
             said.append(f"{block.model} has {block.layers} layers, the paper's {BASE[block.model_type]} 12.")
     if others := [block.model for block in blocks if not block.paper]:
