@@ -177,7 +177,7 @@ def notes(blocks: Sequence[Block], tasks: Sequence[Task], device: str) -> list[s
     for block in blocks:
         if useless := [name for name, parts in block.ours.items() if any(part.at_chance for part in parts)]:
             said.append(
-                f"{block.model}, {', '.join(useless)}: the full model is no better than always the most frequent label; "
+                f"{block.model}, {', '.join(useless)}: no better than always the most frequent label; "
                 "its exits lose nothing, and their savings mean nothing; train longer, or on more data."
             )
         if block.paper and block.layers != 12:
