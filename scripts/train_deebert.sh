@@ -11,7 +11,7 @@ settings
 need_data
 
 MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
-EPOCHS=${EPOCHS:-$([ "$MODEL_TYPE" = roberta ] && echo 10 || echo 3)}
+EPOCHS=${EPOCHS:-$(paper_epochs "$MODEL_TYPE")}
 
 run_glue --model_name_or_path "$MODEL_NAME" --do_train --do_eval --eval_after_first_stage \
-    --per_gpu_train_batch_size 8 --learning_rate 2e-5 --num_train_epochs "$EPOCHS" --save_steps 0 --seed 42 "$@"
+    --num_train_epochs "$EPOCHS" "${PAPER_RECIPE[@]}" "$@"

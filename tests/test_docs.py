@@ -24,7 +24,11 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 CODE = [path for folder in ("deebert", "scripts", "tests") for path in (ROOT / folder).rglob("*.*")]
 CODE.append(ROOT / "run_glue_deebert.py")
 
-FLAGS_OF_OTHERS = {"--faults", "--help", "--logdir", "--standalone", "--nproc_per_node"}
+OWN_FLAGS = (
+    *("compare", "benchmark_training", "sample_data", "load_test", "domain_shift", "threshold_coverage"),
+    "reproduce_paper",
+)  # scripts with flags
+FLAGS_OF_OTHERS = {"--faults", "--fuzz", "--help", "--logdir", "--standalone", "--nproc_per_node"}
 FLAGS_OF_THE_ORIGINAL = {"--local_rank"}  # gone here
 FILES_OF_BEFORE = {"measure_evaluation.py"}
 
@@ -133,7 +137,7 @@ def test_every_page_can_be_reached_from_the_map():
 def known_flags() -> set[str]:
     """The flags in the --help texts of the driver, the commands and the scripts."""
     runs = [("run_glue_deebert.py",), *(("deebert/__main__.py", command) for command in COMMANDS)]
-    runs += [(f"scripts/{name}.py",) for name in ("compare", "benchmark_training", "sample_data", "load_test")]
+    runs += [(f"scripts/{name}.py",) for name in OWN_FLAGS]
     flags = [set(re.findall(r"--[a-z]\w*", help_of(*command))) for command in runs]
     assert all(flags)
     return set().union(*flags)

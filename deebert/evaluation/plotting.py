@@ -74,14 +74,8 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
         curve = s.curve or s.sweep
         by_cost.plot(saved(curve, unit), percent(r.score for r in curve), **line, linewidth=1)
         by_cost.plot(saved(s.sweep, unit), percent(r.score for r in s.sweep), **dots, label=s.label)
-        by_time.plot(
-            percent(r.time_saved for r in s.timed), percent(r.score for r in s.timed), **line_style(i), linewidth=1
-        )
-        for row in s.sweep[:1]:
-            if row.score_change is not None:
-                full_score = 100 * (row.score - row.score_change)
-                for axes in (by_cost, by_time):
-                    axes.axhline(full_score, color=COLORS[i % len(COLORS)], linewidth=0.8, alpha=0.6)
+        draw_full_score(by_cost, s, i)
+    draw_time_tradeoff(by_time, series)
     if len(series) == 1:
         sweep, timed = series[0].sweep, series[0].timed
         annotate_thresholds(by_cost, sweep, saved(sweep, unit), percent(r.score for r in sweep))
@@ -94,6 +88,22 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
         axes.margins(x=0.08, y=0.1)  # room for the numbers
     by_cost.legend(loc="lower left")
     return figure
+
+
+def draw_time_tradeoff(axes, series: Sequence[Series]) -> None:
+    """Score against measured time saved, one line for each series."""
+    for i, s in enumerate(series):
+        times, scores = percent(r.time_saved for r in s.timed), percent(r.score for r in s.timed)
+        axes.plot(times, scores, **line_style(i), linewidth=1, label=s.label)
+        draw_full_score(axes, s, i)
+
+
+def draw_full_score(axes, s: Series, i: int) -> None:
+    """A horizontal line at the score of the full model, the i-th of several, where it is known."""
+    for row in s.sweep[:1]:
+        if row.score_change is not None:
+            full_score = 100 * (row.score - row.score_change)
+            axes.axhline(full_score, color=COLORS[i % len(COLORS)], linewidth=0.8, alpha=0.6)
 
 
 def annotate_thresholds(axes, rows: Sequence, across: Sequence[float], up: Sequence[float]) -> None:
@@ -110,45 +120,70 @@ def plot_layers(series: Sequence[Series]) -> Figure:
     """The score of each exit, as if every sample exited there."""
     figure = Figure(figsize=(5, 3.8), layout="constrained")
     axes = figure.subplots()
-    for i, s in enumerate(series):
-        axes.plot(list(s.each_layer), percent(s.each_layer.values()), **line_style(i), label=s.label)
+    draw_layers(axes, series)
     axes.set(xlabel="exit layer (the last is the final classifier)", ylabel=score_label(series))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="best")
     return figure
+
+
+def draw_layers(axes, series: Sequence[Series]) -> None:
+    """The score of each exit by its layer, one line for each series."""
+    for i, s in enumerate(series):
+        axes.plot(list(s.each_layer), percent(s.each_layer.values()), **line_style(i), label=s.label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def plot_exits(series: Sequence[Series]) -> Figure:
     """The share of samples that exit at each layer, for each threshold; one panel for each series."""
     figure = Figure(figsize=(5.4, 0.6 + 3.2 * len(series)), layout="constrained")
     for axes, s in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
-        layers = list(s.sweep[0].exits)
-        colors = mpl.colormaps["viridis"].resampled(len(layers))
-        names = [f"{row.threshold:g}" for row in s.sweep]
-        bottom = [0.0] * len(s.sweep)
-        for i, layer in enumerate(layers):
-            share = [100 * row.exits[layer] / sum(row.exits.values()) for row in s.sweep]
-            axes.bar(names, share, bottom=bottom, color=colors(i), width=0.8, edgecolor="white", label=f"{layer}")
-            bottom = [b + h for b, h in zip(bottom, share, strict=True)]
-        axes.set(xlabel=threshold_name(s.sweep), ylabel="samples that exit (%)", ylim=(0, 100))
-        axes.grid(visible=False)
+        draw_exits(axes, s)
+        axes.set(xlabel=threshold_name(s.sweep), ylabel="samples that exit (%)")
         axes.set_title(s.label, fontsize=10)
-        handles, layer_names = axes.get_legend_handles_labels()
-        axes.legend(  # in reverse, so that it is stacked like the bars
-            handles[::-1],
-            layer_names[::-1],
-            title="exit layer",
-            loc="center left",
-            bbox_to_anchor=(1, 0.5),
-            ncols=1 + len(layers) // 13,
-        )
+        layer_legend(axes)
     return figure
+
+
+def draw_exits(axes, s: Series) -> None:
+    """A bar for each threshold, divided by the layers at which samples exit."""
+    layers = list(s.sweep[0].exits)
+    colors = mpl.colormaps["viridis"].resampled(len(layers))
+    names = [f"{row.threshold:g}" for row in s.sweep]
+    bottom = [0.0] * len(s.sweep)
+    for i, layer in enumerate(layers):
+        share = [100 * row.exits[layer] / sum(row.exits.values()) for row in s.sweep]
+        axes.bar(names, share, bottom=bottom, color=colors(i), width=0.8, edgecolor="white", label=f"{layer}")
+        bottom = [b + h for b, h in zip(bottom, share, strict=True)]
+    axes.set_ylim(0, 100)
+    axes.grid(visible=False)
+
+
+def layer_legend(axes) -> None:
+    """The legend of `draw_exits`, in reverse, so that it is stacked like the bars."""
+    handles, names = (entries[::-1] for entries in axes.get_legend_handles_labels())
+    columns, place = 1 + len(names) // 13, {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(handles, names, title="exit layer", ncols=columns, **place)
 
 
 def plot_savings(series: Sequence[Series]) -> Figure:
     """Measured time saved against cost (or layers) saved. On the diagonal, time is saved as expected."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
+    draw_savings(axes, series)
+    if len(series) == 1:
+        timed = series[0].timed
+        axes.set_title(f"numbers: {threshold_name(timed)}", fontsize=9, loc="left")
+        annotate_thresholds(axes, timed, saved(timed, common_unit(series)), percent(r.time_saved for r in timed))
+    axes.set(
+        xlabel=f"expected: {saving_label(series)}", ylabel=f"measured: {time_label(series).replace(', measured', '')}"
+    )
+    axes.margins(0.08)
+    axes.legend(loc="upper left")
+    return figure
+
+
+def draw_savings(axes, series: Sequence[Series]) -> None:
+    """Measured time saved against cost (or layers) saved, and the diagonal."""
     unit = common_unit(series)
     ends = [0, max(value for s in series for value in saved(s.timed, unit))]
     axes.plot(ends, ends, color="0.5", linewidth=1, label=f"time saved = {unit} saved")
@@ -156,15 +191,6 @@ def plot_savings(series: Sequence[Series]) -> Figure:
         expected, measured = saved(s.timed, unit), percent(r.time_saved for r in s.timed)
         spread = percent((r.time_saved_spread or 0) / 2 for r in s.timed)
         axes.errorbar(expected, measured, yerr=spread, **line_style(i) | {"linestyle": ""}, capsize=2, label=s.label)
-    if len(series) == 1:
-        axes.set_title(f"numbers: {threshold_name(series[0].timed)}", fontsize=9, loc="left")
-        annotate_thresholds(axes, series[0].timed, expected, measured)
-    axes.set(
-        xlabel=f"expected: {saving_label(series)}", ylabel=f"measured: {time_label(series).replace(', measured', '')}"
-    )
-    axes.margins(0.08)
-    axes.legend(loc="upper left")
-    return figure
 
 
 Points = dict[str, tuple[float, list[float]]]  # of models without exits: cost, and the score with each seed

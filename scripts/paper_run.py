@@ -1,0 +1,126 @@
+"""One model on one task of the paper: the training, the evaluation, and what they leave behind."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from paper_table import choose_thresholds
+from paper_time import Size, Work, timed_thresholds, work_of
+
+import run_glue_deebert
+from deebert.data.tasks import Task, eval_splits
+from deebert.evaluation import results
+from deebert.evaluation.all_exits import AllExits
+from deebert.experiment.arguments import Arguments, parse_args
+from deebert.experiment.record import decide_resume
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model on one task. name: of the model, as the user gives it. folder: of all files. epochs: of each stage.
+
+    flags: of all runs.
+    """
+
+    name: str
+    config: object
+    task: Task
+    size: Size
+    data_dir: Path
+    folder: Path
+    epochs: float
+    flags: Sequence[str]
+
+    def argv(self, *work: str) -> list[str]:
+        """A command line of run_glue_deebert.py."""
+        data = ["--task_name", self.task.name, "--data_dir", str(self.data_dir), "--recipe", "paper"]
+        files = ["--output_dir", str(self.folder / "model"), "--num_train_epochs", str(self.epochs)]
+        return [*data, *files, *self.flags, *work]
+
+    @property
+    def training(self) -> list[str]:
+        """The first command: trains, and scores all exits, from which thresholds are chosen."""
+        work = ["--do_train", "--resume", "--do_eval", "--eval_each_highway"]
+        return self.argv(*work, "--model_name_or_path", self.name, "--plot_data_dir", str(self.folder / "scores"))
+
+    def evaluation(self, thresholds: Sequence[float]) -> list[str]:
+        """The second command, the paper's protocol: one sample at a time, padded. It writes the folder `results`."""
+        timed = ["--do_eval", "--eval_each_highway", "--eval_highway", "--exit_threshold", *map(str, thresholds)]
+        protocol = ["--per_gpu_eval_batch_size", "1", "--pad_to_max_length"]
+        return self.argv(*timed, *protocol, "--model_name_or_path", "results", "--plot_data_dir", str(self.folder))
+
+    @cached_property
+    def args(self) -> Arguments:
+        """The flags of the training. Raises InputError."""
+        return parse_args(self.training)
+
+    @property
+    def trained(self) -> dict | None:
+        """The record of the finished training with these flags and data, None where there is none."""
+        record = decide_resume(self.args)
+        return record if record and record["finished"] else None
+
+    @property
+    def record(self) -> Path:
+        """What the evaluation was of, and what it took. It is written last."""
+        return self.folder / "evaluated.json"
+
+    @property
+    def evaluated(self) -> dict | None:
+        """The record of the evaluation, None where there is none of this model with these flags."""
+        if not self.record.is_file() or not self.trained:
+            return None
+        record = results.read_json(self.record)
+        same = record["trained"] == self.trained["started"] and record["argv"] == self.evaluation([])
+        return record if same else None
+
+    @property
+    def results(self) -> list[Path]:
+        """The folder of results of each dev set."""
+        return [self.folder / f"results{suffix}" for suffix in eval_splits(self.task).values()]
+
+    @property
+    def work(self) -> Work:
+        return work_of(self.config, self.size, self.task.num_labels, self.args)
+
+    @property
+    def seconds(self) -> Work:
+        """What the finished run took."""
+        stages = self.trained["stages"].values()
+        return Work(sum(stage["seconds"] for stage in stages), self.evaluated["seconds"])
+
+    def execute(self) -> None:
+        """Trains unless that is done, chooses thresholds and times them. Raises InputError, Interrupted."""
+        with self.log():
+            run_glue_deebert.main(self.training)
+            scores = results.result_dir(self.folder / "scores", self.name) / "all_exits.npz"
+            chosen = choose_thresholds(self.task, AllExits.load(scores))
+            started = time.perf_counter()
+            run_glue_deebert.main(self.evaluation(sorted({*timed_thresholds(self.task.num_labels), *chosen})))
+        facts = {"trained": self.trained["started"], "argv": self.evaluation([]), "thresholds": chosen}
+        facts |= {"device": device_name(self.args), "seconds": time.perf_counter() - started}
+        results.write_json(self.record, facts)
+
+    @contextmanager
+    def log(self) -> Iterator[None]:
+        """What the driver prints goes to log.txt; its progress bars go to the terminal."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file, redirect_stdout(file):
+            yield
+
+
+def label(name: str) -> str:
+    """A model's name in tables, figures and folders: without its owner, or the path to its folder."""
+    return Path(name).resolve().name if Path(name).exists() else name.split("/")[-1]
+
+
+def device_name(args: Arguments) -> str:
+    """The device of the driver, in words."""
+    if torch.cuda.is_available() and not args.no_cuda:
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'' if threads == 1 else 's'}"

@@ -1,0 +1,204 @@
+"""Table 1 of the paper, with the paper's own numbers beside ours: as text, as Markdown and as CSV.
+
+Ours are scores of dev sets, the paper's are scores of test sets. Scores, changes and savings are shares, as everywhere.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deebert.data.tasks import Task, eval_splits
+from deebert.evaluation.all_exits import AllExits, sweep
+from deebert.evaluation.comparison import all_thresholds
+from deebert.evaluation.metrics import exits_at_chance
+from deebert.evaluation.results import SweepRow, read_sweep
+from deebert.utils.files import replacing
+
+PAPER = Path(__file__).parent / "paper_table1.csv"
+DROPS = (0.005, 0.02, 0.04)  # of the score: each threshold saves the most below one of them, as in the paper
+BASE = {"bert": "BERT-base", "roberta": "RoBERTa-base"}  # the models of Table 1, by their type
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Early exit at one threshold. change: of the score. time_saved: a share. row: ours, None of the paper's."""
+
+    change: float
+    time_saved: float
+    row: SweepRow | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model on one data set: the full model's score and seconds, and a point for each of DROPS.
+
+    points: empty for regression, where nothing exits by entropy. at_chance: whether the full model is no better than
+        always the most frequent label, so that exits cannot lose anything.
+    """
+
+    score: float
+    seconds: float
+    points: tuple[Point, ...] = ()
+    at_chance: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one model. ours, paper: for each task the results on its data sets, of which MNLI has two."""
+
+    model: str
+    model_type: str
+    layers: int
+    ours: dict[str, list[Result]]
+
+    @property
+    def paper(self) -> dict[str, list[Result]]:
+        return read_paper().get(self.model_type, {})
+
+
+def choose_thresholds(task: Task, exits: AllExits) -> list[float]:
+    """For each of DROPS the threshold that saves the most layers at a drop below it; none for regression."""
+    if not exits.exit_rule.supported:
+        return []
+    candidates = sorted({float(f"{threshold:.4g}") for threshold in all_thresholds(exits)})
+    rows = sweep(task, exits, candidates)
+    within = [[row for row in rows if row.score_change > -drop + 1e-9] for drop in DROPS]  # always threshold 0
+    return [max(rows_within, key=lambda row: row.layers_saved).threshold for rows_within in within]
+
+
+def read_result(folder: Path, thresholds: Sequence[float]) -> Result:
+    """Our result from the sweep in a folder, which has a row for each of the chosen thresholds. Raises InputError."""
+    rows = {row.threshold: row for row in read_sweep(folder)}
+    first = next(iter(rows.values()))
+    chosen = [rows[threshold] for threshold in thresholds]
+    points = tuple(Point(row.score_change, row.time_saved, row) for row in chosen)
+    exits = AllExits.load(folder / "all_exits.npz")
+    at_chance = bool(points) and bool(exits_at_chance(exits.logits[:, -1:], exits.labels))
+    return Result(first.score - first.score_change, first.full_seconds, points, at_chance)
+
+
+def read_paper() -> dict[str, dict[str, list[Result]]]:
+    """The paper's results, by type of the model and task."""
+    lines = [line for line in PAPER.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    found: dict[str, dict[str, list[Result]]] = {}
+    for cells in csv.DictReader(lines):
+        share = {
+            name: round(float(cells[name]) / 100, 4) for name in cells if name not in ("model_type", "task", "seconds")
+        }
+        points = tuple(Point(share[f"change_{i}"], share[f"saved_{i}"]) for i in (1, 2, 3))
+        result = Result(share["score"], float(cells["seconds"]), points)
+        task = cells["task"].removesuffix("-MM")
+        found.setdefault(cells["model_type"], {}).setdefault(task, []).append(result)
+    return found
+
+
+def baseline_cell(parts: Sequence[Result]) -> str:
+    """'93.6, 36.72 s', or '83.9/83.0, 202.84 s' of two data sets, whose time is the first one's."""
+    if not parts:
+        return NONE
+    seconds = parts[0].seconds
+    time = f"{seconds:.2f} s" if seconds < 1000 else f"{seconds / 60:.0f} min"
+    return f"{'/'.join(f'{100 * part.score:.1f}' for part in parts)}, {time}"
+
+
+def point_cell(parts: Sequence[Result], i: int) -> str:
+    """'-0.2/-21 %': the change of the score in points and of the time; '-0.0,-0.1/-14 %' of two data sets."""
+    if not parts or not parts[0].points:
+        return NONE
+    changes = ",".join(f"{100 * part.points[i].change:+.1f}" for part in parts)
+    return f"{changes}/{-100 * parts[0].points[i].time_saved:+.0f} %"
+
+
+def table_rows(blocks: Sequence[Block], tasks: Sequence[Task]) -> list[list[str]]:
+    """The header, and for each model pairs of rows: ours and the paper's."""
+    rows = [["", *(f"{task.name} {task.primary_metric}" for task in tasks)]]
+    for block in blocks:
+        limits = [f"{block.model}, drop < {100 * drop:g}" for drop in DROPS]
+        for number, name in enumerate([block.model, *limits]):
+            for label, results in ((name, block.ours), (f"  paper, {BASE.get(block.model_type)}", block.paper)):
+                parts = [results.get(task.name, ()) for task in tasks]
+                cells = [point_cell(part, number - 1) if number else baseline_cell(part) for part in parts]
+                if results is block.ours or any(cell != NONE for cell in cells):
+                    rows.append([label, *cells])
+    return rows
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns of equal width, the first one to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
+        lines.append("   ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table."""
+    lines = [f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *lines[1:]])
+
+
+COLUMNS = "model,task,data_set,metric,limit,threshold,score,change,seconds,time_saved,layers_saved"
+COLUMNS += ",paper_model,paper_score,paper_change,paper_seconds,paper_time_saved"
+
+
+def csv_rows(block: Block, task: Task) -> list[list]:
+    """For each data set of the task a line for the full model, and one for each threshold. Unknown values are ""."""
+    lines, papers, unknown = [], block.paper.get(task.name), [""] * 5
+    for i, (split, ours) in enumerate(zip(eval_splits(task), block.ours[task.name], strict=True)):
+        about, paper = [block.model, task.name, split, task.primary_metric], papers[i] if papers else None
+        beside = [BASE[block.model_type], paper.score, "", paper.seconds, ""] if paper else unknown
+        lines.append([*about, "", "", ours.score, "", ours.seconds, "", "", *beside])
+        for j, (drop, point) in enumerate(zip(DROPS, ours.points, strict=False)):  # none for regression
+            row, theirs = point.row, paper.points[j] if paper else None
+            numbers = [row.threshold, row.score, row.score_change, row.seconds, row.time_saved, row.layers_saved]
+            beside = [BASE[block.model_type], "", theirs.change, "", theirs.time_saved] if theirs else unknown
+            lines.append([*about, drop, *numbers, *beside])
+    return lines
+
+
+def notes(blocks: Sequence[Block], tasks: Sequence[Task], device: str) -> list[str]:
+    """What a reader of the table has to know."""
+    said = [
+        "Scores in per cent, and seconds for the data set, one sample at a time, padded as in the paper; for each "
+        "threshold the change of the score in points / the change of the time.",
+        f"Ours are dev sets, timed on {device}; the paper's are test sets, scored by the GLUE server and timed on a "
+        "P100. Compare changes and savings, not seconds; scores of dev and test sets differ by some points.",
+        "Each threshold saves the most layers at a drop below its limit on the dev set. Ours are scored on that same "
+        "dev set, so that they keep the limit by construction; the paper's are scored on the test set.",
+    ]
+    if len({len(results) for block in blocks for results in block.ours.values()}) > 1:
+        said.append("MNLI: matched/mismatched; time and thresholds of the matched set.")
+    if regression := [task.name for task in tasks if not task.labels]:
+        said.append(f"{', '.join(regression)}: regression has no entropy, so that nothing exits early.")
+    for block in blocks:
+        if useless := [name for name, parts in block.ours.items() if any(part.at_chance for part in parts)]:
+            said.append(
+                f"{block.model}, {', '.join(useless)}: no better than always the most frequent label; "
+                "its exits lose nothing, and their savings mean nothing; train longer, or on more data."
+            )
+        if block.paper and block.layers != 12:
+            said.append(f"{block.model} has {block.layers} layers, the paper's {BASE[block.model_type]} 12.")
+    if others := [block.model for block in blocks if not block.paper]:
+        said.append(f"{', '.join(others)}: not in the paper's table.")
+    return said
+
+
+def write_table(folder: Path, blocks: Sequence[Block], tasks: Sequence[Task], notes: Sequence[str]) -> str:
+    """Writes table1.txt, table1.md and table1.csv, and returns the text."""
+    rows = table_rows(blocks, tasks)
+    text = "\n".join([as_text(rows), "", *notes])
+    for name, content in (("txt", text), ("md", "\n\n".join([as_markdown(rows), *notes]))):
+        with replacing(folder / f"table1.{name}") as file:
+            file.write(content + "\n")
+    with replacing(folder / "table1.csv") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS.split(","))
+        for block in blocks:
+            for task in tasks:
+                if task.name in block.ours:
+                    writer.writerows(csv_rows(block, task))
+    return text

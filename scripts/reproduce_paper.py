@@ -1,0 +1,180 @@
+"""Repeats the experiments of the paper: trains, scores and times each model on each task. reproduce_paper.sh runs it.
+
+REPRODUCTION_DIR/MODEL/TASK holds a model, its results and a log. Beside them are table 1 and the figures 2 to 6, which
+are written again after each model. Further flags go to run_glue_deebert.py in every run. What is finished is reused.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from paper_figures import draw_figures, read_shown
+from paper_run import Run, device_name, label
+from paper_table import Block, as_text, notes, read_result, write_table
+from paper_time import (
+    SAMPLES,
+    SHAPES,
+    STEPS,
+    Seconds,
+    Size,
+    config_of,
+    estimate_rows,
+    in_words,
+    read_size,
+    timed_thresholds,
+)
+
+from deebert.data.tasks import TASKS, Task, download, get_task
+from deebert.experiment.arguments import Arguments, parse_args
+from deebert.experiment.checks import check_flags
+from deebert.modeling.checkpoints import load_config
+from deebert.utils import cli
+from deebert.utils.cli import ArgumentParser, InputError, Interrupted, positive_float
+
+DEFAULT_TASKS = ("SST-2", "MRPC", "QNLI", "RTE", "QQP", "MNLI")
+DEFAULT_MODELS = ("bert-base-uncased", "roberta-base")
+
+
+def need_data(tasks: Sequence[Task], data_dir: Path) -> None:
+    """Fetches the tasks that have no folder in data_dir. Raises InputError."""
+    missing = [task for task in tasks if not (data_dir / task.name).is_dir()]
+    for task in missing:
+        print(f"{task.name}: fetching it to {data_dir / task.name}", flush=True)
+        try:
+            download(task, data_dir / task.name)
+        except InputError as error:
+            names = ", ".join(task.name for task in missing)
+            raise InputError(
+                f"no data of {names} in {data_dir} (set PATH_TO_DATA), and it cannot be fetched: {error}"
+            ) from None
+
+
+def make_runs(args: argparse.Namespace, sizes: dict[Task, Size], flags: Sequence[str]) -> list[Run]:
+    """All runs, in order, with their input checked. Raises InputError."""
+    labels = Counter(label(name) for name in args.models)
+    if (twice := labels.most_common(1)[0])[1] > 1:
+        raise InputError(f"MODELS: two of them are called {twice[0]}; rename a folder")
+    configs = {name: load_config(name) for name in args.models}
+    runs = []
+    for task, size in sizes.items():
+        for name, config in configs.items():
+            folder = args.output_dir / label(name) / task.name
+            epochs = epochs_of(config, args)
+            runs.append(Run(name, config, task, size, args.data_dir / task.name, folder, epochs, flags))
+    for run in runs:
+        check_flags(run.args, run.task)
+        if run.args.exit_rule not in (None, "entropy"):
+            raise InputError(f"--exit_rule {run.args.exit_rule}: the paper's is entropy; leave it out")
+    return runs
+
+
+def epochs_of(config, args: argparse.Namespace) -> float:
+    """The epochs of each stage, which depend on the model's type."""
+    return args.roberta_epochs if config.model_type == "roberta" else args.epochs
+
+
+def execute_all(runs: Sequence[Run], args: argparse.Namespace) -> None:
+    """Executes the runs that are not finished, with a line for each, and writes the table after each."""
+    done = Seconds()
+    for run in runs:
+        if run.evaluated:
+            done.add(run.name, run.work, run.seconds)
+    for number, run in enumerate(runs, 1):
+        about = f"[{number}/{len(runs)}] {run.task.name}, {label(run.name)}"
+        if run.evaluated:
+            print(f"{about}: finished before", flush=True)
+            continue
+        left = [each for each in runs[number - 1 :] if not each.evaluated]
+        print(f"{about}: {run.size.train:,} samples, epochs {run.epochs:g}; {time_left(left, done)}", flush=True)
+        try:
+            run.execute()
+        except Interrupted as stop:
+            raise Interrupted(f"stopped; the same command goes on with {run.folder}", stop.exit_code - 128) from None
+        done.add(run.name, run.work, run.seconds)
+        table(runs, args)
+
+
+def time_left(left: Sequence[Run], done: Seconds) -> str:
+    """The estimate for the runs that are left, in words; the first of them is next."""
+    expected = [done.of(run.name, run.work) for run in left]
+    if None in expected:
+        return "the time that is left can be told after the first"
+    if len(left) == 1:
+        return f"about {in_words(expected[0])}, the last"
+    return f"about {in_words(expected[0])}, and {in_words(sum(expected))} with all that are left"
+
+
+def table(runs: Sequence[Run], args: argparse.Namespace) -> str:
+    """Writes table 1 with the runs that are finished so far, and returns it as text."""
+    finished = [run for run in runs if run.evaluated]
+    blocks = []
+    for name in args.models:
+        own = [run for run in finished if run.name == name]
+        ours = {run.task.name: [read_result(f, run.evaluated["thresholds"]) for f in run.results] for run in own}
+        config = next(run.config for run in runs if run.name == name)
+        blocks.append(Block(label(name), config.model_type, config.num_hidden_layers, ours))
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    devices = sorted({run.evaluated["device"] for run in finished})
+    return write_table(args.output_dir, blocks, tasks, notes(blocks, tasks, " or ".join(devices)))
+
+
+def figures(runs: Sequence[Run], folder: Path) -> list[str]:
+    """Draws the figures. Returns a line for each file and for each figure that is left out."""
+    shown = [
+        read_shown(run.task.name, label(run.name), run.results[0], timed_thresholds(run.task.num_labels))
+        for run in runs
+    ]
+    written, left_out = draw_figures(folder, shown)
+    return [*map(str, written), *left_out]
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """Our arguments, and the flags of run_glue_deebert.py. Raises InputError."""
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--tasks", nargs="+", default=DEFAULT_TASKS, help=f"some of {', '.join(TASKS)}")
+    parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, help="names on the hub, or folders")
+    parser.add_argument("--data_dir", type=Path, required=True, help="holds a folder of TSV files for each task")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for models, results, table and figures")
+    parser.add_argument("--epochs", type=positive_float, required=True, help="of each stage")
+    parser.add_argument("--roberta_epochs", type=positive_float, required=True, help="the same for RoBERTa")
+    parser.add_argument("--estimate", action="store_true", help="only print hours and memory, from a short run")
+    return parser.parse_known_args()
+
+
+def estimate(args: argparse.Namespace, sizes: dict[Task, Size], given: Arguments) -> str:
+    """The table of --estimate: of all models, and of the large ones of the paper where the base ones are among them."""
+    names = dict.fromkeys([*args.models, *(name.replace("base", "large") for name in args.models if name in SHAPES)])
+    epochs = {name: epochs_of(config_of(name), args) for name in names}
+    header, *body = estimate_rows(list(names), sizes, epochs, given)
+    rows = [header, *([label(name), *cells] for name, *cells in body)]
+    about = (
+        f"From {STEPS} steps and {SAMPLES} samples of each model on {device_name(given)}. Training: both stages. "
+        f"Evaluation: one sample at a time, padded to {given.max_seq_length} tokens, as if none exited early. Memory: "
+        "of the process, on a GPU of its tensors."
+    )
+    return f"{as_text(rows)}\n\n{about}"
+
+
+def main() -> None:
+    args, flags = parse()
+    tasks = list(dict.fromkeys(get_task(name) for name in args.tasks))
+    given = parse_args(["--output_dir", "any", "--model_name_or_path", "any", *flags])  # reports wrong flags first
+    need_data(tasks, args.data_dir)
+    sizes = {task: read_size(task, args.data_dir / task.name, given.max_seq_length) for task in tasks}
+    if args.estimate:
+        print(estimate(args, sizes, given))
+        return
+    runs = make_runs(args, sizes, flags)
+    execute_all(runs, args)
+    print(f"\n{table(runs, args)}\n")
+    print(*figures(runs, args.output_dir), sep="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
