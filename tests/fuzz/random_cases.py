@@ -199,7 +199,7 @@ THRESHOLDS = st.builds(Thresholds, st.booleans(), st.booleans(), st.tuples(*[LEV
 
 
 def rules_of(config, has_head: bool) -> list[str]:
-    """The rules that a model can exit by."""
+    """The rules that a model can exit by. Patience comes twice: what it remembers is more that can go wrong."""
     several = config.problem_type == "multi_label_classification"
     by_labels = LABEL_RULES if several or config.num_labels > 1 else ()
-    return [*by_labels, "patience", *(["learned"] if has_head else [])]
+    return [*by_labels, "patience", "patience", *(["learned"] if has_head else [])]
