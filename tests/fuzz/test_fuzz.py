@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from judge import Tally, judge
 from onnx_runtimes import FP32, INT8, Export
-from random_cases import THRESHOLDS, Texts, Thresholds, Weights, make_model, model_settings, rules_of, texts
+from random_cases import SHARES, THRESHOLDS, Texts, Thresholds, Weights, make_model, model_settings, rules_of, texts
 from runtimes import PYTORCH, Question
 from tiny import tiny_tokenizer
 
@@ -44,7 +44,7 @@ class Case:
 
 def cases(runtimes: dict[str, Callable], integers_only: bool = False) -> st.SearchStrategy[Case]:
     some = st.lists(st.sampled_from(list(runtimes)), min_size=RUNTIMES, max_size=RUNTIMES, unique=True)
-    return st.builds(Case, texts(integers_only), THRESHOLDS, st.floats(0, 0.999), st.floats(0, 1), some)
+    return st.builds(Case, texts(integers_only), THRESHOLDS, SHARES, SHARES, some)
 
 
 @st.composite
