@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The linter and the tests, in the active environment or in .venv, one process for each core. Further arguments go to
-# pytest: a folder, -n 0 for a single process.
+# pytest: a folder, -n 0 for a single process, --fuzz 10000 for as many random cases of tests/fuzz in place of the tests.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -2,14 +2,17 @@
 
 import io
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
+from helpers import once_for_all_workers
+from tiny import BACKBONES, tiny_model, tiny_tokenizer
 
 from deebert.commands import export
 from deebert.modeling.checkpoints import save_model
@@ -79,3 +82,18 @@ def make_small_exports(folder: Path, data: Path) -> None:
         for name, more in (("onnx", scored), ("int8", ["--int8"])):
             printed = run_export("--model", folder / "model", "--output", folder / name, *more)
             (folder / f"{name}.txt").write_text(printed)
+
+
+def export_and_keep_parts(backbone: str, folder: Path) -> None:
+    """Exports a backbone's model to folder/export; the parts of its graph go to folder/parts."""
+    with parts_kept_in(folder / "parts"):
+        onnx_export.export(model_to_export(backbone), tiny_tokenizer(backbone), folder / "export")
+
+
+def exports_of_all_workers(tmp_path_factory) -> dict[str, Path]:
+    """For each backbone a folder with its export and the parts of the graph, which all tests share."""
+    odd = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[-1] in "13579"
+    return {  # in different orders, so that two workers make one each rather than wait for one another
+        backbone: once_for_all_workers(tmp_path_factory, f"export_{backbone}", partial(export_and_keep_parts, backbone))
+        for backbone in (reversed(BACKBONES) if odd else BACKBONES)
+    }

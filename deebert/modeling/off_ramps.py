@@ -74,10 +74,12 @@ class AttentionOverTokens(Pooling):
 
     def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
         query = self.query.unsqueeze(1)  # a matrix: ONNX Runtime cannot run products with a vector of 8-bit integers
-        match = (hidden_states @ query).squeeze(2) / math.sqrt(len(query))  # (B, T)
+        match = (hidden_states @ query).squeeze(2).float() / math.sqrt(len(query))  # (B, T)
         if pooling_weights is not None:
-            match = match.masked_fill(pooling_weights == 0, torch.finfo(match.dtype).min)
-        weights = torch.softmax(match, dim=1, dtype=torch.float32).to(hidden_states.dtype)
+            match = match.masked_fill(
+                pooling_weights == 0, torch.finfo(match.dtype).min
+            )  # finite: a row may be padding
+        weights = torch.softmax(match, dim=1).to(hidden_states.dtype)
         return torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
 
 

@@ -142,6 +142,15 @@ def test_mean_pooling_reads_the_tokens_and_not_the_padding():
     torch.testing.assert_close(highway(states[1:])[1], expected[1:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("pooling", ["first", "mean", "attention"])
+def test_a_row_of_padding_only_has_finite_logits(pooling, dtype):
+    model = tiny_model("bert", highway_pooling=pooling).to(dtype)
+    weights = mean_weights(torch.tensor([[0, 0, 0], [1, 1, 0]]), dtype)
+    logits, _ = model.bert.encoder.highway[0](torch.randn(2, 3, 32, dtype=dtype), weights)
+    assert logits.isfinite().all()
+
+
 def test_those_that_leave_are_not_computed_any_further(monkeypatch):
     model = MODELS["bert"]
     batch = random_batch(model.config, [4, 20, 6, 9])

@@ -1,0 +1,129 @@
+"""The ways through ONNX Runtime: with this package's host code, and as a host runs the graph that knows nothing of it.
+
+With weights of 8 bits, what is rounded depends on all that is in the batch. So those graphs are not compared with the
+brute force's logits, but with its decisions on logits of their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from brute_force import AllExits, per_off_ramp
+from runtimes import ALWAYS, NEVER, Answer, Question, batch, continuous_batching, every_exit, one_at_a_time
+
+from deebert.modeling.checkpoints import GRAPH
+from deebert.runtime.onnx_runtime import OnnxDeeBert
+
+
+@dataclass
+class Export:
+    """A folder with an exported model."""
+
+    folder: Path
+
+    @cached_property
+    def runtime(self) -> OnnxDeeBert:
+        return OnnxDeeBert(self.folder, threads=1)
+
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        """The graph alone."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        return onnxruntime.InferenceSession(self.folder / GRAPH, options, providers=["CPUExecutionProvider"])
+
+    def run(self, tensors: dict[str, torch.Tensor], cutoffs: list[float]) -> dict[str, np.ndarray]:
+        """All outputs of a batch (B, T) of integers, with a cut-off for each off-ramp."""
+        feed = {"token_type_ids": torch.zeros_like(tensors["input_ids"])} | tensors
+        feed = {name: tensor.numpy() for name, tensor in feed.items()}
+        outputs = self.session.run(None, feed | {"exit_threshold": np.array(cutoffs, np.float32)})
+        return dict(zip((output.name for output in self.session.get_outputs()), outputs, strict=True))
+
+
+def graph(question: Question, export: Export) -> Answer:
+    """model.onnx in a batch. It has one rule; that of patience it leaves to its host, and lets all or nobody exit."""
+    rule, off_ramps = question.model.config.exit_rule, question.exits - 1
+    if rule == "patience":
+        rule, levels = "entropy", [ALWAYS if level == 1 else NEVER for level in levels_of(question, "patience")]
+    else:
+        levels = levels_of(question, rule)
+    found = export.run(question.masked, levels)
+    layers, logits = (torch.from_numpy(found[name]) for name in ("exit_layer", "logits"))
+    return Answer(layers, logits, rule=rule, thresholds=[levels[:off_ramps]] * len(question))
+
+
+def levels_of(question: Question, rule: str) -> list[float]:
+    return per_off_ramp(question.threshold(rule), question.exits - 1)
+
+
+def graph_one_at_a_time(question: Question, export: Export) -> Answer:
+    answers = [graph(replace(question, batch=question.masked_rows(row)), export) for row in range(len(question))]
+    return Answer(
+        torch.cat([answer.layers for answer in answers]),
+        torch.cat([answer.logits for answer in answers]),
+        rule=answers[0].rule,
+        thresholds=[answer.thresholds[0] for answer in answers],
+    )
+
+
+def int8_graph(question: Question, export: Export) -> Answer:
+    """model.onnx in a batch, against the logits with which all samples leave at one exit in the same batch."""
+    found = [
+        export.run(question.masked, [ALWAYS if j == i else NEVER for j in range(question.exits - 1)])
+        for i in range(question.exits)
+    ]
+    logits = np.stack([one["logits"] for one in found], axis=1)
+    certainties = [one["certainty"] for one in found[:-1]] if "certainty" in found[0] else []
+    answer = graph(question, export)
+    answer.exits = known(question, logits, np.stack(certainties, axis=1) if certainties else None)
+    return answer
+
+
+def int8_one_at_a_time(question: Question, export: Export) -> Answer:
+    """Texts alone, against the logits of every exit of the same text alone."""
+    rows = [question.rows(row) for row in range(len(question))]
+    every = [question.model(**row, output_all_exits=True, exit_threshold=NEVER) for row in rows]
+    certainties = [one.all_certainties for one in every if one.all_certainties is not None]
+    answer = one_at_a_time(question)
+    answer.exits = known(
+        question,
+        torch.cat([one.all_logits for one in every]).numpy(),
+        torch.cat(certainties).numpy() if certainties else None,
+    )
+    return answer
+
+
+def int8_batch(question: Question, export: Export) -> Answer:
+    """A batch that shrinks: its samples' exits have to follow from the logits that they leave with."""
+    answer = batch(question)
+    answer.exits = replace(question.reference, readable=np.zeros(len(question), bool))
+    return answer
+
+
+def known(question: Question, logits: np.ndarray, certainties: np.ndarray | None) -> AllExits:
+    """Every exit as a graph of 8 bits computes it, in place of the brute force."""
+    return replace(question.reference, logits=logits, certainties=certainties)
+
+
+def hosted(runtime: Callable[[Question], Answer]) -> Callable[[Question, Export], Answer]:
+    """A runtime for any model with exported ones; the question's model is the host."""
+    return lambda question, export: runtime(question)
+
+
+FP32 = {
+    "ONNX, batch": hosted(batch),
+    "ONNX, one at a time": hosted(one_at_a_time),
+    "ONNX, every exit": hosted(every_exit),
+    "ONNX, continuous batching": hosted(continuous_batching),
+    "model.onnx alone, batch": graph,
+    "model.onnx alone, one at a time": graph_one_at_a_time,
+}
+INT8 = {
+    "int8 ONNX, batch": int8_batch,
+    "int8 ONNX, one at a time": int8_one_at_a_time,
+    "int8 model.onnx alone, batch": int8_graph,
+}

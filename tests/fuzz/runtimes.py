@@ -1,0 +1,171 @@
+"""Every way to get an answer, each a function from a question to an answer. Those of ONNX are in onnx_runtimes.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from brute_force import AllExits, per_off_ramp
+
+from deebert.modeling.config import config_cutoffs
+from deebert.runtime.continuous_batching import ContinuousBatcher, classify_stream, layer_steps
+from deebert.runtime.cuda_graphs import GraphedDeeBert
+
+NEVER, ALWAYS = -1.0, float("inf")
+
+
+@dataclass
+class Question:
+    """A batch, and how it may exit.
+
+    threshold: by a rule's name, in the units that users set. draw: 0 to 1, for choices of a runtime's own. reference:
+    what the brute force knows about the batch.
+    """
+
+    model: object
+    batch: dict[str, torch.Tensor]
+    reference: AllExits
+    rule: str
+    threshold: Callable[[str], float | list[float]]
+    draw: float
+    exits: int = field(init=False)
+    generator: np.random.Generator = field(init=False)
+
+    def __post_init__(self):
+        self.generator = np.random.default_rng(int(self.draw * 2**32))
+        self.exits = len(self.model.config.exit_layers)
+
+    def __len__(self) -> int:
+        return len(self.batch["input_ids"])
+
+    @property
+    def options(self) -> dict:
+        return {"exit_threshold": self.threshold(self.rule), "exit_rule": self.rule}
+
+    @property
+    def masked(self) -> dict[str, torch.Tensor]:
+        """The batch with a mask, which some runtimes cannot do without."""
+        return {"attention_mask": torch.ones_like(self.batch["input_ids"])} | self.batch
+
+    def rows(self, *wanted: int) -> dict[str, torch.Tensor]:
+        """Some rows, without the columns at the end that are padding in all of them."""
+        part = {name: tensor[list(wanted)] for name, tensor in self.batch.items()}
+        used = part.get("attention_mask", torch.ones_like(part["input_ids"])).bool().any(dim=0).nonzero()
+        tokens = int(used.max()) + 1 if len(used) else 1
+        return {name: tensor[:, :tokens] for name, tensor in part.items()}
+
+    def masked_rows(self, *wanted: int) -> dict[str, torch.Tensor]:
+        part = self.rows(*wanted)
+        return {"attention_mask": torch.ones_like(part["input_ids"])} | part
+
+
+@dataclass
+class Answer:
+    """layers: (B,). logits: (B, C). entropy: (B,) of these logits, where the runtime says it.
+
+    all_logits, all_certainties: of every exit, where the runtime says them. rule, thresholds: by which the samples
+    exited, where these are not the question's; thresholds has those of each sample (B, E-1). exits: an AllExits, where
+    the answer has to follow from other logits than those of the brute force.
+    """
+
+    layers: torch.Tensor
+    logits: torch.Tensor
+    entropy: torch.Tensor | None = None
+    all_logits: torch.Tensor | None = None
+    all_certainties: torch.Tensor | None = None
+    rule: str | None = None
+    thresholds: list[list[float]] | None = None
+    exits: AllExits | None = None
+
+    @classmethod
+    def of(cls, output, **others) -> "Answer":
+        names = ("all_logits", "all_certainties")
+        return cls(output.exit_layer, output.logits, output.entropy, **{n: getattr(output, n) for n in names}, **others)
+
+
+def joined(parts: list) -> Answer:
+    """The outputs of several calls as one answer."""
+    return Answer(*(torch.cat([getattr(part, name) for part in parts]) for name in ("exit_layer", "logits", "entropy")))
+
+
+def batch(question: Question) -> Answer:
+    return Answer.of(question.model(**question.batch, **question.options))
+
+
+def one_at_a_time(question: Question) -> Answer:
+    return joined([question.model(**question.rows(row), **question.options) for row in range(len(question))])
+
+
+def stored_threshold(question: Question) -> Answer:
+    question.model.set_exit_rule(question.rule, question.threshold(question.rule))
+    return Answer.of(question.model(**question.batch))
+
+
+def every_exit(question: Question) -> Answer:
+    return Answer.of(question.model(**question.batch, **question.options, output_all_exits=True))
+
+
+def hidden_states(question: Question) -> Answer:
+    return Answer.of(question.model(**question.batch, **question.options, output_hidden_states=True))
+
+
+def one_exit(question: Question) -> Answer:
+    """`output_layer`: all samples at one exit, whatever the rule."""
+    wanted = int(question.draw * question.exits * 0.999)
+    layer = question.model.config.exit_layers[wanted]
+    output = question.model(**question.batch, output_layer=layer - 1)
+    thresholds = [ALWAYS if i == wanted else NEVER for i in range(question.exits - 1)]
+    return Answer.of(output, rule="entropy", thresholds=[thresholds] * len(question))
+
+
+def pieces(question: Question) -> list[list[int]]:
+    """The rows in one to four batches."""
+    cuts = np.sort(question.generator.integers(1, len(question) + 1, 3))
+    return [rows.tolist() for rows in np.split(np.arange(len(question)), cuts) if len(rows)]
+
+
+def continuous_batching(question: Question) -> Answer:
+    parts = pieces(question)
+    size = max(map(len, parts)) + int(question.generator.integers(0, 4))
+    batches = [question.masked_rows(*rows) for rows in parts]
+    output = classify_stream(question.model, batches, size, **question.options)
+    return Answer.of(output)
+
+
+def own_thresholds(question: Question) -> Answer:
+    """Continuous batching as in the service, where each request may have a threshold of its own: here, or never."""
+    model, off_ramps = question.model, question.exits - 1
+    rule, cutoffs = config_cutoffs(model.config, **question.options)
+    parts = pieces(question)
+    batcher = ContinuousBatcher(layer_steps(model), rule, cutoffs, model.config.exit_layers, max(map(len, parts)) + 1)
+    for rows in parts:
+        own = torch.tensor([cutoffs if row % 3 else [NEVER] * off_ramps for row in rows])
+        batcher.add(**question.masked_rows(*rows), cutoffs=own)
+    batcher.flush()
+    logits, layers = batcher.exited.in_input_order()
+    threshold = per_off_ramp(question.threshold(question.rule), off_ramps)
+    return Answer(
+        layers, logits, thresholds=[threshold if row % 3 else [NEVER] * off_ramps for row in range(len(question))]
+    )
+
+
+def layer_graphs(question: Question) -> Answer:
+    """The CUDA graphs' loop, on the GPU where there is one. It runs twice, since its buffers stay."""
+    model = question.model
+    model.set_exit_rule(question.rule, question.threshold(question.rule))
+    runtime = GraphedDeeBert(model.to("cuda" if torch.cuda.is_available() else "cpu"), speculate=question.draw < 0.5)
+    runtime(**question.rows(*reversed(range(len(question)))))
+    return Answer.of(runtime(**question.batch))
+
+
+PYTORCH = {
+    "PyTorch, batch": batch,
+    "PyTorch, one at a time": one_at_a_time,
+    "PyTorch, stored threshold": stored_threshold,
+    "PyTorch, every exit": every_exit,
+    "PyTorch, hidden states": hidden_states,
+    "PyTorch, one exit": one_exit,
+    "continuous batching": continuous_batching,
+    "continuous batching, own thresholds": own_thresholds,
+    "layer graphs, speculating or not": layer_graphs,
+}
