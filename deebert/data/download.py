@@ -36,10 +36,7 @@ def download(task: Task, data_dir: str | Path) -> list[Path]:
             splits = {path: dataset[hub] for path, hub in files.items()}
         except Exception as error:  # the library's have no common base: no network, no such data, a damaged cache
             raise InputError(f"{task.name}: the hub cannot be reached, or has no such task: {error}") from None
-        try:
-            written += [_write_split(task, rows, path) for path, rows in splits.items()]
-        except OSError as error:
-            raise InputError(f"{task.name}: its files cannot be written to {data_dir} ({error.strerror})") from None
+        written += [_write_split(task, rows, path) for path, rows in splits.items()]
     return written
 
 

@@ -106,7 +106,7 @@ class BatchingWorker:
                 self._fail(error)
 
     def _new_batcher(self) -> None:
-        steps, exit_layers = layer_steps(self.classifier.model), self.classifier.config.exit_layers
+        steps, exit_layers = layer_steps(self.classifier.runtime), self.classifier.config.exit_layers
         self.batcher = ContinuousBatcher(
             steps, self.rule, self.own_cutoffs, exit_layers, self.classifier.batch_size, exited=self
         )

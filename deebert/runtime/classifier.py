@@ -72,19 +72,19 @@ class Classifier:
         if exit_rule is not None and exit_threshold is None:
             raise InputError(f"--exit_rule {exit_rule}: give --exit_threshold, too; each rule has its own units")
         if is_exported(folder):
-            self.model = OnnxDeeBert(folder)
-            tokenizer, encoding = read_tokenizer(Path(folder)), self.model.encoding
+            self.runtime = OnnxDeeBert(folder)
+            tokenizer, encoding = read_tokenizer(Path(folder)), self.runtime.encoding
         else:
-            self.model, tokenizer, encoding = load_trained(folder, exit_rule)
+            self.runtime, tokenizer, encoding = load_trained(folder, exit_rule)
         self.encode = TextEncoder(tokenizer, **encoding | {"max_tokens": min(max_seq_length, encoding["max_tokens"])})
         if exit_threshold is not None:
-            config = self.model.config
+            config = self.runtime.config
             try:
-                set_rule(config, exit_rule or config.exit_rule, exit_threshold, self.model.has_certainty)
+                set_rule(config, exit_rule or config.exit_rule, exit_threshold, self.runtime.has_certainty)
             except ValueError as error:
                 rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
                 raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
-        self.config, self.batch_size, self.audit = self.model.config, batch_size, audit
+        self.config, self.batch_size, self.audit = self.runtime.config, batch_size, audit
         if audit and self.config.num_labels == 1 and not has_several_labels(self.config):
             raise InputError("--audit compares labels, and a regression model has none; leave it out")
         self.watch = Watch(self.config.num_hidden_layers, known_exit_counts(self.config))
@@ -152,7 +152,7 @@ class Classifier:
         if exit_threshold is None:
             raise ValueError(f"exit_rule {exit_rule}: give exit_threshold, too; each rule has its own units")
         rule, _ = config_cutoffs(self.config, exit_threshold, exit_rule)
-        rule.check_head(self.model.has_certainty)
+        rule.check_head(self.runtime.has_certainty)
         return {"exit_threshold": exit_threshold, "exit_rule": exit_rule}
 
     def _classify(self, texts: Sequence[str | tuple[str, str]], run: Callable, options: dict) -> list[Prediction]:
@@ -172,13 +172,13 @@ class Classifier:
         return [by_row[row] for row in range(len(order))]
 
     def _run_batches(self, encoded: EncodedTexts, chunks: list[list[int]], options: dict) -> tuple[np.ndarray, list]:
-        outputs = [self.model(**encoded.padded(chunk), **options) for chunk in chunks]
+        outputs = [self.runtime(**encoded.padded(chunk), **options) for chunk in chunks]
         logits = np.concatenate([output.logits for output in outputs])
         return logits, [layer for output in outputs for layer in output.exit_layer.tolist()]
 
     def _run_stream(self, encoded: EncodedTexts, chunks: list[list[int]], options: dict) -> tuple[np.ndarray, list]:
         batches = (encoded.padded(chunk) for chunk in chunks)
-        output = classify_stream(self.model, batches, self.batch_size, **options)
+        output = classify_stream(self.runtime, batches, self.batch_size, **options)
         return to_numpy(output.logits), output.exit_layer.tolist()
 
     def _run_audit(self, encoded: EncodedTexts, predictions: Mapping[int, Prediction]) -> None:

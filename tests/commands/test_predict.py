@@ -40,13 +40,18 @@ def run(monkeypatch, capsys, lines: list[str], *arguments: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def model_of(classifier):
+    """What takes tensors: the PyTorch model, or the exported one."""
+    return getattr(classifier.runtime, "model", classifier.runtime)
+
+
 def test_batches_answer_as_single_texts_do(folder, monkeypatch, capsys, tmp_path):
     alone = run(monkeypatch, capsys, TEXTS, "--model", folder, "--batch_size", 1)
     together = run(monkeypatch, capsys, TEXTS, "--model", folder, "--batch_size", 4)
     (tmp_path / "texts").write_text("\n".join(TEXTS))
     assert run(monkeypatch, capsys, [], "--model", folder, "--file", tmp_path / "texts") == together == alone
     assert len(alone) == 11
-    model = Classifier(str(folder)).model
+    model = model_of(Classifier(str(folder)))
     tokenizer = load_tokenizer(str(folder))
     for text, line in zip(TEXTS, alone, strict=True):
         output = model(**tokenizer(text, return_tensors="pt").to(model.device))
@@ -66,7 +71,7 @@ def test_threshold_and_json(folder, backbone, monkeypatch, capsys):
 
 
 def test_another_exit_rule(folder, monkeypatch, capsys):
-    model = Classifier(str(folder)).model
+    model = model_of(Classifier(str(folder)))
     model.set_exit_rule("patience", 2)
     inputs = load_tokenizer(str(folder))(TEXTS, return_tensors="pt", padding=True)
     expected = model(**inputs.to(model.device)).exit_layer.tolist()

@@ -138,4 +138,4 @@ def test_a_folder_that_cannot_be_written_gets_one_line(fetch, tmp_path, capsys):
     (tmp_path / "RTE").write_text("a file")
     with pytest.raises(SystemExit):
         fetch("RTE")
-    assert "error: RTE: its files cannot be written to " in capsys.readouterr().err
+    assert f"error: {tmp_path}/RTE/train.tsv: cannot be written" in capsys.readouterr().err
