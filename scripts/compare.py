@@ -43,7 +43,7 @@ class Comparison:
     def __init__(self, folder: Path, common: list[str]):
         self.folder, self.common = folder, common
         self.record = folder / "common.json"
-        recorded = results.read_json(self.record) if self.record.is_file() else common
+        recorded = results.read_json(self.record, list) if self.record.is_file() else common
         if recorded != common:
             raise InputError(
                 f"{folder}: it holds runs with other settings ({' '.join(recorded)}); choose another COMPARISON_DIR"

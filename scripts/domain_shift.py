@@ -34,7 +34,7 @@ KINDS = {
     "newspaper editorials": "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
 }
 HEAD = (
-    "promised | texts | number | full model (%) | early exit (%) | change (points) | answers changed (%) | "
+    "promised | texts | number | full model (%) | early exit (%) | change (points) | predictions changed (%) | "
     "cost saved (%) | stability index | --audit would report (%)"
 )
 
@@ -52,7 +52,7 @@ def sentences(texts: int) -> dict[str, list[tuple[str, float]]]:
 
 
 def reported_by_audit(point: OperatingPoint, share: float) -> str:
-    """The share of changed answers, with what nine of ten audits of this share of the texts report."""
+    """The share of changed predictions, with what nine of ten audits of this share of the texts report."""
     audited, changed = round(share * point.samples), point.changed / point.samples
     low, high = (100 * count / audited for count in binom.interval(0.9, audited, changed))
     return f"{100 * changed:.1f} ({low:.1f} to {high:.1f})"

@@ -28,7 +28,8 @@ from paper_time import (
     timed_thresholds,
 )
 
-from deebert.data.tasks import TASKS, Task, download, get_task
+from deebert.data.download import download
+from deebert.data.tasks import TASKS, Task, get_task
 from deebert.experiment.arguments import Arguments, parse_args
 from deebert.experiment.checks import check_flags
 from deebert.modeling.checkpoints import load_config
@@ -45,7 +46,7 @@ def need_data(tasks: Sequence[Task], data_dir: Path) -> None:
     for task in missing:
         print(f"{task.name}: fetching it to {data_dir / task.name}", flush=True)
         try:
-            download(task, data_dir / task.name)
+            download(task, data_dir)
         except InputError as error:
             names = ", ".join(task.name for task in missing)
             raise InputError(
@@ -102,7 +103,7 @@ def time_left(left: Sequence[Run], done: Seconds) -> str:
     """The estimate for the runs that are left, in words; the first of them is next."""
     expected = [done.of(run.name, run.work) for run in left]
     if None in expected:
-        return "the time that is left can be told after the first"
+        return "no estimate before the first run is finished"
     if len(left) == 1:
         return f"about {in_words(expected[0])}, the last"
     return f"about {in_words(expected[0])}, and {in_words(sum(expected))} with all that are left"
@@ -155,8 +156,8 @@ def estimate(args: argparse.Namespace, sizes: dict[Task, Size], given: Arguments
     rows = [header, *([label(name), *cells] for name, *cells in body)]
     about = (
         f"From {STEPS} steps and {SAMPLES} samples of each model on {device_name(given)}. Training: both stages. "
-        f"Evaluation: one sample at a time, padded to {given.max_seq_length} tokens, as if none exited early. Memory: "
-        "of the process, on a GPU of its tensors."
+        f"Evaluation: one sample at a time, padded to {given.max_seq_length} tokens, as if none exited early. Memory "
+        "is that of the process; on a GPU, that of its tensors."
     )
     return f"{as_text(rows)}\n\n{about}"
 

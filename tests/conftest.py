@@ -16,14 +16,11 @@ from exported import make_small_exports
 from helpers import once_for_all_workers
 from tiny import BACKBONES, sentences, tiny_model, tiny_tokenizer
 
-pytest_plugins = ["fuzz_option"]  # here, since only this file is read before the command line
+pytest_plugins = ["fuzz_option", "hostile_table"]  # here, since only this file is read before the command line
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)  # the machines are shared and noisy
 hypothesis.settings.load_profile("tests")
-
-
-pytest_plugins = ["hostile_table"]
 
 
 def pytest_addoption(parser):

@@ -265,11 +265,11 @@ def write_json(path: Path, facts: dict) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> dict:
-    """Reads a file of `write_json`. Raises InputError where it is damaged."""
+def read_json(path: Path, kind: type = dict) -> dict | list:
+    """Reads a file of `write_json` that holds a dict, or a list. Raises InputError where it is damaged."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
+        if not isinstance(facts, kind):
             raise ValueError("no settings in it")
     except (OSError, RecursionError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it") from None

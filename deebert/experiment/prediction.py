@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deebert.data.submission import SIZES, as_words, test_sets, write_predictions, write_zip
-from deebert.data.tasks import label_order
+from deebert.data.tasks import get_task, label_order
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.experiment import Experiment
+from deebert.experiment.record import read_record
 from deebert.experiment.static import static_exit
 from deebert.modeling.config import config_cutoffs
 from deebert.modeling.exit_rules import NO_EXIT
+from deebert.utils.cli import InputError
 from deebert.utils.files import make_folder
 
 FULL, STORED = "full", "stored"  # submissions beside {rule}_{threshold}
@@ -24,6 +26,7 @@ Threshold = float | list[float]
 def predict(experiment: Experiment) -> None:
     """Writes the predictions of the model in output_dir to --submission_dir, and packs a zip for each threshold."""
     args, task = experiment.args, experiment.task
+    check_task(experiment)
     model = experiment.load_trained(experiment.output_dir)
     if not args.do_train and not experiment.record.facts:
         experiment.record.begin(previous=None)
@@ -42,6 +45,17 @@ def predict(experiment: Experiment) -> None:
             write_predictions(folder / f"{name}.tsv", experiment.test_indices[split], words)
             experiment.say(f"{folder.name}: {len(words):,} predictions for {name}{facts}")
     pack(experiment, folders)
+
+
+def check_task(experiment: Experiment) -> None:
+    """Raises InputError where the model was trained on another task: a loop over tasks may name one model for all."""
+    record = read_record(experiment.output_dir)
+    trained = record and record["arguments"].get("task_name")
+    if trained and get_task(trained) != experiment.task:
+        raise InputError(
+            f"{experiment.output_dir}: trained on {trained}, so it does not predict {experiment.task.name}; "
+            f"give the model of {experiment.task.name} as --output_dir, in the scripts OUTPUT_DIR"
+        )
 
 
 def thresholds(args: Arguments, config) -> dict[str, Threshold]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -209,6 +210,7 @@ def test_bad_input_gets_one_clear_line(tmp_path, monkeypatch, capsys, task, text
         (tmp_path / "data/test.tsv").write_text(text)
     model = tiny_model("bert", num_labels={"STS-B": 1, "Ratings": 1, "MNLI": 3}.get(task, 2))
     save_model(model, tiny_tokenizer("bert"), tmp_path / "model")
+    capsys.readouterr()  # transformers' progress bar
     before = snapshot_files(tmp_path)
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda: drive(Path("model"), Path("data"), task, Path("out"), "--do_predict", *flags.split()))
@@ -224,6 +226,15 @@ def test_a_file_in_the_place_of_a_submission_gets_one_line(glue, models, tmp_pat
         cli.run(lambda: drive(models[2][0], glue / "RTE", "RTE", tmp_path, "--do_predict"))
     assert f"error: {tmp_path / 'full'}: no folder can be made there (File exists)\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_model_of_another_task_is_refused(glue, models, tmp_path, capsys):
+    folder = shutil.copytree(models[2][0], tmp_path / "model")
+    (folder / "run.json").write_text(json.dumps({"arguments": {"task_name": "MRPC"}}))
+    with pytest.raises(SystemExit):
+        cli.run(lambda: drive(folder, glue / "SST-2", "SST-2", tmp_path / "out", "--do_predict"))
+    assert "trained on MRPC, so it does not predict SST-2; give the model of SST-2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_own_data_are_for_another_command(tmp_path, capsys):

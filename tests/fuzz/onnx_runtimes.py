@@ -15,7 +15,7 @@ import torch
 from brute_force import AllExits, per_off_ramp
 from runtimes import ALWAYS, NEVER, Answer, Question, batch, continuous_batching, every_exit, one_at_a_time
 
-from deebert.modeling.checkpoints import GRAPH
+from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 
 

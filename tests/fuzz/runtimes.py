@@ -139,7 +139,7 @@ def own_thresholds(question: Question) -> Answer:
     parts = pieces(question)
     batcher = ContinuousBatcher(layer_steps(model), rule, cutoffs, model.config.exit_layers, max(map(len, parts)) + 1)
     for rows in parts:
-        own = torch.tensor([cutoffs if row % 3 else [NEVER] * off_ramps for row in rows])
+        own = np.array([cutoffs if row % 3 else [NEVER] * off_ramps for row in rows])
         batcher.add(**question.masked_rows(*rows), cutoffs=own)
     batcher.flush()
     logits, layers = batcher.exited.in_input_order()

@@ -89,7 +89,7 @@ def test_each_training_has_a_line_with_an_estimate(reproduced):
         "[1/18] CoLA, bert: 8 samples, epochs 1",
         "[2/18] CoLA, roberta: 8 samples, epochs 2",
     ]
-    assert lines[0].endswith("the time that is left can be told after the first")
+    assert lines[0].endswith("no estimate before the first run is finished")
     assert all(re.search(r"; about \d+ s, and \d+ (s|min) with all that are left$", line) for line in lines[1:-1])
     assert re.search(r"; about \d+ s, the last$", lines[-1])
     assert len(lines) == 18
