@@ -37,20 +37,22 @@ from deebert.training.checkpointing import (
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
 from deebert.utils import cli
-from deebert.utils.cli import Interrupted
+from deebert.utils.cli import InputError, Interrupted
 from deebert.utils.files import remove_leftovers, reserved
 from deebert.utils.stop_signal import StopSignal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with reserved(Path(args.output_dir), exclusive=args.do_train) if is_first_process() else nullcontext():
+    writes_model = args.do_train or args.calibrate or args.target is not None
+    with reserved(Path(args.output_dir), exclusive=writes_model) if is_first_process() else nullcontext():
         run(Experiment.from_args(args))
 
 
 def is_first_process() -> bool:
-    """As torchrun and accelerate launch say it, before anything is connected."""
-    return os.environ.get("RANK", "0") == "0"
+    """As torchrun, accelerate launch and MPI say it, before anything is connected."""
+    names = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # those that accelerate reads
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def run(experiment: Experiment) -> None:
@@ -167,7 +169,12 @@ def train_stage(
         preparation = time.perf_counter() - started
         training = StageTraining(stage, model, data, args.stage_settings(stage), accelerator)
         if state:
-            training.load_state_dict(state["training"])
+            try:
+                training.load_state_dict(state["training"])
+            except ValueError as error:  # of a version that gave the optimizer other groups of weights
+                raise InputError(
+                    f"{args.output_dir}: the checkpoint does not fit ({error}); --overwrite_output_dir starts again"
+                ) from None
             set_random_state(state["random"][process])
             monitor.resume(training)
         if not training.run(monitor.log, monitor.save, stop):
@@ -202,6 +209,8 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
     """Scores one saved model on the task's dev sets and writes the result files."""
     args = experiment.args
     model = experiment.load_trained(checkpoint)
+    if args.calibrate:
+        model.config.exit_temperatures = None  # they are fitted anew
     if not args.do_train and not experiment.record.facts:  # the first of several models
         experiment.record.begin(previous=None)
     exits = dict(experiment.dev_sets.all_exits(model, only=static_exit(args, model.config)))

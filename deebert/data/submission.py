@@ -52,11 +52,10 @@ def write_predictions(path: Path, indices: Iterable[int], words: Iterable[str]) 
         file.writelines(f"{index}\t{word}\n" for index, word in zip(indices, words, strict=True))
 
 
-def write_zip(folder: Path) -> list[str]:
-    """Packs the folder's predictions into a zip beside it; returns the names of the test sets that it holds."""
-    names = [name for name in SIZES if (folder / f"{name}.tsv").is_file()]
+def write_zip(folder: Path) -> dict[str, int]:
+    """Packs the folder's predictions into a zip beside it; returns how many there are of each test set."""
+    files = {name: folder / f"{name}.tsv" for name in SIZES if (folder / f"{name}.tsv").is_file()}
     with replacing(folder.with_name(f"{folder.name}.zip"), "wb") as file, zipfile.ZipFile(file, "w") as packed:
-        for name in names:
-            entry = zipfile.ZipInfo(f"{name}.tsv", DATE)
-            packed.writestr(entry, (folder / entry.filename).read_bytes(), zipfile.ZIP_DEFLATED)
-    return names
+        for path in files.values():
+            packed.writestr(zipfile.ZipInfo(path.name, DATE), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return {name: path.read_bytes().count(b"\n") - 1 for name, path in files.items()}

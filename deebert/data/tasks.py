@@ -148,7 +148,7 @@ def data_file(data_dir: str | Path, split: str) -> Path:
     path = Path(data_dir) / f"{split}.tsv"
     if not Path(data_dir).is_dir():
         raise InputError(f"--data_dir {data_dir}: no such directory; it should hold the task's TSV files")
-    beside = Path(data_dir).parent / DIAGNOSTIC / path.name
+    beside = Path(data_dir).absolute().parent / DIAGNOSTIC / path.name
     if split == DIAGNOSTIC and not path.is_file() and beside.is_file():
         return beside
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from deebert.data.encoding import MIN_TOKENS
 from deebert.data.submission import test_sets
 from deebert.data.tasks import DIAGNOSTIC, Task, eval_splits
 from deebert.evaluation import results
@@ -17,8 +18,6 @@ from deebert.training.checkpointing import saved_steps
 from deebert.training.strategies import STATIC, STRATEGIES, shares_first_stage
 from deebert.utils.cli import InputError
 from deebert.utils.files import check_disk_space, check_writable, size_of
-
-MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 
 
 def dev_splits(args: Arguments, task: Task) -> list[str]:

@@ -151,8 +151,6 @@ class Experiment:
         """A trained model, on the device. Raises InputError if it does not fit the flags."""
         config = config_with_rule(self.args, str(folder))
         checks.check_config(self.args, self.task, config, str(folder))
-        if self.args.calibrate:
-            config.exit_temperatures = None
         load = load_final_classifier if self.args.train_strategy == "static" else load_model
         return load(str(folder), config).to(self.accelerator.device)
 

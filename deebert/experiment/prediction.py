@@ -97,10 +97,13 @@ def predictions(exits: AllExits, threshold: Threshold, labels: Sequence[str]) ->
 
 def pack(experiment: Experiment, folders: list[Path]) -> None:
     """A zip of each folder, with what was predicted in this run and in earlier ones."""
-    zips: dict[tuple[str, ...], list[str]] = {}
+    zips: dict[tuple, list[str]] = {}
     for folder in folders:
-        zips.setdefault(tuple(write_zip(folder)), []).append(f"{folder}.zip")
-    for packed, names in zips.items():
+        zips.setdefault(tuple(write_zip(folder).items()), []).append(f"{folder}.zip")
+    for sizes, names in zips.items():
+        packed = dict(sizes)
         missing = [name for name in SIZES if name not in packed]
-        wanted = f"; GLUE's server also wants {', '.join(missing)}" if missing else ": all that GLUE's server wants"
-        experiment.say(f"{', '.join(packed)} in {', '.join(names)}{wanted}")
+        partly = [name for name in packed if packed[name] != SIZES[name]]
+        wanted = f"; GLUE's server also wants {', '.join(missing)}" if missing else ""
+        wanted += f"; not all samples are in {', '.join(partly)}" if partly else ""
+        experiment.say(f"{', '.join(packed)} in {', '.join(names)}{wanted or ': all that GLUE wants'}")

@@ -122,7 +122,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The checkpoint's fast tokenizer. do_lower_case forces what an uncased checkpoint does by itself."""
     options, folder = {"do_lower_case": True} if do_lower_case else {}, Path(name_or_path)
-    check_exists(name_or_path, cache_dir, "tokenizer_config.json")
+    check_exists(name_or_path, cache_dir, ("tokenizer_config.json", *VOCABULARIES))
     if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would invent one
     fix = "copy the tokenizer's files from the model that was trained"

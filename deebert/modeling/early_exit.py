@@ -34,10 +34,14 @@ def exits_now(uncertainty, cutoff):
     return (uncertainty < cutoff) | (cutoff == math.inf)
 
 
-def float32_cutoffs(cutoffs: float | Sequence[float] | np.ndarray) -> np.ndarray:
-    """Cut-offs as an array; what float32 cannot hold is infinite."""
+def cutoff_array(cutoffs: float | Sequence[float] | np.ndarray, compared: Array | None = None) -> np.ndarray:
+    """Cut-offs in the precision of the uncertainties that they are compared with, else in float32.
+
+    What that cannot hold is infinite.
+    """
+    precise = compared is not None and compared.dtype.itemsize == 8
     with np.errstate(over="ignore"):
-        return np.array(cutoffs, np.float32)
+        return np.asarray(cutoffs, np.float64 if precise else np.float32)
 
 
 def first_exit_layer(uncertainties: Array, cutoffs: Sequence[float], first: int = 1) -> Array:
@@ -45,7 +49,7 @@ def first_exit_layer(uncertainties: Array, cutoffs: Sequence[float], first: int 
 
     first: the layer of the first off-ramp.
     """
-    exits = exits_now(uncertainties, like(float32_cutoffs(cutoffs), uncertainties))
+    exits = exits_now(uncertainties, like(cutoff_array(cutoffs, uncertainties), uncertainties))
     return (~exits).cumprod(axis=1).sum(axis=1) + first  # as many off-ramps as come before the first exit
 
 
@@ -167,7 +171,8 @@ def let_exit(
     if isinstance(uncertainty, float):
         exiting = np.array([exits_now(uncertainty, cutoff)])
     else:
-        exiting = exits_now(to_numpy(uncertainty), float32_cutoffs(cutoff))  # waits for the device, once
+        uncertainty = to_numpy(uncertainty)  # waits for the device, once
+        exiting = exits_now(uncertainty, cutoff_array(cutoff, uncertainty))
     count = np.count_nonzero(exiting)
     if count == len(batch):
         exited.add(batch.index, logits, layer)

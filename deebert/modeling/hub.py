@@ -1,5 +1,6 @@
 """Whether a model's name is a folder, a model on the hub, or a typing error: known within seconds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -10,18 +11,18 @@ from deebert.utils.cli import InputError
 HUB_SECONDS = 5.0
 
 
-def check_exists(name_or_path: str, cache_dir: str | None = None, file: str = "config.json") -> None:
+def check_exists(name_or_path: str, cache_dir: str | None = None, files: Sequence[str] = ("config.json",)) -> None:
     """Raises InputError where there is neither such a folder nor such a model on the hub.
 
     One request goes to the hub, with a short time limit: transformers repeats its requests for a model that is not
-    there. A model whose file was fetched before needs no hub.
+    there. A model of which one of these files was fetched before needs no hub.
     """
     if Path(name_or_path).exists():
         return
     if is_path(name_or_path):
         raise InputError(f"{name_or_path}: no such folder")
     try:
-        if isinstance(try_to_load_from_cache(name_or_path, file, cache_dir=cache_dir), str):
+        if any(isinstance(try_to_load_from_cache(name_or_path, file, cache_dir=cache_dir), str) for file in files):
             return
         HfApi().model_info(name_or_path, timeout=HUB_SECONDS)
     except HFValidationError:  # no name that the hub allows

@@ -16,7 +16,7 @@ import numpy as np
 
 from deebert.data.encoding import EncodedTexts
 from deebert.modeling.config import config_cutoffs
-from deebert.modeling.early_exit import float32_cutoffs
+from deebert.modeling.early_exit import cutoff_array
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.classifier import Classifier, Prediction
 from deebert.runtime.continuous_batching import ContinuousBatcher, layer_steps
@@ -116,7 +116,7 @@ class BatchingWorker:
         """Adds one batch. Its samples have numbers in the order in which they come in."""
         self.active |= dict(enumerate(batch, self.batcher.samples))
         encoded = EncodedTexts.joined([(request.encoded, row) for request, row in batch])
-        cutoffs = float32_cutoffs([request.cutoffs for request, _ in batch])
+        cutoffs = cutoff_array([request.cutoffs for request, _ in batch])
         self.batcher.add(**encoded.padded(range(len(batch))), cutoffs=cutoffs)
 
     def add(self, index: np.ndarray, logits: Array, layer: int) -> None:

@@ -171,10 +171,8 @@ def classify_stream(
     not have, and where there are no batches.
     """
     rule, cutoffs = config_cutoffs(model.config, exit_threshold, exit_rule)
-    batcher, as_arrays = (
-        ContinuousBatcher(layer_steps(model), rule, cutoffs, model.config.exit_layers, batch_size),
-        True,
-    )
+    batcher = ContinuousBatcher(layer_steps(model), rule, cutoffs, model.config.exit_layers, batch_size)
+    as_arrays = True
     for batch in batches:
         batcher.add(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
         as_arrays = isinstance(batch["input_ids"], np.ndarray)

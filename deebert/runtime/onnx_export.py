@@ -26,7 +26,7 @@ from deebert.modeling.config import MANIFEST, config_rule
 from deebert.runtime.exported import FORMAT, GRAPH, GRAPH_OF_0_6, graph_facts
 from deebert.runtime.layer_runner import LayerRunner
 from deebert.utils.cli import InputError
-from deebert.utils.files import make_folder
+from deebert.utils.files import make_folder, remove_leftovers
 
 MISSING = "exporting needs more packages: pip install 'deebert[export]', or pip install onnx onnxruntime onnxscript"
 
@@ -207,6 +207,7 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
     from deebert.runtime.onnx_graph import merge  # needs the package onnx, which `exportable` has checked
 
     make_folder(folder)
+    remove_leftovers(folder)
     partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
     try:
         with TemporaryDirectory(dir=partial) as quantized:

@@ -18,7 +18,7 @@ from deebert.modeling.early_exit import (
     ActiveBatch,
     ExitedSamples,
     ExitOutput,
-    float32_cutoffs,
+    cutoff_array,
     let_exit,
     output_of_all_exits,
     token_lengths,
@@ -71,7 +71,7 @@ def rule_and_cutoffs(
     """
     rule = make_rule(name, num_labels, tolerance, several_labels)
     cutoffs = tuple(rule.cutoffs(threshold, num_exits))
-    array = float32_cutoffs(cutoffs)
+    array = cutoff_array(cutoffs)
     array.setflags(write=False)
     return rule, cutoffs, array
 

@@ -4,6 +4,7 @@ This differs from the paper: the frozen backbone has no dropout, so a sample's f
 Shapes: S samples, B batch, E exits, H hidden, C labels.
 """
 
+import errno
 import math
 import os
 import tempfile
@@ -22,6 +23,7 @@ from deebert.data.features import Features
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import mean_weights
+from deebert.utils.cli import InputError
 from deebert.utils.files import check_disk_space
 
 IN_MEMORY = 2**30  # bytes; larger caches are a memory-mapped file
@@ -110,5 +112,9 @@ def _array(shape: tuple[int, ...], folder: Path, processes: int) -> Iterator[np.
         array = np.lib.format.open_memmap(file, "w+", np.float32, shape)
         if hasattr(os, "posix_fallocate"):  # without it a disk that fills up would end the process with SIGBUS
             with file.open("r+b") as opened:
-                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+                try:
+                    os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system cannot do it
+                        raise InputError(f"{file}: cannot be written ({error.strerror})") from None
         yield array

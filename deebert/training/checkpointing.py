@@ -3,6 +3,7 @@
 import random
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def read_state(folder: Path) -> dict:
     """
     try:
         return torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
         raise InputError(
             f"{folder / STATE}: cannot be read ({error}); remove {folder} to continue from an earlier one"
         ) from None

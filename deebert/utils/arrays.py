@@ -22,7 +22,10 @@ def functions_of(array: Array) -> ModuleType:
 
 def to_numpy(array: Array) -> np.ndarray:
     """An array of numpy with these values. Waits for the device of a tensor."""
-    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
+    if isinstance(array, np.ndarray):
+        return array
+    array = array.detach().cpu()
+    return (array.float() if array.dtype == functions_of(array).bfloat16 else array).numpy()  # numpy has no bfloat16
 
 
 def like(array: np.ndarray, other: Array) -> Array:

@@ -1,7 +1,6 @@
 """Safe writing: to a temporary name first, then renamed, so that a file is either complete or absent."""
 
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,11 +9,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from deebert.utils.cli import InputError
 
-LEFTOVERS = (".*.partial", ".*.removed", ".saving-*", ".features-*", ".writable-*")  # of a process that was killed
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+LEFTOVERS = (
+    ".*.partial",
+    ".*.removed",
+    ".saving-*",
+    ".features-*",
+    ".writable-*",
+    ".exporting-*",
+)  # of a process that was killed
 
 
 @contextmanager
@@ -73,7 +82,7 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder. Whoever is killed meanwhile leaves no half of it under its name."""
+    """Removes a folder. A process that is killed meanwhile does not leave a part of it under its name."""
     removed = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(removed, ignore_errors=True)
     folder.rename(removed)
@@ -96,7 +105,8 @@ def _release_in_child() -> None:
         os.close(_reserved.pop())
 
 
-os.register_at_fork(after_in_child=_release_in_child)
+if fcntl:
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 @contextmanager
@@ -104,10 +114,13 @@ def reserved(folder: Path, exclusive: bool) -> Iterator[None]:
     """Makes a folder and keeps other processes from reserving it, from any if exclusive, else from exclusive ones.
 
     Nothing is written for that, and a folder that is still empty at the end is removed if it was made here. A process
-    that is killed reserves nothing. File systems that know no locks are used without. Raises InputError.
+    that is killed reserves nothing. Systems and file systems that know no locks are used without. Raises InputError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
+    if not fcntl:
+        yield
+        return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
@@ -149,6 +162,8 @@ def check_disk_space(folder: Path, size: int, what: str, reusable: int = 0) -> N
 
     reusable: bytes of files there that will be removed, or that are a part of `size`.
     """
+    from tqdm import tqdm  # not needed by exported models
+
     free = shutil.disk_usage(folder).free + reusable
     if size > free:
         needed, there = (tqdm.format_sizeof(number, "B") for number in (size, free))
