@@ -53,7 +53,7 @@ def sentences(texts: int) -> dict[str, list[tuple[str, float]]]:
 
 def reported_by_audit(point: OperatingPoint, share: float) -> str:
     """The share of changed predictions, with what nine of ten audits of this share of the texts report."""
-    audited, changed = round(share * point.samples), point.changed / point.samples
+    audited, changed = max(1, round(share * point.samples)), point.changed / point.samples
     low, high = (100 * count / audited for count in binom.interval(0.9, audited, changed))
     return f"{100 * changed:.1f} ({low:.1f} to {high:.1f})"
 
