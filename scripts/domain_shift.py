@@ -1,8 +1,8 @@
-"""A threshold chosen on film reviews, on texts of other kinds: does its promise hold, and does anything notice?
+"""A threshold chosen on film reviews, on texts of other kinds: is the promise kept, and what do index and audit show?
 
-Takes the quickstart's model. The texts are what comes with its film reviews: tweets, product reviews and sentences from
-newspaper editorials, rated by the same people; the sign of the rating is the label. Prints a line of a Markdown table
-for each promise and kind.
+Takes the quickstart's model, trained with its default TRAIN and DEV. The texts are what comes with its film reviews:
+tweets, product reviews and sentences from newspaper editorials, rated by the same people; the sign of the rating is the
+label. Prints a line of a Markdown table for each promise and kind.
 """
 
 import argparse

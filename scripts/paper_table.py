@@ -171,9 +171,9 @@ def notes(blocks: Sequence[Block], tasks: Sequence[Task], device: str) -> list[s
         "threshold the change of the score in points / the change of the time.",
         f"Ours are dev sets, timed on {device}; the paper's are test sets, scored by the GLUE server and timed on a "
         "P100. Compare changes and savings, not seconds; scores of dev and test sets differ by some points.",
-        "Each threshold saves the most layers at a drop below its limit on the dev set; 0.5 is the paper's limit, 2 and "
-        "4 stand for its moderate drops. Ours are scored on that same "
-        "dev set, so that they keep the limit by construction; the paper's are scored on the test set.",
+        "Each threshold saves the most layers at a drop below its limit on the dev set; 0.5 is the paper's limit, 2 "
+        "and 4 stand for its moderate drops. Ours are scored on that same dev set, so that they keep the "
+        "limit by construction; the paper's are scored on the test set.",
     ]
     if len({len(results) for block in blocks for results in block.ours.values()}) > 1:
         said.append("MNLI: matched/mismatched; time and thresholds of the matched set.")
