@@ -53,6 +53,15 @@ def test_what_cannot_be_served_gets_one_clear_line(monkeypatch, tmp_path):
         serve.main()
 
 
+def test_an_answer_does_not_wait_for_an_acknowledgement():
+    with (
+        serve.listening_socket("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_the_load_test_compares_both(tmp_path, monkeypatch, capsys):
     bodies = []
 
