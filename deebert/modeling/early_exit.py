@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deebert.modeling.exit_rules import ExitRule
-from deebert.utils.arrays import Array, functions_of, like, to_numpy
+from deebert.utils.arrays import Array, functions_of, like, to_numpy, without_gradient
 
 
 def exits_now(uncertainty, cutoff):
@@ -151,7 +151,8 @@ def output_of_all_exits(
     all_logits = xp.stack([logits for logits, _ in exits], axis=1)
     certainties = [certainty for _, certainty in exits[:-1] if certainty is not None]
     all_certainties = xp.stack(certainties, axis=1) if certainties else None
-    exit_layer = first_exit_layer(rule.uncertainties(all_logits, all_certainties), cutoffs, exit_layers[0])
+    uncertainties = without_gradient(rule.uncertainties(without_gradient(all_logits), all_certainties))
+    exit_layer = first_exit_layer(uncertainties, cutoffs, exit_layers[0])
     logits = all_logits[like(np.arange(len(all_logits)), all_logits), exit_layer - exit_layers[0]]
     return ExitOutput(logits, exit_layer, all_logits=all_logits, all_certainties=all_certainties)
 

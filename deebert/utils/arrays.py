@@ -28,6 +28,11 @@ def to_numpy(array: Array) -> np.ndarray:
     return (array.float() if array.dtype == functions_of(array).bfloat16 else array).numpy()  # numpy has no bfloat16
 
 
+def without_gradient(array: Array) -> Array:
+    """The same values, of which no gradient is computed."""
+    return array if isinstance(array, np.ndarray) else array.detach()
+
+
 def like(array: np.ndarray, other: Array) -> Array:
     """An array of numpy as what `other` is: a tensor on the same device, or as it is."""
     if isinstance(other, np.ndarray):
