@@ -13,14 +13,12 @@ from deebert.evaluation.all_exits import AllExits, sweep
 from deebert.evaluation.comparison import all_thresholds
 from deebert.evaluation.metrics import exits_at_chance
 from deebert.evaluation.results import SweepRow, read_sweep
+from deebert.evaluation.tables import markdown
 from deebert.utils.files import replacing
 
 PAPER = Path(__file__).parent / "paper_table1.csv"
-DROPS = (
-    0.005,
-    0.02,
-    0.04,
-)  # of the score: each threshold saves the most below one of them; the first limit is the paper's
+# Limits of the score's drop: each threshold saves the most below one of them. The first limit is the paper's.
+DROPS = (0.005, 0.02, 0.04)
 BASE = {"bert": "BERT-base", "roberta": "RoBERTa-base"}  # the models of Table 1, by their type
 NONE = "-"
 
@@ -139,12 +137,6 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The same as a Markdown table."""
-    lines = [f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows]
-    return "\n".join([lines[0], f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *lines[1:]])
-
-
 COLUMNS = "model,task,data_set,metric,limit,threshold,score,change,seconds,time_saved,layers_saved"
 COLUMNS += ",paper_model,paper_score,paper_change,paper_seconds,paper_time_saved"
 
@@ -196,7 +188,8 @@ def write_table(folder: Path, blocks: Sequence[Block], tasks: Sequence[Task], no
     """Writes table1.txt, table1.md and table1.csv, and returns the text."""
     rows = table_rows(blocks, tasks)
     text = "\n".join([as_text(rows), "", *notes])
-    for name, content in (("txt", text), ("md", "\n\n".join([as_markdown(rows), *notes]))):
+    as_markdown = "\n\n".join([markdown([[cell.strip() for cell in row] for row in rows]), *notes])
+    for name, content in (("txt", text), ("md", as_markdown)):
         with replacing(folder / f"table1.{name}") as file:
             file.write(content + "\n")
     with replacing(folder / "table1.csv") as file:

@@ -16,6 +16,7 @@ from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.comparison import all_thresholds, mean_and_deviation
 from deebert.evaluation.metrics import METRICS, predictions
+from deebert.evaluation.tables import markdown
 from deebert.modeling.exit_rules import NO_EXIT
 
 THRESHOLDS = 200  # that are candidates
@@ -208,7 +209,7 @@ def frontier_table(lines: Frontier) -> str:
     header = ["setting", *(f"at {share} %" for share in AT), f"mean from {lowest} %"]
     for other in others:
         header += [f"over {other} at {AT[1]} %", f"over {other}, mean"]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    rows = [header]
     for name in lines.scores:
         row = [name, *(f"{100 * lines.score(name, costs):.1f}" for costs in (*AT, lines.usual))]
         for other in others:
@@ -217,7 +218,7 @@ def frontier_table(lines: Frontier) -> str:
                 "" if name == other else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in g)) for g in gains
             ]
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def rivals_table(task: Task, early: dict[str, list[AllExits]]) -> str:
@@ -254,7 +255,5 @@ def static_points(
 
 def static_table(points: dict[str, tuple[float, list[float]]]) -> str:
     """A Markdown table of `static_points`, in per cent."""
-    lines = ["| static model | cost | score |", "| --- | ---: | ---: |"]
-    for name, (cost, scores) in points.items():
-        lines.append(f"| {name} | {100 * cost:.1f} | {mean_and_deviation(scores)} |")
-    return "\n".join(lines)
+    rows = [[name, f"{100 * cost:.1f}", mean_and_deviation(scores)] for name, (cost, scores) in points.items()]
+    return markdown([["static model", "cost", "score"], *rows])

@@ -16,6 +16,7 @@ from deebert.data.features import Features
 from deebert.evaluation import plotting
 from deebert.evaluation.cost import costs_of, operations
 from deebert.evaluation.metrics import predictions, scores
+from deebert.evaluation.tables import markdown
 from deebert.evaluation.timing import Stream, Timing, timed_passes
 from deebert.modeling.config import config_cutoffs
 from deebert.modeling.exit_rules import NO_EXIT
@@ -156,17 +157,15 @@ def table(rows: list[Row]) -> str:
     heads = ["system", "threshold", "score (%)", "layers run (%)", "cost (%)", "same label (%)"]
     heads += ["p50", "p90", "p99", "floor"]
     heads += [f"batch {size}" for size in sizes] + [f"continuous {size}" for size in rows[0].continuous]
-    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    lines = [heads]
     for row in rows:
         threshold = "-" if row.threshold is None else "never" if row.threshold <= 0 else f"{row.threshold:g}"
         values = (row.p50, row.p90, row.p99, row.floor, *row.per_sample.values(), *row.continuous.values())
-        times = " | ".join("-" if value is None else f"{value:.2f}" for value in values)
-        shares = " | ".join(
-            "-" if value is None else f"{100 * value:.1f}"
-            for value in (row.score, row.layers_run, row.cost, row.agreement)
-        )
-        lines.append(f"| {row.system} | {threshold} | {shares} | {times} |")
-    return "\n".join(lines)
+        times = ["-" if value is None else f"{value:.2f}" for value in values]
+        shares = (row.score, row.layers_run, row.cost, row.agreement)
+        shares = ["-" if value is None else f"{100 * value:.1f}" for value in shares]
+        lines.append([row.system, threshold, *shares, *times])
+    return markdown(lines)
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:

@@ -5,6 +5,12 @@ from collections.abc import Sequence
 from deebert.evaluation.results import CLASSES, COST, ClassRow, SweepRow, primary_scores, saving_unit
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of rows of cells, the header first: column 1 to the left, others to the right."""
+    header, *body = (f"| {' | '.join(cells)} |" for cells in rows)
+    return "\n".join([header, f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *body])
+
+
 def percents(layer_scores: dict[int, dict[str, float]]) -> str:
     """The primary metric of each exit, in per cent; that of exit 0 with its number."""
     scores = primary_scores(layer_scores).items()
