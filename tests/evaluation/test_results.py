@@ -27,6 +27,17 @@ ROWS = [
 COSTED = [replace(row, cost=cost) for row, cost in zip(ROWS, (1.0, 0.7, 0.75), strict=True)]
 
 
+def error_of_plot(folder, monkeypatch, capsys) -> str:
+    """What `deebert plot` says on stderr about a folder with a damaged file."""
+    from deebert.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["deebert", "plot", str(folder), "--output_dir", str(folder / "figures")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -130,13 +141,7 @@ def test_damaged_tables_get_one_line(tmp_path, name, content, monkeypatch, capsy
     results.write_each_layer(tmp_path, {1: {"acc": 0.5}, 2: {"acc": 0.75}})
     results.write_sweep(tmp_path, ROWS)
     (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr("sys.argv", ["deebert", "plot", str(tmp_path), "--output_dir", str(tmp_path / "figures")])
-    from deebert.__main__ import main
-
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(main)
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
+    message = error_of_plot(tmp_path, monkeypatch, capsys)
     assert message.startswith(f"error: {tmp_path / name}: ")
     assert message.count("\n") == 1
     assert len(message) < 500 + len(str(tmp_path))
@@ -408,13 +413,7 @@ KINDS = ["system", "system inside", "numpy function", "dictionary", "other items
 def test_damaged_and_malicious_npy_files_get_one_line(tmp_path, kind, monkeypatch, capsys):
     write_original(tmp_path)
     damaged(tmp_path / "entropy_0.1.npy", kind)
-    monkeypatch.setattr("sys.argv", ["deebert", "plot", str(tmp_path), "--output_dir", str(tmp_path / "figures")])
-    from deebert.__main__ import main
-
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(main)
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
+    message = error_of_plot(tmp_path, monkeypatch, capsys)
     assert message.startswith(f"error: {tmp_path / 'entropy_0.1.npy'}: not a result file (")
     assert message.endswith("remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again\n")
     assert len(message.splitlines()) == 1
