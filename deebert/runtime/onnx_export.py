@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 import deebert
-from deebert.modeling.checkpoints import encoding_facts
+from deebert.modeling.checkpoints import encoding_facts, one_line
 from deebert.modeling.config import MANIFEST, config_rule
 from deebert.runtime.exported import FORMAT, GRAPH, GRAPH_OF_0_6, graph_facts
 from deebert.runtime.layer_runner import LayerRunner
 from deebert.utils.cli import InputError
-from deebert.utils.files import make_folder, remove_leftovers
+from deebert.utils.files import make_folder, remove_leftovers, size_of, sync
 
+MOST_BYTES = 2**31 - 1  # of a file of ONNX with its weights inside
 MISSING = "exporting needs more packages: pip install 'deebert[export]', or pip install onnx onnxruntime onnxscript"
 
 
@@ -203,36 +204,49 @@ def traced_parts(model) -> Iterator[Path]:
 
 
 def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = False) -> None:
-    """Writes graph, config, tokenizer and, last, the manifest. int8: with the weights as 8-bit integers."""
+    """Writes graph, config, tokenizer and, last, the manifest. int8: with the weights as 8-bit integers.
+
+    Raises InputError where they cannot be written, or the graph would be too large.
+    """
+    make_folder(folder)
+    with one_line(f"{folder}: the export cannot be written", "make room on the disk, or choose another folder"):
+        remove_leftovers(folder)
+        partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
+        try:
+            write_files(parts, copy.deepcopy(config), tokenizer, partial, int8)
+            files = list(partial.iterdir())
+            sync(files)
+            for old in (MANIFEST, GRAPH_OF_0_6):
+                (folder / old).unlink(missing_ok=True)
+            for file in sorted(files, key=lambda file: file.name == MANIFEST):
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(partial)
+
+
+def write_files(parts: Path, config, tokenizer, folder: Path, int8: bool) -> None:
+    """Writes an export into a folder that no one reads yet. It changes the config."""
     from deebert.runtime.onnx_graph import merge  # needs the package onnx, which `exportable` has checked
 
-    make_folder(folder)
-    remove_leftovers(folder)
-    partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
-    try:
-        with TemporaryDirectory(dir=partial) as quantized:
-            if int8:
-                quantize_parts(parts, Path(quantized))
-            merge(Path(quantized) if int8 else parts, config, partial / GRAPH)
-        config = copy.deepcopy(config)
-        vars(config).pop("auto_map", None)  # PyTorch cannot load this folder
-        config.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        manifest = {
-            "format": FORMAT,
-            "deebert": deebert.__version__,
-            "precision": "int8" if int8 else "fp32",
-            "exit_rule": config.exit_rule,
-            "config": graph_facts(config),
-            "encoding": encoding_facts(config, tokenizer),
-        }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        for old in (MANIFEST, GRAPH_OF_0_6):
-            (folder / old).unlink(missing_ok=True)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST):
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(partial)
+    with TemporaryDirectory(dir=folder) as quantized:
+        if int8:
+            quantize_parts(parts, Path(quantized))
+            parts = Path(quantized)
+        if (size := size_of([parts])) > MOST_BYTES:
+            raise InputError(f"a graph of {size / 2**30:.1f} GiB; ONNX holds 2 in a file, so export with --int8")
+        merge(parts, config, folder / GRAPH)
+    vars(config).pop("auto_map", None)  # PyTorch cannot load this folder
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    manifest = {
+        "format": FORMAT,
+        "deebert": deebert.__version__,
+        "precision": "int8" if int8 else "fp32",
+        "exit_rule": config.exit_rule,
+        "config": graph_facts(config),
+        "encoding": encoding_facts(config, tokenizer),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def export(model, tokenizer, folder: Path, int8: bool = False) -> None:
