@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from deebert.data.encoding import TextEncoder
 from deebert.data.tasks import Example, Task
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
@@ -63,20 +64,19 @@ class Sample:
 
 def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Features:
     """Tokenizes texts and pairs, cut to max_seq_length tokens (the longer text of a pair first)."""
-    pairs = [example.text_b for example in examples] if examples[0].text_b is not None else None
-    encoded = tokenizer(
-        [example.text_a for example in examples],
-        pairs,
-        truncation="longest_first",
-        max_length=max_seq_length,
-        return_token_type_ids=True,
-        return_attention_mask=False,
+    encode = TextEncoder(
+        tokenizer.backend_tokenizer,
+        max_seq_length,
+        pad_id=tokenizer.pad_token_id,
+        has_token_types=True,
+        truncation_side=tokenizer.truncation_side,
     )
+    encoded = encode([(e.text_a,) if e.text_b is None else (e.text_a, e.text_b) for e in examples])
     labels = [example.label for example in examples]
     return Features(
-        input_ids=np.concatenate([np.asarray(ids, np.int32) for ids in encoded["input_ids"]]),
-        token_type_ids=np.concatenate([np.asarray(ids, np.int8) for ids in encoded["token_type_ids"]]),
-        offsets=np.cumsum([0] + [len(ids) for ids in encoded["input_ids"]]),
+        input_ids=np.concatenate([np.asarray(ids, np.int32) for ids in encoded.ids]),
+        token_type_ids=np.concatenate([np.asarray(types, np.int8) for types in encoded.token_types]),
+        offsets=np.cumsum([0] + [len(ids) for ids in encoded.ids]),
         labels=None
         if labels[0] is None
         else np.asarray(labels, np.int64 if isinstance(labels[0], int) else np.float32),

@@ -142,7 +142,7 @@ def encoding_facts(config, tokenizer: PreTrainedTokenizerBase) -> dict:
     return {
         "max_tokens": max_tokens(config),
         "pad_id": tokenizer.pad_token_id,
-        "has_token_types": "token_type_ids" in tokenizer.model_input_names and config.type_vocab_size > 1,
+        "has_token_types": config.type_vocab_size > 1,
         "truncation_side": tokenizer.truncation_side,
     }
 
@@ -163,9 +163,10 @@ def load_model(name_or_path: str, config, cache_dir: str | None = None):
 def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     """A model to be trained, and the names of its weights that are new. The config may have fewer layers.
 
-    New off-ramps begin with copies of the model's pooler, where the checkpoint has one.
+    New off-ramps begin with copies of the model's pooler, where the checkpoint has one. Classifiers of another number
+    of labels are new, too: a model of one task may be the start of another.
     """
-    model, missing = _load(name_or_path, config, cache_dir, all_layers=False)
+    model, missing = _load(name_or_path, config, cache_dir, trained=False)
     unknown = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and not is_off_ramp(name)]
     if any(".pooler." not in name for name in unknown):
         raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
@@ -176,19 +177,31 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     return model, missing
 
 
-def _load(name_or_path: str, config, cache_dir: str | None, all_layers: bool = True):
+def _load(name_or_path: str, config, cache_dir: str | None, trained: bool = True):
     if Path(name_or_path, MANIFEST).is_file():
         raise InputError(
             f"{name_or_path}: exported for ONNX Runtime; give the trained model that the export was made of"
         )
     fix = "copy or train the model again"
     with one_line(f"{name_or_path}: its weights do not load", fix):
-        check_layers(name_or_path, config, stored_names(Path(name_or_path)), all_layers)
+        check_layers(name_or_path, config, stored_names(Path(name_or_path)), all_layers=trained)
         model, info = MODELS[config.model_type][1].from_pretrained(
-            name_or_path, config=config, cache_dir=cache_dir, output_loading_info=True, dtype=torch.float32
+            name_or_path,
+            config=config,
+            cache_dir=cache_dir,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
         )
-    check_layers(name_or_path, config, info["unexpected_keys"] if all_layers else [])
-    return model, sorted(info["missing_keys"])
+    check_layers(name_or_path, config, info["unexpected_keys"] if trained else [])
+    others = sorted(info["mismatched_keys"])  # name, shape in the checkpoint, shape in the model
+    for name, stored, wanted in others:
+        if trained or "classifier" not in name or stored[1:] != wanted[1:]:
+            raise InputError(
+                f"{name_or_path}: its weights do not load: {name} is {tuple(stored)}, and its config.json makes it "
+                f"{tuple(wanted)}; {fix}"
+            )
+    return model, sorted([*info["missing_keys"], *(name for name, _, _ in others)])
 
 
 def stored_names(folder: Path) -> list[str]:

@@ -63,6 +63,7 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "highway_head": "pooler",
         "exit_before_first_layer": False,
         "exit_histogram": None,
+        "max_seq_length": None,
     }
     batch = random_batch(model.config, [4, 9])
     for layer in range(4):
@@ -345,6 +346,19 @@ def test_what_is_not_a_bert_is_refused(tmp_path, files, model_type, message):
         load_config(str(tmp_path), model_type)
 
 
+def test_a_model_of_another_task_is_a_start_and_no_result(tmp_path, backbone):
+    before = tiny_model(backbone, num_labels=3)
+    before.save_pretrained(tmp_path)
+    config = tiny_config(backbone)
+    model, new = load_pretrained(str(tmp_path), config)
+    ours = [name for name, _ in model.named_parameters() if "classifier." in name and "dense" not in name]
+    assert new == sorted(ours)
+    for name, tensor in before.state_dict().items():
+        assert name in new or torch.equal(tensor, model.state_dict()[name]), name
+    with pytest.raises(InputError, match=r"weights do not load: .*classifier.* is \(3.*makes it \(2"):
+        load_model(str(tmp_path), config)
+
+
 def test_broken_weights_are_refused(tmp_path, tiny_checkpoints):
     config = load_config(str(tiny_checkpoints["bert"]))
     with pytest.raises(InputError, match="weights do not load"):
@@ -352,8 +366,8 @@ def test_broken_weights_are_refused(tmp_path, tiny_checkpoints):
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(InputError, match="weights do not load"):
         load_pretrained(str(tmp_path), config)
-    tiny_model("bert", num_labels=3).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="weights do not load"):
+    tiny_model("bert", intermediate_size=40).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"weights do not load: bert.encoder.layer.0.* is \(40"):
         load_pretrained(str(tmp_path), config)
     tiny_model("roberta").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="are no bert"):
