@@ -112,10 +112,14 @@ class ModelArguments:
 class EvaluationArguments:
     """Evaluation: what --do_eval scores and times, how it chooses a threshold, and where samples exit."""
 
-    eval_after_first_stage: bool = switch("score the final classifier after stage 1", decides=None)
-    eval_all_checkpoints: bool = switch("evaluate the checkpoints of --save_steps, too", decides=None)
-    eval_each_highway: bool = switch("write the score of every exit: each_layer.npy", decides=None)
-    eval_highway: bool = switch("time early exit at each --exit_threshold: entropy_{x}.npy", decides=None)
+    eval_after_first_stage: bool = switch("score the final classifier after stage 1", decides=None, needs=("do_train",))
+    eval_all_checkpoints: bool = switch(
+        "evaluate the checkpoints of --save_steps, too", decides=None, needs=("do_eval",)
+    )
+    eval_each_highway: bool = switch("write the score of every exit: each_layer.npy", decides=None, needs=("do_eval",))
+    eval_highway: bool = switch(
+        "time early exit at each --exit_threshold: entropy_{x}.npy", decides=None, needs=("do_eval",)
+    )
     exit_threshold: Sequence[float] = number(
         float,
         "thresholds in the exit rule's unit (nats for entropy); 0 or below: no early exit",
@@ -137,6 +141,7 @@ class EvaluationArguments:
         float,
         "choose the fastest threshold that makes at most this share of unseen samples wrong, such as 0.02",
         decides=None,
+        needs=("do_eval",),
         default=None,
         default_help="none",
     )
@@ -144,6 +149,7 @@ class EvaluationArguments:
         float,
         "choose the fastest threshold that lowers the score of unseen samples by at most this, such as 0.01",
         decides=None,
+        needs=("do_eval",),
         default=None,
         default_help="none",
     )
@@ -151,6 +157,7 @@ class EvaluationArguments:
         float,
         "choose the safest threshold that saves unseen samples this share of the cost on average, such as 0.4",
         decides=None,
+        needs=("do_eval",),
         default=None,
         default_help="none",
     )
@@ -158,6 +165,7 @@ class EvaluationArguments:
         float,
         "probability with which the chosen threshold keeps that",
         decides=None,
+        needs=("risk", "target_drop", "target_saving"),
         default=None,
         default_help="0.95 for --risk, 0.9 for the targets",
     )

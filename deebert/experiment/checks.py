@@ -1,5 +1,6 @@
 """Checks before the work: each raises InputError for one kind of wrong input, and none changes anything."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from deebert.data.encoding import MIN_TOKENS
@@ -9,6 +10,7 @@ from deebert.evaluation import results
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
 from deebert.experiment.data_arguments import use_command
+from deebert.experiment.flags import default_of
 from deebert.experiment.record import read_record
 from deebert.experiment.static import layers_wanted
 from deebert.modeling.checkpoints import check_threshold, max_tokens
@@ -62,6 +64,11 @@ def check_flags(args: Arguments, task: Task) -> None:
         task.file(args.data_dir, split)
     if args.calibrate and not args.do_eval:
         raise InputError("--calibrate is a part of the evaluation: add --do_eval")
+    check_needs(args)
+    if args.highway_epochs and len(STRATEGIES[args.train_strategy]) == 1:
+        raise InputError(f"--highway_epochs: --train_strategy {args.train_strategy} has no second stage; leave it out")
+    if args.evaluate_during_training and not args.logging_steps:
+        raise InputError("--evaluate_during_training: it scores every --logging_steps, and that is 0")
     if args.first_stage and not (args.do_train and shares_first_stage(args.train_strategy)):
         shared = " or ".join(filter(shares_first_stage, STRATEGIES))
         raise InputError(f"--first_stage {args.first_stage}: it needs --do_train with the strategy {shared}")
@@ -79,6 +86,16 @@ def check_flags(args: Arguments, task: Task) -> None:
         raise InputError(f"--train_strategy cosee: it is defined for one label a text, and {task.name} has several")
     check_static(args)
     check_teacher(args)
+
+
+def check_needs(args: Arguments) -> None:
+    """A flag that can have no effect beside the others is a mistake."""
+    given = {field.name for field in fields(args) if getattr(args, field.name) != default_of(field)}
+    for field in fields(args):
+        needs = field.metadata["needs"]
+        if needs and field.name in given and not given & {*needs}:
+            wanted = " or ".join(f"--{name}" for name in needs)
+            raise InputError(f"--{field.name} has no effect without {wanted}: add it, or leave --{field.name} out")
 
 
 def check_static(args: Arguments) -> None:
@@ -185,8 +202,8 @@ def check_head(args: Arguments, config, name: str) -> None:
     has_off_ramps = any(architecture.startswith("Dee") for architecture in config.architectures or ())
     if has_off_ramps and args.highway_head not in (None, config.highway_head):
         raise InputError(
-            f"--highway_head {args.highway_head}: the off-ramps of {name} have {config.highway_head}; leave it out, or "
-            "start from a model without off-ramps"
+            f"--highway_head {args.highway_head}: the off-ramps of {name} have {config.highway_head}; leave it out, "
+            f"choose --recipe paper (this run has --recipe {args.recipe}), or start from a model without off-ramps"
         )
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ def flag(
     default: Any = MISSING,
     default_help: str | None = None,
     only_with: str | None = None,
+    needs: Sequence[str] = (),
     alias: str | None = None,
     **argument: Any,
 ) -> Any:
@@ -28,19 +29,20 @@ def flag(
         default: none for a required flag; a list is copied for each instance.
         default_help: how --help describes a default that says little by itself, such as None.
         only_with: the name of a switch; without the switch this flag decides nothing.
+        needs: names of flags; without one of them this flag has no effect, and is refused.
         alias: another name on the command line.
         argument: type, choices, nargs, const for `ArgumentParser.add_argument`.
     """
-    metadata = {"help": help, "decides": decides, "default_help": default_help, "only_with": only_with, "alias": alias}
-    metadata["argument"] = argument
+    metadata = {"help": help, "decides": decides, "default_help": default_help, "only_with": only_with}
+    metadata |= {"needs": needs, "alias": alias, "argument": argument}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def switch(help: str, *, decides: Decides) -> bool:
+def switch(help: str, *, decides: Decides, needs: Sequence[str] = ()) -> bool:
     """A flag without a value, which is off unless it is given."""
-    return flag(help, decides=decides, default=False, default_help="off", action="store_true")
+    return flag(help, decides=decides, default=False, default_help="off", needs=needs, action="store_true")
 
 
 def number(kind: Callable[[str], float], help: str, **options: Any) -> Any:

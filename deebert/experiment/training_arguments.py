@@ -1,5 +1,6 @@
 """The flags of run_glue_deebert.py that are about training: the loss, the optimizer, logging and checkpoints."""
 
+import argparse
 from dataclasses import dataclass
 
 from deebert.experiment.flags import flag, number, switch
@@ -48,7 +49,11 @@ class TrainingArguments:
         const=0.5,
     )
     distill_temperature: float = number(
-        positive_float, "temperature that softens both outputs of --distill", decides="training", default=2.0
+        positive_float,
+        "temperature that softens both outputs of --distill",
+        decides="training",
+        default=2.0,
+        needs=("distill",),
     )
     teacher: str | None = flag(
         "what the last stage learns from with --distill: a folder with a fine-tuned model of the same task and "
@@ -63,8 +68,12 @@ class TrainingArguments:
         default=None,
         default_help="none",
     )
-    cache_features: bool = switch(
-        "run the frozen backbone of stage 2 once, without dropout, not in every epoch", decides="training"
+    cache_features: bool = flag(
+        "run the frozen backbone of stage 2 once, without dropout, not in every epoch",
+        decides="training",
+        default=False,
+        default_help="off",
+        action=argparse.BooleanOptionalAction,
     )
     per_gpu_train_batch_size: int = number(
         positive, "training batch size on each device", decides="first_stage", default=8
