@@ -104,16 +104,17 @@ def train(experiment: Experiment) -> None:
 
 
 def clean_output_dir(experiment: Experiment, keep_checkpoints: bool) -> None:
-    """Removes what a killed process left, and the checkpoints of a training that is overwritten."""
+    """Removes what a killed process left, and model and checkpoints of a training that is overwritten."""
     if experiment.accelerator.is_main_process:
         remove_leftovers(experiment.output_dir)
         if not keep_checkpoints:
+            (experiment.output_dir / "config.json").unlink(missing_ok=True)  # the model of before is none any more
             remove_checkpoints(experiment.output_dir)
     experiment.accelerator.wait_for_everyone()
 
 
 def tidy_up(experiment: Experiment, keep_models: bool) -> None:
-    """Removes what a finished training no longer needs. Whoever is killed meanwhile does it in the next run."""
+    """Removes what a finished training no longer needs. If this is interrupted, the next run does it."""
     if experiment.accelerator.is_main_process:
         remove_leftovers(experiment.output_dir)
         remove_checkpoints(experiment.output_dir, keep_models)

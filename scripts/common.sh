@@ -90,12 +90,12 @@ sys.exit(not all(i.find_spec(name) for name in names))' ||
         fail "$PYTHON lacks the requirements: activate your environment, or $PYTHON -m pip install -r $ROOT/requirements.txt"
 }
 
-# The paper's training, and its epochs of each stage, which depend on the type of the model.
+# The paper's training, and its epochs of each stage, which depend on the type or the name of the model.
 PAPER_RECIPE=(--per_gpu_train_batch_size 8 --learning_rate 2e-5 --save_steps 0 --seed 42)
-paper_epochs() { [ "$1" = roberta ] && echo 10 || echo 3; }
+paper_epochs() { case "$*" in *roberta*) echo 10 ;; *) echo 3 ;; esac; }
 
 run_glue() {
     need_requirements
     "$PYTHON" -u "$ROOT/run_glue_deebert.py" "${DATA[@]}" --output_dir "$OUTPUT_DIR" \
-        --plot_data_dir "$RESULTS_DIR" --max_seq_length 128 "$@"
+        --plot_data_dir "$RESULTS_DIR" "$@"
 }

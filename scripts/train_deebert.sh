@@ -11,7 +11,7 @@ settings
 need_data
 
 MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
-EPOCHS=${EPOCHS:-$(paper_epochs "$MODEL_TYPE")}
+EPOCHS=${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}
 
 run_glue --model_name_or_path "$MODEL_NAME" --do_train --do_eval --eval_after_first_stage \
     --num_train_epochs "$EPOCHS" "${PAPER_RECIPE[@]}" "$@"

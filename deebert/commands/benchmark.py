@@ -140,7 +140,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], help="1 is always there")
     parser.add_argument("--samples", type=positive, default=10**9, help="how many samples of the dev set; default: all")
     parser.add_argument("--repeats", type=positive, default=3, help="passes of each system; medians are reported")
-    parser.add_argument("--max_seq_length", type=positive, default=128, help="longer inputs are cut")
+    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return parser.parse_args()

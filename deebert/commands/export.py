@@ -28,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--task_name", help="with --data_dir: score model and graphs on the task's dev set")
     parser.add_argument("--data_dir", help="folder with the task's TSV files")
-    parser.add_argument("--max_seq_length", type=positive, default=128, help="of the dev set")
+    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
     args = parser.parse_args()
     if (args.task_name is None) != (args.data_dir is None):
         raise InputError("give --task_name and --data_dir together, or neither")

@@ -113,7 +113,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="read all texts first, and keep batches full as samples exit",
     )
-    parser.add_argument("--max_seq_length", type=positive, default=128, help="longer texts are cut")
+    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
     parser.add_argument("--format", choices=("tsv", "csv", "jsonl"), help="default: as the input; tsv for lines")
     return checked(parser.parse_args())
 

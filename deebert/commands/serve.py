@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--exit_threshold", type=float, help="in place of the model's own")
     parser.add_argument("--exit_rule", choices=EXIT_RULES, help="in place of the model's own")
     parser.add_argument("--batch_size", type=positive, default=32, help="texts that enter the model at once")
-    parser.add_argument("--max_seq_length", type=positive, default=128, help="longer texts are cut")
+    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
     parser.add_argument("--max_texts", type=positive, default=256, help="of one request; more: status 413")
     parser.add_argument("--max_body_kb", type=positive, default=1024, help="of one request; more: status 413")
     parser.add_argument("--max_queue", type=positive, default=1024, help="texts that may wait; more: status 429")

@@ -22,7 +22,7 @@ from deebert.evaluation.cost import Costs, costs_of
 from deebert.evaluation.metrics import primary_score, scores
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.checkpoints import max_tokens
-from deebert.modeling.config import has_several_labels
+from deebert.modeling.config import has_several_labels, longest_text
 from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
 from deebert.utils.cli import InputError
@@ -159,10 +159,14 @@ class AllExits:
         return self.exit_rule.uncertainties(torch.from_numpy(self.logits), certainties).numpy()
 
 
-def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int) -> Features:
-    """The features of a task's first dev set for a model of this config. Raises InputError."""
+def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int | None = None) -> Features:
+    """The features of a task's first dev set for a model of this config. Raises InputError.
+
+    max_seq_length: None is that of the training.
+    """
     split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
-    return load_features(task, data_dir, split, labels, tokenizer, min(max_seq_length, max_tokens(config)))
+    longest = min(longest_text(config, max_seq_length), max_tokens(config))
+    return load_features(task, data_dir, split, labels, tokenizer, longest)
 
 
 def run_all_exits(

@@ -9,6 +9,7 @@ from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.tasks import TASKS, Task, get_task
 from deebert.evaluation import results
 from deebert.experiment.flags import flag, number, switch
+from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
 from deebert.utils.cli import InputError, non_negative, up_to_half
 
 FILES = ("train_file", "validation_file", "test_file")
@@ -24,7 +25,13 @@ class DataArguments:
     data_dir: str | None = flag(  # compatibility.py compares the hashes of all data files
         "folder with the TSV files of --task_name", decides=None, default=None, default_help="none"
     )
-    max_seq_length: int = number(int, "longer inputs are cut", decides="first_stage", default=128)
+    max_seq_length: int = number(
+        int,
+        "longer inputs are cut",
+        decides="first_stage",
+        default=DEFAULT_MAX_SEQ_LENGTH,
+        default_help=f"{DEFAULT_MAX_SEQ_LENGTH}; of an evaluation: that of the training",
+    )
     pad_to_max_length: bool = switch("pad every batch to max_seq_length, as the original does", decides="first_stage")
     overwrite_cache: bool = switch("tokenize again, even if the features are in the cache", decides=None)
     dataloader_num_workers: int = number(
@@ -35,7 +42,7 @@ class DataArguments:
 def own_flag(help: str, **options) -> str | None:
     """A flag about --train_file, which decides nothing without it; where none is said, the default is None."""
     options = {"default": None, "default_help": "none"} | options
-    return flag(help, decides="first_stage", only_with="train_file", **options)
+    return flag(help, decides="first_stage", only_with="train_file", needs=FILES, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +125,17 @@ def as_path(name: str | None) -> Path | None:
 
 
 def trained_defaults(args: argparse.Namespace) -> dict:
-    """For an evaluation: the flags about own data that the model in output_dir was trained with.
+    """For an evaluation: the flags about data that the model in output_dir was trained with.
 
-    Its files are among them only where no other files are given.
+    Its own files are among them only where no other files are given.
     """
-    record = Path(args.output_dir, "run.json")
-    if args.do_train or args.task_name or not record.is_file():
+    record, config = Path(args.output_dir, "run.json"), Path(args.output_dir, "config.json")
+    if args.do_train:
         return {}
+    length = results.read_json(config).get("max_seq_length") if config.is_file() else None
+    defaults = {"max_seq_length": length} if isinstance(length, int) else {}
+    if args.task_name or not record.is_file():
+        return defaults
     trained = results.read_json(record).get("arguments")
     if not isinstance(trained, dict):
         raise InputError(f"{record}: damaged (no arguments); remove it")
@@ -132,7 +143,7 @@ def trained_defaults(args: argparse.Namespace) -> dict:
     same_files = args.train_file in (None, trained.get("train_file"))
     if args.validation_file or args.test_file or not same_files:
         names = [name for name in names if name not in FILES]
-    return {name: trained[name] for name in names if trained.get(name) is not None}
+    return defaults | {name: trained[name] for name in names if trained.get(name) is not None}
 
 
 def trained_labels(folder: Path) -> dict:

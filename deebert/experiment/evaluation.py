@@ -11,6 +11,7 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import ClassRow, SweepRow
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.static import static_exit
+from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
 
@@ -100,23 +101,25 @@ class Evaluation:
     def choose_threshold(self) -> None:
         """Chooses the threshold for --risk, --target_drop or --target_saving, and stores it in the model's config.
 
-        Where none is found, the one that was stored before is removed: it may not keep this target.
+        Where none is found, one that was stored before for the same rule is removed: it may not keep this target.
         """
         target, config = self.args.target, self.model.config
         choice = threshold_selection.choose(self.task, self.exits, target, self.args.seed)
         self.say(threshold_selection.report(choice, target, len(self.exits.labels)))
         facts = {"target": asdict(target), **asdict(choice)}
-        stored, before = self.checkpoint / "config.json", config.exit_threshold
+        file, before = self.checkpoint / "config.json", load_config(str(self.checkpoint))
         config.exit_threshold, config.exit_histogram = NO_EXIT, None
         if choice.threshold is not None:
             config.exit_threshold = choice.threshold
             config.exit_histogram = self.exits.exit_histogram(choice.threshold)  # what `deebert serve` compares with
-        self.write_config()
-        if choice.threshold is not None:
+            self.write_config()
             facts["latency"] = self.measure_latency(choice.threshold)
-            self.say(f"stored in {stored}: from_pretrained gives a model that exits at it")
-        elif before != NO_EXIT:
-            self.say(f"removed from {stored}: the threshold {before} of before; the model does not exit early")
+            self.say(f"stored in {file}: from_pretrained gives a model that exits at it")
+        elif before.exit_rule != config.exit_rule:
+            self.say(f"{file} keeps its rule {before.exit_rule} and its threshold {before.exit_threshold}")
+        elif before.exit_threshold != NO_EXIT:
+            self.write_config()
+            self.say(f"removed from {file}: the threshold {before.exit_threshold}; the model does not exit early")
         results.write_json(self.threshold_file, facts)
 
     def measure_latency(self, threshold: float | list[float]) -> dict[str, float]:

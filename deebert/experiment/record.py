@@ -74,7 +74,7 @@ class RunRecord:
             "git": git,
             "device": device,
             "processes": accelerator.num_processes,
-            "mixed_precision": accelerator.mixed_precision,
+            "mixed_precision": accelerator.mixed_precision if args.do_train else "no",  # scores and times are in fp32
         }
         if args.do_train:
             before = previous or FIELDS

@@ -9,6 +9,7 @@ from typing import ClassVar
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold
 
 MANIFEST = "deebert_onnx.json"  # beside the config.json of an export; written last, so that the export is complete
+DEFAULT_MAX_SEQ_LENGTH = 128  # tokens; the paper's
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
 SIZES += ("local_attention",)  # of ModernBERT
@@ -33,6 +34,8 @@ class ExitFields:
         needs another highway_pooling than first.
     exit_histogram: the rule and threshold that were chosen, and how many samples of the dev set then exit after each
         layer (`counts`, by layer). Runtimes compare what they see with it. None: no threshold was chosen.
+    max_seq_length: the number of tokens that texts were cut to in training, so that a threshold holds for such texts.
+        None: not known, as in models of 0.8 and before, whose default was 128.
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
@@ -45,6 +48,7 @@ class ExitFields:
     highway_head: str = "pooler"
     exit_before_first_layer: bool = False
     exit_histogram: dict | None = None
+    max_seq_length: int | None = None
 
     @property
     def exit_layers(self) -> range:
@@ -132,6 +136,9 @@ def check_fields(config) -> None:
             raise ValueError(f"{name} is {getattr(config, name)!r}; give a name")
     if not isinstance(config.exit_before_first_layer, bool):
         raise ValueError(f"exit_before_first_layer is {config.exit_before_first_layer!r}; give true or false")
+    length = config.max_seq_length
+    if length is not None and not (isinstance(length, int) and not isinstance(length, bool) and length > 0):
+        raise ValueError(f"max_seq_length is {length!r}; give null, or a number of tokens")
     histogram = config.exit_histogram
     if histogram is not None and not is_histogram(histogram):
         raise ValueError(f"exit_histogram is {str(histogram)[:100]}; give null, or choose a threshold again")
@@ -209,6 +216,11 @@ def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bo
     rule.cutoffs(threshold, len(config.exit_layers))
     rule.check_head(has_head)
     config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)
+
+
+def longest_text(config, wanted: int | None = None) -> int:
+    """The number of tokens that texts are cut to: `wanted`, or where it is None what the training cut them to."""
+    return wanted or config.max_seq_length or DEFAULT_MAX_SEQ_LENGTH
 
 
 def known_exit_counts(config) -> dict[int, int] | None:

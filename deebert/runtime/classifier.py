@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deebert.data.encoding import EncodedTexts, TextEncoder
-from deebert.modeling.config import config_cutoffs, has_several_labels, known_exit_counts, set_rule
+from deebert.modeling.config import config_cutoffs, has_several_labels, known_exit_counts, longest_text, set_rule
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.exported import is_exported, read_tokenizer
@@ -53,7 +53,8 @@ class Prediction:
 class Classifier:
     """A saved or exported model with its tokenizer. Safe from any number of threads.
 
-    exit_threshold, exit_rule: in place of the model's own. batch_size: texts that go through the model at once.
+    exit_threshold, exit_rule, max_seq_length (tokens): in place of the model's own. batch_size: texts that go through
+    the model at once.
     audit: the share of texts that also run through all layers, after they were classified; `stats` counts how often
     that changes the label. A pickle holds the arguments and loads the folder again.
     Raises InputError for what is no trained DeeBERT.
@@ -63,7 +64,7 @@ class Classifier:
         self,
         folder: str,
         exit_threshold: float | None = None,
-        max_seq_length: int = 128,
+        max_seq_length: int | None = None,
         exit_rule: str | None = None,
         batch_size: int = 32,
         audit: float = 0.0,
@@ -76,7 +77,8 @@ class Classifier:
             tokenizer, encoding = read_tokenizer(Path(folder)), self.runtime.encoding
         else:
             self.runtime, tokenizer, encoding = load_trained(folder, exit_rule)
-        self.encode = TextEncoder(tokenizer, **encoding | {"max_tokens": min(max_seq_length, encoding["max_tokens"])})
+        longest = min(longest_text(self.runtime.config, max_seq_length), encoding["max_tokens"])
+        self.encode = TextEncoder(tokenizer, **encoding | {"max_tokens": longest})
         if exit_threshold is not None:
             config = self.runtime.config
             try:

@@ -15,7 +15,7 @@ from deebert.utils.cli import InputError
 
 FORMAT = 5  # raise it when OnnxDeeBert can no longer run the exports of before
 GRAPH, GRAPH_OF_0_6 = "model.onnx", "layers.onnx"
-EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "exit_histogram", "id2label")
+EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "exit_histogram", "max_seq_length", "id2label")
 AGAIN = "run deebert export again"
 
 

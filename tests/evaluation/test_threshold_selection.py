@@ -246,7 +246,7 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     assert json.loads((tmp_path / "res/out/threshold.json").read_text())["threshold"] is None
     text = capsys.readouterr().out
     assert "no threshold is chosen: 20 dev samples do not show" in text
-    assert f"the threshold {written['threshold']} of before" in text
+    assert f"the threshold {written['threshold']}; the model does not exit" in text
 
     (tmp_path / "res/out/threshold.json").write_text("{}")
     monkeypatch.setattr("sys.argv", [*argv.replace("--target_saving 0.5", "--calibrate").split()])
