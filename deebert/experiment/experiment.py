@@ -89,7 +89,6 @@ class Experiment:
             config.num_hidden_layers = min(layers_wanted(args, config.num_hidden_layers), config.num_hidden_layers)
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_histogram = None
-            config.exit_temperatures = None
             for name in OFF_RAMP_FLAGS:
                 if getattr(args, name) is not None:
                     setattr(config, name, getattr(args, name))
