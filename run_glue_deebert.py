@@ -14,7 +14,7 @@ from signal import SIGTERM
 from accelerate.utils import gather_object, set_seed
 
 from deebert.data.tasks import eval_splits
-from deebert.evaluation import calibration, results
+from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.experiment import checks
 from deebert.experiment.arguments import parse_args
@@ -44,7 +44,7 @@ from deebert.utils.stop_signal import StopSignal
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    writes_model = args.do_train or args.calibrate or args.target is not None
+    writes_model = args.do_train or args.target is not None
     with reserved(Path(args.output_dir), exclusive=writes_model) if is_first_process() else nullcontext():
         run(Experiment.from_args(args))
 
@@ -210,8 +210,6 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
     """Scores one saved model on the task's dev sets and writes the result files."""
     args = experiment.args
     model = experiment.load_trained(checkpoint)
-    if args.calibrate:
-        model.config.exit_temperatures = None  # they are fitted anew
     if not args.do_train and not experiment.record.facts:  # the first of several models
         experiment.record.begin(previous=None)
     exits = dict(experiment.dev_sets.all_exits(model, only=static_exit(args, model.config)))
@@ -219,10 +217,6 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
         return  # one process scores, and times early exit
     for split in eval_splits(experiment.task):
         evaluation = Evaluation(experiment, checkpoint, model, split, exits[split])
-        if args.calibrate and evaluation.first_split:
-            evaluation.calibrate()
-        elif args.calibrate:  # its exits are older than the temperatures
-            evaluation.exits = calibration.calibrated(evaluation.exits, model.config.exit_temperatures)
         evaluation.score()
         if args.target and checkpoint == experiment.output_dir and evaluation.first_split:
             evaluation.choose_threshold()

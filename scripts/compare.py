@@ -34,7 +34,6 @@ ALL_EXITS = "all_exits.npz"
 AFTER_TRAINING = ArgumentParser(add_help=False, allow_abbrev=False)  # flags that do not change the training
 AFTER_TRAINING.add_argument("--exit_rule", choices=EXIT_RULES, default="entropy")
 AFTER_TRAINING.add_argument("--patience_tolerance", type=float, default=0.5)
-AFTER_TRAINING.add_argument("--calibrate", action="store_true")
 
 
 class Comparison:
@@ -49,9 +48,7 @@ class Comparison:
                 f"{folder}: it holds runs with other settings ({' '.join(recorded)}); choose another COMPARISON_DIR"
             )
         if AFTER_TRAINING.parse_known_args(common)[1] != common or "--seed" in common:
-            raise InputError(
-                "give --exit_rule, --patience_tolerance, --calibrate in a setting's line, and seeds in SEEDS"
-            )
+            raise InputError("give --exit_rule, --patience_tolerance in a setting's line, and seeds in SEEDS")
 
     @property
     def task(self) -> Task:
@@ -67,23 +64,17 @@ class Comparison:
 
     def check(self, flags: list[str]) -> None:
         """Raises InputError for a setting that is wrong, before anything is trained."""
-        after, training = AFTER_TRAINING.parse_known_args(flags)
-        args, task = parse_args(self.argv(training, 0)), self.task
+        args = parse_args(self.argv(AFTER_TRAINING.parse_known_args(flags)[1], 0))
         if len(STRATEGIES[args.train_strategy]) == 1 and args.teacher == "first_stage":
             args = replace(args, teacher="the full model")  # see `train`
-        check_flags(args, task)
-        if after.calibrate and task.num_labels == 1:
-            raise InputError(
-                f"--calibrate scales probabilities, and models of {task.name} have none: drop that setting"
-            )
+        check_flags(args, self.task)
 
     def result(self, flags: list[str], seed: int) -> AllExits:
         """The logits of one setting with one seed; trains the model unless they are there."""
         after, training = AFTER_TRAINING.parse_known_args(flags)
         if EXIT_RULES[after.exit_rule].learned:
             training += ["--exit_rule", after.exit_rule]
-        exits = replace(self.exits(training, seed), rule=after.exit_rule, tolerance=after.patience_tolerance)
-        return comparison.cross_calibrated(exits, seed) if after.calibrate else exits
+        return replace(self.exits(training, seed), rule=after.exit_rule, tolerance=after.patience_tolerance)
 
     def run_dir(self, training: list[str], seed: int) -> Path:
         """The folder of one training; its name is the flags."""

@@ -19,13 +19,12 @@ from deebert.modeling.checkpoints import save_model
 from deebert.runtime import onnx_export
 from deebert.utils import cli
 
-CONFIGS = {  # between them: both backbones, two poolings, both heads, temperatures, an exit before the first layer
-    "bert": {"highway_pooling": "mean", "exit_rule": "learned", "num_labels": 3},
+CONFIGS = {  # between them: both backbones, both poolings, both heads, an exit before the first layer
+    "bert": {"exit_rule": "learned", "num_labels": 3},
     "roberta": {
-        "highway_pooling": "attention",
+        "highway_pooling": "mean",
         "highway_head": "linear",
         "exit_before_first_layer": True,
-        "exit_temperatures": [1.5, 0.5, 2.0, 3.0],
     },
 }
 LAYERS = 3
@@ -35,7 +34,7 @@ NAN_TOKEN = 4  # no random batch has it
 def model_to_export(backbone: str):
     model = tiny_model(backbone, num_hidden_layers=LAYERS, **CONFIGS[backbone])
     for name, parameter in model.named_parameters():
-        if "query" in name or "learn_to_exit" in name:
+        if "learn_to_exit" in name:
             torch.nn.init.normal_(parameter)
     model.get_input_embeddings().weight.data[NAN_TOKEN] = math.nan
     return model

@@ -43,15 +43,15 @@ SIZES = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 4, "num_atte
 SIZES |= {"intermediate_size": 48, "max_position_embeddings": 66, "initializer_range": 0.2, "num_labels": 3}
 WINDOW = {"local_attention": 6, "global_attn_every_n_layers": 2, "pad_token_id": 3}  # global, local, global, local
 EXIT_0 = {"exit_before_first_layer": True}
-ENCODERS = {  # between them: every pooling, both heads, exit 0, off-ramps that are calibrated
+ENCODERS = {  # between them: both poolings, both heads, exit 0
     "xlm-roberta": {"pad_token_id": 1, "highway_pooling": "mean", "highway_head": "linear"},
     "camembert": {"pad_token_id": 1},
     "electra": {"embedding_size": 16, "highway_pooling": "mean", **EXIT_0},
-    "distilbert": {"highway_head": "linear", "exit_temperatures": [1.5, 0.5, 2.0, 3.0]},
+    "distilbert": {"highway_head": "linear"},
     "modernbert": {**WINDOW, "classifier_pooling": "mean", "highway_pooling": "mean", "highway_head": "linear"}
     | EXIT_0,
     "modernbert, first token": WINDOW,
-    "toy": {"highway_pooling": "attention", **EXIT_0},
+    "toy": {"highway_pooling": "mean", **EXIT_0},
 }
 LENGTHS = [3, 20, 9, 1, 12, 6]
 FAST = TrainSettings(batch_size=6, learning_rate=1e-3, epochs=1, logging_steps=0, save_steps=0)
@@ -120,7 +120,6 @@ def test_without_exits_it_is_hugging_faces(name, attention, tmp_path):
     model = copy.deepcopy(made(name)[0])
     if name != "toy":
         model.set_attn_implementation(attention)
-    model.config.exit_temperatures = None
     model.save_pretrained(tmp_path)
     stock, info = stock_class(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
@@ -173,10 +172,7 @@ def test_the_stages_train_what_they_should_and_cached_features_train_the_same(na
         "attention_probs_dropout_prob",
     ]
     given = vars(made(name)[0].config)
-    pooling = {"highway_pooling": "mean"} if name == "toy" else {}  # features of the pooling attention are not cached
-    model = make(
-        name, num_labels=2, exit_temperatures=None, **pooling, **{key: 0.0 for key in no_dropout if key in given}
-    )
+    model = make(name, num_labels=2, **{key: 0.0 for key in no_dropout if key in given})
     before = copy.deepcopy(model.state_dict())
     train(1, model, features, FAST)
     between = copy.deepcopy(model.state_dict())
@@ -261,7 +257,7 @@ INT8 = ("modernbert", "toy")
 
 @pytest.mark.parametrize("name", list(ENCODERS) if os.environ.get("EVERY_EXPORT") else EXPORTED, indirect=True)
 def test_an_export_gives_the_same_exits(name, tmp_path):
-    model = make(name, num_hidden_layers=2, exit_temperatures=None, exit_before_first_layer=False)
+    model = make(name, num_hidden_layers=2, exit_before_first_layer=False)
     with onnx_export.traced_parts(model) as parts:
         for precision in ("fp32", "int8") if name in INT8 else ("fp32",):
             folder = tmp_path / precision
@@ -295,7 +291,7 @@ def test_the_full_model_as_one_graph_takes_no_types_where_there_are_none():
 
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name != "toy"], indirect=True)
 def test_the_cost_is_what_pytorch_counts(name):
-    model = make(name, highway_pooling="first", exit_before_first_layer=False, exit_temperatures=None)
+    model = make(name, highway_pooling="first", exit_before_first_layer=False)
     if name == "electra":
         model = make(name, highway_pooling="first", exit_before_first_layer=False, embedding_size=32)
     for length in (3, 11):

@@ -14,8 +14,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from deebert.data.tasks import Task
-from deebert.evaluation.all_exits import AllExits, half_indices, layer_scores, sweep
-from deebert.evaluation.calibration import calibrated, fit_temperatures
+from deebert.evaluation.all_exits import AllExits, layer_scores, sweep
 from deebert.evaluation.results import COST, LAYERS, SweepRow, primary_scores, saving_unit
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
@@ -77,14 +76,6 @@ def for_each_depth(settings: dict[str, list[str]], layers: int) -> dict[str, lis
         for name, flags in settings.items()
         for k in depths[name]
     }
-
-
-def cross_calibrated(exits: AllExits, seed: int) -> AllExits:
-    """Calibrates each random half of the samples with temperatures fitted to the other half."""
-    indices = half_indices(len(exits.logits), seed)
-    halves = [exits.take(half) for half in indices]
-    parts = [calibrated(part, fit_temperatures(other)) for part, other in zip(halves, halves[::-1], strict=True)]
-    return AllExits.joined(parts).take(np.argsort(np.concatenate(indices)))  # in the samples' own order
 
 
 def all_thresholds(exits: AllExits, most: int = 1000) -> list[float]:

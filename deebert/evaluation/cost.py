@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from deebert.modeling.config import config_rule
-from deebert.modeling.off_ramps import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def head_operations(config, has_pooler: bool) -> int:
 
 def off_ramp_operations(config, tokens: np.ndarray) -> np.ndarray:
     """Those (S,) of one off-ramp: pooling over `tokens` (S,) tokens, pooler, classifier, learning-to-exit head."""
-    per_token = POOLINGS[config.highway_pooling].operations
+    pooling = 2 * tokens * config.hidden_size if config.highway_pooling == "mean" else np.zeros_like(tokens)
     has_pooler = config.highway_head == "pooler"
     learning_to_exit = 2 * config.hidden_size if config_rule(config).learned else 0
-    return per_token * tokens * config.hidden_size + head_operations(config, has_pooler) + learning_to_exit
+    return pooling + head_operations(config, has_pooler) + learning_to_exit

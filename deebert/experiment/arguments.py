@@ -134,9 +134,6 @@ class EvaluationArguments:
     timing_repeats: int = number(
         positive, "timed passes per threshold; the median is reported", decides=None, default=1
     )
-    calibrate: bool = switch(
-        "fit a temperature for each exit on half of the dev set, and store them with the model", decides=None
-    )
     risk: float | None = number(
         float,
         "choose the fastest threshold that makes at most this share of unseen samples wrong, such as 0.02",
@@ -238,9 +235,8 @@ def recipe_defaults(args: argparse.Namespace) -> dict:
     """The defaults that --recipe sets, without those that make no sense beside the flags that are given."""
     recipe = args.recipe or ("fast" if args.train_file and args.do_train else "paper")
     defaults = RECIPES[recipe] | {"recipe": recipe}
-    if args.train_strategy != "two_stage":  # a long stage 2 is for a frozen backbone
+    if args.train_strategy != "two_stage":  # a long stage 2 and its cache are for a frozen backbone
         defaults.pop("highway_epochs", None)
-    if args.train_strategy != "two_stage" or args.highway_pooling == "attention":  # no stage can use it
         defaults.pop("cache_features", None)
     if args.highway_pooling == "first" or args.train_strategy in STATIC:  # it has nothing to read
         defaults.pop("exit_before_first_layer", None)

@@ -62,8 +62,6 @@ def check_flags(args: Arguments, task: Task) -> None:
     results.result_dir(args.plot_data_dir, args.model_name_or_path)  # raises for a name without a folder's name
     for split in [*dev_splits(args, task), *(["train"] if args.do_train else []), *test_splits(args, task)]:
         task.file(args.data_dir, split)
-    if args.calibrate and not args.do_eval:
-        raise InputError("--calibrate is a part of the evaluation: add --do_eval")
     check_needs(args)
     if args.highway_epochs and len(STRATEGIES[args.train_strategy]) == 1:
         raise InputError(f"--highway_epochs: --train_strategy {args.train_strategy} has no second stage; leave it out")
@@ -102,7 +100,7 @@ def check_static(args: Arguments) -> None:
     """What a model without early exit cannot do."""
     if args.train_strategy not in STATIC:
         return
-    unused = ["exit_before_first_layer", "eval_highway", "calibrate", "target_drop", "target_saving", "risk"]
+    unused = ["exit_before_first_layer", "eval_highway", "target_drop", "target_saving", "risk"]
     if args.train_strategy == "static_off_ramp":  # its other exits would count
         unused.append("load_best_model_at_end")
     for flag in unused:
@@ -212,10 +210,6 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
     limit = max_tokens(config)
     if not MIN_TOKENS <= args.max_seq_length <= limit:
         raise InputError(f"--max_seq_length {args.max_seq_length}: this model takes {MIN_TOKENS} to {limit} tokens")
-    if args.cache_features and config.highway_pooling == "attention":
-        raise InputError(
-            "--cache_features: off-ramps with --highway_pooling attention learn what to read; leave one of them out"
-        )
     if layers_wanted(args, config.num_hidden_layers) != config.num_hidden_layers:
         raise InputError(
             f"--num_layers {args.num_layers}: {name} has {config.num_hidden_layers}"
@@ -236,19 +230,11 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
         wanted, trained = getattr(args, flag), getattr(config, flag)
         if wanted not in (None, trained):
             raise InputError(f"--{flag} {wanted}: {name} has {trained}; leave it out")
-    if (args.calibrate or config.exit_temperatures) and (args.risk is not None or args.target_drop is not None):
-        flag = "--target_drop" if args.risk is None else "--risk"
-        raise InputError(
-            f"{flag}: exit_temperatures were fitted to the samples that show what the threshold keeps; "
-            "leave out --calibrate, and set them to null in the model's config.json"
-        )
     if args.target and not config_rule(config).supported:
         raise InputError(
             f"{task.name}: no threshold can be chosen for the exit rule {config.exit_rule}: with one label its "
             "uncertainty is always 0; use --exit_rule patience or learned"
         )
-    if args.calibrate and config.num_labels == 1:
-        raise InputError(f"{task.name}: --calibrate scales probabilities, and a regression model has none")
     for threshold in args.exit_threshold:
         check_threshold(threshold, config)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from deebert.data.tasks import eval_splits
-from deebert.evaluation import all_exits, calibration, metrics, results, tables, threshold_selection, timing
+from deebert.evaluation import all_exits, metrics, results, tables, threshold_selection, timing
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import ClassRow, SweepRow
 from deebert.experiment.experiment import Experiment
@@ -29,22 +29,8 @@ class Evaluation:
 
     @property
     def first_split(self) -> bool:
-        """Only on the first dev set temperatures are fitted and a threshold is chosen."""
+        """Only on the first dev set a threshold is chosen."""
         return not self.suffix
-
-    def calibrate(self) -> None:
-        """Fits the exits' temperatures to half of the samples, and stores them in the saved model's config."""
-        fit, held_out = self.exits.halves(self.args.seed)
-        config = self.model.config
-        config.exit_temperatures = calibration.fit_temperatures(fit)
-        config.exit_threshold = NO_EXIT  # a threshold chosen before has no meaning with new temperatures
-        config.exit_histogram = None
-        self.say(f"temperatures of the exits: {' '.join(f'{t:.3f}' for t in config.exit_temperatures)}")
-        self.say(calibration.report(held_out, calibration.calibrated(held_out, config.exit_temperatures)))
-        self.write_config()
-        self.threshold_file.unlink(missing_ok=True)
-        self.say(f"stored in {self.checkpoint / 'config.json'} (exit_temperatures), without a threshold")
-        self.exits = calibration.calibrated(self.exits, config.exit_temperatures)
 
     def write_config(self) -> None:
         with replacing(self.checkpoint / "config.json") as file:

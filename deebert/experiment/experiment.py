@@ -90,7 +90,6 @@ class Experiment:
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_histogram = None
             config.max_seq_length = args.max_seq_length
-            config.exit_temperatures = None
             for name in OFF_RAMP_FLAGS:
                 if getattr(args, name) is not None:
                     setattr(config, name, getattr(args, name))

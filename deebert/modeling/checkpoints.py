@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from deebert.modeling.backbones import MODELS
-from deebert.modeling.config import MANIFEST, check_fields, config_cutoffs
+from deebert.modeling.config import MANIFEST, check_fields, check_removed, config_cutoffs
 from deebert.modeling.hub import check_exists
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.cli import InputError
@@ -88,6 +88,10 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
         raise InputError(
             f"{name_or_path}: a {kind} checkpoint, but --model_type is {model_type}; use --model_type {kind}"
         )
+    try:
+        check_removed(facts)
+    except ValueError as error:
+        raise InputError(f"{name_or_path}/config.json: {error}") from None
     with one_line(f"{name_or_path}/config.json", "correct it there"):
         config = MODELS[kind][0].from_dict(facts)
         check_fields(config)

@@ -200,21 +200,16 @@ class HighwayClassifier(OwnInit):
         """What the final classifier reads of the last layer: (b, T, H) -> (b, H). pooling_weights: see below."""
         return self.base_model.pooler(hidden_states)
 
-    def classify(self, state: Tensor) -> Tensor:
+    def final_logits(self, state: Tensor) -> Tensor:
         """The final classifier: (b, H) -> (b, C)."""
         return self.classifier(self.dropout(state))
-
-    def final_logits(self, state: Tensor) -> Tensor:
-        """The final classifier's calibrated logits: final state (b, H) -> (b, C)."""
-        logits = self.classify(state)
-        return logits if self.config.exit_temperatures is None else logits / self.config.exit_temperatures[-1]
 
     def pooling_weights(self, attention_mask: Tensor | None, off_ramps: bool = True) -> Tensor | None:
         """(b, T) -> the weights of the exits' poolings (b, T), None where all of them read the first token.
 
         off_ramps: whether off-ramps run, and not the final classifier alone.
         """
-        mean = (off_ramps and self.config.highway_pooling != "first") or not self.config.first_token_only
+        mean = (off_ramps and self.config.highway_pooling == "mean") or not self.config.first_token_only
         if attention_mask is None or not mean:
             return None
         if attention_mask.dim() != 2:

@@ -1,7 +1,7 @@
 """The fields that early exit adds to a backbone's config, and how the threshold in it becomes cut-offs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
@@ -13,8 +13,8 @@ DEFAULT_MAX_SEQ_LENGTH = 128  # tokens; the paper's
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
 SIZES += ("local_attention",)  # of ModernBERT
+REMOVED = "which version 0.9 no longer has; train the model again, or run it with version 0.8.0"
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
-TEMPERATURES = (1e-3, 1e3)  # calibration.LIMITS lie within; outside logits overflow, or all probabilities are equal
 
 
 @dataclass(kw_only=True)
@@ -26,12 +26,10 @@ class ExitFields:
         <= 0: nothing exits early. Its name in the original and in 0.5, early_exit_entropy, is an alias.
     exit_rule: which uncertainty, a key of exit_rules.EXIT_RULES.
     patience_tolerance: the difference up to which values of a regression model agree, for the rule patience.
-    exit_temperatures: one for each exit, the last is the final classifier's; an exit's logits are divided by its own.
-        None: 1.
     highway_pooling: what an off-ramp reads, a key of off_ramps.POOLINGS.
     highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
     exit_before_first_layer: whether there is an off-ramp on the embeddings, exit layer 0. It reads all tokens, so it
-        needs another highway_pooling than first.
+        needs the highway_pooling mean.
     exit_histogram: the rule and threshold that were chosen, and how many samples of the dev set then exit after each
         layer (`counts`, by layer). Runtimes compare what they see with it. None: no threshold was chosen.
     max_seq_length: the number of tokens that texts were cut to in training, so that a threshold holds for such texts.
@@ -43,7 +41,6 @@ class ExitFields:
     exit_threshold: float | list[float] = NO_EXIT
     exit_rule: str = "entropy"
     patience_tolerance: float = 0.5
-    exit_temperatures: list[float] | None = None
     highway_pooling: str = "first"
     highway_head: str = "pooler"
     exit_before_first_layer: bool = False
@@ -72,6 +69,7 @@ class HighwayConfig(ExitFields):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**{name: value for name, value in kwargs.items() if name not in self.OF_0_5})
+        forget_unused(self)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -105,7 +103,14 @@ def make_highway_config(config, config_class: type) -> None:
     for field in dataclasses.fields(ExitFields):
         if not hasattr(config, field.name):
             setattr(config, field.name, field.default)
+    forget_unused(config)
     config.__class__ = config_class
+
+
+def forget_unused(config) -> None:
+    """Drops the field of temperatures where it is null, as in every config up to 0.8; `check_fields` refuses others."""
+    if getattr(config, "exit_temperatures", 1) is None:
+        del config.exit_temperatures
 
 
 def check_architecture(model_type: str, config_class: type) -> None:
@@ -117,12 +122,22 @@ def check_architecture(model_type: str, config_class: type) -> None:
         )
 
 
+def check_removed(facts: Mapping) -> None:
+    """Raises ValueError where a stored config has what left the code in 0.9: its logits would be others without it."""
+    temperatures = facts.get("exit_temperatures")
+    if temperatures is not None:
+        raise ValueError(f"exit_temperatures is {str(temperatures)[:100]}, {REMOVED}")
+    if facts.get("highway_pooling") == "attention":
+        raise ValueError(f"highway_pooling is 'attention', {REMOVED}")
+
+
 def check_fields(config) -> None:
     """Raises ValueError where the number of layers, the labels or a field of early exit have no meaning.
 
     Whether the threshold is one of the rule's is for `config_cutoffs`: commands change both before they load weights.
     """
-    layers, temperatures = config.num_hidden_layers, config.exit_temperatures
+    check_removed(vars(config))
+    layers = config.num_hidden_layers
     if not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {layers}; give a number from 1 to {MOST_LAYERS}")
     for name in SIZES:
@@ -147,14 +162,6 @@ def check_fields(config) -> None:
         raise ValueError(f"exit_threshold is {threshold!r}; give a number, or a list with one for each off-ramp")
     if not is_number(config.patience_tolerance) or not config.patience_tolerance >= 0:
         raise ValueError(f"patience_tolerance is {config.patience_tolerance!r}; give a number from 0")
-    if temperatures is not None:
-        low, high = TEMPERATURES
-        if not isinstance(temperatures, list | tuple) or not all(
-            is_number(t) and low <= t <= high for t in temperatures
-        ):
-            raise ValueError(f"exit_temperatures is {temperatures!r}; give null, or numbers from {low} to {high}")
-        if len(temperatures) != len(config.exit_layers):
-            raise ValueError(f"{len(temperatures)} exit_temperatures for {len(config.exit_layers)} exits")
 
 
 def is_histogram(value) -> bool:

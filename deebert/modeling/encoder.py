@@ -21,15 +21,13 @@ def unchanged(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwa
     return hidden_states
 
 
-# Hidden states (b, T, H) and pooling weights (b, T) or None -> calibrated logits (b, C), and the certainty (b,) of the
+# Hidden states (b, T, H) and pooling weights (b, T) or None -> logits (b, C), and the certainty (b,) of the
 # learning-to-exit head, if there is one.
 OffRamp = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
-def _off_ramp(highway, temperature, learn_to_exit, hidden_states, pooling_weights):
+def _off_ramp(highway, learn_to_exit, hidden_states, pooling_weights):
     logits, pooled = highway(hidden_states, pooling_weights)
-    if temperature is not None:
-        logits = logits / temperature
     return logits, None if learn_to_exit is None else learn_to_exit(pooled)
 
 
@@ -83,14 +81,7 @@ class HighwayEncoder:
 
     def off_ramps(self) -> list[OffRamp]:
         """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
-        highways = self.highways
-        temperatures = self.config.exit_temperatures or [None] * len(
-            self.config.exit_layers
-        )  # the last is the final classifier's
-        return [
-            partial(_off_ramp, highway, temperature, self.learn_to_exit)
-            for highway, temperature in zip(highways, temperatures[: len(highways)], strict=True)
-        ]
+        return [partial(_off_ramp, highway, self.learn_to_exit) for highway in self.highways]
 
     def forward(
         self,

@@ -3,7 +3,6 @@
 Shapes: B batch, T tokens, H hidden, C labels. The pooled state (B, H) is what an off-ramp's classifier reads.
 """
 
-import math
 import re
 
 import torch
@@ -33,57 +32,22 @@ class OwnInit:
             super()._init_weights(module)
 
 
-class Pooling(nn.Module):
-    """Hidden states (B, T, H) and `mean_weights` (B, T), or None -> pooled state (B, H). Built from the config."""
-
-    operations = 0  # floating-point operations for each number of the hidden states, see evaluation/cost.py
-
-    def __init__(self, config):
-        super().__init__()
+def first_token(hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
+    """The paper's choice, the first token's state: (B, T, H) -> (B, H)."""
+    return hidden_states[:, 0]
 
 
-class FirstToken(Pooling):
-    """The paper's choice: the first token's state."""
+def mean_of_tokens(hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
+    """The mean over the tokens that are no padding: (B, T, H) and `mean_weights` (B, T) -> (B, H).
 
-    def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        return hidden_states[:, 0]
-
-
-class MeanOfTokens(Pooling):
-    """The mean over the tokens that are not padding; over all tokens where pooling_weights is None."""
-
-    operations = 2
-
-    def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        if pooling_weights is None:
-            return hidden_states.mean(dim=1)
-        return torch.bmm(pooling_weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
+    Over all tokens where pooling_weights is None.
+    """
+    if pooling_weights is None:
+        return hidden_states.mean(dim=1)
+    return torch.bmm(pooling_weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
 
 
-class AttentionOverTokens(Pooling):
-    """A mean weighted by how well tokens match a learned query. It starts as the plain mean."""
-
-    operations = 4
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.query = nn.Parameter(torch.zeros(config.hidden_size))
-
-    def init_parameters(self) -> None:
-        initialization.zeros_(self.query)
-
-    def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        query = self.query.unsqueeze(1)  # a matrix: ONNX Runtime cannot run products with a vector of 8-bit integers
-        match = (hidden_states @ query).squeeze(2).float() / math.sqrt(len(query))  # (B, T)
-        if pooling_weights is not None:
-            match = match.masked_fill(
-                pooling_weights == 0, torch.finfo(match.dtype).min
-            )  # finite: a row may be padding
-        weights = torch.softmax(match, dim=1).to(hidden_states.dtype)
-        return torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
-
-
-POOLINGS = {"first": FirstToken, "mean": MeanOfTokens, "attention": AttentionOverTokens}
+POOLINGS = {"first": first_token, "mean": mean_of_tokens}
 
 
 def mean_weights(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -108,8 +72,7 @@ class HighwayPooler(nn.Module):
 
 HEADS = ("pooler", "linear")
 NEEDS_ALL_TOKENS = (
-    "exit_before_first_layer: the first token's embedding is the same in every text; "
-    "set highway_pooling to mean or attention"
+    "exit_before_first_layer: the first token's embedding is the same in every text; set highway_pooling to mean"
 )
 
 
@@ -125,7 +88,7 @@ class Highway(nn.Module):
             raise ValueError(f"highway_pooling is {config.highway_pooling!r}; choose one of {', '.join(POOLINGS)}")
         if config.highway_head not in HEADS:
             raise ValueError(f"highway_head is {config.highway_head!r}; choose one of {', '.join(HEADS)}")
-        self.pool = POOLINGS[config.highway_pooling](config)
+        self.pool = POOLINGS[config.highway_pooling]
         self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False) if config.pre_norm else None
         self.pooler = HighwayPooler(config) if config.highway_head == "pooler" else None
         self.dropout = nn.Dropout(classifier_dropout(config))

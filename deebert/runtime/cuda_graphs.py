@@ -115,7 +115,7 @@ class GraphedLayer:
 class GraphedDeeBert:
     """A model, called like itself in evaluation. Inputs may be on the CPU; outputs are, and equal the model's.
 
-    Weights, temperatures and dtype (float32, bfloat16 or float16) are the model's and must not change any more; the
+    Weights and dtype (float32, bfloat16 or float16) are the model's and must not change any more; the
     threshold and the exit rule in `config` may. Graphs are captured when a shape first occurs. On a CPU the same steps
     run without graphs. speculate: launch a layer before the result of the previous exit is known.
     Calls from several threads wait for one another, since the graphs' buffers are shared.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from deebert.modeling.config import MANIFEST, ExitFields, check_fields, config_cutoffs
+from deebert.modeling.config import MANIFEST, ExitFields, check_fields, check_removed, config_cutoffs
 from deebert.utils.cli import InputError
 
 FORMAT = 5  # raise it when OnnxDeeBert can no longer run the exports of before
@@ -92,6 +92,11 @@ def exported_config(folder: Path, manifest: dict) -> ExportedConfig:
             raise InputError(
                 f"{file}: {name} is {value!r}, but the graph was made with {made_with[name]!r}; set it back, or {AGAIN}"
             )
+    try:
+        check_removed(stored | made_with)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
+    made_with = {name: value for name, value in made_with.items() if name != "exit_temperatures"}  # null, up to 0.8
     edited = {name: stored[name] for name in EDITABLE if name in stored} | {"id2label": labels}
     try:
         config = ExportedConfig(**made_with, **edited)

@@ -247,8 +247,3 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     text = capsys.readouterr().out
     assert "no threshold is chosen: 20 dev samples do not show" in text
     assert f"the threshold {written['threshold']}; the model does not exit" in text
-
-    (tmp_path / "res/out/threshold.json").write_text("{}")
-    monkeypatch.setattr("sys.argv", [*argv.replace("--target_saving 0.5", "--calibrate").split()])
-    run_glue_deebert.main()
-    assert not (tmp_path / "res/out/threshold.json").exists()

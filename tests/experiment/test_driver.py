@@ -12,7 +12,6 @@ from tiny import CLASSES, tiny_model
 import run_glue_deebert
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.calibration import fit_temperatures
 from deebert.evaluation.plotting import draw
 from deebert.evaluation.series import read_series
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
@@ -114,7 +113,7 @@ def test_regression_end_to_end(drive, tmp_path):
 
 @pytest.mark.parametrize(("rule", "threshold"), [("patience", "2"), ("learned", "0.5")])
 def test_regression_exits_early(drive, tmp_path, rule, threshold):
-    drive(f"{TRAIN} --exit_rule {rule} --highway_pooling attention --distill --patience_tolerance 0.2", task="STS-B")
+    drive(f"{TRAIN} --exit_rule {rule} --highway_pooling mean --distill --patience_tolerance 0.2", task="STS-B")
     drive(
         f"--do_eval --eval_each_highway --eval_highway --exit_threshold 0 {threshold} --model_name_or_path out "
         "--max_seq_length 32 --per_gpu_eval_batch_size 4 --target_saving 0.2",
@@ -129,33 +128,12 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
     scores = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
     assert float(scores[f"spearmanr_at_{rule}_{float(threshold)}"]) == rows[1].score
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert (config["exit_rule"], config["highway_pooling"]) == (rule, "attention")
+    assert (config["exit_rule"], config["highway_pooling"]) == (rule, "mean")
     assert json.loads((tmp_path / "out/run.json").read_text())["arguments"]["distill"] == 0.5
     assert config["exit_threshold"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
     histogram = config["exit_histogram"]
     assert (histogram["rule"], histogram["threshold"]) == (rule, config["exit_threshold"])
     assert sum(histogram["counts"].values()) == len(exits.labels)
-
-
-def test_temperatures_are_fitted_stored_and_used(drive, tmp_path, capsys):
-    drive(f"{TRAIN} --highway_pooling mean")
-    eval_flags = "--do_eval --eval_each_highway --model_name_or_path out --max_seq_length 32"
-    drive(eval_flags)
-    plain = AllExits.load(tmp_path / "results/out/all_exits.npz")
-    drive(f"{eval_flags} --calibrate --target_saving 0.3 --seed 3")
-    temperatures = json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"]
-    assert temperatures == pytest.approx(fit_temperatures(plain.halves(3)[0]), rel=1e-3)
-    assert "calibrated:" in capsys.readouterr().out
-    drive(eval_flags)  # the stored ones
-    again = AllExits.load(tmp_path / "results/out/all_exits.npz")
-    np.testing.assert_allclose(again.logits, plain.logits / np.array(temperatures)[:, None], atol=1e-4, rtol=1e-4)
-    for flag in ("--risk", "--target_drop"):
-        with pytest.raises(SystemExit):
-            drive(f"{eval_flags} {flag} 0.3")
-        assert f"{flag}: exit_temperatures were fitted to the samples" in capsys.readouterr().err
-    drive(f"{eval_flags} --calibrate --seed 3")  # not on top of each other
-    assert json.loads((tmp_path / "out/config.json").read_text())["exit_threshold"] == -1.0
-    assert json.loads((tmp_path / "out/config.json").read_text())["exit_temperatures"] == pytest.approx(temperatures)
 
 
 def test_another_rule_needs_no_new_training(drive, tmp_path):
@@ -181,7 +159,7 @@ def test_new_parts_are_listed_in_short():
 
 def test_a_shared_first_stage_gives_the_same_weights(drive, tmp_path, capsys):
     """Stage 2 after a stage 1 of another process gives the weights of an uninterrupted run, bit for bit."""
-    stage_2 = "--highway_pooling attention --highway_learning_rate 1e-2 --exit_rule learned --distill 0.3"
+    stage_2 = "--highway_pooling mean --highway_learning_rate 1e-2 --exit_rule learned --distill 0.3"
     drive(f"{TRAIN} {stage_2} --output_dir uninterrupted")
     drive(f"{TRAIN} --first_stage shared --output_dir paper")
     assert "stage 1:" in capsys.readouterr().out
@@ -220,7 +198,7 @@ def test_an_exit_before_the_first_layer_is_added_in_stage_2(drive, tmp_path, cap
 
     drive(
         "--do_eval --eval_each_highway --eval_highway --exit_threshold 0 0.3 0.7 --model_name_or_path out "
-        "--max_seq_length 32 --calibrate --target_saving 0.9"
+        "--max_seq_length 32 --target_saving 0.9"
     )
     assert "Score (acc) of each layer: 0: " in capsys.readouterr().out
     folder = tmp_path / "results/out"
@@ -242,7 +220,6 @@ def test_an_exit_before_the_first_layer_is_added_in_stage_2(drive, tmp_path, cap
     (folder / results.SWEEP).unlink()  # the npy files alone
     assert [row.exits for row in results.read_sweep(folder)] == [never.exits, some.exits, every.exits]
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert len(config["exit_temperatures"]) == 5
     assert np.size(config["exit_threshold"]) in (1, 4)
 
 
@@ -314,8 +291,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_train --do_eval --task_name STS-B --target_drop 0.1", "no threshold can be chosen"),
         ("--do_eval --output_dir three_labels", "a model of 3 labels, but SST-2 has 2"),
         ("", "nothing to do: give --do_train, --do_eval or --do_predict"),
-        ("--do_train --calibrate", "--calibrate is a part of the evaluation"),
-        ("--do_train --do_eval --task_name STS-B --calibrate", "scales probabilities, and a regression model has none"),
+        ("--do_train --highway_pooling attention", "--highway_pooling: invalid choice: 'attention'"),
         ("--do_train --train_strategy joint --first_stage x", "--first_stage x: it needs --do_train with"),
         ("--do_train --num_layers 5", "--num_layers 5: "),
         ("--do_train --num_layers 1", "a model of one layer has no off-ramps; --train_strategy static needs none"),

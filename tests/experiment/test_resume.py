@@ -200,7 +200,6 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, capsys):
         ("--resume --output_dir other", "--output_dir other: the folder is not empty"),
         ("--load_best_model_at_end --output_dir new", "--load_best_model_at_end needs scores"),
         ("--cache_features --train_strategy joint --output_dir new", "no stage freezes the backbone"),
-        ("--cache_features --highway_pooling attention --output_dir new", "attention learn what to read"),
         ("--output_dir other/file/new", "other/file/new: no folder can be made there"),
         ("--fp16 --bf16 --output_dir new", "--fp16 and --bf16: choose one"),
         ("--resume --first_stage other --output_dir new", "--first_stage other: no model after stage 1 there"),

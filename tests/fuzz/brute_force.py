@@ -2,7 +2,7 @@
 
 The hidden states are those of Hugging Face's own classes with copied weights, on whole batches, in float64 (bfloat16
 for models in bfloat16), with sdpa attention: the eager one gives NaN for padding in ModernBERT's windows. Poolings,
-heads, temperatures and rules are written out in numpy, and decisions are taken for one sample after the other.
+heads and rules are written out in numpy, and decisions are taken for one sample after the other.
 
 Shapes: B samples, T tokens, H hidden, E exits, of which E-1 are off-ramps, C labels.
 """
@@ -45,7 +45,6 @@ class AllExits:
     sure: bool
     several_labels: bool
     tolerance: float
-    exact_temperatures: bool
     readable: NDArray
 
 
@@ -84,20 +83,17 @@ class BruteForce:
         states = [state.double().numpy() for state in output.hidden_states]
         states = states[0 if self.facts["exit_before_first_layer"] else 1 : self.layers]
         pooled = [
-            np.stack([self.pool(tokens, real, ramp) for tokens, real in zip(state, mask, strict=True)])
-            for state, ramp in zip(states, self.off_ramps, strict=True)
+            np.stack([self.pool(tokens, real) for tokens, real in zip(state, mask, strict=True)]) for state in states
         ]
-        temperatures = self.facts["exit_temperatures"] or [1.0] * (len(pooled) + 1)
         logits = [self.classify(state, ramp) for state, ramp in zip(pooled, self.off_ramps, strict=True)]
         logits = [*logits, output.logits.double().numpy()]
         return AllExits(
-            np.stack([one / t for one, t in zip(logits, temperatures, strict=True)], axis=1),
+            np.stack(logits, axis=1),
             self.certainties(pooled),
             np.array([not self.weight(f"{ramp}classifier.weight").any() for ramp in self.off_ramps], bool),
             not self.learn_to_exit("weight").any(),
             self.facts["problem_type"] == "multi_label_classification",
             self.facts["patience_tolerance"],
-            all(math.frexp(t)[0] == 0.5 for t in temperatures),
             self.readable(mask),
         )
 
@@ -119,17 +115,14 @@ class BruteForce:
         found = [array for name, array in self.weights.items() if name.endswith(f".learn_to_exit.{kind}")]
         return found[0] if found else np.ones(1)
 
-    def pool(self, tokens: NDArray, real: NDArray, ramp: str) -> NDArray:
+    def pool(self, tokens: NDArray, real: NDArray) -> NDArray:
         """What an off-ramp reads of the hidden states (T, H) of one sample, of which `real` (T,) are no padding."""
         if self.facts["highway_pooling"] == "first":
             state = tokens[0]
         elif not real.any():
             state = np.zeros(tokens.shape[1])  # whatever is read of padding only has no meaning
-        elif self.facts["highway_pooling"] == "mean":
-            state = tokens[real].mean(axis=0)
         else:
-            match = tokens[real] @ self.weight(f"{ramp}pool.query") / math.sqrt(tokens.shape[1])
-            state = softmax(match) @ tokens[real]
+            state = tokens[real].mean(axis=0)
         if self.facts["model_type"] != "modernbert":
             return state
         return (state - state.mean()) / math.sqrt(state.var() + 1e-5)  # its layers do not normalise what they give
@@ -223,7 +216,7 @@ def patience(exits: AllExits, _: str, sample: int) -> tuple[list[int], list[floa
     counts, errors, smallest = [], [], math.inf
     for i, constant in enumerate(exits.constant):
         logits = exits.logits[sample, i]
-        exact = bool(constant and exits.exact_temperatures)
+        exact = bool(constant)
         if regression:
             agree = [before is not None and abs(logits[0] - before[0]) <= exits.tolerance]
             exact = exact and i > 0 and bool(exits.constant[i - 1])

@@ -25,9 +25,8 @@ Choose = Callable[[Sequence], object]  # one of several, by hypothesis or by a r
 def model_settings(choose: Choose, encoder: str, depths: Sequence[int] = (1, 2, 3, 3, 4, 4, 5)) -> dict:
     """The config of a model of this encoder."""
     labels, problem = choose([(2, None)] * 3 + [(1, None), (3, None), (4, None), (5, None), (1, True), (3, True)])
-    layers, pooling = choose(depths), choose(["first", "mean", "attention"])
+    layers, pooling = choose(depths), choose(["first", "mean"])
     exit_0 = pooling != "first" and choose([False, True])
-    exits = layers + exit_0
     settings = SIZES | {
         "num_hidden_layers": layers,
         "num_attention_heads": choose([2, 4]),
@@ -37,8 +36,6 @@ def model_settings(choose: Choose, encoder: str, depths: Sequence[int] = (1, 2, 
         "highway_pooling": pooling,
         "highway_head": choose(["pooler", "linear"]),
         "exit_before_first_layer": exit_0,
-        "exit_temperatures": choose([None, None, [(0.5, 2.0, 1.0, 4.0, 0.25, 1.0)[i] for i in range(exits)]])
-        or choose([None, None, [(0.7, 1.9, 0.5, 3.0, 1.1, 0.6)[i] for i in range(exits)]]),
         "exit_rule": choose(["learned", "learned", *(LABEL_RULES if labels > 1 or problem else ()), "patience"]),
         "patience_tolerance": choose([0.5, 0.5, 0.25, 0.0]),
         "pad_token_id": choose([0, 1]),
@@ -84,7 +81,7 @@ class Weights:
             elif "norm" in name.lower() and name.endswith("weight"):
                 factor, shift = 0.3, 1.0
             else:
-                factor, shift = (2.0 if name.endswith("query") else 0.3), 0.0
+                factor, shift = 0.3, 0.0
             parameter.data.copy_(torch.from_numpy(factor * draw + shift))
         highways = model.base_model.encoder.highways
         for i in self.constant:

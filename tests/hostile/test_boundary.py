@@ -97,7 +97,6 @@ GRAPH_CHANGES = {
     "num_labels": {"id2label": {"0": "a", "1": "b", "2": "c"}},
     "highway_pooling": {"highway_pooling": "mean"},
     "highway_head": {"highway_head": "linear"},
-    "exit_temperatures": {"exit_temperatures": [5, 5, 5, 5]},
     "hidden_size": {"hidden_size": 64},
     "pad_token_id": {"pad_token_id": 3},
     "num_hidden_layers": {"num_hidden_layers": 3},
@@ -120,3 +119,25 @@ def test_an_exports_config_must_be_what_its_graph_was_made_with(field, tmp_path)
         with pytest.raises(InputError, match=f"config.json: {field} is .*, but the graph was made with") as caught:
             exported_config(tmp_path, manifest)
         assert "run deebert export again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exit_temperatures": None}, None),  # as in every export of 0.8 without them
+        ({"exit_temperatures": [2.0] * 4}, "exit_temperatures is .*, which version 0.9 no longer has"),
+        ({"highway_pooling": "attention"}, "highway_pooling is 'attention', which version 0.9 no longer has"),
+    ],
+)
+def test_exports_of_0_8(tmp_path, changes, message):
+    config = tiny_config("bert")
+    manifest = json.loads(json.dumps({"config": graph_facts(config) | changes}))
+    facts = json.loads(config.to_json_string(use_diff=False)) | changes
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    if message is None:
+        assert exported_config(tmp_path, manifest).highway_pooling == "first"
+        return
+    with pytest.raises(
+        InputError, match=f"config.json: {message}; train the model again, or run it with version 0.8.0"
+    ):
+        exported_config(tmp_path, manifest)

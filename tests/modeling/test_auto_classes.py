@@ -15,6 +15,7 @@ from tiny import CLASSES, random_batch, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 from transformers.utils import hub
 
+from deebert import DeeBertForSequenceClassification
 from deebert.modeling.checkpoints import save_model
 from deebert.utils.import_hook import when_imported
 
@@ -101,10 +102,23 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, backbone):
             model_class(config)
 
 
-@pytest.mark.parametrize("temperatures", [[0.0] * 3, [1e-300] * 3, [float("nan")] * 3, [1.0]])
-def test_fields_without_meaning_are_refused_by_the_classes(temperatures):
-    with pytest.raises(ValueError, match="exit_temperatures"):
-        tiny_model("bert", num_hidden_layers=3, exit_temperatures=temperatures)
+@pytest.mark.parametrize("removed", [{"exit_temperatures": [1.0] * 3}, {"highway_pooling": "attention"}])
+def test_what_left_the_code_is_refused(removed, tmp_path):
+    """Fields of models of 0.8, whose logits would be others; null, as in all the others, is forgotten."""
+    with pytest.raises(ValueError, match=next(iter(removed))):
+        tiny_model("bert", num_hidden_layers=3, **removed)
+    tiny_model("bert", num_hidden_layers=3).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for fields in (removed, {"exit_temperatures": None}):
+        (tmp_path / "config.json").write_text(json.dumps(config | fields))
+        for load in (DeeBertForSequenceClassification, AutoModelForSequenceClassification):
+            if fields is removed:
+                with pytest.raises(ValueError, match="no longer has; train the model again"):
+                    load.from_pretrained(tmp_path)
+                continue
+            model = load.from_pretrained(tmp_path)
+            assert isinstance(model, DeeBertForSequenceClassification)
+            assert "exit_temperatures" not in model.config.to_dict()
 
 
 SCRIPTS = {

@@ -58,7 +58,6 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "exit_threshold": -1.0,
         "exit_rule": "entropy",
         "patience_tolerance": 0.5,
-        "exit_temperatures": None,
         "highway_pooling": "first",
         "highway_head": "pooler",
         "exit_before_first_layer": False,
@@ -218,11 +217,11 @@ def test_a_config_of_version_0_5_loads(tmp_path):
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     stored["early_exit_entropy"] = stored.pop("exit_threshold")
-    stored |= {"train_strategy": "joint", "distill": 0.5, "distill_temperature": 3.0}
+    stored |= {"train_strategy": "joint", "distill": 0.5, "distill_temperature": 3.0, "exit_temperatures": None}
     (tmp_path / "config.json").write_text(json.dumps(stored))
     config = load_config(str(tmp_path))
     assert config.exit_threshold == 0.3
-    assert not {"train_strategy", "distill", "distill_temperature"} & set(config.to_dict())
+    assert not {"train_strategy", "distill", "distill_temperature", "exit_temperatures"} & set(config.to_dict())
 
 
 def test_unknown_pooling_is_refused():
@@ -330,7 +329,7 @@ def test_saving_leaves_no_temporary_files_and_replaces_whole_files(tmp_path, tin
         (
             {"config.json": '{"model_type": "bert", "exit_temperatures": [1.0]}'},
             "bert",
-            "1 exit_temperatures for 12 exits",
+            "config.json: exit_temperatures is .*, which version 0.9 no longer has",
         ),
         (
             {"config.json": '{"model_type": "bert", "exit_rule": "patience", "exit_threshold": 0.4}'},

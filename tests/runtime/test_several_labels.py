@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from deebert import GraphedDeeBert
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.calibration import fit_temperature
 from deebert.evaluation.metrics import class_f1, exits_at_chance, majority, predictions
 from deebert.evaluation.risk_control import changes
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
@@ -120,7 +119,7 @@ def test_scores_of_classes_and_of_chance():
     assert predictions(logits, several_labels=True).tolist()[1] == [1, 1, 0]
 
 
-def test_lost_samples_and_temperatures():
+def test_lost_samples():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(400, 2, LABELS)).astype(np.float32) * 3
     labels = (rng.random((400, LABELS)) < expit(logits[:, -1] / 2)).astype(np.float32)
@@ -128,7 +127,6 @@ def test_lost_samples_and_temperatures():
     right = ((logits > 0) == labels[:, None]).all(-1)
     _, lost, gained = changes(exits, exits.exit_layers(10.0))
     assert (lost, gained) == ((~right[:, 0] & right[:, 1]).sum(), (right[:, 0] & ~right[:, 1]).sum())
-    assert fit_temperature(logits[:, -1], labels) == pytest.approx(2, rel=0.15)
 
 
 def test_the_threshold_of_the_rule_does_not_depend_on_the_number_of_labels():

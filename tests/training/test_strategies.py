@@ -242,13 +242,13 @@ def test_the_cover_has_each_pair_of_choices():
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_path):
-    for _, pooling, strategy, rule, labels, scaled in (case for case in COVER if case[0] == backbone):
-        exit_0 = scaled and pooling != "first"
+    for _, pooling, strategy, rule, labels, linear in (case for case in COVER if case[0] == backbone):
+        exit_0 = linear and pooling != "first"
         model = tiny_model(
             backbone,
             num_labels=labels,
             highway_pooling=pooling,
-            highway_head="linear" if scaled else "pooler",
+            highway_head="linear" if linear else "pooler",
             exit_before_first_layer=exit_0,
             exit_rule=rule,
             patience_tolerance=2.0,
@@ -266,7 +266,7 @@ def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_
                 head = is_off_ramp(name)
                 # the pooler is frozen, and does not count, where stage 2 leaves the final classifier out
                 assert (parameter.grad is not None) == (stage.highways if head else stage.backbone), name
-        model.eval().config.exit_temperatures = [0.5, 2.0, 1.0, 3.0, 1.5][: LAYERS + exit_0] if scaled else None
+        model.eval()
         if model.base_model.encoder.learn_to_exit is not None:
             torch.nn.init.normal_(model.base_model.encoder.learn_to_exit.weight)  # it begins with all alike
         with torch.no_grad():
@@ -282,28 +282,6 @@ def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_
         assert torch.equal(ours.exit_layer, theirs.exit_layer)
         assert rule == "patience" or len(ours.exit_layer.unique()) > 1
         torch.testing.assert_close(ours.logits, theirs.logits)
-
-
-def test_attention_pooling_starts_as_the_mean_and_minds_the_padding(backbone):
-    model = tiny_model(backbone, highway_pooling="attention")
-    pool = model.base_model.encoder.highway[0].pool
-    states, weights = torch.randn(2, 5, 32), torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0, 0], [0.2] * 5])
-    torch.testing.assert_close(pool(states, weights), torch.stack([states[0, :3].mean(0), states[1].mean(0)]))
-    torch.nn.init.normal_(pool.query)
-    match = (states[0, :3] @ pool.query / math.sqrt(32)).softmax(0)
-    torch.testing.assert_close(pool(states, weights)[0], match @ states[0, :3])
-    torch.testing.assert_close(pool(states[:1, :3], None), pool(states, weights)[:1])
-
-
-def test_temperatures_divide_the_logits(backbone):
-    model = tiny_model(backbone)
-    batch = random_batch(model.config, [3, 9])
-    with torch.no_grad():
-        plain = model(**batch, output_all_exits=True).all_logits
-        model.config.exit_temperatures = [0.5, 2.0, 4.0, 8.0]
-        scaled = model(**batch, output_all_exits=True).all_logits
-        assert torch.equal(model(**batch).logits, scaled[:, -1])
-    torch.testing.assert_close(scaled, plain / torch.tensor([0.5, 2.0, 4.0, 8.0])[None, :, None])
 
 
 def test_unknown_choices_are_refused():

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.encoder import HighwayEncoder, LayerLoop
-from deebert.modeling.off_ramps import MeanOfTokens, OwnInit
+from deebert.modeling.off_ramps import OwnInit, mean_of_tokens
 from deebert.modeling.stock_head import StockHeadClassifier
 
 Positions = Callable[[Tensor, str], tuple[Tensor, Tensor]]  # hidden states, kind of attention -> cosines, sines
@@ -126,9 +126,9 @@ class DeeModernBertForSequenceClassification(AutoLoading, StockHeadClassifier, M
         """The first token's state or the mean over the tokens, as the config says: (b, T, H) -> (b, H)."""
         if self.config.classifier_pooling == "cls":
             return hidden_states[:, 0]
-        return MeanOfTokens(self.config)(hidden_states, pooling_weights)
+        return mean_of_tokens(hidden_states, pooling_weights)
 
-    def classify(self, state: Tensor) -> Tensor:
+    def final_logits(self, state: Tensor) -> Tensor:
         """HF's head: (b, H) -> (b, C)."""
         return self.classifier(self.drop(self.head(state)))
 
