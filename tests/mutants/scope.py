@@ -2,7 +2,7 @@
 
 RANDOM = "fuzz/test_fuzz::test_pytorch"  # random models against a brute force: some seconds, and most faults
 DECISIONS = f"{RANDOM} modeling/test_early_exit modeling/test_exit_rules modeling/test_classifier"
-STREAMS = "runtime/test_several_labels runtime/test_continuous_batching"
+STREAMS = "runtime/test_continuous_batching runtime/test_several_labels"
 ENCODERS = f"{RANDOM} modeling/test_early_exit modeling/test_classifier test_encoders modeling/test_auto_classes"
 FOLDERS = "modeling/test_classifier runtime/test_text_classifier hostile/test_model_folders"
 SELECTION = "evaluation/test_threshold_selection modeling/test_exit_rules runtime/test_several_labels"
@@ -21,11 +21,11 @@ BY_FILE = {
     "modeling/backbones/roberta.py": ENCODERS,
     "modeling/backbones/xlm_roberta.py": ENCODERS,
     "modeling/checkpoints.py": f"{FOLDERS} test_encoders modeling/test_auto_classes commands/test_predict",
-    "modeling/classifier.py": f"{DECISIONS} {STREAMS} {EVALUATION} {TRAINING} test_encoders",
+    "modeling/classifier.py": f"{DECISIONS} {EVALUATION} {TRAINING} {STREAMS} test_encoders",
     "modeling/config.py": f"{DECISIONS} {FOLDERS} {STREAMS} test_encoders modeling/test_auto_classes",
     "modeling/early_exit.py": f"{DECISIONS} {STREAMS} runtime/test_cuda_graphs",
     "modeling/encoder.py": f"{DECISIONS} {EVALUATION} {STREAMS} test_encoders",
-    "modeling/exit_rules.py": f"{DECISIONS} {SELECTION} {STREAMS} runtime/test_onnx",
+    "modeling/exit_rules.py": f"{DECISIONS} {SELECTION} runtime/test_continuous_batching runtime/test_onnx",
     "modeling/first_token.py": f"{DECISIONS} {EVALUATION} test_encoders",
     "modeling/hub.py": f"{FOLDERS} modeling/test_auto_classes",
     "modeling/modeling_deebert.py": "modeling/test_auto_classes",
@@ -36,7 +36,7 @@ BY_FILE = {
     "training/strategies.py": f"{TRAINING} runtime/test_several_labels experiment/test_driver",
     "training/checkpointing.py": f"{RESUMED} experiment/test_driver",
     "data/batching.py": f"data/test_features {EVALUATION} {TRAINING} {RESUMED}",
-    "runtime/continuous_batching.py": f"{STREAMS} fuzz/test_fuzz test_encoders",
+    "runtime/continuous_batching.py": f"{RANDOM} {STREAMS} runtime/test_onnx test_encoders",
 }
 
 
