@@ -22,9 +22,10 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")  # before torch is imported
 
 import pytest
+from hypothesis import Phase, settings
 from making import Mutant, mutants_of
 from report import Results, report
-from scope import IMPORTS, TESTS
+from scope import IMPORTS, LEFT_OUT, TESTS
 
 ROOT = Path(__file__).parents[2]
 COPIED = "deebert scripts tests docs README.md run_glue_deebert.py requirements.txt setup.py .pytest.ini .ruff.toml"
@@ -55,7 +56,10 @@ class Trial:
         with self.output.open("wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "--basetemp", str(self.copy / "temporary")]
+        phases = (Phase.explicit, Phase.generate)  # none that looks for a simpler example, which takes minutes
+        settings.register_profile("mutants", deadline=None, derandomize=True, phases=phases)
+        options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "--hypothesis-profile", "mutants"]
+        options += ["--basetemp", str(self.copy / "temporary"), *(f"--deselect={test}" for test in LEFT_OUT)]
         os._exit(pytest.main([*options, *self.tests]))
 
     def outcome(self) -> str | None:

@@ -15,7 +15,7 @@ from mutmut.mutation.mutators import mutation_operators
 
 # What no test looks at: types, arguments of decorators, the wording of errors and of what is logged, public names.
 TEXT = m.Raise() | m.Expr(m.Call(m.Attribute(m.Name("logger")))) | m.Call(m.Name("InputError") | m.Name("one_line"))
-TYPES = m.Annotation() | m.Call(m.Name("TypeVar") | m.Name("cast"))
+TYPES = m.Annotation() | m.Call(m.Name("TypeVar") | m.Name("cast")) | m.Assign(value=m.Subscript(m.Name("Callable")))
 SKIPPED = TEXT | TYPES | m.Decorator() | m.Assign([m.AssignTarget(m.Name("__all__"))])
 
 
