@@ -61,7 +61,7 @@ def report(drawn: list["Mutant"], results: Results) -> None:
     """Prints the table and writes the survivors that are not named as equivalent."""
     from scipy.stats import binomtest  # torch is imported before it
 
-    named, counts, survivors = equivalent(), {}, []
+    named, counts, survivors, faults = equivalent(), {}, [], 0
     for mutant in drawn:
         outcome = results.outcome(mutant)
         if outcome == "survived" and mutant.diff in named:
