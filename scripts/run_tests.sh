@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
 # The linter and the tests, in the active environment or in .venv, one process for each core. Further arguments go to
 # pytest: a folder, -n 0 for a single process, --fuzz 10000 for as many random cases of tests/fuzz in place of the tests.
+# --mutants 400: how many of that many faults in the code the tests find, in place of all that (tests/mutants).
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
+
+if [ "${1:-}" = --mutants ]; then
+    python_in_venv requirements.txt tests/requirements.txt tests/mutants/requirements.txt
+    exec "$PYTHON" tests/mutants "${@:2}"
+fi
+
 python_in_venv requirements.txt tests/requirements.txt
 
 "$PYTHON" -m ruff format --check .

@@ -207,6 +207,10 @@ def test_a_pretrained_checkpoint_gets_new_off_ramps_and_a_new_head(name, tmp_pat
     assert set(missing) == set(model.state_dict()) - backbone
     for key, tensor in stock.state_dict().items():
         assert torch.equal(again.state_dict()[f"{model.base_model_prefix}.{key}"], tensor)
+    alone = type(model.base_model).from_pretrained(tmp_path).eval()  # the backbone without a classifier
+    batch = random_batch(alone.config, LENGTHS)
+    with torch.no_grad():
+        torch.testing.assert_close(alone(**batch)[0], stock.eval()(**batch)[0], atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="not a trained DeeBERT"):
         load_model(str(tmp_path), load_config(str(tmp_path)))
 

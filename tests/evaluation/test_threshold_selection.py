@@ -173,6 +173,7 @@ def test_report_counts_texts():
     assert "with 90 % confidence the score of unseen texts falls by at most 5 points" in text
     assert f"{100 * choice.point.score:.2f} %" in text
     assert f"{100 * choice.point.cost_saved:.1f} % of the cost and" in text
+    assert "switched off" not in text
 
 
 @pytest.mark.parametrize("target", [SelectionTarget(drop=0.02), SelectionTarget(risk=0.02)])

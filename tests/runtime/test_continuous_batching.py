@@ -1,14 +1,15 @@
 """A stream of batches that are filled up again gives what its samples give one at a time."""
 
+import numpy as np
 import torch
 from exported import LAYERS, with_token_types
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import BACKBONES, random_batch, tiny_model
 
-from deebert.modeling.early_exit import first_exit_layer
+from deebert.modeling.early_exit import ActiveBatch, first_exit_layer
 from deebert.modeling.exit_rules import make_rule
-from deebert.runtime.continuous_batching import classify_stream
+from deebert.runtime.continuous_batching import classify_stream, joined
 
 
 @settings(max_examples=40)
@@ -87,3 +88,15 @@ def test_deep_layers_run_on_full_batches():
     assert sum(sizes[1]) == int((uncertainties >= threshold[0]).sum())
     assert all(size >= 4 for size in sizes[1][:-1])
     assert sizes[1] == sizes[2]
+
+
+def test_joined_batches_lose_the_padding_that_none_needs():
+    """Once the long text has left."""
+    short, long = (
+        ActiveBatch(np.array([tokens]), np.array([tokens]), np.ones((1, tokens, 4)), np.ones((1, tokens)))
+        for tokens in (3, 9)
+    )
+    batch = joined([short, long])
+    assert (batch.hidden_states.shape, batch.attention_mask.sum(axis=1).tolist()) == ((2, 9, 4), [3, 9])
+    batch.keep(np.array([True, False]))
+    assert (batch.index.tolist(), batch.hidden_states.shape, batch.attention_mask.shape) == ([3], (1, 3, 4), (1, 3))
