@@ -241,6 +241,13 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     assert "the median time of a text is" in (text := capsys.readouterr().out)
     assert "stored in" in text
 
+    other_rule = argv.replace("--target_saving 0.5", "--target_drop 0.01 --exit_rule margin")
+    monkeypatch.setattr("sys.argv", other_rule.split())
+    before = (tmp_path / "out/config.json").read_text()
+    run_glue_deebert.main()
+    assert (tmp_path / "out/config.json").read_text() == before
+    assert f"keeps its rule entropy and its threshold {written['threshold']}" in capsys.readouterr().out
+
     monkeypatch.setattr("sys.argv", [*argv.replace("--target_saving 0.5", "--target_drop 0.01").split()])
     run_glue_deebert.main()
     assert json.loads((tmp_path / "out/config.json").read_text())["exit_threshold"] == NO_EXIT

@@ -126,9 +126,20 @@ def test_a_recipe_sets_defaults_and_flags_win():
     assert (fast.highway_head, fast.highway_pooling, fast.cache_features) == ("linear", "mean", True)
     assert (fast.highway_learning_rate, fast.highway_epochs) == (5e-3, 2.0)
     assert not parse_args([*REQUIRED, "--recipe", "fast", "--train_strategy", "joint"]).cache_features  # no use of it
+    assert not parse_args([*REQUIRED, "--recipe", "fast", "--no-cache_features"]).cache_features
     mixed = ["--recipe", "fast", "--train_strategy", "mixed"]  # six epochs are for off-ramps alone
     assert parse_args([*REQUIRED, *mixed]).highway_epochs is None
     assert parse_args([*REQUIRED, *mixed, "--highway_epochs", "3"]).highway_epochs == 3.0
+
+
+def test_an_evaluation_cuts_texts_as_the_training_did(tmp_path):
+    (tmp_path / "config.json").write_text('{"max_seq_length": 96}')
+    folder = [*REQUIRED, "--output_dir", str(tmp_path)]
+    assert parse_args([*folder, "--do_eval"]).max_seq_length == 96
+    assert parse_args([*folder, "--do_eval", "--max_seq_length", "64"]).max_seq_length == 64
+    assert parse_args([*folder, "--do_train", "--do_eval"]).max_seq_length == 128
+    (tmp_path / "config.json").write_text("{}")  # of a version that did not keep it
+    assert parse_args([*folder, "--do_eval"]).max_seq_length == 128
 
 
 def test_a_recipe_may_set_the_exit_before_the_first_layer(monkeypatch):

@@ -212,6 +212,17 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, capsys):
     run_glue_deebert.main(argv(f"{TRAIN} --resume --seed 7 --overwrite_output_dir"))  # both: what was asked for last
 
 
+def test_an_overwritten_model_is_gone_at_once(argv, tmp_path, monkeypatch):
+    """Whoever evaluates after an interruption must not score the model of the training before."""
+    run_glue_deebert.main(argv(f"{TRAIN} --max_steps 2 --save_steps 0"))
+    assert (tmp_path / "out/config.json").is_file()
+    with monkeypatch.context() as patch:
+        counted(patch, StageTraining, "step", lambda n: n == 3 and os.kill(os.getpid(), signal.SIGTERM))
+        assert ends(argv(f"{TRAIN} --overwrite_output_dir")) == 128 + signal.SIGTERM
+    assert ends(argv("--do_eval")) == 2
+    assert not (tmp_path / "out/config.json").exists()
+
+
 def test_a_disk_that_is_too_small_is_noticed_before_the_work(argv, tmp_path, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1_000_000))

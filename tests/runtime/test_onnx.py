@@ -1,7 +1,9 @@
 """Exported models give the logits and exits of the PyTorch model."""
 
 import copy
+import errno
 import math
+import os
 import shutil
 from contextlib import contextmanager
 
@@ -12,13 +14,13 @@ import torch
 from exported import LAYERS, NAN_TOKEN, model_to_export, with_token_types
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny import BACKBONES, random_batch, tiny_model
+from tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
 
 from deebert.data.batching import collator
 from deebert.modeling.config import config_rule
 from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
-from deebert.runtime import onnx_export
+from deebert.runtime import onnx_export, onnx_graph
 from deebert.runtime.onnx_graph import MOST_EXITS, merge
 from deebert.runtime.onnx_runtime import open_session
 from deebert.utils.cli import InputError
@@ -340,3 +342,20 @@ def test_all_exits_of_a_dev_set_come_from_the_graphs_too(models):
     ours, theirs = (run_all_exits(one, features, collator(model.config), batch_size=2) for one in (model, exported))
     np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4)
     np.testing.assert_allclose(ours.certainties, theirs.certainties, atol=1e-4)
+
+
+def test_an_export_that_cannot_be_written_gets_one_line(tmp_path, monkeypatch):
+    model, tokenizer = tiny_model("bert"), tiny_tokenizer("bert")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/layer_0.onnx").write_bytes(b"graph")
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx_graph, "merge", full_disk)
+    with pytest.raises(InputError, match=r"out: the export cannot be written: .*No space left"):
+        onnx_export.write_export(tmp_path / "parts", model.config, tokenizer, tmp_path / "out")
+    monkeypatch.setattr(onnx_export, "MOST_BYTES", 4)
+    with pytest.raises(InputError, match="ONNX holds 2 in a file, so export with --int8"):
+        onnx_export.write_export(tmp_path / "parts", model.config, tokenizer, tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())

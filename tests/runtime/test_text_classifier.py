@@ -1,10 +1,13 @@
 """Texts in, labels out: the same from any number of threads, with what was counted on the way."""
 
+import json
 import math
 import pickle
 import random
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +51,15 @@ def test_tokens_are_those_of_transformers(backbone):
             for name, array in found.items():
                 np.testing.assert_array_equal(array, expected[name])
             assert encoded.truncated == [len(ids) > length for ids in free["input_ids"]]
+
+
+def test_texts_are_cut_where_the_training_cut_them(folder, tmp_path):
+    assert Classifier(folder).encode.max_tokens == 66  # the model's limit, below the default of 128
+    config = json.loads(Path(folder, "config.json").read_text())
+    shorter = shutil.copytree(folder, tmp_path / "shorter")
+    (shorter / "config.json").write_text(json.dumps(config | {"max_seq_length": 9}))
+    assert Classifier(str(shorter))(["good " * 20])[0].truncated
+    assert not Classifier(str(shorter), max_seq_length=30)(["good " * 20])[0].truncated
 
 
 def test_two_long_texts_are_cut_in_no_time():
