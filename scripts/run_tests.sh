@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The linter and the tests, in the active environment or in .venv, one process for each core. Further arguments go to
-# pytest: a folder, -n 0 for a single process, --fuzz 10000 for as many random cases of tests/fuzz in place of the tests.
-# --mutants 400: how many of that many faults in the code the tests find, in place of all that (tests/mutants).
+# pytest: a folder, -n 0 for a single process, --slow for the slow tests, too (they run where CI is set).
+# In place of the tests: --fuzz 10000 for as many random cases of tests/fuzz, --faults 50 for as many kills,
+# --mutants 400 for the faults in as many places of the code that the tests find (tests/mutants).
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

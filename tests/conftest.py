@@ -25,11 +25,19 @@ hypothesis.settings.load_profile("tests")
 
 def pytest_addoption(parser):
     parser.addoption("--faults", type=int, metavar="N", help="only tests/faults, with N kills")
+    parser.addoption("--slow", action="store_true", help="the slow tests, too; on where CI is set")
 
 
 def pytest_configure(config):
     if config.getoption("--faults"):
         config.args = [str(Path(__file__).parent / "faults")]
+
+
+def pytest_collection_modifyitems(config, items):
+    if not (config.getoption("--slow") or os.environ.get("CI")):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="--slow runs it"))
 
 
 @pytest.fixture(params=BACKBONES)

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import functools
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from deebert.evaluation.cost import costs_of
 from deebert.experiment.model_card import card_text
 from deebert.modeling.backbones import MODELS, NAMES
 from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, max_tokens, save_model
-from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.exit_rule import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.runtime import full_graphs, onnx_export
 from deebert.runtime.continuous_batching import classify_stream
@@ -255,11 +254,11 @@ def test_the_runtimes_that_run_layers_one_by_one(name, speculate):
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
 
 
-EXPORTED = ("distilbert", "modernbert", "toy")  # an export takes seconds; those of the others: EVERY_EXPORT=1
+EXPORTED = [name if name == "toy" else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS]
 INT8 = ("modernbert", "toy")
 
 
-@pytest.mark.parametrize("name", list(ENCODERS) if os.environ.get("EVERY_EXPORT") else EXPORTED, indirect=True)
+@pytest.mark.parametrize("name", EXPORTED, indirect=True)
 def test_an_export_gives_the_same_exits(name, tmp_path):
     model = make(name, num_hidden_layers=2, exit_before_first_layer=False)
     with onnx_export.traced_parts(model) as parts:

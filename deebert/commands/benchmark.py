@@ -32,7 +32,7 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
 )
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.exit_rule import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.full_graphs import FullGraph, export_full

@@ -13,7 +13,7 @@ from deebert.data.tasks import Task
 from deebert.evaluation import risk_control
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.metrics import primary_score
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule
+from deebert.modeling.exit_rule import NO_EXIT, ExitRule
 from deebert.utils.cli import InputError
 
 POINTS = 200  # thresholds of the sequence that is tested

@@ -35,7 +35,7 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
     set_labels,
 )
-from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.exit_rule import NO_EXIT
 from deebert.training.cached_features import cached_features
 from deebert.training.checkpointing import TEACHER_LOGITS, newest_checkpoint, saved_steps
 from deebert.training.strategies import STRATEGIES

@@ -16,10 +16,10 @@ from transformers.utils import logging
 
 from deebert.modeling.backbones import MODELS
 from deebert.modeling.config import MANIFEST, check_fields, check_removed, config_cutoffs
-from deebert.modeling.hub import check_exists
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.cli import InputError
 from deebert.utils.files import sync
+from deebert.utils.hub import check_exists
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 LAYER = re.compile(r"\.layers?\.(\d+)\.")

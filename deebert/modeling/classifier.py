@@ -23,7 +23,8 @@ from deebert.modeling.early_exit import (
     run_with_exits,
     token_lengths,
 )
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
+from deebert.modeling.exit_rule import NO_EXIT, ExitRule
+from deebert.modeling.exit_rules import prediction_entropy
 from deebert.modeling.first_token import needs_full_last_layer
 from deebert.modeling.off_ramps import OwnInit, classifier_dropout, is_off_ramp, mean_weights
 

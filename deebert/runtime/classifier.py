@@ -11,7 +11,7 @@ import numpy as np
 
 from deebert.data.encoding import EncodedTexts, TextEncoder
 from deebert.modeling.config import config_cutoffs, has_several_labels, known_exit_counts, longest_text, set_rule
-from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.exit_rule import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.exit_rule import NO_EXIT
 from deebert.modeling.off_ramps import mean_weights
 from deebert.utils.cli import InputError
 from deebert.utils.files import check_disk_space

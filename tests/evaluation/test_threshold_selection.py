@@ -21,7 +21,7 @@ from deebert.evaluation.threshold_selection import (
     shown_threshold,
 )
 from deebert.modeling.checkpoints import load_tokenizer, save_model
-from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.exit_rule import NO_EXIT
 from deebert.utils.cli import InputError
 
 SST2 = TASKS["SST-2"]

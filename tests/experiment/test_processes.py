@@ -52,14 +52,18 @@ def forked(rank: int, port: int, arguments: list[str]) -> None:
         run_glue_deebert.main(arguments)
 
 
+BEST = "--evaluate_during_training --load_best_model_at_end"
+
+
 @pytest.mark.parametrize(
     ("launch", "backbone", "strategy", "flags"),
     [
-        (by_torchrun, "bert", "two_stage", "--exit_rule learned --evaluate_during_training --load_best_model_at_end"),
+        (by_fork, "bert", "two_stage", f"--exit_rule learned {BEST}"),
+        pytest.param(by_torchrun, "bert", "two_stage", f"--exit_rule learned {BEST}", marks=pytest.mark.slow),
         (by_fork, "roberta", "alternating", "--distill"),
         (by_fork, "bert", "two_stage", "--cache_features --max_steps 7"),
     ],
-    ids=["stages", "unused parameters", "cached"],
+    ids=["stages", "torchrun", "unused parameters", "cached"],
 )
 def test_two_processes_give_the_results_of_one(tmp_path, tiny_data, monkeypatch, launch, backbone, strategy, flags):
     """Half the batch each: the same losses, weights and scores. The last step of an epoch has an odd size."""

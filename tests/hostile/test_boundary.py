@@ -8,9 +8,10 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from tiny import tiny_config, tiny_model
 
-from deebert.modeling import checkpoints, hub
+from deebert.modeling import checkpoints
 from deebert.modeling.checkpoints import load_config, load_model
 from deebert.runtime.exported import exported_config, graph_facts
+from deebert.utils import hub
 from deebert.utils.cli import InputError
 
 

@@ -54,6 +54,7 @@ def test_both_loops_make_the_same_step(argv):
         torch.testing.assert_close(states["here"][name], tensor, atol=1e-6, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_the_tables_have_a_row_for_each_system(argv, monkeypatch, capsys):
 
     def thread(target, args, daemon):
