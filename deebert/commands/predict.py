@@ -58,7 +58,8 @@ class Writer:
         if self.names != list(columns):
             raise InputError(f"a row has other columns than the first one: {', '.join(columns)}; use --format jsonl")
         rows = [[*columns, *OWN_COLUMNS]] if first and not plain else []
-        rows.append([as_field(value) for value in [*columns.values(), *own_columns(prediction).values()]])
+        label, probability = as_field(prediction.label, ".6g"), as_field(prediction.probability, ".4f")
+        rows.append([*map(as_field, columns.values()), label, probability, str(prediction.exit_layer)])
         if self.file_format == "csv":
             csv.writer(lines, lineterminator="\n").writerows(rows)
         else:
@@ -70,12 +71,12 @@ class Writer:
             raise InputError(f"the input has a column {taken[0]} already; rename it")
 
 
-def as_field(value) -> str:
-    """A value as a field: probabilities with four digits, several labels with commas, None as nothing."""
+def as_field(value, digits: str = "") -> str:
+    """A value as a field: several with commas between them, None as nothing. digits: the format of a float."""
     if isinstance(value, list):
-        return ",".join(map(as_field, value))
+        return ",".join(as_field(each, digits) for each in value)
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return format(value, digits)
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

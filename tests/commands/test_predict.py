@@ -118,12 +118,18 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder):
 
 def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsys):
     model = tiny_model("bert", num_labels=1)
+    with torch.no_grad():
+        model.classifier.weight *= 1e-5  # of small numbers all digits count
+        model.classifier.bias.zero_()
     save_model(model, load_tokenizer(str(tiny_checkpoints["bert"])), tmp_path)
     value, probability, layer = run(monkeypatch, capsys, ["a good film"], "--model", tmp_path)[0].split("\t")
     inputs = load_tokenizer(str(tmp_path))("a good film", return_tensors="pt")
     with torch.no_grad():
-        assert float(value) == pytest.approx(model(**inputs).logits.item(), abs=1e-3)
+        expected = model(**inputs).logits.item()
+    assert float(value) == pytest.approx(expected, rel=1e-4)
     assert (probability, layer) == ("", "4")
+    (line,) = run(monkeypatch, capsys, ["a good film"], "--model", tmp_path, "--format", "jsonl")
+    assert json.loads(line)["label"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
