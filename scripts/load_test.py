@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
+from deebert.evaluation.tables import markdown, row
 from deebert.utils.cli import ArgumentParser, InputError, positive, positive_float, run
 
 ROOT = str(Path(__file__).parent.parent)
@@ -101,16 +102,15 @@ def main() -> None:
         addresses = dict(zip(names, (full, early), strict=True))
         for address in addresses.values():
             load(address, texts, 2, 1)  # warm
-        print("| clients | server | requests/s | p50 ms | p99 ms |\n| ---: | --- | ---: | ---: | ---: |")
+        print(markdown([["clients", "server", "requests/s", "p50 ms", "p99 ms"]], left=2))
         for clients in args.clients:
             seconds: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(args.repeats):
                 for name, address in addresses.items():
                     seconds[name] += load(address, texts, clients, args.seconds)
             for name, values in seconds.items():
-                p50, p99 = 1000 * np.percentile(values, [50, 99])
-                rate = len(values) / (args.seconds * args.repeats)
-                print(f"| {clients} | {name} | {rate:.1f} | {p50:.1f} | {p99:.1f} |", flush=True)
+                numbers = len(values) / (args.seconds * args.repeats), *(1000 * np.percentile(values, [50, 99]))
+                print(row([str(clients), name, *(f"{number:.1f}" for number in numbers)]), flush=True)
 
 
 if __name__ == "__main__":
