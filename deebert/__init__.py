@@ -16,12 +16,10 @@ _HOME = {
     "GraphedDeeBert": "deebert.runtime.cuda_graphs",
     "Classifier": "deebert.runtime.classifier",
 }
-_OLD_NAMES = {"Predictor": "Classifier"}  # up to 0.6
 __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str):
-    name = _OLD_NAMES.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -40,12 +40,5 @@ def run() -> None:
     cli.run(main)
 
 
-def renamed(command: str) -> None:
-    """Runs a command under the name it had in 0.5, with a note on stderr."""
-    print(f"note: this is now `deebert {command}`; the old name will be removed in the next version", file=sys.stderr)
-    sys.argv[1:1] = [command]
-    run()
-
-
 if __name__ == "__main__":
     run()

@@ -33,6 +33,7 @@ from deebert.data.batching import collator
 from deebert.data.features import Features, load_features
 from deebert.data.tasks import eval_splits, get_task, label_order
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
+from deebert.evaluation.tables import markdown
 from deebert.modeling.checkpoints import (
     MODELS,
     disable_cudnn_attention,
@@ -185,10 +186,7 @@ def receive(pipe, value=None):
 def speeds(args: argparse.Namespace) -> str:
     """The speed of all systems, which take turns. Returns a Markdown table."""
     context = multiprocessing.get_context("spawn")  # fork would copy the state of CUDA and of the thread pools
-    rows = [
-        "| stage | | samples/s | times the plain loop's (spread) | peak memory (GiB) |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
+    rows = [["stage", "", "samples/s", "times the plain loop's (spread)", "peak memory (GiB)"]]
     for stage in (1, 2):
         systems = [system for system in SYSTEMS if stage == 2 or system != CACHED]
         pipes, processes = {}, []
@@ -212,21 +210,20 @@ def speeds(args: argparse.Namespace) -> str:
             ratios = [a / b for a, b in zip(rates[system], rates["plain loop"], strict=True)]
             name = "here, cached: from the second epoch on" if system == CACHED else system
             peak = max(memory for *_, memory in turns[system]) / 2**30
-            rows.append(
-                f"| {stage} | {name} | {statistics.median(rates[system]):.1f} | {statistics.median(ratios):.1f} "
-                f"({min(ratios):.1f} to {max(ratios):.1f}) | {peak:.2f} |"
-            )
+            faster = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            rows.append([str(stage), name, f"{statistics.median(rates[system]):.1f}", faster, f"{peak:.2f}"])
         if CACHED in systems:
             rate = size / (preparation + size / statistics.median(rates[CACHED]))
             plain = statistics.median(rates["plain loop"])
-            rows.append(f"| 2 | here, cached: first epoch of {size} samples | {rate:.1f} | {rate / plain:.1f} | |")
+            name = f"here, cached: first epoch of {size} samples"
+            rows.append(["2", name, f"{rate:.1f}", f"{rate / plain:.1f}", ""])
     sizes = f"batch size {args.batch_size}, {args.repeats} turns of {args.steps} steps, on {device}"
-    return "\n".join([f"{args.task_name}, {args.model_name_or_path}, {sizes}", "", *rows])
+    return f"{args.task_name}, {args.model_name_or_path}, {sizes}\n\n{markdown(rows, left=2)}"
 
 
 def quality(args: argparse.Namespace) -> str:
     """Trains both stages to the end with each seed. Returns a Markdown table of dev scores, mean and deviation."""
-    rows = ["| | final classifier (%) | mean of the off-ramps (%) | seconds |", "| --- | ---: | ---: | ---: |"]
+    rows = [["", "final classifier (%)", "mean of the off-ramps (%)", "seconds"]]
     for system in SYSTEMS:
         finals, ramps, seconds = [], [], []
         for seed in args.seeds:
@@ -240,8 +237,8 @@ def quality(args: argparse.Namespace) -> str:
             finals.append(100 * final)
             ramps.append(100 * statistics.mean(early))
             print(f"{system}, seed {seed}: {finals[-1]:.2f}, {ramps[-1]:.2f}, {seconds[-1]:.0f} s", flush=True)
-        rows.append(f"| {system} | {spread(finals)} | {spread(ramps)} | {statistics.mean(seconds):.0f} |")
-    return "\n".join(rows)
+        rows.append([system, spread(finals), spread(ramps), f"{statistics.mean(seconds):.0f}"])
+    return markdown(rows)
 
 
 def spread(values: list[float]) -> str:

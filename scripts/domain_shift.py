@@ -19,6 +19,7 @@ from deebert.data.batching import collator
 from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, Example
 from deebert.evaluation.all_exits import AllExits, run_all_exits
+from deebert.evaluation.tables import markdown, row
 from deebert.evaluation.threshold_selection import OperatingPoint, SelectionTarget, choose, operating_point
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
 from deebert.runtime.watch import population_stability_index
@@ -34,8 +35,16 @@ KINDS = {
     "newspaper editorials": "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
 }
 HEAD = (
-    "promised | texts | number | full model (%) | early exit (%) | change (points) | predictions changed (%) | "
-    "cost saved (%) | stability index | --audit would report (%)"
+    "promised",
+    "texts",
+    "number",
+    "full model (%)",
+    "early exit (%)",
+    "change (points)",
+    "predictions changed (%)",
+    "cost saved (%)",
+    "stability index",
+    "--audit would report (%)",
 )
 
 
@@ -73,7 +82,7 @@ def line(promise: str, kind: str, exits: AllExits, threshold: float | list[float
         f"{population_stability_index(dev, point.exits):.2f}",
         reported_by_audit(point, audit),
     ]
-    return f"| {' | '.join(cells)} |"
+    return row(cells)
 
 
 def main() -> None:
@@ -94,7 +103,7 @@ def main() -> None:
         print(f"{kind}: {len(features)} texts", file=sys.stderr, flush=True)
         all_exits[kind] = run_all_exits(model, features, collator(config), progress=False)
     dev = all_exits.pop("dev set")
-    print(f"| {HEAD} |\n|{' --- |' * 2}{' ---: |' * (HEAD.count(' | ') - 1)}")
+    print(markdown([HEAD], left=2))
     for drop in args.target_drop:
         choice = choose(TASK, dev, SelectionTarget(drop=drop))
         if choice.threshold is None:

@@ -1,7 +1,7 @@
 """Load test of `deebert serve`: the same model with and without early exit, side by side.
 
-Starts both servers, and lets clients send one text after the other, each waiting for its answer. The servers take
-turns. Prints requests per second and percentiles of the latency that the clients see.
+Starts both servers, and lets clients send one text after the other, each waiting for its response. The servers
+take turns. Prints requests per second and percentiles of the latency that the clients see.
 """
 
 import argparse
@@ -12,16 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from itertools import cycle, islice
 from pathlib import Path
-from threading import Thread
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
+from deebert.evaluation.tables import markdown, row
 from deebert.utils.cli import ArgumentParser, InputError, positive, positive_float, run
 
 ROOT = str(Path(__file__).parent.parent)
@@ -44,36 +45,35 @@ def server(model: str, flags: Sequence[str]) -> Iterator[str]:
             raise InputError(f"--model {model}: the server ended with status {process.returncode}")
 
 
-def client(address: str, texts: Sequence[str], until: float, seconds: list[float]) -> None:
-    """Sends texts until that time (time.perf_counter), and adds the seconds of each answer."""
-    connection = HTTPConnection(address, timeout=60)
+def client(address: str, texts: Sequence[str], until: float) -> list[float]:
+    """Sends texts until that time (time.perf_counter). Returns the seconds to each response. Raises InputError."""
+    connection, seconds = HTTPConnection(address, timeout=60), []
     for text in cycle(texts):
         start = time.perf_counter()
         if start > until:
             break
-        connection.request("POST", "/predict", json.dumps({"texts": text}), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        body = response.read()
+        try:
+            connection.request("POST", "/predict", json.dumps({"texts": text}), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, HTTPException) as error:
+            raise InputError(f"http://{address}/predict: no response ({error or type(error).__name__})") from None
         if response.status != 200:
             raise InputError(f"status {response.status}: {body.decode()}")
         seconds.append(time.perf_counter() - start)
     connection.close()
+    return seconds
 
 
 def load(address: str, texts: Sequence[str], clients: int, duration: float) -> list[float]:
-    """The latencies, in seconds, of all answers that this many clients get in this time."""
-    seconds: list[list[float]] = [[] for _ in range(clients)]
+    """The latencies, in seconds, of all responses that this many clients get in this time. Raises InputError."""
     until = time.perf_counter() + duration
-    threads = [
-        Thread(target=client, args=(address, list(islice(cycle(texts), i, i + len(texts))), until, seconds[i]))
-        for i in range(clients)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    shifted = (list(islice(cycle(texts), i, i + len(texts))) for i in range(clients))
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(client, address, own, until) for own in shifted]
+        seconds = [future.result() for future in futures]
     if not all(seconds):
-        raise InputError("a client got no answer")
+        raise InputError("a client got no response")
     return [value for values in seconds for value in values]
 
 
@@ -102,16 +102,15 @@ def main() -> None:
         addresses = dict(zip(names, (full, early), strict=True))
         for address in addresses.values():
             load(address, texts, 2, 1)  # warm
-        print("| clients | server | requests/s | p50 ms | p99 ms |\n| ---: | --- | ---: | ---: | ---: |")
+        print(markdown([["clients", "server", "requests/s", "p50 ms", "p99 ms"]], left=2))
         for clients in args.clients:
             seconds: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(args.repeats):
                 for name, address in addresses.items():
                     seconds[name] += load(address, texts, clients, args.seconds)
             for name, values in seconds.items():
-                p50, p99 = 1000 * np.percentile(values, [50, 99])
-                rate = len(values) / (args.seconds * args.repeats)
-                print(f"| {clients} | {name} | {rate:.1f} | {p50:.1f} | {p99:.1f} |", flush=True)
+                numbers = len(values) / (args.seconds * args.repeats), *(1000 * np.percentile(values, [50, 99]))
+                print(row([str(clients), name, *(f"{number:.1f}" for number in numbers)]), flush=True)
 
 
 if __name__ == "__main__":

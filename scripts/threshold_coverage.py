@@ -5,12 +5,16 @@ score it. Prints a line of a Markdown table for each number of samples.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
 from deebert.data.tasks import TASKS, Task
 from deebert.evaluation.all_exits import AllExits
+from deebert.evaluation.tables import markdown, row
 from deebert.evaluation.threshold_selection import (
     OperatingPoint,
     SelectionTarget,
@@ -20,7 +24,7 @@ from deebert.evaluation.threshold_selection import (
 from deebert.utils import cli
 from deebert.utils.cli import InputError, positive
 
-HEAD = "| samples | splits with a threshold | target kept on the others (%) | score change | cost saved (%) |"
+HEAD = ("samples", "splits with a threshold", "target kept on the others (%)", "score change", "cost saved (%)")
 
 
 def unseen_points(
@@ -46,10 +50,10 @@ def kept(point: OperatingPoint, target: SelectionTarget) -> bool:
 def line(points: list[OperatingPoint], target: SelectionTarget, samples: int, splits: int) -> str:
     """One line of the table."""
     if not points:
-        return f"| {samples} | 0 of {splits} | | | |"
+        return row([str(samples), f"0 of {splits}", "", "", ""])
     change, saved = (100 * np.mean(values) for values in zip(*((p.score_change, p.saved) for p in points), strict=True))
     share = 100 * np.mean([kept(point, target) for point in points])
-    return f"| {samples} | {len(points)} of {splits} | {share:.1f} | {change:+.2f} | {saved:.1f} |"
+    return row([str(samples), f"{len(points)} of {splits}", f"{share:.1f}", f"{change:+.2f}", f"{saved:.1f}"])
 
 
 def main() -> None:
@@ -58,7 +62,7 @@ def main() -> None:
     parser.add_argument("--task_name", required=True, choices=TASKS)
     for name in ("risk", "target_drop", "target_saving"):
         parser.add_argument(f"--{name}", type=float, help="as for eval_deebert.sh")
-    parser.add_argument("--confidence", type=float, default=0.9)
+    parser.add_argument("--confidence", type=float, help="as for eval_deebert.sh")
     parser.add_argument(
         "--samples", type=positive, nargs="+", default=[500, 1000], help="how many choose the threshold"
     )
@@ -70,7 +74,7 @@ def main() -> None:
     exits = AllExits.load(args.file)
     if exits.labels is None or len(exits.labels) <= max(args.samples):
         raise InputError(f"{args.file}: no samples with labels remain beside --samples {max(args.samples)}")
-    print(f"{HEAD}\n|{' ---: |' * HEAD.count(' | ')} ---: |")
+    print(markdown([HEAD]))
     for samples in args.samples:
         points = unseen_points(TASKS[args.task_name], exits, target, samples, args.splits)
         print(line(points, target, samples, args.splits), flush=True)

@@ -1,7 +1,7 @@
 """`deebert predict --model DIR < texts.txt`: classifies texts.
 
-One text a line, or a tab-separated pair; with --text_column the rows of a CSV, TSV or JSONL file. For each, as soon as
-its batch is done, comes a line with label, probability and exit layer, or the row with these as further columns.
+One text a line, or a tab-separated pair; with --text_column the rows of a CSV, TSV, JSONL or Parquet file. As soon as
+its batch is done, each gets a line with label, probability and exit layer, or its row with these as further columns.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from deebert.data.records import ENDINGS
 from deebert.data.text_rows import FORMATS, TextRow, read_rows
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import NO_THRESHOLD, Classifier, Prediction
 from deebert.utils.cli import ArgumentParser, InputError, positive
 
-ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 OWN_COLUMNS = ("prediction", "probability", "exit_layer")
 
 
@@ -45,7 +45,7 @@ class Writer:
             if self.file_format == "jsonl":
                 values = row.columns | own_columns(prediction) if row.columns else asdict(prediction)
                 self._check(row.columns)
-                lines.write(json.dumps(values, ensure_ascii=False) + "\n")
+                lines.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
             else:
                 self._write_fields(lines, row.columns, prediction)
         return lines.getvalue()
@@ -58,7 +58,8 @@ class Writer:
         if self.names != list(columns):
             raise InputError(f"a row has other columns than the first one: {', '.join(columns)}; use --format jsonl")
         rows = [[*columns, *OWN_COLUMNS]] if first and not plain else []
-        rows.append([as_field(value) for value in [*columns.values(), *own_columns(prediction).values()]])
+        label, probability = as_field(prediction.label, ".6g"), as_field(prediction.probability, ".4f")
+        rows.append([*map(as_field, columns.values()), label, probability, str(prediction.exit_layer)])
         if self.file_format == "csv":
             csv.writer(lines, lineterminator="\n").writerows(rows)
         else:
@@ -70,13 +71,15 @@ class Writer:
             raise InputError(f"the input has a column {taken[0]} already; rename it")
 
 
-def as_field(value) -> str:
-    """A value as a field: probabilities with four digits, several labels with commas, None as nothing."""
+def as_field(value, digits: str = "") -> str:
+    """A value as a field: several with commas between them, None as nothing. digits: the format of a float."""
     if isinstance(value, list):
-        return ",".join(map(as_field, value))
+        return ",".join(as_field(each, digits) for each in value)
     if isinstance(value, float):
-        return f"{value:.4f}"
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return format(value, digits)
+    if isinstance(value, (bool, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None else str(value)
 
 
 def escaped(text: str) -> str:
@@ -114,7 +117,9 @@ def parse_args() -> argparse.Namespace:
         help="read all texts first, and keep batches full as samples exit",
     )
     parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
-    parser.add_argument("--format", choices=("tsv", "csv", "jsonl"), help="default: as the input; tsv for lines")
+    parser.add_argument(
+        "--format", choices=("tsv", "csv", "jsonl"), help="default: as the input; tsv for lines, jsonl for Parquet"
+    )
     return checked(parser.parse_args())
 
 
@@ -125,19 +130,25 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     ending = ENDINGS.get(Path(args.file).suffix.lower())
     if args.text_pair_column is not None and args.text_column is None:
         raise InputError("--text_pair_column: give --text_column, too")
-    if args.input_format is None and args.text_column is None and ending in ("csv", "jsonl"):
+    if args.input_format is None and args.text_column is None and ending:
         raise InputError(f"--file {args.file}: give --text_column, or --input_format lines to classify the lines")
     if args.input_format is None:
         args.input_format = "lines" if args.text_column is None else ending or "csv"
     if (args.input_format == "lines") != (args.text_column is None):
         raise InputError(f"--input_format {args.input_format}: tables need --text_column, and lines have no columns")
-    args.format = args.format or {"lines": "tsv"}.get(args.input_format, args.input_format)
+    if args.input_format == "parquet" and args.file == "-":
+        raise InputError("--input_format parquet: give --file, a Parquet file cannot be read as a stream")
+    args.format = args.format or {"lines": "tsv", "parquet": "jsonl"}.get(args.input_format, args.input_format)
     return args
 
 
 @contextmanager
-def text_lines(name: str, newline: str) -> Iterator[Iterator[str]]:
-    """The lines of a file, or of standard input for the name -. Raises InputError for what cannot be read as text."""
+def source(name: str, file_format: str) -> Iterator[Iterator[str] | Path]:
+    """The lines of a file, or of standard input for the name -; of a Parquet file its path.
+
+    Raises InputError for what cannot be read as text.
+    """
+    newline = "\n" if file_format == "lines" else ""
 
     def lines(stream: IO[str]) -> Iterator[str]:
         try:
@@ -147,6 +158,9 @@ def text_lines(name: str, newline: str) -> Iterator[Iterator[str]]:
         except OSError as error:
             raise InputError(f"--file {name}: cannot be read ({error.strerror})") from None
 
+    if file_format == "parquet":
+        yield Path(name)
+        return
     if name == "-":
         if sys.stdin is None:
             raise InputError("standard input is closed; give --file")
@@ -183,8 +197,8 @@ def main() -> None:
     columns = [name for name in (args.text_column, args.text_pair_column) if name is not None]
     call: Callable = classify.stream if args.continuous_batching else classify
     writer = Writer(args.format)
-    with text_lines(args.file, "\n" if args.input_format == "lines" else "") as lines:
-        rows = read_rows(lines, args.input_format, columns)
+    with source(args.file, args.input_format) as texts:
+        rows = read_rows(texts, args.input_format, columns)
         while batch := list(islice(rows, None if args.continuous_batching else args.batch_size)):
             if not write(writer.text(batch, call([row.texts for row in batch]))):
                 return

@@ -45,7 +45,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     """A bound socket. Raises InputError."""
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        # Connections inherit it. Without it the body of an answer waits 40 ms for the client to acknowledge the header:
+        # Connections inherit it. Without it a response's body waits 40 ms for the client to acknowledge the header:
         # asyncio sets it only where a socket names its protocol, and create_server's does not.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening

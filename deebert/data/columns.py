@@ -1,10 +1,10 @@
 """Which columns of a table hold the text and the label, as the flags say or as their names make plain."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deebert.data.records import as_text
 from deebert.data.table_files import Table
 from deebert.utils.cli import InputError
 
@@ -112,10 +112,4 @@ def value_of(table: Table, number: int, values: dict, column: str) -> Any:
 
 
 def text_of(table: Table, number: int, values: dict, column: str) -> str:
-    """A text; a number as it is written, nothing for null."""
-    value = value_of(table, number, values, column)
-    if isinstance(value, (list, dict)):
-        raise InputError(f"{table.path}, line {number}: {column!r} is not a text: {json.dumps(value)[:40]}")
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else str(value)
+    return as_text(value_of(table, number, values, column), f"{table.path}, line {number}: {column!r}")

@@ -1,7 +1,7 @@
 """Records of CSV, TSV and JSON lines, one by one from the lines of a file or of a stream. Errors name the line.
 
 Python's csv and json do the reading, because they change no value: pandas makes a missing value of texts such as "NA"
-and "null", and a number of "007", unless it is told otherwise, and it does not name lines.
+and "null", and a number of "007", unless its options turn that off, and it does not name lines.
 """
 
 import csv
@@ -12,6 +12,15 @@ from typing import Any
 
 from deebert.utils.cli import InputError
 
+# What a file holds, by its ending. Training and predict read the same.
+ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
 LONGEST_FIELD = 2**31 - 1  # characters; the csv module's own limit is 131,072
 
 
@@ -35,7 +44,7 @@ def delimited(
         raise InputError(f"{place}line {first[0]}: more than one column is named {repeated[0]!r}; rename one of them")
     if column_names and first[1] == list(columns):
         raise InputError(f"{place}line {first[0]}: this is a header line; leave --column_names out")
-    _check_columns(columns, wanted, place, first[0])
+    check_columns(columns, wanted, place, first[0])
     for line, fields in chain([first], records) if column_names else records:
         if not fields and len(columns) > 1:
             continue
@@ -85,11 +94,22 @@ def json_objects(
             raise InputError(f"{place}line {number}: not JSON ({error}); each line has to be an object") from None
         if not isinstance(values, dict):
             raise InputError(f'{place}line {number}: not a JSON object, such as {{"text": "...", "label": "..."}}')
-        _check_columns(values, wanted, place, number)
+        check_columns(values, wanted, place, number)
         yield number, values
 
 
-def _check_columns(names: Iterable[str], wanted: Sequence[str], place: str, line: int) -> None:
+def as_text(value: Any, where: str) -> str:
+    """The text in a field: a number as it is written, nothing for null.
+
+    where: what an error names, such as "x.csv, line 3: 'text'". Raises InputError for a list or an object.
+    """
+    if isinstance(value, (list, dict)):
+        raise InputError(f"{where} is not a text: {json.dumps(value, default=str)[:40]}")
+    return "" if value is None else str(value)
+
+
+def check_columns(names: Iterable[str], wanted: Sequence[str], place: str, line: int) -> None:
+    """Raises InputError where a column is missing."""
     missing = [name for name in wanted if name not in names]
     if missing:
         raise InputError(f"{place}line {line}: no column {missing[0]}; there are {', '.join(names)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deebert.data.records import delimited, json_objects
+from deebert.data.records import ENDINGS, check_columns, delimited, json_objects
 from deebert.utils.cli import InputError
 
 
@@ -22,26 +22,26 @@ class Table:
 def read_table(path: Path, column_names: Sequence[str] = ()) -> Table:
     """Reads a file by its ending.
 
-    .csv and .tsv: see `delimited`. .jsonl, .json: an object in each line; all are UTF-8, with or without a byte order
-    mark. .parquet: with pandas.
+    csv and tsv of `ENDINGS`: see `delimited`. jsonl: an object in each line; all are UTF-8, with or without a byte
+    order mark. parquet: with pandas.
 
     column_names: of a CSV or TSV file without a header line. Raises InputError.
     """
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl", ".json", ".parquet"):
+    kind = ENDINGS.get(path.suffix.lower())
+    if kind is None:
         raise InputError(f"{path}: a file that ends in .csv, .tsv, .jsonl or .parquet is needed")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if column_names and kind not in (".csv", ".tsv"):
+    if column_names and kind not in ("csv", "tsv"):
         raise InputError(f"{path}: --column_names is for CSV and TSV files without a header line; leave it out")
-    if kind == ".parquet":
-        columns, rows = _read_parquet(path)
+    if kind == "parquet":
+        columns, rows = read_parquet(path)
     else:
         lines, place = io.StringIO(read_text(path), newline=""), f"{path}, "
-        if kind in (".csv", ".tsv"):
-            rows = list(delimited(lines, kind == ".tsv", place, column_names))
-        else:
+        if kind == "jsonl":
             rows = list(json_objects(lines, place))
+        else:
+            rows = list(delimited(lines, kind == "tsv", place, column_names))
         columns = tuple(rows[0][1]) if rows else ()
     if not rows:
         raise InputError(f"{path}: no lines of data in it")
@@ -58,8 +58,11 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}, line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
 
 
-def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict]]]:
-    """The columns' names, and the rows with their numbers from 1."""
+def read_parquet(path: Path, wanted: Sequence[str] = ()) -> tuple[tuple[str, ...], list[tuple[int, dict]]]:
+    """The columns' names, and the rows with their numbers from 1. wanted: columns that have to be there.
+
+    Raises InputError.
+    """
     try:
         import pandas
 
@@ -69,6 +72,7 @@ def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict]]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a Parquet file ({error})") from None
     columns = {str(name): [_plain(value) for value in frame[name].tolist()] for name in frame.columns}
+    check_columns(columns, wanted, f"{path}, ", 1)
     rows = zip(*columns.values(), strict=True)
     return tuple(columns), [(i, dict(zip(columns, row, strict=True))) for i, row in enumerate(rows, 1)]
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from deebert.data.records import delimited, json_objects
+from deebert.data.records import ENDINGS, as_text, delimited, json_objects
+from deebert.data.table_files import read_parquet
 from deebert.utils.cli import InputError
 
-FORMATS = ("lines", "csv", "tsv", "jsonl")
+FORMATS = ("lines", *dict.fromkeys(ENDINGS.values()))
 
 
 @dataclass(frozen=True)
@@ -17,21 +19,23 @@ class TextRow:
     columns: dict = field(default_factory=dict)
 
 
-def read_rows(lines: Iterable[str], file_format: str, columns: Sequence[str] = ()) -> Iterator[TextRow]:
-    """The rows of a text stream, one by one. file_format: of FORMATS. columns: of the text, or of both texts of a pair.
+def read_rows(source: Iterable[str] | Path, file_format: str, columns: Sequence[str] = ()) -> Iterator[TextRow]:
+    """The rows of the lines of a text stream, or of a Parquet file, one by one.
 
-    A csv or tsv file has a header. Raises InputError with the line's number.
+    file_format: of FORMATS. columns: of the text, or of both texts of a pair. A csv or tsv file has a header.
+    Raises InputError with the line's number.
     """
     if file_format == "lines":
-        yield from _lines(lines)
+        yield from _lines(source)
         return
-    tabs = file_format == "tsv"
-    records = json_objects(lines, "", columns) if file_format == "jsonl" else delimited(lines, tabs, wanted=columns)
+    if file_format == "parquet":
+        records = read_parquet(source, columns)[1]
+    elif file_format == "jsonl":
+        records = json_objects(source, "", columns)
+    else:
+        records = delimited(source, file_format == "tsv", wanted=columns)
     for number, row in records:
-        texts = tuple(row[name] for name in columns)
-        if not all(isinstance(text, str) for text in texts):
-            raise InputError(f"line {number}: {', '.join(columns)}: not a text")
-        yield TextRow(texts, row)
+        yield TextRow(tuple(as_text(row[name], f"line {number}: {name!r}") for name in columns), row)
 
 
 def _lines(lines: Iterable[str]) -> Iterator[TextRow]:

@@ -223,12 +223,8 @@ def frontier_table(lines: Frontier) -> str:
 
 def rivals_table(task: Task, early: dict[str, list[AllExits]]) -> str:
     """A Markdown table, in per cent: early exit of each model beside other ways to choose its samples' exits."""
-    rows = [
-        ["setting", *(f"{way} at {AT[1]} %" for way in ("early exit", "random exit", "its exits, static"))],
-        ["---", *["---:"] * 3],
-    ]
-    rows[0] += ["label oracle: score, cost", "full model's label: cost", "AUROC of errors, by exit"]
-    rows[1] += ["---:", "---:", "---"]
+    header = ["setting", *(f"{way} at {AT[1]} %" for way in ("early exit", "random exit", "its exits, static"))]
+    rows = [[*header, "label oracle: score, cost", "full model's label: cost", "AUROC of errors, by exit"]]
     for name, of_seeds in early.items():
         ways = {way.__name__: [way(exits) for exits in of_seeds] for way in (early_exit, random_exit, own_exits)}
         lines = Frontier(task, ways, of_seeds[0].labels, resamples=0)
@@ -239,7 +235,7 @@ def rivals_table(task: Task, early: dict[str, list[AllExits]]) -> str:
         auroc = np.mean([error_auroc(exits) for exits in of_seeds], axis=0)
         row.append(f"{100 * np.mean(scores):.1f}, {100 * np.mean([cost for _, cost in by_label]):.1f}")
         rows.append([*row, f"{100 * np.mean(by_full):.1f}", " ".join(f"{100 * value:.0f}" for value in auroc)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def static_points(

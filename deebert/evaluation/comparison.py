@@ -16,6 +16,7 @@ from scipy.integrate import trapezoid
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, layer_scores, sweep
 from deebert.evaluation.results import COST, LAYERS, SweepRow, primary_scores, saving_unit
+from deebert.evaluation.tables import markdown
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
@@ -148,22 +149,18 @@ def curves(outcomes: dict[str, list[Outcome]]) -> dict[str, list[np.ndarray]]:
 def table(outcomes: dict[str, list[Outcome]]) -> str:
     """A Markdown table in per cent: means over the seeds, with standard deviations where there are several."""
     unit = common_unit(outcomes)
-    drops = " | ".join(f"{unit} saved at {100 * drop:g}" for drop in DROPS)
-    lines = [
-        f"| setting | final score | exits | {drops} | area |",
-        f"| --- | ---: | --- | {' | '.join(['---:'] * len(DROPS))} | ---: |",
-    ]
+    rows = [["setting", "final score", "exits", *(f"{unit} saved at {100 * drop:g}" for drop in DROPS), "area"]]
     for name, of_seeds in outcomes.items():
         *layers, last = of_seeds[0].exits
         exits = " ".join(
             f"{'0: ' if layer == 0 else ''}{100 * np.mean([o.exits[layer] for o in of_seeds]):.1f}" for layer in layers
         )
         of_unit = [o.savings[unit] for o in of_seeds]
-        saved = " | ".join(mean_and_deviation([s.saved[i] for s in of_unit]) for i in range(len(DROPS)))
+        saved = [mean_and_deviation([s.saved[i] for s in of_unit]) for i in range(len(DROPS))]
         final = mean_and_deviation([o.exits[last] for o in of_seeds])
-        lines.append(f"| {name} | {final} | {exits} | {saved} | {mean_and_deviation([s.area for s in of_unit])} |")
+        rows.append([name, final, exits, *saved, mean_and_deviation([s.area for s in of_unit])])
     note = without_cost(outcomes)
-    return "\n".join([*lines, "", note] if note else lines)
+    return f"{markdown(rows)}\n\n{note}" if note else markdown(rows)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

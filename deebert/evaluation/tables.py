@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from deebert.evaluation.results import CLASSES, COST, ClassRow, SweepRow, primary_scores, saving_unit
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of rows of cells, the header first: column 1 to the left, others to the right."""
-    header, *body = (f"| {' | '.join(cells)} |" for cells in rows)
-    return "\n".join([header, f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *body])
+def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table of rows of cells, the header first: this many columns to the left, the others to the right."""
+    header, *body = map(row, rows)
+    return "\n".join([header, f"|{' --- |' * left}{' ---: |' * (len(rows[0]) - left)}", *body])
+
+
+def row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table, for tables that are printed row by row after `markdown([header])`."""
+    return f"| {' | '.join(cells)} |"
 
 
 def percents(layer_scores: dict[int, dict[str, float]]) -> str:
@@ -24,33 +29,31 @@ def threshold_name(rows: Sequence[SweepRow]) -> str:
 
 def sweep_table(rows: Sequence[SweepRow]) -> str:
     """A Markdown table of a sweep, in per cent and seconds."""
-    columns = "score (%) | change (points) | layers run (%) | cost (%) | time (s) | time saved (%)"
-    lines = [f"| {threshold_name(rows)} | {columns} |", "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for row in rows:
-        change = "-" if row.score_change is None else f"{100 * row.score_change:+.2f}"
-        cost = "-" if row.cost is None else f"{100 * row.cost:.1f}"
-        seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
-        time_saved = "-" if row.time_saved is None else f"{100 * row.time_saved:.1f}"
-        lines.append(
-            f"| {row.threshold:g} | {100 * row.score:.2f} | {change} | {100 * row.layers_run:.1f} "
-            f"| {cost} | {seconds} | {time_saved} |"
-        )
-    return "\n".join(lines)
+    columns = ("score (%)", "change (points)", "layers run (%)", "cost (%)", "time (s)", "time saved (%)")
+    lines = [[threshold_name(rows), *columns]]
+    for at in rows:
+        change = "-" if at.score_change is None else f"{100 * at.score_change:+.2f}"
+        cost = "-" if at.cost is None else f"{100 * at.cost:.1f}"
+        seconds = "-" if at.seconds is None else f"{at.seconds:.2f}"
+        time_saved = "-" if at.time_saved is None else f"{100 * at.time_saved:.1f}"
+        score, layers_run = f"{100 * at.score:.2f}", f"{100 * at.layers_run:.1f}"
+        lines.append([f"{at.threshold:g}", score, change, layers_run, cost, seconds, time_saved])
+    return markdown(lines)
 
 
 def class_table(rows: Sequence[ClassRow], macro: ClassRow, most: int = 10) -> str:
     """A Markdown table of F1, in per cent: the classes that early exit costs most, and in the last row macro F1."""
     early = macro.early is not None
-    rows = [row for row in rows if row.texts]
-    header = "| class | texts | F1, full model (%) |" + (" F1, early exit (%) | change |" if early else "")
-    lines = [header, "| --- | ---: | ---: |" + (" ---: | ---: |" if early else "")]
-    shown = sorted(rows, key=lambda row: (row.early - row.full, row.full) if early else row.full)[:most]
-    for row in (*shown, macro):
-        change = f" {100 * row.early:.1f} | {100 * (row.early - row.full):+.1f} |" if early else ""
-        lines.append(f"| {row.label} | {row.texts} | {100 * row.full:.1f} |{change}")
-    if len(rows) > most:
-        lines.append(f"These are the {'costliest' if early else 'lowest'} {most} of {len(rows)}; {CLASSES} has all.")
-    return "\n".join(lines)
+    rows = [each for each in rows if each.texts]
+    lines = [["class", "texts", "F1, full model (%)", *(("F1, early exit (%)", "change") if early else ())]]
+    shown = sorted(rows, key=lambda each: (each.early - each.full, each.full) if early else each.full)[:most]
+    for each in (*shown, macro):
+        change = (f"{100 * each.early:.1f}", f"{100 * (each.early - each.full):+.1f}") if early else ()
+        lines.append([each.label, str(each.texts), f"{100 * each.full:.1f}", *change])
+    if len(rows) <= most:
+        return markdown(lines)
+    which = "costliest" if early else "lowest"
+    return f"{markdown(lines)}\nThese are the {which} {most} of {len(rows)}; {CLASSES} has all."
 
 
 def summary(rows: Sequence[SweepRow], drop: float = 0.01) -> str:

@@ -1,7 +1,7 @@
 """Chooses the threshold from the logits of all exits, so that unseen samples keep what it promises.
 
-The dev set shows with a confidence, 90 % unless you say otherwise, that the promise is kept (see risk_control.py). All
-of its samples are used: what is promised is about unseen samples, so that none have to be set aside to check it.
+The dev set shows with a confidence (CONFIDENCE unless you say otherwise) that the promise is kept, see risk_control.py.
+All of its samples are used: what is promised is about unseen samples, so that none have to be set aside to check it.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from deebert.evaluation.metrics import primary_score
 from deebert.modeling.exit_rule import NO_EXIT, ExitRule
 from deebert.utils.cli import InputError
 
+CONFIDENCE = {"drop": 0.9, "saving": 0.9, "risk": 0.95}  # by target, where none is given
 POINTS = 200  # thresholds of the sequence that is tested
 BOOTSTRAP_STEP = 4  # of these thresholds, a bootstrap tests every fourth: it computes hundreds of scores for each
 MORE_SAMPLES = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # times as many samples: which of them would do?
@@ -30,19 +31,21 @@ class SelectionTarget:
         chosen; the score is not promised.
     risk: the highest probability that early exit gets a sample wrong that the full model gets right. The accuracy never
         falls by more. The fastest threshold that keeps it is chosen.
-    confidence: the probability, over dev sets, that the promise is kept.
+    confidence: the probability, over dev sets, that the promise is kept; None: that of CONFIDENCE, never None later.
     Raises InputError for values out of range.
     """
 
     drop: float | None = None
     saving: float | None = None
     risk: float | None = None
-    confidence: float = 0.9
+    confidence: float | None = None
 
     def __post_init__(self):
         given = {name: getattr(self, name) for name in ("drop", "saving", "risk") if getattr(self, name) is not None}
         if len(given) != 1:
             raise InputError("give one of --risk, --target_drop and --target_saving")
+        if self.confidence is None:
+            object.__setattr__(self, "confidence", CONFIDENCE[next(iter(given))])
         for name, value in given.items() | {("confidence", self.confidence)}:
             if not 0 < value < 1:
                 flag = name if name in ("risk", "confidence") else f"target_{name}"

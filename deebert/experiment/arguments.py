@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deebert.data.tasks import Task
-from deebert.evaluation.threshold_selection import SelectionTarget
+from deebert.evaluation.threshold_selection import CONFIDENCE, SelectionTarget
 from deebert.experiment.data_arguments import DataArguments, OwnDataArguments, find_task, trained_defaults
 from deebert.experiment.flags import add_flags, flag, number, switch
 from deebert.experiment.training_arguments import RECIPES, CheckpointArguments, TrainingArguments
@@ -101,7 +101,7 @@ class ModelArguments:
     )
     patience_tolerance: float | None = number(
         positive_float,
-        "rule patience, regression: two outputs that differ by less than this agree",
+        "rule patience, regression: two outputs that differ by at most this agree",
         decides=None,
         default=None,
         default_help="the checkpoint's, else 0.5",
@@ -164,7 +164,7 @@ class EvaluationArguments:
         decides=None,
         needs=("risk", "target_drop", "target_saving"),
         default=None,
-        default_help="0.95 for --risk, 0.9 for the targets",
+        default_help=f"{CONFIDENCE['risk']} for --risk, {CONFIDENCE['drop']} for the targets",
     )
 
     @property
@@ -173,8 +173,7 @@ class EvaluationArguments:
         wanted = {"drop": self.target_drop, "saving": self.target_saving, "risk": self.risk}
         if set(wanted.values()) == {None}:
             return None
-        confidence = (0.9 if self.risk is None else 0.95) if self.confidence is None else self.confidence
-        return SelectionTarget(**wanted, confidence=confidence)
+        return SelectionTarget(**wanted, confidence=self.confidence)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ class Request:
     cutoffs: list[float]  # (E-1,)
     own_threshold: bool  # whether the cut-offs are the model's own
     before: list[Prediction] | None = None  # an audit: what these texts got with early exit
+    audited: int = 0  # an audit: these texts, and those beside them that had run through all layers already
     future: Future = field(default_factory=Future)
     predictions: dict[int, Prediction] = field(default_factory=dict)
     arrival: float = field(default_factory=time.perf_counter)
@@ -45,7 +46,7 @@ class Request:
 class BatchingWorker:
     """Owns the thread, the queue and the batcher. Used as a context: at its end, all that has arrived is finished.
 
-    max_queue: texts that may be waiting or active; more are refused.
+    max_queue: clients' texts that may be waiting or active; more are refused. Audits take what is left of it.
     """
 
     def __init__(self, classifier: Classifier, max_queue: int = 1024):
@@ -53,7 +54,7 @@ class BatchingWorker:
         self.rule, self.own_cutoffs = config_cutoffs(classifier.config)
         self.changed = Condition()  # guards what follows
         self.queue: deque[tuple[Request, int]] = deque()  # a request and the position of a text in it
-        self.pending = 0  # texts without a prediction
+        self.pending = self.auditing = 0  # texts without a prediction: of clients, of audits
         self.closing = False
         self.thread = Thread(target=self._run, name="deebert", daemon=True)
 
@@ -75,16 +76,24 @@ class BatchingWorker:
     def submit(self, encoded: EncodedTexts, exit_threshold: float | Sequence[float] | None = None) -> Future:
         """A future with the list of predictions. Raises QueueFullError, and ValueError for an unusable threshold."""
         cutoffs = config_cutoffs(self.classifier.config, exit_threshold)[1]
-        return self._enqueue(Request(encoded, cutoffs, exit_threshold is None))
-
-    def _enqueue(self, request: Request) -> Future:
+        request = Request(encoded, cutoffs, exit_threshold is None)
         with self.changed:
-            if self.closing or self.pending + len(request.encoded) > self.max_queue:
+            if self.closing or self.pending + len(encoded) > self.max_queue:
                 raise QueueFullError(f"{self.pending} texts are waiting")
-            self.pending += len(request.encoded)
-            self.queue.extend((request, row) for row in range(len(request.encoded)))
+            self._enqueue(request)
             self.changed.notify()
         return request.future
+
+    def _enqueue(self, request: Request) -> None:
+        self._count(request, 1)
+        self.queue.extend((request, row) for row in range(len(request.encoded)))
+
+    def _count(self, request: Request, sign: int) -> None:
+        """A request comes, 1, or goes, -1."""
+        if request.before is None:
+            self.pending += sign * len(request.encoded)
+        else:
+            self.auditing += sign * len(request.encoded)
 
     def _run(self) -> None:
         self._new_batcher()
@@ -133,10 +142,10 @@ class BatchingWorker:
     def _finish(self, request: Request) -> None:
         predictions = [request.predictions[row] for row in range(len(request.encoded))]
         with self.changed:
-            self.pending -= len(predictions)
+            self._count(request, -1)
         if request.before is not None:
             changed = sum(a.label != b.label for a, b in zip(request.before, predictions, strict=True))
-            self.watch.record_audit(len(predictions), changed)
+            self.watch.record_audit(request.audited, changed)
             return
         self.watch.record_texts(
             [prediction.exit_layer for prediction in predictions],
@@ -149,17 +158,22 @@ class BatchingWorker:
         self._audit(request, predictions)
 
     def _audit(self, request: Request, predictions: list[Prediction]) -> None:
-        """Queues the audited share once more, to run through all layers. A full queue comes before the audit."""
+        """Queues the audited share once more, to run through all layers, as far as the queue has room.
+
+        Room is needed for what cannot change, too: it has run through all layers. Otherwise a full queue would keep
+        only the others from being counted.
+        """
         rows = [row for row in range(len(predictions)) if random.random() < self.classifier.audit]
-        early = [row for row in rows if predictions[row].exit_layer < self.classifier.config.num_hidden_layers]
-        if early:
-            encoded = EncodedTexts.joined([(request.encoded, row) for row in early])
-            never = [NO_EXIT] * len(request.cutoffs)
-            try:
-                self._enqueue(Request(encoded, never, False, before=[predictions[row] for row in early]))
-            except QueueFullError:
+        with self.changed:
+            room = 0 if self.closing else max(0, self.max_queue - self.pending - self.auditing)
+            rows = rows[:room]
+            early = [row for row in rows if predictions[row].exit_layer < self.classifier.config.num_hidden_layers]
+            if early:
+                encoded = EncodedTexts.joined([(request.encoded, row) for row in early])
+                never, before = [NO_EXIT] * len(request.cutoffs), [predictions[row] for row in early]
+                self._enqueue(Request(encoded, never, False, before, len(rows)))
                 return
-        self.watch.record_audit(len(rows) - len(early), 0)  # what ran through all layers cannot change
+        self.watch.record_audit(len(rows), 0)
 
     def _fail(self, error: Exception) -> None:
         """All that are active get the error, and their batcher is given up."""
@@ -167,7 +181,8 @@ class BatchingWorker:
         with self.changed:
             waiting = [item for item in self.queue if id(item[0]) not in requests]
             self.queue = deque(waiting)
-            self.pending -= sum(len(request.encoded) for request in requests.values())
+            for request in requests.values():
+                self._count(request, -1)
         for request in requests.values():
             if request.before is None and request.future.set_running_or_notify_cancel():
                 request.future.set_exception(error)

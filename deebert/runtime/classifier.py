@@ -36,14 +36,14 @@ class Prediction:
     """What a model says about one text.
 
     label: the class; where a text has several labels the list of those with a probability above 0.5; of a regression
-        model the value as text.
+        model the number.
     probability: of that class, or of each label in the list; None for regression.
     exit_layer: the layer, from 1, after which the text exited; 0: before the first layer.
     probabilities: of every label; empty for regression.
     truncated: whether the text was too long for the model and was cut.
     """
 
-    label: str | list[str]
+    label: str | list[str] | float
     probability: float | list[float] | None
     exit_layer: int
     probabilities: dict[str, float]
@@ -130,8 +130,7 @@ class Classifier:
     ) -> list[Prediction]:
         """What logits (B, C) of these exits say in words."""
         if self.config.num_labels == 1 and self.config.problem_type != "multi_label_classification":
-            values = [f"{value:.4f}" for value in logits[:, 0]]
-            rows = zip(values, exit_layers, truncated, strict=True)
+            rows = zip(logits[:, 0].tolist(), exit_layers, truncated, strict=True)
             return [Prediction(value, None, layer, {}, cut) for value, layer, cut in rows]
         several = has_several_labels(self.config)
         names = [self.config.id2label[i] for i in range(self.config.num_labels)]

@@ -99,6 +99,29 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
 
+class RequestCounter:
+    """ASGI middleware around all others: counts the requests to /predict by the status of their responses."""
+
+    def __init__(self, app, requests: Counter):
+        self.app, self.requests = app, requests
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/predict":
+            await self.app(scope, receive, send)
+            return
+
+        async def counted(message):
+            if message["type"] == "http.response.start":
+                self.requests.labels(str(message["status"])).inc()
+            await send(message)
+
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:
+            self.requests.labels("500").inc()  # Starlette makes this response outside of all middleware
+            raise
+
+
 def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
     """The service as an ASGI application. When it ends, all requests that have arrived are finished first."""
     worker = BatchingWorker(classifier, limits.max_queue)
@@ -111,16 +134,11 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
 
     app = FastAPI(title="DeeBERT", lifespan=lifespan, docs_url=None, redoc_url=None)  # those pages load foreign scripts
     app.add_middleware(BodyLimit, max_bytes=limits.max_bytes)
+    app.add_middleware(RequestCounter, requests=metrics.requests)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        metrics.requests.labels("422").inc()
         return JSONResponse({"detail": one_line(error)}, 422)  # FastAPI's own repeats the texts
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        metrics.requests.labels(str(error.status_code)).inc()
-        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
     @app.post("/predict")
     async def predict(request: PredictRequest) -> Response:
@@ -137,14 +155,9 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
             raise HTTPException(429, f"{error}; try again", {"Retry-After": "1"}) from None
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        try:
-            predictions = await asyncio.wrap_future(future)
-            response = JSONResponse({"predictions": [vars(prediction) for prediction in predictions]})
-        except Exception:
-            metrics.requests.labels("500").inc()
-            raise
+        predictions = await asyncio.wrap_future(future)
+        response = JSONResponse({"predictions": [vars(prediction) for prediction in predictions]})
         metrics.seconds.observe(perf_counter() - start)
-        metrics.requests.labels("200").inc()
         return response
 
     @app.get("/metrics")

@@ -13,6 +13,7 @@ from tiny import sentences, tiny_model
 
 from deebert import Classifier
 from deebert.commands import predict
+from deebert.data.text_rows import read_rows
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.modeling.exit_rules import entropy
 from deebert.utils import cli
@@ -118,12 +119,18 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder):
 
 def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsys):
     model = tiny_model("bert", num_labels=1)
+    with torch.no_grad():
+        model.classifier.weight *= 1e-5  # of small numbers all digits count
+        model.classifier.bias.zero_()
     save_model(model, load_tokenizer(str(tiny_checkpoints["bert"])), tmp_path)
     value, probability, layer = run(monkeypatch, capsys, ["a good film"], "--model", tmp_path)[0].split("\t")
     inputs = load_tokenizer(str(tmp_path))("a good film", return_tensors="pt")
     with torch.no_grad():
-        assert float(value) == pytest.approx(model(**inputs).logits.item(), abs=1e-3)
+        expected = model(**inputs).logits.item()
+    assert float(value) == pytest.approx(expected, rel=1e-4)
     assert (probability, layer) == ("", "4")
+    (line,) = run(monkeypatch, capsys, ["a good film"], "--model", tmp_path, "--format", "jsonl")
+    assert json.loads(line)["label"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -176,16 +183,22 @@ TABLES = {  # the same two rows; the second text has a comma, quotes and a line 
     "jsonl": '{"id": "7", "text": "a good film", "note": "x"}\n\n'
     '{"id": "8", "text": "dull, \\"so\\" bad", "note": ""}\n',
 }
+TABLES["json"] = TABLES["jsonl"]
 
 
 @pytest.mark.parametrize("backbone", ["bert"])
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", [*TABLES, "parquet"])
 def test_a_table_keeps_its_columns(folder, monkeypatch, capsys, tmp_path, kind):
     path = tmp_path / f"x.{kind}"
-    path.write_bytes(b"\xef\xbb\xbf" + TABLES[kind].encode())
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+        rows = csv.DictReader(io.StringIO(TABLES["csv"], newline=""))
+        pytest.importorskip("pandas").DataFrame(list(rows)).to_parquet(path)
+    else:
+        path.write_bytes(b"\xef\xbb\xbf" + TABLES[kind].encode())
     expected = Classifier(str(folder))(["a good film", 'dull, "so" bad'])
     lines = run(monkeypatch, capsys, [], "--model", folder, "--file", path, "--text_column", "text")
-    if kind == "jsonl":
+    if kind not in ("csv", "tsv"):
         rows = [json.loads(line) for line in lines]
     else:
         unquoted = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
@@ -227,7 +240,7 @@ def test_pairs_of_columns_from_a_stream_in_another_format(folder, monkeypatch, c
         ("a,b\n1,2\n", ["--text_column", "text"], "line 1: no column text; there are a, b"),
         ('a,b\n"1,2\n', ["--text_column", "a"], "line 2: not a CSV record: a quote is opened and never closed"),
         ("a,prediction\n1,2\n", ["--text_column", "a"], "a column prediction already"),
-        ('{"a": 1}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: a: not a text"),
+        ('{"a": [1]}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: 'a' is not a text: [1]"),
         ('{"a": "\\ud800"}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: not JSON"),
         ("[1]", ["--text_column", "a", "--input_format", "jsonl"], "line 1: not a JSON object"),
         ('{"b": ""}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: no column a; there are b"),
@@ -238,6 +251,7 @@ def test_pairs_of_columns_from_a_stream_in_another_format(folder, monkeypatch, c
         ),
         ("a", ["--text_pair_column", "a"], "--text_pair_column: give --text_column"),
         ("a", ["--input_format", "csv"], "--input_format csv: tables need --text_column"),
+        ("a", ["--text_column", "a", "--input_format", "parquet"], "--input_format parquet: give --file"),
         ("a", ["--max_seq_length", "7"], "--max_seq_length 7: give at least 8 tokens"),
         ("a", ["--file", "tests/x.csv"], "--file tests/x.csv: no such file"),
         ("a", ["--file", "/proc/self/mem"], "--file /proc/self/mem: cannot be read (Input/output error)"),
@@ -252,12 +266,18 @@ def test_bad_tables_and_streams_get_one_clear_line(folder, monkeypatch, capsys, 
     assert message in line
 
 
-@pytest.mark.parametrize("backbone", ["bert"])
-def test_a_table_is_not_taken_for_lines(folder, monkeypatch, tmp_path):
-    (tmp_path / "x.csv").write_text("text\na good film\n")
-    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--file", str(tmp_path / "x.csv")])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "parquet"])
+def test_a_table_is_not_taken_for_lines(monkeypatch, tmp_path, ending):
+    (tmp_path / f"x.{ending}").write_text("text\na good film\n")
+    monkeypatch.setattr("sys.argv", ["predict", "--model", "m", "--file", str(tmp_path / f"x.{ending}")])
     with pytest.raises(InputError, match="give --text_column"):
         predict.main()
+
+
+def test_numbers_and_null_are_texts_as_in_training():
+    (row,) = read_rows(['{"a": 7, "b": null}'], "jsonl", ["a", "b"])
+    assert row.texts == ("7", "")
+    assert row.columns == {"a": 7, "b": None}
 
 
 @pytest.mark.parametrize("backbone", ["bert"])

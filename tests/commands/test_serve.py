@@ -62,7 +62,8 @@ def test_an_answer_does_not_wait_for_an_acknowledgement():
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_the_load_test_compares_both(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("status", [200, 429])
+def test_the_load_test_compares_both(tmp_path, monkeypatch, capsys, status):
     bodies = []
 
     class Answers(BaseHTTPRequestHandler):
@@ -70,7 +71,7 @@ def test_the_load_test_compares_both(tmp_path, monkeypatch, capsys):
 
         def do_POST(self):
             bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -91,6 +92,10 @@ def test_the_load_test_compares_both(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(load_test, "server", server)
     arguments = ["--model", "m", "--file", str(tmp_path / "texts"), "--exit_threshold", "9", "--clients", "2"]
     monkeypatch.setattr("sys.argv", ["load_test", *arguments, "--seconds", "0.2", "--repeats", "1"])
+    if status != 200:
+        with pytest.raises(InputError, match="status 429"):
+            load_test.main()
+        return
     load_test.main()
     assert flags == [["--exit_threshold=-1"], ["--exit_threshold=9.0"]]
     assert {body["texts"] for body in bodies} == set(TEXTS)

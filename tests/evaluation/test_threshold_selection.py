@@ -58,7 +58,8 @@ def test_what_is_chosen_is_kept(task, target, monkeypatch):
     monkeypatch.setattr(threshold_selection, "POINTS", 60)  # for speed
     runs = 50
     broken, saving = broken_rate(with_costs(simulated(5000, 5)), task, target, samples=250, runs=runs)
-    assert broken <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / runs)
+    allowed = 1 - target.confidence
+    assert broken <= allowed + 3 * math.sqrt(allowed * (1 - allowed) / runs)
     assert saving > 0.05
 
 
@@ -176,13 +177,16 @@ def test_report_counts_texts():
     assert "switched off" not in text
 
 
-@pytest.mark.parametrize("target", [SelectionTarget(drop=0.02), SelectionTarget(risk=0.02)])
-def test_too_few_samples_say_how_many_would_do(target):
+@pytest.mark.parametrize(
+    ("target", "confidence"), [(SelectionTarget(drop=0.02), "90 %"), (SelectionTarget(risk=0.02), "95 %")]
+)
+def test_too_few_samples_say_how_many_would_do(target, confidence):
     few = choose(SST2, simulated(60, 0), target)
     assert few.threshold is None
     assert 100 < few.samples_needed < 2000
-    assert "60 dev samples do not show with 90 % confidence that" in threshold_selection.report(few, target, 60)
-    assert f"about {few.samples_needed:,} would be needed" in threshold_selection.report(few, target, 60)
+    report = threshold_selection.report(few, target, 60)
+    assert f"60 dev samples do not show with {confidence} confidence that" in report
+    assert f"about {few.samples_needed:,} would be needed" in report
 
 
 def test_what_no_threshold_does_needs_no_more_samples():

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -130,7 +130,9 @@ def test_an_error_of_the_model_ends_its_requests_only(classifier, client, monkey
         assert client.post("/predict", json={"texts": TEXTS}).status_code == 500
     assert client.post("/predict", json={"texts": TEXTS}).status_code == 200
     assert client.get("/health").json() == {"status": "ok"}
-    assert "deebert_queue_texts 0.0" in client.get("/metrics").text
+    metrics = client.get("/metrics").text
+    assert "deebert_queue_texts 0.0" in metrics
+    assert 'deebert_requests_total{status="500"} 1.0' in metrics
 
 
 def test_metrics(folder):
@@ -142,6 +144,7 @@ def test_metrics(folder):
         for _ in range(12):
             client.post("/predict", json={"texts": TEXTS})
         client.post("/predict", json={})
+        client.post("/predict", content=bytes(Limits().max_bytes + 1))
         while "deebert_audited_texts_total 108.0" not in (text := client.get("/metrics").text):
             pass
     for layer in range(1, 5):
@@ -151,9 +154,51 @@ def test_metrics(folder):
     assert f"deebert_changed_texts_total {changed}.0" in text
     assert 'deebert_requests_total{status="200"} 12.0' in text
     assert 'deebert_requests_total{status="422"} 1.0' in text
+    assert 'deebert_requests_total{status="413"} 1.0' in text
     assert "deebert_request_seconds_count 12.0" in text
     index = float(re.search(r"^deebert_population_stability_index (.+)$", text, re.MULTILINE)[1])
     assert index == pytest.approx(classify.stats()["population_stability_index"])
+
+
+def test_a_busy_service_audits_early_exits_and_others_alike(folder):
+    """Each text is followed by the next before it is audited, so that the queue of one text is full but at the end."""
+    classify = Classifier(folder, audit=1.0)
+    worker = BatchingWorker(classify, max_queue=1)
+    left, done = [(text, threshold) for text in TEXTS for threshold in (-1, 9)], threading.Event()
+
+    def submit_next(_=None):
+        if left:
+            text, threshold = left.pop()
+            worker.submit(classify.encode([(text,)]), threshold).add_done_callback(submit_next)
+        else:
+            done.set()
+
+    submit_next()
+    with worker:
+        assert done.wait(60)
+    assert classify.stats()["texts"] == 18
+    assert classify.stats()["audited"] <= 1
+
+
+def test_audits_take_no_room_of_clients(folder, monkeypatch):
+    classify, second, layers = Classifier(folder, audit=1.0), Future(), []
+    encoded, predictions = classify.encode([(text,) for text in TEXTS]), classify.predictions
+
+    def submit_in_the_audit(logits, exit_layers, truncated):
+        layers.append(exit_layers[0])
+        if len(layers) == 2:
+            try:
+                second.set_result(worker.submit(encoded, 9))
+            except QueueFullError as error:
+                second.set_exception(error)
+        return predictions(logits, exit_layers, truncated)
+
+    monkeypatch.setattr(classify, "predictions", submit_in_the_audit)
+    with BatchingWorker(classify, max_queue=9) as worker:
+        worker.submit(encoded, 9)
+        assert len(second.result(60).result(60)) == 9
+    assert layers[:3] == [1, 4, 1]
+    assert (worker.pending, worker.auditing) == (0, 0)
 
 
 def test_what_has_arrived_is_finished_at_the_end(classifier):

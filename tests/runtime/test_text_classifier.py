@@ -15,7 +15,6 @@ import torch
 from saved import TEXTS, save_classifier
 from tiny import BACKBONES, tiny_model, tiny_tokenizer
 
-import deebert
 from deebert import Classifier
 from deebert.data.encoding import TextEncoder
 from deebert.modeling.checkpoints import save_model, set_labels
@@ -83,7 +82,6 @@ def test_batches_pairs_streams_and_nothing(classifier):
         assert sum(p.probabilities.values()) == pytest.approx(1)
     assert len(classifier([("a film", "good"), ("a film", "bad")])) == 2
     assert classifier([]) == []
-    assert deebert.Predictor is Classifier
 
 
 @pytest.mark.parametrize("wrong", ["a film", ["a", ("b", "c")], [("a", "b", "c")], [None], ["a", 3], ["\ud800"]])

@@ -1,6 +1,0 @@
-"""`python -m deebert.predict` of version 0.5, kept for one version: it is now `deebert predict`."""
-
-from deebert.__main__ import renamed
-
-if __name__ == "__main__":
-    renamed("predict")
