@@ -45,7 +45,8 @@ settings() {
     if [ -n "${TRAIN_FILE:-}${VALIDATION_FILE:-}${TEST_FILE:-}" ]; then
         [ -z "${DATASET:-}" ] || fail "DATASET=$DATASET and TRAIN_FILE: set one of them, and unset the other"
         NAME=$(basename "${TRAIN_FILE:-${OUTPUT_DIR:-model}}") NAME=${NAME%.*}
-        [ "$NAME" != train ] || NAME=$(basename "$(cd "$(dirname "$TRAIN_FILE")" && pwd)")  # many files are called that
+        [ "$NAME" != train ] || [ -z "${TRAIN_FILE:-}" ] ||  # many files are called that
+            NAME=$(basename "$(cd "$(dirname "$TRAIN_FILE")" && pwd)")
         DATA=(${TRAIN_FILE:+--train_file "$TRAIN_FILE"} ${VALIDATION_FILE:+--validation_file "$VALIDATION_FILE"}
             ${TEST_FILE:+--test_file "$TEST_FILE"})
     else

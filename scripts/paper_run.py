@@ -1,4 +1,4 @@
-"""One model on one task of the paper: the training, the evaluation, and what they leave behind."""
+"""One model on one task of the paper: the training, the evaluation, and which files they write."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -7,6 +7,7 @@ throughput at others. On a GPU: the full model in fp32 and bf16, and early exit 
 
 import argparse
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,8 @@ def main() -> None:
     device = torch.device(args.device)
     model = load_model(args.model, config).to(device).eval()
     sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
+    if left_out := [str(size) for size in args.batch_sizes if size > len(features)]:
+        print(f"note: no batches of {', '.join(left_out)}: there are {len(features)} samples", file=sys.stderr)
     make_folder(args.output_dir)
     with TemporaryDirectory() as work, torch.inference_mode():
         thresholds = [NO_EXIT, *args.exit_threshold]

@@ -33,16 +33,19 @@ def download(task: Task, data_dir: str | Path) -> list[Path]:
     for name, files in parts:
         try:
             dataset = load_dataset(REPOSITORY, name)
-            splits = {path: dataset[hub] for path, hub in files.items()}
+            splits = {path: _lines(task, dataset[hub], path.stem) for path, hub in files.items()}
         except Exception as error:  # the library's have no common base: no network, no such data, a damaged cache
             raise InputError(f"{task.name}: the hub cannot be reached, or has no such task: {error}") from None
-        written += [_write_split(task, rows, path) for path, rows in splits.items()]
+        for path, lines in splits.items():
+            with replacing(path) as file:
+                file.writelines(f"{line}\n" for line in lines)
+        written += splits
     return written
 
 
-def _write_split(task: Task, rows, path: Path) -> Path:
-    """Writes one split of a hub dataset as GLUE lays it out, to a temporary name first."""
-    test = is_test(path.stem)  # the hub fills the label of test rows with -1
+def _lines(task: Task, rows, split: str) -> list[str]:
+    """One split of a hub dataset as GLUE lays it out."""
+    test = is_test(split)  # the hub fills the label of test rows with -1
     names = rows.features["label"].names if task.labels and task.labels != BINARY else None
     columns = dict(zip(task.text_columns, task.hub_columns or task.text_columns, strict=True))
     labelled = task.headerless or (*task.text_columns, task.label_column)
@@ -55,9 +58,5 @@ def _write_split(task: Task, rows, path: Path) -> Path:
             return names[row["label"]] if names else str(row["label"])
         return str(row["idx"]) if column == INDEX_COLUMNS[0] else ""
 
-    with replacing(path) as file:
-        if test or not task.headerless:
-            file.write("\t".join(header) + "\n")
-        for row in rows:
-            file.write("\t".join(field(row, column) for column in header) + "\n")
-    return path
+    records = ["\t".join(field(row, column) for column in header) for row in rows]
+    return records if task.headerless and not test else ["\t".join(header), *records]

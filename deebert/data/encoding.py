@@ -56,9 +56,9 @@ def padded(lists: Sequence[list[int]], width: int, value: int) -> np.ndarray:
 class TextEncoder:
     """Tokenizes texts and pairs, and cuts the longer text of a pair first, as transformers' tokenizers do.
 
-    It has a tokenizer of its own without truncation, which nobody changes: transformers' set truncation and padding in
-    each call, so that threads disturb one another. And they keep all combinations of the parts that are cut off: a
-    pair of two texts of 20,000 words takes them a minute.
+    It keeps its own tokenizer, whose settings never change: transformers changes truncation and padding in every call,
+    which is not safe with threads. transformers also stores every overflowing combination of a pair: two texts of
+    20,000 words take it a minute.
     Raises InputError where max_tokens leaves no room for text.
     """
 

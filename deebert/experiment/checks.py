@@ -133,8 +133,8 @@ def check_teacher_config(args: Arguments, config, teacher) -> None:
         )
     if teacher.vocab_size != config.vocab_size or max_tokens(teacher) < args.max_seq_length:
         raise InputError(
-            f"--teacher {args.teacher}: {teacher.vocab_size} words in texts of up to {max_tokens(teacher)} tokens; "
-            f"the model has {config.vocab_size} words, --max_seq_length is {args.max_seq_length}"
+            f"--teacher {args.teacher}: a vocabulary of {teacher.vocab_size} and texts of up to {max_tokens(teacher)} "
+            f"tokens; the model has a vocabulary of {config.vocab_size}, and --max_seq_length is {args.max_seq_length}"
         )
 
 

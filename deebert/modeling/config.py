@@ -174,9 +174,13 @@ def is_histogram(value) -> bool:
 
 
 def check_labels(id2label: dict) -> None:
-    """Raises ValueError where this is no table of labels by the numbers of the outputs."""
+    """Raises ValueError where this is no table of labels, each once, by the numbers of the outputs."""
     if not isinstance(id2label, dict) or {*map(str, id2label)} != {*map(str, range(len(id2label) or 1))}:
         raise ValueError(f"id2label is {str(id2label)[:100]}; give a name for each output: 0, 1, 2, ...")
+    names = [str(name) for name in id2label.values()]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"id2label has {repeated[0][:100]!r} more than once; give each output a name of its own")
 
 
 def is_number(value) -> bool:

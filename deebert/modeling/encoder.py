@@ -66,7 +66,7 @@ class HighwayEncoder:
         return self.with_exit_0(self.layer)
 
     def with_exit_0(self, layers: Sequence[Callable]) -> list[Callable]:
-        """The blocks that these layers are."""
+        """The layers, after a block that does nothing where there is an exit 0."""
         return list(layers) if self.highway_embeddings is None else [unchanged, *layers]
 
     def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -100,7 +100,7 @@ class StageTraining:
             accelerator.process_index,
         )
         self.total = settings.total_steps(len(self.batches))
-        fused = accelerator.device.type in ("cpu", "cuda")  # one pass over the weights; a ninth of the time on a CPU
+        fused = accelerator.device.type in ("cpu", "cuda")  # one pass over the weights: a CPU takes a ninth of its time
         optimizer = torch.optim.AdamW(parameter_groups(model, settings), eps=settings.adam_epsilon, fused=fused)
         self.module, self.optimizer = accelerator.prepare(data.trainee(model), optimizer)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, self.total)

@@ -114,7 +114,10 @@ def positive_float(text: str) -> float:
 
 def non_negative_float(text: str) -> float:
     """An argparse type: a finite number from 0."""
-    return 0.0 if text in ("0", "0.0") else positive_float(text)
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
+    return value
 
 
 def fraction(text: str) -> float:

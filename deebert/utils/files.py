@@ -31,7 +31,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """Opens a temporary file beside `path` and renames it to `path` when the block ends without an error.
 
     By then it is on the disk, so that a power cut leaves the old file or the new one. Raises InputError where the disk
-    is full or the folder cannot be written to.
+    is full or the folder cannot be written to, and where the block cannot read another file.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -44,7 +44,9 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        if error.filename is None or str(error.filename) in map(str, (partial, path, *path.parents)):
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
     finally:
         with suppress(OSError):
             partial.unlink()

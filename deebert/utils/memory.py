@@ -1,11 +1,15 @@
 """Peak memory of a part of a program."""
 
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -18,12 +22,14 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes since the last reset: allocated on the GPU, else resident in this process."""
+    """Peak bytes since the last reset: allocated on the GPU, else resident in this process; 0: not known (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
+        if resource is None:
+            return 0
         unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB elsewhere
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,12 +12,13 @@ from deebert.utils import cli
 
 def test_all_systems_side_by_side(tmp_path, tiny_data, small_exports, monkeypatch, capsys):
     argv = f"benchmark --model {small_exports}/model --task_name SST-2 --data_dir {tiny_data}/SST-2"
-    argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 --exit_threshold 0.693"
+    argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 32 --exit_threshold 0.693"
     monkeypatch.setattr("sys.argv", argv.split())
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # its own takes a minute
     with parts_kept_in(small_exports / "parts"):
         cli.run(benchmark.main)
-    printed = capsys.readouterr().out
+    printed, notes = capsys.readouterr()
+    assert "note: no batches of 32: there are 12 samples" in notes
     assert "12 samples" in printed
     assert "full model, ONNX Runtime int8, ms a text: torch.export" in printed
     assert (tmp_path / "out/benchmark.md").read_text().strip() in printed

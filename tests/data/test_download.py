@@ -8,6 +8,8 @@ import pytest
 from deebert.commands import download
 from deebert.data.tasks import TASKS, Example, read_examples, read_indices
 from deebert.utils import cli
+from deebert.utils.cli import InputError
+from deebert.utils.files import replacing
 
 WORDS = ("entailment", "neutral", "contradiction")
 HUB = {  # of each task on the hub: the names of its labels, a row, and the texts and the label that are read back
@@ -36,11 +38,18 @@ READ_BACK = {
 
 
 class Split(list):
-    """Rows of a hub dataset with the names of its label classes."""
+    """Rows of a hub dataset with the names of its label classes. They are read late, and may be damaged."""
+
+    damaged = False
 
     def __init__(self, names, rows):
         super().__init__(rows)
         self.features = {"label": SimpleNamespace(names=names)}
+
+    def __iter__(self):
+        if self.damaged:
+            raise OSError("a damaged cache")
+        return super().__iter__()
 
 
 @pytest.fixture
@@ -132,6 +141,19 @@ def test_without_the_package_there_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.run(download.main)
     assert capsys.readouterr().err == "error: the download needs the package datasets: pip install datasets\n"
+
+
+def test_rows_that_cannot_be_read_are_not_said_to_be_unwritable(fetch, monkeypatch, capsys):
+    monkeypatch.setattr(Split, "damaged", True)
+    with pytest.raises(SystemExit):
+        fetch("RTE")
+    assert "RTE: the hub cannot be reached, or has no such task: a damaged cache" in capsys.readouterr().err
+
+
+def test_reading_another_file_while_writing_is_no_error_of_writing(tmp_path):
+    with pytest.raises(InputError, match=r"other: cannot be read \(No such file"), replacing(tmp_path / "x") as file:
+        file.write((tmp_path / "other").read_text())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_gets_one_line(fetch, tmp_path, capsys):

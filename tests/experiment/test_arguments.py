@@ -104,6 +104,9 @@ def test_the_original_name_of_the_threshold(args):
 def test_negative_numbers_of_every_spelling_are_values():
     spelled = ["-1", "-.5", "-1e-3", "-inf", "-Infinity"]
     assert parse_args([*REQUIRED, "--exit_threshold", *spelled]).exit_threshold == [float(x) for x in spelled]
+    assert parse_args([*REQUIRED, "--weight_decay", "0.00"]).weight_decay == 0
+    with pytest.raises(InputError, match="--weight_decay: -1 is not a number from 0"):
+        parse_args([*REQUIRED, "--weight_decay", "-1"])
 
 
 def test_records_of_0_5_stay_comparable(args):

@@ -72,6 +72,7 @@ CONFIG_FIELDS = [  # field, value, message
     *(("highway_head", value, "highway_head is") for value in (None, [], 3, "tail")),
     *(("patience_tolerance", value, "patience_tolerance is") for value in (None, "a", -1, float("nan"), [0.5])),
     *(("id2label", value, "id2label") for value in ({"1": "a", "2": "b"}, {"a": "b"}, {}, "ab", ["a", "b"])),
+    ("id2label", {"0": "a", "1": "a"}, "id2label has 'a' more than once"),
     ("id2label", {"0": 1}, "at least two labels"),
     ("id2label", {"0": "a", "1": "b", "2": "c"}, "weights do not load"),
     ("id2label", {"0": "a\tb", "1": "c\nd"}, LOADS),

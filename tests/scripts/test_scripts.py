@@ -141,11 +141,15 @@ def test_a_python_without_the_requirements_gets_one_clear_line(tmp_path, tiny_da
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["eval_deebert.sh", "entropy_eval.sh"])
-def test_a_missing_model_gets_one_clear_line(tmp_path, tiny_data, name):
-    done = script(name, tmp_path, PATH_TO_DATA=str(tiny_data), DATASET="SST-2")
+@pytest.mark.parametrize(
+    ("name", "settings", "model"),
+    [
+        ("eval_deebert.sh", {"DATASET": "SST-2"}, "./saved_models/bert-base/SST-2/two_stage"),
+        ("entropy_eval.sh", {"TEST_FILE": "new.csv", "OUTPUT_DIR": "runs/train"}, "runs/train"),
+    ],
+)
+def test_a_missing_model_gets_one_clear_line(tmp_path, tiny_data, name, settings, model):
+    done = script(name, tmp_path, PATH_TO_DATA=str(tiny_data), **settings)
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "error: no trained model in ./saved_models/bert-base/SST-2/two_stage: run scripts/train"
-    )
+    assert done.stderr.startswith(f"error: no trained model in {model}: run scripts/train")
     assert len(done.stderr.splitlines()) == 1
