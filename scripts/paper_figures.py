@@ -81,13 +81,17 @@ def grid(names: Sequence[str], draw: Callable, x: str, y: str, columns: int = 3)
     return figure
 
 
+ENTRY_INCHES = 1.8  # that an entry of a legend takes
+
+
 def legend(figure: Figure) -> None:
     """One legend above all panels: the same label stands for the same line in each."""
     entries = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries, loc="outside upper center", ncols=min(len(entries), 4))
+    columns = max(1, int(figure.get_figwidth() / ENTRY_INCHES))
+    figure.legend(entries.values(), entries, loc="outside upper center", ncols=min(len(entries), columns))
 
 
 def tradeoff(shown: Sequence[Shown]) -> Figure:

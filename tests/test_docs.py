@@ -28,7 +28,7 @@ OWN_FLAGS = (
     *("compare", "benchmark_training", "sample_data", "load_test", "domain_shift", "threshold_coverage"),
     "reproduce_paper",
 )  # scripts with flags
-FLAGS_OF_TESTS = {"--again", "--faults", "--fuzz", "--jobs", "--mutants", "--out"}
+FLAGS_OF_TESTS = {"--again", "--faults", "--fuzz", "--jobs", "--mutants", "--out", "--slow"}
 FLAGS_OF_OTHERS = {"--help", "--logdir", "--standalone", "--nproc_per_node", *FLAGS_OF_TESTS}
 FLAGS_OF_THE_ORIGINAL = {"--local_rank"}  # gone here
 FILES_OF_BEFORE = {"measure_evaluation.py"}
