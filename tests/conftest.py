@@ -34,7 +34,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not (config.getoption("--slow") or os.environ.get("CI")):
+    wanted = any(config.getoption(name) for name in ("--slow", "--fuzz", "--faults"))
+    if not (wanted or os.environ.get("CI")):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="--slow runs it"))

@@ -3,6 +3,7 @@
 import csv
 from functools import partial
 
+import pytest
 import torch
 from exported import parts_kept_in
 
@@ -10,6 +11,7 @@ from deebert.commands import benchmark
 from deebert.utils import cli
 
 
+@pytest.mark.slow
 def test_all_systems_side_by_side(tmp_path, tiny_data, small_exports, monkeypatch, capsys):
     argv = f"benchmark --model {small_exports}/model --task_name SST-2 --data_dir {tiny_data}/SST-2"
     argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 32 --exit_threshold 0.693"

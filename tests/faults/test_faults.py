@@ -36,6 +36,9 @@ def last_line(process: DriverProcess) -> str:
     return process.log.strip().splitlines()[-1].split("\r")[-1]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.slice("number", [signal.SIGTERM, signal.SIGINT], 1)
 @pytest.mark.slice("moment", ["entropy_sweep.csv", "all exits:"], 1)
 def test_a_signal_in_the_evaluation(uninterrupted, tiny_data, tmp_path, number, moment):

@@ -129,6 +129,7 @@ def fuzz_export(fuzz_graph, tmp_path, tmp_path_factory):
     return model, folders
 
 
+@pytest.mark.slow
 def test_onnx(fuzz_graph, fuzz_export, record_property):
     encoder, number, examples = fuzz_graph
     model, exports = fuzz_export

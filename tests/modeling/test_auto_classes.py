@@ -138,6 +138,7 @@ model = Auto.from_pretrained(folder)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", SCRIPTS)
 @pytest.mark.parametrize("backbone", ["roberta"], indirect=True)
 def test_in_a_process_of_its_own(folder, how, tmp_path):

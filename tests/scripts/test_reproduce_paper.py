@@ -83,6 +83,7 @@ def reproduced(reproduce, workplace) -> tuple[Path, str]:
     return workplace / "out", "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_each_training_has_a_line_with_an_estimate(reproduced):
     lines = [line for line in reproduced[1].splitlines() if re.match(r"\[\d+/18\]", line)]
     assert [line.split(";")[0] for line in lines[:2]] == [
@@ -95,6 +96,7 @@ def test_each_training_has_a_line_with_an_estimate(reproduced):
     assert len(lines) == 18
 
 
+@pytest.mark.slow
 def test_the_table_has_each_task_beside_the_papers(reproduced):
     folder, printed = reproduced
     text = (folder / "table1.txt").read_text()
@@ -123,6 +125,7 @@ def test_the_table_has_each_task_beside_the_papers(reproduced):
     assert [cell.strip() for cell in markdown[3].strip("|").split("|")] == ["paper, BERT-base", *rows[1][1:]]
 
 
+@pytest.mark.slow
 def test_the_csv_file_repeats_what_was_measured(reproduced):
     folder, _ = reproduced
     rows = list(csv.DictReader((folder / "table1.csv").open()))
@@ -143,6 +146,7 @@ def test_the_csv_file_repeats_what_was_measured(reproduced):
     assert (float(known["paper_change"]), float(known["paper_time_saved"])) == (-0.006, 0.44)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_reused_and_figures_are_drawn(reproduced, reproduce, monkeypatch, capsys):
     """Only figures are drawn; a model counts as large from LARGE layers on."""
     folder, _ = reproduced
@@ -163,6 +167,7 @@ def test_what_is_finished_is_reused_and_figures_are_drawn(reproduced, reproduce,
         assert line.startswith(f"Figure {number} is left out")
 
 
+@pytest.mark.slow
 def test_figures_show_what_was_measured(reproduced):
     folder, _ = reproduced
     row = paper_time.timed_thresholds(2)
@@ -187,6 +192,7 @@ def test_figures_show_what_was_measured(reproduced):
     assert [bar.get_height() for bar in bars[1]] == pytest.approx([100 * each.exits[2] / 4 for each in of_row])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(reproduced, reproduce, monkeypatch, workplace, capsys):
     """Stopped between training and evaluation: the training is not repeated. Other settings are refused."""
     main, calls = run_glue_deebert.main, []

@@ -9,6 +9,7 @@ from helpers import ROOT, script, started_by
 import run_glue_deebert
 
 
+@pytest.mark.slow
 def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints, monkeypatch):
     """The second and the third start the driver here: a process of its own would only take seconds more."""
     monkeypatch.chdir(tmp_path)
