@@ -195,12 +195,12 @@ def _load(name_or_path: str, config, cache_dir: str | None, trained: bool = True
             cache_dir=cache_dir,
             output_loading_info=True,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=not trained,
         )
     check_layers(name_or_path, config, info["unexpected_keys"] if trained else [])
     others = sorted(info["mismatched_keys"])  # name, shape in the checkpoint, shape in the model
     for name, stored, wanted in others:
-        if trained or "classifier" not in name or stored[1:] != wanted[1:]:
+        if "classifier" not in name or stored[1:] != wanted[1:]:
             raise InputError(
                 f"{name_or_path}: its weights do not load: {name} is {tuple(stored)}, and its config.json makes it "
                 f"{tuple(wanted)}; {fix}"

@@ -195,13 +195,13 @@ class HighwayClassifier(OwnInit):
         state = getattr(outputs, "pooler_output", None)
         if state is None:
             state = self.final_state(outputs.last_hidden_state, pooling_weights)
-        return self.final_logits(state)
+        return self.classify(state)
 
     def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
         """What the final classifier reads of the last layer: (b, T, H) -> (b, H). pooling_weights: see below."""
         return self.base_model.pooler(hidden_states)
 
-    def final_logits(self, state: Tensor) -> Tensor:
+    def classify(self, state: Tensor) -> Tensor:
         """The final classifier: (b, H) -> (b, C)."""
         return self.classifier(self.dropout(state))
 

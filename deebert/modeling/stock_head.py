@@ -30,6 +30,6 @@ class StockHeadClassifier(HighwayClassifier):
         """The first token's state: (b, T, H) -> (b, H)."""
         return hidden_states[:, 0]
 
-    def final_logits(self, state: Tensor) -> Tensor:
+    def classify(self, state: Tensor) -> Tensor:
         """HF's head, which takes the hidden states of all tokens, and reads the first: (b, H) -> (b, C)."""
         return self.classifier(state.unsqueeze(1))

@@ -70,7 +70,7 @@ class LayerRunner:
     def exit(self, i: int, hidden: Tensor, pooling_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Exit i, also the last: logits (b, C), and the certainty (b,) or None."""
         if i == self.last:
-            return self.model.final_logits(self.model.final_state(hidden, pooling_weights)), None
+            return self.model.classify(self.model.final_state(hidden, pooling_weights)), None
         return self.off_ramps[i](hidden, pooling_weights)
 
 

@@ -354,7 +354,7 @@ def test_a_model_of_another_task_is_a_start_and_no_result(tmp_path, backbone):
     assert new == sorted(ours)
     for name, tensor in before.state_dict().items():
         assert name in new or torch.equal(tensor, model.state_dict()[name]), name
-    with pytest.raises(InputError, match=r"weights do not load: .*classifier.* is \(3.*makes it \(2"):
+    with pytest.raises(InputError, match="weights do not load"):
         load_model(str(tmp_path), config)
 
 

@@ -214,7 +214,7 @@ def test_the_last_layer_is_the_backbones_own_where_it_attends_otherwise(reason):
     model = tiny_model("bert", **options)
     ids = random_batch(model.config, [7, 7])["input_ids"]
     with torch.no_grad():
-        expected = model.final_logits(model.bert(ids).pooler_output)
+        expected = model.classify(model.bert(ids).pooler_output)
         torch.testing.assert_close(model(ids, exit_threshold=1e-9).logits, expected)
 
 

@@ -63,7 +63,7 @@ def brute_force(rule: str, logits: np.ndarray) -> list[float]:
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_runtime_exits_where_brute_force_says(models, model, runtimes, name):
-    batch = random_batch(model.config, [5, 9, 3, 12, 7, 2, 9, 4], seed=3)
+    batch = random_batch(model.config, [5, 9, 3, 12, 7, 2, 9, 4], seed=2)
     batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
     with torch.no_grad():
         full = model(**batch, output_all_exits=True)

@@ -61,7 +61,7 @@ class DeeDistilBertForSequenceClassification(AutoLoading, StockHeadClassifier, D
     config_class = DeeDistilBertConfig
     model_class = DeeDistilBertModel
 
-    def final_logits(self, state: Tensor) -> Tensor:
+    def classify(self, state: Tensor) -> Tensor:
         """HF's head: (b, H) -> (b, C)."""
         return self.classifier(self.dropout(self.pre_classifier(state).relu()))
 

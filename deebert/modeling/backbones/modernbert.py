@@ -128,7 +128,7 @@ class DeeModernBertForSequenceClassification(AutoLoading, StockHeadClassifier, M
             return hidden_states[:, 0]
         return mean_of_tokens(hidden_states, pooling_weights)
 
-    def final_logits(self, state: Tensor) -> Tensor:
+    def classify(self, state: Tensor) -> Tensor:
         """HF's head: (b, H) -> (b, C)."""
         return self.classifier(self.drop(self.head(state)))
 
