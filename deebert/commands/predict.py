@@ -198,7 +198,7 @@ def main() -> None:
     call: Callable = classify.stream if args.continuous_batching else classify
     writer = Writer(args.format)
     with source(args.file, args.input_format) as texts:
-        rows = read_rows(texts, args.input_format, columns)
+        rows = read_rows(texts, args.input_format, columns, "" if args.file == "-" else f"{args.file}, ")
         while batch := list(islice(rows, None if args.continuous_batching else args.batch_size)):
             if not write(writer.text(batch, call([row.texts for row in batch]))):
                 return

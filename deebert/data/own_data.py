@@ -181,8 +181,8 @@ def check_labels(part: Part, labels: tuple[str, ...]) -> None:
 def kind(problem_type: str, labels: tuple[str, ...]) -> str:
     if problem_type == REGRESSION:
         return "a number each"
-    each = "any number of labels each, of" if problem_type == MULTI_LABEL else "one each of"
-    return f"{each} {len(labels)} labels: {listing(labels)}"
+    number = "any number" if problem_type == MULTI_LABEL else "one"
+    return f"{number} of {len(labels)} labels each: {listing(labels)}"
 
 
 def strata(values: list) -> list[str]:

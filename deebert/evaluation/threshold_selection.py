@@ -220,7 +220,7 @@ def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -
     if choice.threshold is None:
         more = f"{MORE_SAMPLES[-1]} times as many would not either"
         if choice.samples_needed:
-            more = f"about {choice.samples_needed:,} would be needed"
+            more = f"about {choice.samples_needed:,} would be needed, or a weaker target"
         return f"no threshold is chosen: {dev_samples:,} dev samples do not show {sure} that {aim}; {more}"
     unit = "nats" if choice.rule == "entropy" else f"({choice.rule})"
     thresholds = np.atleast_1d(choice.threshold)

@@ -101,7 +101,7 @@ def find_task(args) -> Task:
     return own_task(
         OwnFiles(
             **{"problem_type": args.problem_type} | evaluated,
-            train=None if args.validation_file and not args.do_train else as_path(args.train_file),
+            train=as_path(args.train_file),
             validation=as_path(args.validation_file),
             test=as_path(args.test_file),
             text_column=args.text_column,
@@ -142,7 +142,10 @@ def trained_defaults(args: argparse.Namespace) -> dict:
     names = [field.name for field in fields(OwnDataArguments)]
     same_files = args.train_file in (None, trained.get("train_file"))
     if args.validation_file or args.test_file or not same_files:
-        names = [name for name in names if name not in FILES]
+        known = Path(trained.get("train_file") or "").is_file()  # then texts that the model has seen are named
+        names = [
+            name for name in names if name not in FILES or (name == "train_file" and args.validation_file and known)
+        ]
     return defaults | {name: trained[name] for name in names if trained.get(name) is not None}
 
 

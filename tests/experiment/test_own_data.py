@@ -53,7 +53,7 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     write_csv(tmp_path / "test.csv", [(text, names[label]) for text, label in sentences(12, 2)])
     own(f"{TRAIN} --train_file films.csv --validation_split 0.3 --highway_epochs 2")
     printed = capsys.readouterr().out
-    assert "films.csv: 60 lines, text from 'text', label from 'label', one each of 2 labels: bad, good" in printed
+    assert "films.csv: 60 lines, text from 'text', label from 'label', one of 2 labels each: bad, good" in printed
     assert "films.csv: 18 of its lines are the dev set, 42 the training set (--validation_split 0.3)" in printed
 
     own(f"{EVALUATE} --target_saving 0.2 --seed 7")  # the data are those of the training, and its part of them
@@ -70,7 +70,9 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     assert [row["label"] for row in classes] == ["bad", "good"]
 
     own(f"{EVALUATE} --validation_file films.csv --test_file test.csv")
-    assert "Result of out on test: acc" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Result of out on test: acc" in printed
+    assert "warning: 60 of 60 texts in films.csv are in films.csv, too" in printed
     assert len(AllExits.load(tmp_path / "plotting/out-test/all_exits.npz").labels) == 12
 
     for flags in ("--train_file films.csv --validation_split 0.2", "--train_file test.csv"):
@@ -90,7 +92,7 @@ def test_texts_with_several_labels(own, tmp_path, capsys):
     own(f"{TRAIN} {files} --exit_rule learned --distill")
     own(f"{EVALUATE} --exit_rule entropy --target_saving 0.3 --eval_highway --exit_threshold 0 0.6")
     printed = capsys.readouterr().out
-    assert "any number of labels each, of 3 labels: bad, good, long" in printed
+    assert "any number of 3 labels each: bad, good, long" in printed
     exits, classes, config = results_of(tmp_path)
     assert (config["problem_type"], exits.labels.shape) == ("multi_label_classification", (20, 3))
     probabilities = 1 / (1 + np.exp(-exits.logits[:, :-1].astype(float)))
