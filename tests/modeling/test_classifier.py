@@ -1,5 +1,6 @@
 """Checkpoints, losses, stages, and life inside transformers."""
 
+import copy
 import dataclasses
 import json
 
@@ -19,7 +20,7 @@ from deebert.modeling.checkpoints import (
     save_model,
     set_labels,
 )
-from deebert.modeling.config import HighwayConfig
+from deebert.modeling.config import HighwayConfig, known_exit_counts
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.utils.cli import InputError
 
@@ -371,3 +372,24 @@ def test_broken_weights_are_refused(tmp_path, tiny_checkpoints):
     tiny_model("roberta").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="are no bert"):
         load_pretrained(str(tmp_path), tiny_config("bert"))
+
+
+def test_a_models_cache_folder_is_passed_on(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(CLASSES["bert"][1], "from_pretrained", lambda *_, **options: seen.update(options) or 1 / 0)
+    with pytest.raises(InputError, match="division"):
+        load_model(str(tmp_path), tiny_config("bert"), cache_dir="cache")
+    assert seen["cache_dir"] == "cache"
+
+
+def test_the_dev_sets_exits_count_for_their_rule_and_threshold_only(tmp_path):
+    histogram = {"rule": "entropy", "threshold": 0.3, "counts": {"1": 5, "4": 2}}
+    model = tiny_model("bert", exit_threshold=0.3, exit_histogram=histogram)
+    model.save_pretrained(tmp_path)
+    config = load_config(str(tmp_path))
+    assert known_exit_counts(config) == {1: 5, 4: 2}
+    for change in ({"exit_threshold": 0.4}, {"exit_rule": "margin"}, {"exit_histogram": None}):
+        other = copy.deepcopy(config)
+        for name, value in change.items():
+            setattr(other, name, value)
+        assert known_exit_counts(other) is None

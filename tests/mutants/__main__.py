@@ -65,7 +65,7 @@ class Trial:
     def outcome(self) -> str | None:
         """None while the tests run."""
         hangs = time.monotonic() - self.begun > self.seconds
-        if not hangs and not os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if not hangs and self.process.is_alive():
             return None
         self.took = round(time.monotonic() - self.begun, 1)
         self.end()
@@ -75,7 +75,7 @@ class Trial:
 
     def end(self) -> None:
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # before its process is waited for: so long the group exists
+            os.killpg(self.process.pid, signal.SIGKILL)  # what its tests started and left
         self.process.join()
 
     def found_by(self) -> str:
