@@ -24,6 +24,7 @@ from deebert.evaluation.tables import threshold_name
 
 LARGE = 24  # layers
 WIDE, HIGH = 3.1, 2.6  # inches of a panel
+ENTRY_INCHES = 1.8  # that an entry of a legend takes
 TIME, LAYER, EXITS = "time saved (%)", "exit layer", "samples that exit (%)"
 
 
@@ -79,9 +80,6 @@ def grid(names: Sequence[str], draw: Callable, x: str, y: str, columns: int = 3)
     figure.supylabel(y, fontsize=10)
     legend(figure)
     return figure
-
-
-ENTRY_INCHES = 1.8  # that an entry of a legend takes
 
 
 def legend(figure: Figure) -> None:

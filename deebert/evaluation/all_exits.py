@@ -33,12 +33,6 @@ PER_SAMPLE = ("logits", "labels", "certainties", "layer_operations", "off_ramp_o
 UNTIMED_BATCH_SIZE = 32  # of the all-exits pass; its logits do not depend on the batch size
 
 
-def half_indices(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of two disjoint random halves of the samples."""
-    order = np.random.default_rng(seed).permutation(samples)
-    return order[: samples // 2], order[samples // 2 :]
-
-
 @dataclass(frozen=True)
 class AllExits:
     """The logits of every exit for every sample, and the rule by which samples exit.
@@ -101,17 +95,6 @@ class AllExits:
         """A copy with these samples only: their indices, or a mask (S,)."""
         arrays = {name: getattr(self, name) for name in PER_SAMPLE}
         return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
-
-    @classmethod
-    def joined(cls, parts: Sequence["AllExits"]) -> "AllExits":
-        """The samples of several parts of one data set, one part after the other."""
-        names = [name for name in PER_SAMPLE if getattr(parts[0], name) is not None]
-        return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
-    def halves(self, seed: int) -> tuple["AllExits", "AllExits"]:
-        """Two disjoint random halves: one to fit on, one to report on."""
-        first, second = half_indices(len(self.logits), seed)
-        return self.take(first), self.take(second)
 
     def cutoffs(self, threshold: float | Sequence[float]) -> list[float]:
         """The cut-offs (E-1,) of a threshold, or of one per off-ramp. Raises ValueError (see `ExitRule.cutoffs`)."""

@@ -142,10 +142,9 @@ def trained_defaults(args: argparse.Namespace) -> dict:
     names = [field.name for field in fields(OwnDataArguments)]
     same_files = args.train_file in (None, trained.get("train_file"))
     if args.validation_file or args.test_file or not same_files:
-        known = Path(trained.get("train_file") or "").is_file()  # then texts that the model has seen are named
-        names = [
-            name for name in names if name not in FILES or (name == "train_file" and args.validation_file and known)
-        ]
+        names = [name for name in names if name not in FILES]
+        if args.validation_file and Path(trained.get("train_file") or "").is_file():
+            names.append("train_file")  # so that texts which the model has seen are named
     return defaults | {name: trained[name] for name in names if trained.get(name) is not None}
 
 

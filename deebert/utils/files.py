@@ -16,14 +16,8 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-LEFTOVERS = (
-    ".*.partial",
-    ".*.removed",
-    ".saving-*",
-    ".features-*",
-    ".writable-*",
-    ".exporting-*",
-)  # of a process that was killed
+# Of a process that was killed.
+LEFTOVERS = (".*.partial", ".*.removed", ".saving-*", ".features-*", ".writable-*", ".exporting-*")
 
 
 @contextmanager

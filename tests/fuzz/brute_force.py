@@ -78,9 +78,9 @@ class BruteForce:
     def all_exits(self, batch: Mapping[str, torch.Tensor]) -> AllExits:
         """The logits of all exits for a batch of input_ids, attention_mask and, perhaps, token_type_ids (B, T)."""
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).numpy() != 0
-        whole = {"attention_mask": torch.from_numpy(mask).long()}  # HF's ModernBERT takes no other in bfloat16
+        integers = {"attention_mask": torch.from_numpy(mask).long()}  # HF's ModernBERT takes no other in bfloat16
         with torch.no_grad():
-            output = self.stock(**{**batch, **whole}, output_hidden_states=True)
+            output = self.stock(**{**batch, **integers}, output_hidden_states=True)
         states = [state.double().numpy() for state in output.hidden_states]
         states = states[0 if self.facts["exit_before_first_layer"] else 1 : self.layers]
         pooled = [
