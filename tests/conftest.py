@@ -1,26 +1,15 @@
-"""Settings and fixtures of all tests."""
+"""Settings of all tests. It imports no library: the process that only deals out the tests reads it, too."""
 
-import functools
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are faster so, above all beside other work; for subprocesses too
 
-from pathlib import Path
-
-import hypothesis
-import pytest
-import torch
-from exported import make_small_exports
-from helpers import once_for_all_workers
-from tiny import BACKBONES, sentences, tiny_model, tiny_tokenizer
-
 pytest_plugins = ["fuzz_option", "hostile_table"]  # here, since only this file is read before the command line
-
-torch.set_num_threads(1)
-hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)  # the machines are shared and noisy
-hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser):
@@ -31,6 +20,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--faults"):
         config.args = [str(Path(__file__).parent / "faults")]
+    if config.getoption("dist", "no") == "no":  # this process runs tests
+        config.pluginmanager.import_plugin("shared_fixtures")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -39,77 +30,3 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="--slow runs it"))
-
-
-@pytest.fixture(params=BACKBONES)
-def backbone(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_user_cache(tmp_path_factory):
-    """No fixture reads or fills the user's feature cache."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_table_of_operators():
-    """torch.onnx builds its table of operators anew for each graph: a third of the time that a tiny graph takes."""
-    from torch.onnx._internal.exporter import _registration
-
-    library = _registration.onnxscript_apis  # imported at the first use of an attribute
-    with pytest.MonkeyPatch.context() as patch:
-        make = functools.cache(lambda: type(library).__getattr__(library, "get_torchlib_ops")())
-        patch.setitem(vars(library), "get_torchlib_ops", make)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Each test begins with an empty feature cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """A folder for each backbone with a pretrained-like checkpoint (no off-ramps, no classifier) and a tokenizer."""
-    folders = {}
-    for backbone in BACKBONES:
-        folder = folders[backbone] = tmp_path_factory.mktemp(backbone)
-        base = tiny_model(backbone, initializer_range=0.05).base_model
-        stock = next(kind for kind in type(base).__mro__ if kind.__module__.startswith("transformers."))
-        plain = stock(base.config)
-        plain.load_state_dict(base.state_dict(), strict=False)
-        plain.save_pretrained(folder)
-        tiny_tokenizer(backbone).save_pretrained(folder)
-    return folders
-
-
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory) -> Path:
-    """A folder with SST-2, MRPC, MNLI and STS-B in GLUE's layout: 48 lines to train on, 20 to score."""
-    root = tmp_path_factory.mktemp("glue")
-
-    def write(path: str, header: str, lines: list[str], start: str = "") -> None:
-        (root / path).parent.mkdir(exist_ok=True)
-        (root / path).write_text(start + "\n".join([header, *lines]) + "\n", encoding="utf-8")
-
-    for split, n, seed in (("train", 48, 1), ("dev", 20, 2)):
-        rows = sentences(n, seed)
-        write(f"SST-2/{split}.tsv", "sentence\tlabel", [f"{text}\t{label}" for text, label in rows])
-        pairs = [f"{label}\t{i}\t{i}\t{text}\t{text}" for i, (text, label) in enumerate(rows)]
-        write(f"MRPC/{split}.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", pairs, start="\ufeff")
-        scored = [f"{i}\t{text}\t{text}\t{5 * label - label / (i + 1)}" for i, (text, label) in enumerate(rows)]
-        write(f"STS-B/{split}.tsv", "index\tsentence1\tsentence2\tscore", scored)
-        for name in [split] if split == "train" else ["dev_matched", "dev_mismatched"]:
-            names = ("contradiction", "entailment", "neutral")
-            shift = int(name == "dev_mismatched")
-            lines = [f"{i}\t{text}\t{text}\t{names[(i + shift) % 3]}" for i, (text, _) in enumerate(rows)]
-            write(f"MNLI/{name}.tsv", "index\tsentence1\tsentence2\tgold_label", lines)
-    return root
-
-
-@pytest.fixture(scope="session")
-def small_exports(tmp_path_factory, tiny_data) -> Path:
-    """A folder with a model and what the command made of it, see `exported.make_small_exports`. Tests only read it."""
-    return once_for_all_workers(tmp_path_factory, "small_exports", lambda folder: make_small_exports(folder, tiny_data))

@@ -254,11 +254,11 @@ def test_the_runtimes_that_run_layers_one_by_one(name, speculate):
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
 
 
-EXPORTED = [name if name == "toy" else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS]
 INT8 = ("modernbert", "toy")
 
 
-@pytest.mark.parametrize("name", EXPORTED, indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODERS, indirect=True)
 def test_an_export_gives_the_same_exits(name, tmp_path):
     model = make(name, num_hidden_layers=2, exit_before_first_layer=False)
     with onnx_export.traced_parts(model) as parts:

@@ -147,7 +147,7 @@ def test_a_setting_for_each_depth():
     assert comparison.for_each_depth(settings, 3) == expected
 
 
-def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
+def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, figures_not_drawn, monkeypatch, capsys):
     (tmp_path / "settings.txt").write_text(
         "paper:\nmean: --highway_pooling mean\nsure: --highway_pooling mean --exit_rule confidence\n"
         "joint: --train_strategy joint\n"

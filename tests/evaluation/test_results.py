@@ -197,19 +197,18 @@ def write_results(folder, rows=ROWS[:2], curve=ROWS, layers=True):
     return folder
 
 
-def test_figures_of_one_and_of_two_folders(tmp_path):
-    folders = [
-        write_results(tmp_path / "bert-base/MRPC/two_stage"),
-        write_results(tmp_path / "bert-base/RTE/two_stage"),
-    ]
-    names = {"score_by_saving", "score_by_layer", "exits_by_threshold", "expected_and_measured_saving"}
-    for i, chosen in enumerate((folders[:1], folders)):
-        series = read_series(chosen)
-        written = plotting.draw(series, tmp_path / f"figures{i}")
-        assert {path.stem for path in written} == names
-        assert {path.suffix for path in written} == {".png", ".pdf"}
-        assert all(path.read_bytes()[:4] in (b"\x89PNG", b"%PDF") for path in written)
+def test_figures_of_two_folders(tmp_path):
+    series = read_series([write_results(tmp_path / f"bert-base/{task}/two_stage") for task in ("MRPC", "RTE")])
     assert [s.label for s in series] == ["MRPC", "RTE"]
+    written = plotting.draw(series, tmp_path / "figures")
+    assert {path.stem for path in written} == {
+        "score_by_saving",
+        "score_by_layer",
+        "exits_by_threshold",
+        "expected_and_measured_saving",
+    }
+    assert {path.suffix for path in written} == {".png", ".pdf"}
+    assert all(path.read_bytes()[:4] in (b"\x89PNG", b"%PDF") for path in written)
 
 
 def test_figures_show_the_numbers(tmp_path):
@@ -253,7 +252,7 @@ def test_figures_show_the_cost_where_every_file_holds_it(tmp_path):
     np.testing.assert_allclose([text.xy for text in exact.texts], [(0, 5), (30, 29)])
 
 
-def test_only_figures_with_data_are_drawn(tmp_path):
+def test_only_figures_with_data_are_drawn(tmp_path, figures_not_drawn):
     untimed = write_results(tmp_path / "a", rows=ROWS[2:], curve=(), layers=False)
     layers = write_results(tmp_path / "b", rows=(), curve=())
     assert {p.stem for p in plotting.draw(read_series([untimed]), tmp_path)} == {
@@ -336,7 +335,7 @@ def test_our_npy_files_read_like_their_csv(tmp_path):
     assert read_sweep(tmp_path) == ROWS  # the CSV holds more, and comes first
 
 
-def test_npy_files_without_a_full_model_have_no_change_and_no_saved_time(tmp_path):
+def test_npy_files_without_a_full_model_have_no_change_and_no_saved_time(tmp_path, figures_not_drawn):
     write_original(tmp_path, layers=False, thresholds=[0.1, 0.2])
     rows = read_sweep(tmp_path)
     assert {(row.score_change, row.time_saved) for row in rows} == {(None, None)}
@@ -346,7 +345,7 @@ def test_npy_files_without_a_full_model_have_no_change_and_no_saved_time(tmp_pat
     assert {path.stem for path in written} == {"score_by_saving", "exits_by_threshold"}
 
 
-def test_figures_from_npy_files_only(tmp_path):
+def test_figures_from_npy_files_only(tmp_path, figures_not_drawn):
     folder = write_original(tmp_path / "MRPC/two_stage")
     written = plotting.draw(read_series([folder]), tmp_path / "figures")
     assert len(written) == 8

@@ -182,7 +182,7 @@ def test_a_shared_first_stage_gives_the_same_weights(drive, tmp_path, capsys):
         assert files(tmp_path) == before
 
 
-def test_an_exit_before_the_first_layer_is_added_in_stage_2(drive, tmp_path, capsys):
+def test_an_exit_before_the_first_layer_is_added_in_stage_2(drive, tmp_path, figures_not_drawn, capsys):
     """To a model whose stage 1 knew nothing of it; then every file counts it under layer 0."""
     drive(f"{TRAIN} --first_stage shared --output_dir paper")
     capsys.readouterr()
