@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
 from itertools import cycle, islice
 from pathlib import Path
@@ -47,22 +47,22 @@ def server(model: str, flags: Sequence[str]) -> Iterator[str]:
 
 def client(address: str, texts: Sequence[str], until: float) -> list[float]:
     """Sends texts until that time (time.perf_counter). Returns the seconds to each response. Raises InputError."""
-    connection, seconds = HTTPConnection(address, timeout=60), []
-    for text in cycle(texts):
-        start = time.perf_counter()
-        if start > until:
-            break
-        try:
-            connection.request("POST", "/predict", json.dumps({"texts": text}), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            body = response.read()
-        except (OSError, HTTPException) as error:
-            raise InputError(f"http://{address}/predict: no response ({error or type(error).__name__})") from None
-        if response.status != 200:
-            raise InputError(f"status {response.status}: {body.decode()}")
-        seconds.append(time.perf_counter() - start)
-    connection.close()
-    return seconds
+    seconds = []
+    with closing(HTTPConnection(address, timeout=60)) as connection:
+        for text in cycle(texts):
+            start = time.perf_counter()
+            if start > until:
+                return seconds
+            body = json.dumps({"texts": text})
+            try:
+                connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                answer = response.read()
+            except (OSError, HTTPException) as error:
+                raise InputError(f"http://{address}/predict: no response ({error or type(error).__name__})") from None
+            if response.status != 200:
+                raise InputError(f"status {response.status}: {answer.decode()}")
+            seconds.append(time.perf_counter() - start)
 
 
 def load(address: str, texts: Sequence[str], clients: int, duration: float) -> list[float]:

@@ -85,8 +85,10 @@ def test_the_load_test_compares_both(tmp_path, monkeypatch, capsys, status):
         flags.append(given)
         with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as http:
             Thread(target=http.serve_forever, daemon=True).start()
-            yield f"127.0.0.1:{http.server_port}"
-            http.shutdown()
+            try:
+                yield f"127.0.0.1:{http.server_port}"
+            finally:
+                http.shutdown()  # without it the thread spins for ever on the closed socket
 
     (tmp_path / "texts").write_text("\n".join(TEXTS))
     monkeypatch.setattr(load_test, "server", server)

@@ -150,7 +150,6 @@ def test_a_setting_for_each_depth():
 def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, figures_not_drawn, monkeypatch, capsys):
     (tmp_path / "settings.txt").write_text(
         "paper:\nmean: --highway_pooling mean\nsure: --highway_pooling mean --exit_rule confidence\n"
-        "joint: --train_strategy joint\n"
         "full: --train_strategy static\n"
         "small: --train_strategy static --num_layers 1 --distill --teacher first_stage\n"
     )
@@ -177,9 +176,9 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     monkeypatch.setattr(run_glue_deebert, "main", lambda argv: (trained.append(argv), main(argv)))
     monkeypatch.setattr(comparison, "outcome", lambda task, exits: (measured.append(exits), outcome(task, exits))[1])
     compare_all()
-    assert len(trained) == 10  # two seeds of five trainings, none of them twice
+    assert len(trained) == 8  # two seeds of four trainings, none of them twice
     printed = capsys.readouterr().out
-    assert printed.count("stage 1: mean loss") == 6  # paper, mean and full share theirs
+    assert printed.count("stage 1: mean loss") == 4  # paper, mean and full share theirs
     teachers = [Path(argv[len(argv) - argv[::-1].index("--teacher")]) for argv in trained[-2:]]
     assert all((teacher / "first_stage.json").is_file() for teacher in teachers)
     assert teachers[0] != teachers[1]  # each seed has its own
@@ -187,7 +186,7 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     assert not list(folder.glob("runs/*/*/model"))
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
     assert [(row["setting"], row["seed"]) for row in rows] == [
-        (name, seed) for name in ("paper", "mean", "sure", "joint") for seed in "12"
+        (name, seed) for name in ("paper", "mean", "sure") for seed in "12"
     ]
     for row in rows[4:6]:  # "sure", of the same training as "mean"
         exits = AllExits.load(folder / "runs/highway_pooling+mean" / f"seed{row['seed']}" / "all_exits.npz")
@@ -205,7 +204,7 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     )
     shutil.rmtree(folder / "first_stage")
     compare_all()
-    assert len(trained) == 10
+    assert len(trained) == 8
     assert [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")] == before
     with pytest.raises(cli.InputError, match="runs with other settings"):
         compare_all("--warmup_steps", "3")

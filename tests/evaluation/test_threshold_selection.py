@@ -55,7 +55,7 @@ def broken_rate(world: AllExits, task, target: SelectionTarget, samples: int, ru
 )
 def test_what_is_chosen_is_kept(task, target, monkeypatch):
     """A threshold breaks its target no more often than 1 - confidence allows, and still saves."""
-    monkeypatch.setattr(threshold_selection, "POINTS", 60)  # for speed
+    monkeypatch.setattr(threshold_selection, "POINTS", 45)  # for speed
     runs = 50
     broken, saving = broken_rate(with_costs(simulated(5000, 5)), task, target, samples=250, runs=runs)
     allowed = 1 - target.confidence
