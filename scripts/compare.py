@@ -11,13 +11,14 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote_plus
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import run_glue_deebert
-from deebert.data.tasks import Task, get_task
+from deebert.data.tasks import Task
 from deebert.evaluation import baselines, comparison, plotting, results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import parse_args
@@ -50,9 +51,9 @@ class Comparison:
         if AFTER_TRAINING.parse_known_args(common)[1] != common or "--seed" in common:
             raise InputError("give --exit_rule, --patience_tolerance in a setting's line, and seeds in SEEDS")
 
-    @property
+    @cached_property
     def task(self) -> Task:
-        return get_task(parse_args(self.argv([], 0)).task_name)
+        return parse_args(self.argv([], 0)).task
 
     @property
     def layers(self) -> int:
@@ -160,7 +161,8 @@ def main() -> None:
     if not early:
         raise InputError("--settings: all of them are static; add one with exits, such as 'two stages:'")
     print(f"\n{comparison.table(outcomes)}\n")
-    if len(settings) > 1 and task.num_labels > 1 and comparison.common_unit(outcomes) == results.COST:
+    comparable = task.num_labels > 1 and not task.several_labels  # baselines.py compares predicted classes
+    if len(settings) > 1 and comparable and comparison.common_unit(outcomes) == results.COST:
         written += [write_frontier(args.comparison_dir, task, early, static)]
     print(*written, sep="\n")
 

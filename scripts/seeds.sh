@@ -4,5 +4,7 @@
 # Settings and further arguments: as for train_deebert.sh. What was interrupted goes on where it was.
 set -euo pipefail
 
-export SETTINGS="" COMPARISON_DIR=${COMPARISON_DIR:-./seeds/${DATASET:-MRPC}}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+settings
+export SETTINGS="" COMPARISON_DIR=${COMPARISON_DIR:-./seeds/$NAME}
 exec bash "$(dirname "${BASH_SOURCE[0]}")/compare.sh" "$@"

@@ -1,6 +1,7 @@
 """Comparing settings: the numbers of the table, and resuming an interrupted comparison."""
 
 import csv
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -224,3 +225,24 @@ def test_a_setting_with_a_wrong_flag_gets_one_line(tmp_path, tiny_data, monkeypa
     message = capsys.readouterr().err
     assert "invalid choice: 'last'" in message
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_own_data_are_compared(tmp_path, tiny_checkpoints, figures_not_drawn, monkeypatch, capsys, several):
+    (tmp_path / "settings.txt").write_text("fast: --recipe fast --highway_epochs 1\nfull: --train_strategy static\n")
+    labels = [["red"], ["green"], ["blue"]] * 12
+    lines = [
+        json.dumps({"text": f"{label[0]} text {i}", "label": label if several else label[0]})
+        for i, label in enumerate(labels)
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    argv = (
+        f"compare.py --settings {tmp_path}/settings.txt --seeds 1 --comparison_dir {tmp_path}/compared --no_cuda "
+        f"--train_file {tmp_path}/own.jsonl --validation_split 0.3 --model_name_or_path {tiny_checkpoints['bert']} "
+        "--max_seq_length 16 --num_train_epochs 1 --save_steps 0"
+    )
+    monkeypatch.setattr("sys.argv", argv.split())
+    compare.main()
+    assert "| fast |" in (tmp_path / "compared/comparison.md").read_text()
+    # a text with several labels has no predicted class that the baselines could compare
+    assert (tmp_path / "compared/frontier.md").is_file() != several

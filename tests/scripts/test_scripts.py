@@ -102,6 +102,13 @@ def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
         assert arguments[-2:] == ["--label_column", "team"]
         assert not {"--task_name", "--data_dir"} & {*arguments}
 
+    for script_name in ("compare.sh", "seeds.sh"):
+        arguments = script(script_name, tmp_path, PYTHON=str(tmp_path / "python"), **files).stdout.splitlines()
+        folder = {"compare.sh": "comparison", "seeds.sh": "seeds"}[script_name]
+        assert arguments[arguments.index("--comparison_dir") + 1] == f"./{folder}/{name}"
+        assert arguments[arguments.index("--train_file") + 1] == files["TRAIN_FILE"]
+        assert "--task_name" not in arguments
+    for script_name in ("train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh", "compare.sh", "seeds.sh"):
         both = script(script_name, tmp_path, DATASET="MRPC", **files)
         assert (both.returncode, both.stdout) == (2, "")
         assert both.stderr == "error: DATASET=MRPC and TRAIN_FILE: set one of them, and unset the other\n"
