@@ -1,8 +1,9 @@
 """`deebert benchmark`: early exit beside what one would run instead.
 
-Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8) and early exit, in PyTorch and
-ONNX Runtime at several thresholds, on a dev set, in one run in which the systems take turns: latency at batch size 1,
-throughput at others. On a GPU: the full model in fp32 and bf16, and early exit in PyTorch and as CUDA graphs.
+Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8), smaller models in the same
+ways, and early exit in PyTorch and ONNX Runtime at several thresholds, on a dev set, in one run in which the systems
+take turns: latency at batch size 1, throughput at others. On a GPU: full and smaller models in fp32 and bf16, and early
+exit in PyTorch and as CUDA graphs.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 import matplotlib as mpl
 import numpy as np
 import torch
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from deebert.data.features import Features
@@ -28,8 +29,10 @@ from deebert.modeling.checkpoints import (
     check_threshold,
     disable_cudnn_attention,
     load_config,
+    load_final_classifier,
     load_model,
     load_tokenizer,
+    max_tokens,
     quiet_transformers,
 )
 from deebert.modeling.classifier import HighwayClassifierOutput
@@ -57,20 +60,48 @@ def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
     if compiled:
         fast = torch.compile(stock, dynamic=True)
         systems.append(System("torch.compile, full", None, lambda batch: fast(**batch)))
+    if compiled and model.device.type == "cuda":  # compiled, and run as CUDA graphs, one for each shape of a batch
+        graphed = torch.compile(stock, mode="reduce-overhead", dynamic=True)
+        systems.append(System("torch.compile reduce-overhead, full", None, lambda batch: graphed(**batch)))
     return systems
 
 
-def gpu_systems(folder: str, model, thresholds: Sequence[float], compiled: bool) -> list[System]:
-    """All systems that run on a GPU, in fp32 and bf16."""
+def of_smaller(folder: str, config, systems: Sequence[System]) -> list[System]:
+    """The systems of a smaller model's `full`, by the name of its folder."""
+    return [replace(system, name=system.name.replace("full", Path(folder).name), smaller=config) for system in systems]
+
+
+def load_smaller(folder: str, config, device: torch.device):
+    """A smaller model of the same task, to run without exits. Raises InputError."""
+    smaller = load_config(folder)
+    if smaller.id2label != config.id2label:
+        raise InputError(f"--smaller {folder}: its labels are others than those of --model")
+    if max_tokens(smaller) < max_tokens(config) or smaller.vocab_size != config.vocab_size:
+        raise InputError(f"--smaller {folder}: it takes other tokens than --model")
+    return load_final_classifier(folder, smaller).to(device).eval()
+
+
+def in_precision(model: PreTrainedModel, precision: torch.dtype) -> PreTrainedModel:
+    """The model in float32, or a copy of it in another precision."""
+    return model if precision == torch.float32 else copy.deepcopy(model).to(precision)
+
+
+def gpu_systems(
+    folder: str, model, smaller: dict[str, PreTrainedModel], thresholds: Sequence[float], compiled: bool
+) -> list[System]:
+    """All systems that run on a GPU, in fp32 and bf16. smaller: models by their folders."""
     systems = []
     for precision in (torch.float32, torch.bfloat16):
         name = "bf16" if precision == torch.bfloat16 else "fp32"
-        chosen = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
+        chosen = in_precision(model, precision)
         runners = {"DeeBERT, PyTorch": chosen, "DeeBERT, CUDA graphs": GraphedDeeBert(chosen)}
         if precision == torch.float32:
             runners["DeeBERT, CUDA graphs, in step"] = GraphedDeeBert(chosen, speculate=False)
         early = [early_exit(runner, threshold, title) for title, runner in runners.items() for threshold in thresholds]
         full = pytorch_systems(folder, chosen, compiled)
+        for other, model_there in smaller.items():
+            static = pytorch_systems(other, in_precision(model_there, precision), compiled)
+            full += of_smaller(other, model_there.config, static)
         systems += [replace(system, name=f"{system.name}, {name}") for system in full + early]
     return systems
 
@@ -87,6 +118,7 @@ def early_exit(runner, threshold: float, name: str) -> System:
 
 def onnx_systems(model, features: Features, work: Path) -> list[System]:
     """The full model in ONNX Runtime, in fp32 and int8: of the graphs made in several ways the one fastest here."""
+    make_folder(work)
     paths = {"fp32": export_full(exportable(model), work), "int8": {}}
     for name, path in paths["fp32"].items():
         paths["int8"][name] = path.with_name(f"int8_{path.name}")
@@ -132,6 +164,9 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument(
+        "--smaller", nargs="+", default=[], help="folders of smaller models (--train_strategy static) to time, too"
+    )
     parser.add_argument("--task_name", required=True, help="the task that it was trained for")
     parser.add_argument("--data_dir", required=True, help="folder with the task's TSV files; its dev set is used")
     parser.add_argument("--output_dir", required=True, type=Path, help="for benchmark.md, .csv, .png and .pdf")
@@ -162,6 +197,7 @@ def main() -> None:
         raise InputError("--device cuda: PyTorch sees no GPU here")
     device = torch.device(args.device)
     model = load_model(args.model, config).to(device).eval()
+    smaller = {folder: load_smaller(folder, config, device) for folder in args.smaller}
     sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
     if left_out := [str(size) for size in args.batch_sizes if size > len(features)]:
         print(f"note: no batches of {', '.join(left_out)}: there are {len(features)} samples", file=sys.stderr)
@@ -169,11 +205,15 @@ def main() -> None:
     with TemporaryDirectory() as work, torch.inference_mode():
         thresholds = [NO_EXIT, *args.exit_threshold]
         if device.type == "cuda":
-            systems = gpu_systems(args.model, model, thresholds, not args.no_compile)
+            systems = gpu_systems(args.model, model, smaller, thresholds, not args.no_compile)
         else:
             print("exporting the full model and its layers, in fp32 and int8", flush=True)
             systems = pytorch_systems(args.model, model, not args.no_compile)
-            systems += onnx_systems(model, features, Path(work))
+            systems += onnx_systems(model, features, Path(work, "full"))
+            for i, (folder, other) in enumerate(smaller.items()):
+                static = pytorch_systems(folder, other, not args.no_compile)
+                static += onnx_systems(other, features, Path(work, f"smaller_{i}"))
+                systems += of_smaller(folder, other.config, static)
             systems += early_systems(args.model, model, Path(work), thresholds)
         rows = measure(systems, features, task, config, sizes, args.repeats, device)
     about = (

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.benchmark import Timer
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from deebert.data.batching import collator
@@ -31,22 +32,26 @@ CHOICE_TEXTS = 100  # that choose the fastest of several systems
 class System:
     """A way to classify a batch.
 
-    threshold: None for a full model without off-ramps.
+    threshold: None for a model without off-ramps.
     stream: a way to classify several batches at once, by continuous batching; None where there is none.
+    smaller: the config of a smaller model; None for the benchmarked model and its full model.
     """
 
     name: str
     threshold: float | None
     forward: Callable[[dict], ModelOutput]
     stream: Callable[[list[dict]], ModelOutput] | None = None
+    smaller: PreTrainedConfig | None = None
 
 
 @dataclass
 class Row:
     """What one system gives. Shares from 0 to 1, times in milliseconds.
 
-    cost: of what ran, off-ramps included (see cost.py); None for a full model, which is not ours.
-    agreement: share of the samples with the label that PyTorch gives at batch size 1 (at the same threshold).
+    layers_run: of the full model's.
+    cost: of what ran, off-ramps included (see cost.py); None for a model without off-ramps, which is not ours.
+    agreement: share of the samples with the label that PyTorch gives at batch size 1: at the same threshold; for a
+        smaller model, the full model's.
     p50, p90, p99: latency at batch size 1, over the samples, of each one's median over the repeats.
     per_sample: by batch size, median over the repeats. continuous: the same for continuous batching, without size 1.
     floor: the matrix products of the layers that ran, mean over the samples, at the rate that PyTorch reaches for such
@@ -125,9 +130,9 @@ def median_milliseconds(systems: Sequence[System], features: Features, config) -
 
 def latency(system: System, timing: Timing, features: Features, task, config, rate: float) -> Row:
     """The row of one system, from its passes at batch size 1."""
-    layers = timing.exit_layers
-    if layers is None:  # every sample runs the full model
-        layers = np.full(len(features), config.num_hidden_layers)
+    layers, ran = timing.exit_layers, system.smaller or config
+    if layers is None:  # every sample runs all layers
+        layers = np.full(len(features), ran.num_hidden_layers)
     short = system.threshold is not None and config.first_token_only  # early exit computes only what is classified
     last = 1 if short else features.lengths
     p50, p90, p99 = np.percentile(1e3 * np.median(timing.batch_seconds, axis=0), [50, 90, 99])
@@ -140,7 +145,7 @@ def latency(system: System, timing: Timing, features: Features, task, config, ra
         p50=p50,
         p90=p90,
         p99=p99,
-        floor=1e3 * float(operations(config, features.lengths, layers, last).mean()) / rate,
+        floor=1e3 * float(operations(ran, features.lengths, layers, last).mean()) / rate,
     )
 
 

@@ -26,10 +26,11 @@ from deebert.experiment import checks
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.dev_sets import DevSets
 from deebert.experiment.record import RunRecord, decide_resume
-from deebert.experiment.static import layers_wanted, load_final_classifier
+from deebert.experiment.static import layers_wanted
 from deebert.modeling.checkpoints import (
     disable_cudnn_attention,
     load_config,
+    load_final_classifier,
     load_model,
     load_tokenizer,
     quiet_transformers,

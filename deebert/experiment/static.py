@@ -1,4 +1,4 @@
-"""Models without early exit: how many layers they get, how they are saved, scored, and loaded to teach others.
+"""Models without early exit: how many layers they get, how they are saved and scored.
 
 A model of --train_strategy static is an ordinary Hugging Face model. One of static_off_ramp has a layer more than it
 runs: it always exits before the last one.
@@ -9,11 +9,9 @@ from dataclasses import fields
 from transformers import PreTrainedModel
 
 from deebert.experiment.arguments import Arguments
-from deebert.modeling.checkpoints import load_pretrained
 from deebert.modeling.config import HighwayConfig, config_rule
 from deebert.modeling.exit_rule import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
-from deebert.utils.cli import InputError
 
 
 def layers_wanted(args: Arguments, available: int) -> int:
@@ -45,11 +43,3 @@ def without_exits(model) -> PreTrainedModel:
     plain = plain_class(plain_class.config_class.from_dict(config))
     plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if not is_off_ramp(name)})
     return plain
-
-
-def load_final_classifier(name_or_path: str, config):
-    """A fine-tuned model, to use its final classifier alone; off-ramps that it lacks are random. Raises InputError."""
-    model, missing = load_pretrained(name_or_path, config)
-    if lacking := [name for name in missing if not is_off_ramp(name)]:
-        raise InputError(f"{name_or_path}: not a fine-tuned classifier, it has no {lacking[0]}")
-    return model

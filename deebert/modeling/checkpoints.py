@@ -181,6 +181,14 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     return model, missing
 
 
+def load_final_classifier(name_or_path: str, config):
+    """A fine-tuned model, to use its final classifier alone; off-ramps that it lacks are random. Raises InputError."""
+    model, missing = load_pretrained(name_or_path, config)
+    if lacking := [name for name in missing if not is_off_ramp(name)]:
+        raise InputError(f"{name_or_path}: not a fine-tuned classifier, it has no {lacking[0]}")
+    return model
+
+
 def _load(name_or_path: str, config, cache_dir: str | None, trained: bool = True):
     if Path(name_or_path, MANIFEST).is_file():
         raise InputError(

@@ -6,8 +6,10 @@ from functools import partial
 import pytest
 import torch
 from exported import parts_kept_in
+from transformers import BertConfig, BertForSequenceClassification
 
 from deebert.commands import benchmark
+from deebert.modeling.checkpoints import load_config
 from deebert.utils import cli
 
 
@@ -15,6 +17,11 @@ from deebert.utils import cli
 def test_all_systems_side_by_side(tmp_path, tiny_data, small_exports, monkeypatch, capsys):
     argv = f"benchmark --model {small_exports}/model --task_name SST-2 --data_dir {tiny_data}/SST-2"
     argv += f" --samples 12 --output_dir {tmp_path}/out --repeats 2 --batch_sizes 1 5 32 --exit_threshold 0.693"
+    argv += f" --smaller {tmp_path}/one_layer"
+    config = load_config(f"{small_exports}/model")
+    taken = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "id2label")
+    smaller = BertConfig(num_hidden_layers=1, **{name: getattr(config, name) for name in taken})
+    BertForSequenceClassification(smaller).save_pretrained(tmp_path / "one_layer")
     monkeypatch.setattr("sys.argv", argv.split())
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # its own takes a minute
     with parts_kept_in(small_exports / "parts"):
@@ -27,8 +34,13 @@ def test_all_systems_side_by_side(tmp_path, tiny_data, small_exports, monkeypatc
     assert (tmp_path / "out/benchmark.png").read_bytes()[:4] == b"\x89PNG"
     rows = list(csv.DictReader((tmp_path / "out/benchmark.csv").open()))
     early = [f"DeeBERT, {runtime}" for runtime in ("PyTorch", "ONNX Runtime fp32", "ONNX Runtime int8")]
-    full = ["PyTorch, full", "torch.compile, full", "ONNX Runtime fp32, full", "ONNX Runtime int8, full"]
-    assert [row["system"] for row in rows] == [*full, *(name for name in early for _ in range(2))]
+    ways = ("PyTorch", "torch.compile", "ONNX Runtime fp32", "ONNX Runtime int8")
+    full, smaller = ([f"{way}, {name}" for way in ways] for name in ("full", "one_layer"))
+    assert [row["system"] for row in rows] == [*full, *smaller, *(name for name in early for _ in range(2))]
+    for large, small in zip(rows[:4], rows[4:8], strict=True):
+        assert float(small["layers_run"]) == 1 / config.num_hidden_layers
+        assert float(small["floor"]) < float(large["floor"])
+    rows[4:8] = []
     for row in rows:
         assert float(row["p50"]) <= float(row["p90"]) <= float(row["p99"])
         assert min(float(row[name]) for name in ("p50", "floor", "batch_1", "batch_5")) > 0
