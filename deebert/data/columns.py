@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deebert.data.records import as_text
+from deebert.data.records import ENDINGS, as_text
 from deebert.data.table_files import Table
 from deebert.utils.cli import InputError
 
@@ -51,12 +51,15 @@ class Line:
 def choose_columns(table: Table, text: str | None, pair: str | None, label: str | None) -> Columns:
     """The columns that are given, or else plain by their names. Raises InputError, which lists the file's columns."""
     has = f"the file has {', '.join(table.columns)}"
-    for flag, name in (("text_column", text), ("text_pair_column", pair), ("label_column", label)):
-        if name is not None and name not in table.columns:
-            raise InputError(
-                f"{table.path}: --{flag} {name}: no such column; {has} (a file without a header line needs "
-                "--column_names)"
-            )
+    if ENDINGS[table.path.suffix.lower()] in ("csv", "tsv"):
+        has += " (a file without a header line needs --column_names)"
+    given = {"text_column": text, "text_pair_column": pair, "label_column": label}
+    given = {flag: name for flag, name in given.items() if name is not None}
+    for flag, name in given.items():
+        if name not in table.columns:
+            raise InputError(f"{table.path}: --{flag} {name}: no such column; {has}")
+        if same := [other for other in given if other != flag and given[other] == name]:
+            raise InputError(f"{table.path}: --{flag} {name}: --{same[0]} is the same column; {has}")
     if text is None and pair is None:
         text, pair = guess_texts(table.columns, label)
     elif text is None:
@@ -67,10 +70,7 @@ def choose_columns(table: Table, text: str | None, pair: str | None, label: str 
         text = guess(table.columns, (), (label,))
     for flag, name, what in (("text_column", text, "text"), ("label_column", label, "label")):
         if name is None:
-            raise InputError(
-                f"{table.path}: which column holds the {what}? Give --{flag}; {has} (a file without a header line "
-                "needs --column_names)"
-            )
+            raise InputError(f"{table.path}: which column holds the {what}? Give --{flag}; {has}")
     return Columns(text, pair, label)
 
 

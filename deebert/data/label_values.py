@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,20 +36,23 @@ def parse(value: Any, problem_type: str, separator: str | None) -> str | tuple[s
     if problem_type == MULTI_LABEL:
         return tuple(dict.fromkeys(label_name(item) for item in items(value, separator)))
     if problem_type == SINGLE_LABEL:
-        return label_name(value)
+        return label_name(value, f"; several need --problem_type {MULTI_LABEL}")
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is not a number")
     return number
 
 
-def label_name(value: Any) -> str:
-    """The name of a label without the space around it; numbers and truth values as JSON writes them."""
+def label_name(value: Any, advice: str = "") -> str:
+    """The name of a label without the space around it; numbers and truth values as JSON writes them.
+
+    Raises ValueError, with the advice where the value is a list or an object.
+    """
     if isinstance(value, (list, dict)):
-        raise ValueError(f"{json.dumps(value)[:40]} is not one label; several need --problem_type {MULTI_LABEL}")
+        raise ValueError(f"{json.dumps(value)[:40]} is not one label{advice}")
     name = "" if value is None else value.strip() if isinstance(value, str) else json.dumps(value)
     if not name:
         raise ValueError("there is no label")
@@ -84,14 +88,15 @@ def read_label_names(path: Path) -> tuple[str, ...]:
 
 def named(label: str, names: Sequence[str]) -> str:
     """The name of a label that is a number in the file. Raises ValueError."""
-    if not label.isdigit() or int(label) >= len(names):
+    if not label.isdecimal() or int(label) >= len(names):
         raise ValueError(f"label {label!r} is no number from 0 to {len(names) - 1}, which --label_names has names for")
     return names[int(label)]
 
 
 def sorted_labels(labels: set[str]) -> tuple[str, ...]:
     """In the order of numbers where all are whole numbers, else of the alphabet."""
-    return tuple(sorted(labels, key=int if all(label.lstrip("-").isdecimal() for label in labels) else None))
+    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels)
+    return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
 
 
 def listing(labels: Sequence[str]) -> str:

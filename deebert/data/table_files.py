@@ -1,13 +1,14 @@
 """Reads tables of any columns: CSV, TSV, JSONL and Parquet files. An error names the file and the line."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deebert.data.records import ENDINGS, check_columns, delimited, json_objects
 from deebert.utils.cli import InputError
+from deebert.utils.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def read_table(path: Path, column_names: Sequence[str] = ()) -> Table:
 
 def read_text(path: Path) -> str:
     """A UTF-8 file without its byte order mark. Raises InputError, which names the line."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -71,14 +72,30 @@ def read_parquet(path: Path, wanted: Sequence[str] = ()) -> tuple[tuple[str, ...
         raise InputError(f"{path}: Parquet needs more packages: pip install pandas pyarrow") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a Parquet file ({error})") from None
-    columns = {str(name): [_plain(value) for value in frame[name].tolist()] for name in frame.columns}
+    columns = {}
+    for name in frame.columns:
+        try:
+            columns[str(name)] = [_plain(value, pandas.isna) for value in frame[name].tolist()]
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: the column {name!r} holds bytes that are not UTF-8 text") from None
     check_columns(columns, wanted, f"{path}, ", 1)
     rows = zip(*columns.values(), strict=True)
     return tuple(columns), [(i, dict(zip(columns, row, strict=True))) for i, row in enumerate(rows, 1)]
 
 
-def _plain(value: Any) -> Any:
-    """A value of a pandas column as JSON has it: arrays are lists, what is missing is None."""
+def _plain(value: Any, is_missing: Callable[[Any], bool]) -> Any:
+    """A value of a pandas column as JSON has it: arrays are lists, missing values None, dates text.
+
+    Raises UnicodeDecodeError.
+    """
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return None if value != value else value  # NaN is not equal to itself
+    if isinstance(value, list):
+        return [_plain(item, is_missing) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item, is_missing) for key, item in value.items()}
+    if is_missing(value):
+        return None
+    if isinstance(value, bytes):
+        return value.decode()
+    return value if isinstance(value, str | int | float) else str(value)

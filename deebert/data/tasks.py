@@ -12,6 +12,7 @@ import numpy as np
 
 from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deebert.utils.cli import InputError
+from deebert.utils.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Task:
 
     def content(self, data_dir: str | Path, split: str) -> bytes:
         """What the examples of a split depend on, besides the labels' order."""
-        return self.file(data_dir, split).read_bytes()
+        return read_bytes(self.file(data_dir, split))
 
 
 BINARY = ("0", "1")
@@ -157,7 +158,7 @@ def data_file(data_dir: str | Path, split: str) -> Path:
 
 
 def is_test(split: str) -> bool:
-    """Whether GLUE keeps the labels of this split, whose lines have an index in their place."""
+    """Whether this is a test split: GLUE does not publish its labels, and its lines have an index instead."""
     return split.startswith("test") or split == DIAGNOSTIC
 
 
@@ -234,6 +235,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield number, line.rstrip("\r\n").split("\t")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _label(text: str, labels: tuple[str, ...], path: Path, line: int) -> int | float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deebert.data.tasks import eval_splits
 from deebert.experiment.arguments import Arguments
+from deebert.utils.files import read_bytes
 
 
 def first_stage_settings(args: Arguments) -> dict:
@@ -44,7 +45,7 @@ def _data_hashes(args: Arguments) -> dict:
     files = {f"{split}.tsv": task.file(args.data_dir, split) for split in splits}
     if args.own_data and args.label_names:
         files["label_names"] = Path(args.label_names)
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    return {name: hashlib.sha256(read_bytes(file)).hexdigest() for name, file in files.items()}
 
 
 def _launch() -> dict:

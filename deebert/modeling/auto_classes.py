@@ -50,7 +50,8 @@ def choice(plain: type, ours: type) -> type:
         return chosen(config)._from_config(config, **kwargs)
 
     methods = {"from_pretrained": classmethod(from_pretrained), "_from_config": classmethod(from_config)}
-    # with the name and the module of `plain`: pipelines know classes by name, remote code gives way to other modules
+    # with the name and the module of `plain`: pipelines find classes by name, and transformers does not run remote code
+    # where the registered class is from a module outside of transformers
     return type(plain.__name__, (plain,), methods | {"__module__": plain.__module__})
 
 

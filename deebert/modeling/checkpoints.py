@@ -2,12 +2,10 @@
 
 import json
 import re
-import shutil
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 from safetensors import safe_open
@@ -15,10 +13,10 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from deebert.modeling.backbones import MODELS
-from deebert.modeling.config import MANIFEST, check_fields, check_removed, config_cutoffs
+from deebert.modeling.config import MANIFEST, check_fields, check_stored, config_cutoffs
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.cli import InputError
-from deebert.utils.files import sync
+from deebert.utils.files import adding_files
 from deebert.utils.hub import check_exists
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -74,10 +72,12 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
     fix = "give the folder of a model with an undamaged config.json"
     with one_line(f"{name_or_path}: its config.json cannot be read", fix):
         facts, _ = PreTrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
-    if not facts:
-        raise InputError(f"{name_or_path}: a folder without a config.json, so no model")
     if not isinstance(facts, dict):
         raise InputError(f"{name_or_path}/config.json: no settings in it, but {str(facts)[:20]!r}; {fix}")
+    if not facts and not Path(name_or_path, "config.json").is_file():
+        raise InputError(f"{name_or_path}: a folder without a config.json, so no model")
+    if not facts:
+        raise InputError(f"{name_or_path}/config.json: no settings in it; {fix}")
     kind = facts.get("model_type", model_type)
     if kind not in list(MODELS):
         raise InputError(
@@ -89,7 +89,7 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
             f"{name_or_path}: a {kind} checkpoint, but --model_type is {model_type}; use --model_type {kind}"
         )
     try:
-        check_removed(facts)
+        check_stored(facts)
     except ValueError as error:
         raise InputError(f"{name_or_path}/config.json: {error}") from None
     with one_line(f"{name_or_path}/config.json", "correct it there"):
@@ -173,7 +173,9 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     model, missing = _load(name_or_path, config, cache_dir, trained=False)
     unknown = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and not is_off_ramp(name)]
     if any(".pooler." not in name for name in unknown):
-        raise InputError(f"{name_or_path}: its weights lack {unknown[0]} and are no {config.model_type}")
+        raise InputError(
+            f"{name_or_path}: its weights lack {unknown[0]}, so they are not those of a {config.model_type} model"
+        )
     pooler = None if unknown else getattr(model.base_model, "pooler", None)
     for name, module in model.named_modules() if pooler is not None else ():
         if isinstance(module, HighwayPooler) and f"{name}.dense.weight" in missing:
@@ -226,9 +228,9 @@ def stored_names(folder: Path) -> list[str]:
 
 
 def check_layers(name_or_path: str, config, names: Iterable[str], all_layers: bool = True) -> None:
-    """Raises InputError where the weights of these names have other layers than the config: some would be random.
+    """Raises InputError where the weights of these names have fewer layers than the config: some would be random.
 
-    all_layers: none may be left out, either. Called before the model is built, which takes hours for a million layers.
+    all_layers: where they have more, too. Called before the model is built, which takes hours for a million layers.
     """
     layers = 1 + max((int(match[1]) for name in names if (match := LAYER.search(name))), default=-1)
     wanted = config.num_hidden_layers
@@ -240,19 +242,11 @@ def check_layers(name_or_path: str, config, names: Iterable[str], all_layers: bo
 
 def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes model and tokenizer into a temporary folder, then renames the files into place. Raises InputError."""
-    with one_line(f"{folder}: the model cannot be written", "make room on the disk, or choose another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(mkdtemp(prefix=".saving-", dir=folder))
-        try:
-            write_model(model, tokenizer, partial)
-            files = list(partial.iterdir())
-            sync(files)
-            # where config.json is, the scripts take the model to be there: so it goes first and comes last
-            (folder / "config.json").unlink(missing_ok=True)
-            for file in sorted(files, key=lambda file: file.name == "config.json"):
-                file.replace(folder / file.name)
-        finally:
-            shutil.rmtree(partial)
+    with (
+        one_line(f"{folder}: the model cannot be written", "make room on the disk, or choose another folder"),
+        adding_files(folder, last="config.json") as partial,  # which tells the scripts that there is a model
+    ):
+        write_model(model, tokenizer, partial)
 
 
 def write_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

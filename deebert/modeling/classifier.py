@@ -106,6 +106,8 @@ class HighwayClassifier(OwnInit):
             "inputs_embeds": inputs_embeds,
             "return_dict": True,
         }
+        if labels is not None and labels.is_floating_point() and self.num_labels > 1 and not self.config.problem_type:
+            self.config.problem_type = "multi_label_classification"  # as HF's loss would do, after samples have exited
         if self.config.type_vocab_size:  # backbones without token types do not take them
             inputs["token_type_ids"] = token_type_ids
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold

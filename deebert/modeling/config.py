@@ -123,8 +123,14 @@ def check_architecture(model_type: str, config_class: type) -> None:
         )
 
 
-def check_removed(facts: Mapping) -> None:
-    """Raises ValueError where a stored config has what left the code in 0.9: its logits would be others without it."""
+def check_stored(facts: Mapping) -> None:
+    """Raises ValueError where a stored config has a threshold under two names, or what left the code in 0.9.
+
+    Without that, the model's logits would be others.
+    """
+    for alias, name in ExitFields.ALIASES.items():
+        if alias in facts and name in facts and facts[alias] != facts[name]:
+            raise ValueError(f"{alias} is {facts[alias]!r}, and {name}, the same, is {facts[name]!r}; remove one")
     temperatures = facts.get("exit_temperatures")
     if temperatures is not None:
         raise ValueError(f"exit_temperatures is {str(temperatures)[:100]}, {REMOVED}")
@@ -137,7 +143,7 @@ def check_fields(config) -> None:
 
     Whether the threshold is one of the rule's is for `config_cutoffs`: commands change both before they load weights.
     """
-    check_removed(vars(config))
+    check_stored(vars(config))
     layers = config.num_hidden_layers
     if not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {layers}; give a number from 1 to {MOST_LAYERS}")
@@ -147,6 +153,9 @@ def check_fields(config) -> None:
     if config.problem_type not in (None, *PROBLEMS):
         raise ValueError(f"problem_type is {config.problem_type!r}; choose one of {', '.join(PROBLEMS)}")
     check_labels(config.id2label)
+    padding = config.pad_token_id
+    if not isinstance(padding, int) or padding < 0:
+        raise ValueError(f"pad_token_id is {padding!r}; give the number of the token that fills texts up")
     for name in ("exit_rule", "highway_pooling", "highway_head"):
         if not isinstance(getattr(config, name), str):
             raise ValueError(f"{name} is {getattr(config, name)!r}; give a name")

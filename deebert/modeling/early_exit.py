@@ -7,8 +7,8 @@
 
 This file knows neither BERT nor off-ramps. Read on in exit_rules.py (uncertainties), off_ramps.py (logits), then
 classifier.py (how the loop gets into the model). The runtimes in deebert/runtime use the same decision, compaction and
-gathering; the ONNX graph has to repeat the decision as operators of its own. What the layers compute with are tensors
-or, in ONNX Runtime, arrays of numpy; which sample is where is always counted in numpy.
+gathering; the ONNX graph has to repeat the decision as operators of its own. Layers compute with tensors or, in ONNX
+Runtime, with numpy arrays. The positions of the samples are always numpy arrays.
 
 An exit is an off-ramp or, at the end, the final classifier. Exits are counted by i, from 0. The layer of exit i is
 `config.exit_layers[i]`: layers are counted from 1, and layer 0 is the exit before the first layer.
@@ -37,7 +37,7 @@ def exits_now(uncertainty, cutoff):
 def cutoff_array(cutoffs: float | Sequence[float] | np.ndarray, compared: Array | None = None) -> np.ndarray:
     """Cut-offs in the precision of the uncertainties that they are compared with, else in float32.
 
-    What that cannot hold is infinite.
+    Values that are too large for this type become infinite.
     """
     precise = compared is not None and compared.dtype.itemsize == 8
     with np.errstate(over="ignore"):

@@ -23,7 +23,12 @@ def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
     """A threshold, or one per off-ramp, of any kind of numbers (numpy's, a tensor's) as floats. Raises ValueError."""
     if isinstance(threshold, str):
         raise ValueError(f"exit_threshold is the string {threshold!r}; give a number")
-    return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
+    if getattr(threshold, "ndim", None) == 0:  # an array or a tensor of one number
+        threshold = threshold.item()
+    try:
+        return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
+    except TypeError:
+        raise ValueError(f"exit_threshold is {threshold!r}; give a number, or one for each off-ramp") from None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def probabilities(logits: Array) -> Array:
 class ProbabilityRule(ExitRule):
     """A rule that reads nothing but the probabilities."""
 
-    FEW_LABELS = 16  # up to as many, plain arithmetic is faster than tensors for a single sample
+    FEW_LABELS = 16  # up to this many labels, plain arithmetic is faster than tensors for a single sample
 
     def of_probabilities(self, probabilities: list[float]) -> float:
         """The uncertainty of one sample, equal to `uncertainty` up to rounding."""
@@ -213,8 +213,8 @@ class EachLabel(ExitRule):
     def cutoff(self, threshold: float) -> float:
         return self.binary.cutoff(threshold)
 
-    def grid(self, points: int, num_layers: int) -> list[float]:
-        return self.binary.grid(points, num_layers)
+    def grid(self, points: int, num_exits: int) -> list[float]:
+        return self.binary.grid(points, num_exits)
 
     def exit_all_threshold(self) -> float:
         return self.binary.exit_all_threshold()
@@ -222,7 +222,7 @@ class EachLabel(ExitRule):
     def decision_margin(self, all_logits, uncertainties, cutoffs):
         if not self.stateful:
             return super().decision_margin(all_logits, uncertainties, cutoffs)
-        each = binary_logits(all_logits).swapaxes(1, 2)  # (B, C, N, 2)
+        each = binary_logits(all_logits).swapaxes(1, 2)  # (B, C, E, 2)
         margins = self.binary.decision_margin(each.reshape(-1, *each.shape[2:]), uncertainties, cutoffs)
         return functions_of(margins).amin(margins.reshape(*each.shape[:2], -1), axis=1)
 

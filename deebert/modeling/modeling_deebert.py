@@ -1,4 +1,4 @@
-"""By a copy of this file in its folder, transformers loads a model with early exit (trust_remote_code=True)."""
+"""transformers loads a model with early exit through a copy of this file in its folder (trust_remote_code=True)."""
 
 try:
     import deebert

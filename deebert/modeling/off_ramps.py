@@ -100,7 +100,7 @@ class Highway(nn.Module):
         return self.classify(pooled), pooled
 
     def pooled_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        """(B, T, H) -> (B, H). Where a backbone's layers leave their output as it is, it is normalised here."""
+        """(B, T, H) -> (B, H), normalised here where the backbone's layers do not normalise their output."""
         pooled = self.pool(hidden_states, pooling_weights)
         return pooled if self.norm is None else self.norm(pooled)
 

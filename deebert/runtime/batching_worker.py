@@ -37,7 +37,7 @@ class Request:
     cutoffs: list[float]  # (E-1,)
     own_threshold: bool  # whether the cut-offs are the model's own
     before: list[Prediction] | None = None  # an audit: what these texts got with early exit
-    audited: int = 0  # an audit: these texts, and those beside them that had run through all layers already
+    audited: int = 0  # an audit: the number of audited texts, with those that had run through all layers already
     future: Future = field(default_factory=Future)
     predictions: dict[int, Prediction] = field(default_factory=dict)
     arrival: float = field(default_factory=time.perf_counter)
@@ -160,8 +160,9 @@ class BatchingWorker:
     def _audit(self, request: Request, predictions: list[Prediction]) -> None:
         """Queues the audited share once more, to run through all layers, as far as the queue has room.
 
-        Room is needed for what cannot change, too: it has run through all layers. Otherwise a full queue would keep
-        only the others from being counted.
+        Texts that have run through all layers need no second run, but count as audited only while there is room:
+        otherwise a full queue would drop only the texts that exited early, and the share of changed labels would be too
+        low.
         """
         rows = [row for row in range(len(predictions)) if random.random() < self.classifier.audit]
         with self.changed:

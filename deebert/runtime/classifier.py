@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deebert.data.encoding import EncodedTexts, TextEncoder
-from deebert.modeling.config import config_cutoffs, has_several_labels, known_exit_counts, longest_text, set_rule
+from deebert.modeling.config import (
+    config_cutoffs,
+    config_rule,
+    has_several_labels,
+    known_exit_counts,
+    longest_text,
+    set_rule,
+)
 from deebert.modeling.exit_rule import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.exported import is_exported, read_tokenizer
@@ -87,7 +94,7 @@ class Classifier:
                 rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
                 raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
         self.config, self.batch_size, self.audit = self.runtime.config, batch_size, audit
-        if audit and self.config.num_labels == 1 and not has_several_labels(self.config):
+        if audit and self.is_regression:
             raise InputError("--audit compares labels, and a regression model has none; leave it out")
         self.watch = Watch(self.config.num_hidden_layers, known_exit_counts(self.config))
 
@@ -125,11 +132,16 @@ class Classifier:
         """Whether any text can exit before the last layer at the model's threshold."""
         return any(cutoff > 0 for cutoff in config_cutoffs(self.config)[1])
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the model predicts a number."""
+        return self.config.num_labels == 1 and not has_several_labels(self.config)
+
     def predictions(
         self, logits: np.ndarray, exit_layers: Sequence[int], truncated: Sequence[bool]
     ) -> list[Prediction]:
-        """What logits (B, C) of these exits say in words."""
-        if self.config.num_labels == 1 and self.config.problem_type != "multi_label_classification":
+        """Predictions from logits (B, C), exit layers (B,) and whether each text was cut."""
+        if self.is_regression:
             rows = zip(logits[:, 0].tolist(), exit_layers, truncated, strict=True)
             return [Prediction(value, None, layer, {}, cut) for value, layer, cut in rows]
         several = has_several_labels(self.config)
@@ -218,6 +230,10 @@ def load_trained(folder: str, exit_rule: str | None) -> tuple["LayerRunner", "To
     quiet_transformers()
     config = load_config(folder)
     config.exit_rule = exit_rule or config.exit_rule
+    try:
+        config_rule(config)
+    except ValueError as error:
+        raise InputError(f"--exit_rule {exit_rule}: {error}") from None
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return LayerRunner(model), tokenizer.backend_tokenizer, encoding_facts(config, tokenizer)
@@ -236,6 +252,8 @@ def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
     """Texts as tuples of one, pairs as tuples of two. Raises ValueError for a bare string, and for mixed kinds."""
     if isinstance(texts, str):
         raise ValueError("give a list of texts, or of pairs; this is a single string")
+    if isinstance(texts, Mapping) or not all(isinstance(item, str | tuple | list) for item in texts):
+        raise ValueError("give texts as strings; a text that is missing is not an empty one")
     tuples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
         raise ValueError("give at least one text; all items have to be texts, or all of them pairs")

@@ -66,11 +66,11 @@ def stacked(parts: Sequence[Array]) -> Array:
 
 
 class ContinuousBatcher:
-    """Runs batches through the layers. A batch of which less than half is left waits until others join it.
+    """Runs batches through the layers. Where fewer than batch_size / 2 samples are active, they wait for others.
 
-    cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit. exited: what samples are added to when
-    they exit; a server passes on from there. After `flush` all samples have exited, and the default one holds them in
-    the order of the input.
+    cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit. exited: its `add` is called with the
+    samples that exit. The default, an `ExitedSamples`, returns them in input order after `flush`; a server gives an
+    object of its own.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ContinuousBatcher:
         token_type_ids: Array | None = None,
         cutoffs: np.ndarray | None = None,
     ) -> None:
-        """Runs a batch (b, T), b up to batch_size, and those that wait for it, as deep as they are large enough.
+        """Runs a batch (b, T), b up to batch_size, and those that wait for it, until too few samples are active.
 
         cutoffs: (b, E-1) of these samples in place of the batcher's; then all batches need them.
         """

@@ -5,7 +5,7 @@ the next layer is launched before the host has read the off-ramp's result: if al
 work is wasted, but no latency is added. Graph i, from 0, ends at exit i (see layer_runner.py).
 
 Shapes: B batch, T tokens, H hidden, C labels; b samples are still active. Graphs have fixed shapes: the number of rows
-is padded to a power of two, texts to one of LENGTHS. A slot is a row of such a shape.
+is padded to a power of two, texts to one of LENGTHS, or to a multiple of LONGER. A slot is a row of such a shape.
 """
 
 import threading
@@ -25,6 +25,7 @@ from deebert.modeling.exit_rules import prediction_entropy
 from deebert.runtime.layer_runner import LayerRunner
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LONGER = 256  # the lengths of longer texts are multiples of it
 WARM_UP = 2  # passes before a capture: libraries choose their kernels in the first
 
 
@@ -114,7 +115,9 @@ class GraphedLayer:
 
 
 class GraphedDeeBert:
-    """A model, called like itself in evaluation. Inputs may be on the CPU; outputs are, and equal the model's.
+    """Runs a model by CUDA graphs; called like the model in evaluation.
+
+    Inputs may be on the CPU or the GPU. Outputs are on the CPU, and equal the model's.
 
     Weights and dtype (float32, bfloat16 or float16) are the model's and must not change any more; the
     threshold and the exit rule in `config` may. Graphs are captured when a shape first occurs. On a CPU the same steps
@@ -206,7 +209,8 @@ class GraphedDeeBert:
 
     def state(self, rows: int, tokens: int) -> State:
         """The state for this many rows and tokens: the smallest shape that holds them."""
-        tokens = min(next((length for length in LENGTHS if length >= tokens), tokens), max(self.longest, tokens))
+        length = next((length for length in LENGTHS if length >= tokens), -(-tokens // LONGER) * LONGER)
+        tokens = min(length, max(self.longest, tokens))
         shape = (1 << (rows - 1).bit_length(), tokens)
         if shape not in self.states:
             self.states[shape] = State(shape, self.model)
@@ -217,8 +221,9 @@ class GraphedDeeBert:
         consult = rule.consults(cutoffs, i)
         key = (state.shape, i, consult, rule)
         if key not in self.layers:
-            layer = self.layers[key] = GraphedLayer(state.shape[0], self.config.num_labels, self.device)
+            layer = GraphedLayer(state.shape[0], self.config.num_labels, self.device)
             layer.run = self.captured(state, lambda: self.run_layer(state, i, consult, rule, layer))
+            self.layers[key] = layer  # only now: a capture may fail
         return self.layers[key]
 
     def run_layer(self, state: State, i: int, consult: bool, rule: ExitRule, layer: GraphedLayer) -> None:

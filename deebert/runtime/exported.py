@@ -10,10 +10,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from deebert.modeling.config import MANIFEST, ExitFields, check_fields, check_removed, config_cutoffs
+from deebert.modeling.config import MANIFEST, ExitFields, check_fields, check_labels, check_stored, config_cutoffs
 from deebert.utils.cli import InputError
+from deebert.utils.files import read_bytes
 
-FORMAT = 5  # raise it when OnnxDeeBert can no longer run the exports of before
+FORMAT = 5  # raise it when OnnxDeeBert can no longer run earlier exports
 GRAPH, GRAPH_OF_0_6 = "model.onnx", "layers.onnx"
 EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "exit_histogram", "max_seq_length", "id2label")
 AGAIN = "run deebert export again"
@@ -74,7 +75,7 @@ def read_manifest(folder: Path) -> dict:
 def read_json(file: Path) -> dict:
     """The object in a JSON file. Raises InputError."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_bytes(file))
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -85,17 +86,19 @@ def read_json(file: Path) -> dict:
 def exported_config(folder: Path, manifest: dict) -> ExportedConfig:
     """The config of an export. Raises InputError where config.json is damaged or differs from the graph's."""
     file, made_with = folder / "config.json", manifest["config"]
-    stored = {ExitFields.ALIASES.get(name, name): value for name, value in read_json(file).items()}
+    facts = read_json(file)
+    stored = {ExitFields.ALIASES.get(name, name): value for name, value in facts.items()}
     labels = stored.get("id2label") or {i: f"LABEL_{i}" for i in range(made_with["num_labels"])}
+    try:
+        check_stored(facts | made_with)
+        check_labels(labels)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
     for name, value in (stored | {"num_labels": len(labels)}).items():
         if made_with.get(name, value) != value:
             raise InputError(
                 f"{file}: {name} is {value!r}, but the graph was made with {made_with[name]!r}; set it back, or {AGAIN}"
             )
-    try:
-        check_removed(stored | made_with)
-    except ValueError as error:
-        raise InputError(f"{file}: {error}") from None
     made_with = {name: value for name, value in made_with.items() if name != "exit_temperatures"}  # null, up to 0.8
     edited = {name: stored[name] for name in EDITABLE if name in stored} | {"id2label": labels}
     try:

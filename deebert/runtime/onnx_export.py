@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from deebert.modeling.config import MANIFEST, config_rule
 from deebert.runtime.exported import FORMAT, GRAPH, GRAPH_OF_0_6, graph_facts
 from deebert.runtime.layer_runner import LayerRunner
 from deebert.utils.cli import InputError
-from deebert.utils.files import make_folder, remove_leftovers, size_of, sync
+from deebert.utils.files import adding_files, make_folder, remove_leftovers, size_of
 
 MOST_BYTES = 2**31 - 1  # of a file of ONNX with its weights inside
 MISSING = "exporting needs more packages: pip install 'deebert[export]', or pip install onnx onnxruntime onnxscript"
@@ -211,17 +211,8 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
     make_folder(folder)
     with one_line(f"{folder}: the export cannot be written", "make room on the disk, or choose another folder"):
         remove_leftovers(folder)
-        partial = Path(mkdtemp(prefix=".exporting-", dir=folder))
-        try:
+        with adding_files(folder, last=MANIFEST, obsolete=[GRAPH_OF_0_6]) as partial:
             write_files(parts, copy.deepcopy(config), tokenizer, partial, int8)
-            files = list(partial.iterdir())
-            sync(files)
-            for old in (MANIFEST, GRAPH_OF_0_6):
-                (folder / old).unlink(missing_ok=True)
-            for file in sorted(files, key=lambda file: file.name == MANIFEST):
-                file.replace(folder / file.name)
-        finally:
-            shutil.rmtree(partial)
 
 
 def write_files(parts: Path, config, tokenizer, folder: Path, int8: bool) -> None:
@@ -233,7 +224,8 @@ def write_files(parts: Path, config, tokenizer, folder: Path, int8: bool) -> Non
             quantize_parts(parts, Path(quantized))
             parts = Path(quantized)
         if (size := size_of([parts])) > MOST_BYTES:
-            raise InputError(f"a graph of {size / 2**30:.1f} GiB; ONNX holds 2 in a file, so export with --int8")
+            advice = "" if int8 else "; export with --int8"
+            raise InputError(f"a graph of {size / 2**30:.1f} GiB, and ONNX holds 2 in a file{advice}")
         merge(parts, config, folder / GRAPH)
     vars(config).pop("auto_map", None)  # PyTorch cannot load this folder
     config.save_pretrained(folder)

@@ -1,9 +1,9 @@
 """One ONNX graph of a model's parts, which runs layer after layer until all samples have exited.
 
 Each layer lies in an If inside the previous layer's branch. Samples that have exited run on with the others, and on the
-way out of the branches each one gets the logits of its first exit: so any host that runs the graph is right in batches
-of any size. onnx_runtime.py is faster in batches: it has the graph stop at the first exit of any sample, and resumes it
-there with the samples that are still active; a run may begin at any layer.
+way out of the branches each one gets the logits of its first exit: so the results are correct for batches of any size
+in every program that runs the graph. onnx_runtime.py is faster in batches: it has the graph stop at the first exit of
+any sample, and resumes it there with the samples that are still active; a run may begin at any layer.
 
 One session serves all layers, and its threads stay awake from one to the next; a session for each layer wakes them
 again each time, which costs a quarter of a small model's time. A Loop over layers is 6 % slower than nested Ifs.
@@ -92,10 +92,10 @@ def merge(folder: Path, config, path: Path) -> None:
         hidden_in (b, T, H): the previous step's hidden states where layer > 0; the ids may be empty then.
         stop_at_first () bool: the run ends at the first exit of any sample; else it ends when all have exited.
     Outputs:
-        logits (b, C): of each sample's own exit. exit_layer (b,) int64: from 1; 0: before the first layer. What has
-            not exited has those of the layer where the run ended.
-        Of the layer where the run ended: certainty (b,) where the model has a learning-to-exit head, and hidden
-            (b, T, H), after the last layer (b, 1, H).
+        logits (b, C): of each sample's own exit. exit_layer (b,) int64: from 1; 0: before the first layer. Samples that
+            have not exited get those of the exit where the run ended.
+        certainty (b,), where the model has a learning-to-exit head, and hidden (b, T, H), after the last layer
+            (b, 1, H): those of the layer where the run ended.
     """
     parts = Parts.load(folder, config.exit_layers)
     nodes, tensors = with_prefix(parts.masks, "masks")
@@ -178,7 +178,7 @@ def rest_of_the_run(parts: Parts, i: int) -> GraphProto:
 
 
 def end_subgraph(parts: Parts, i: int, here: Sequence[ValueInfoProto]) -> GraphProto:
-    """The run ends with the outputs of step i, here, which have their names after the last slash."""
+    """Ends the run with the outputs of step i. here: these; an output's own name is what follows the last slash."""
     label, names = f"end_{i}", {x.name.split("/")[-1]: x.name for x in here} | {"exit_layer": f"end_{i}/number"}
     nodes = [make_node("Identity", [names[name]], [f"{label}/{name}"]) for name in parts.outputs]
     return make_graph(nodes, label, [], results(label, parts.outputs), initializer=[exit_layer_tensor(parts, i, label)])

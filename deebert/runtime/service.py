@@ -24,7 +24,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for: texts in one request, bytes of its body, texts of all requests that wait."""
+    """Of a request: the most texts, and bytes of its body. Of all requests that wait: the most texts."""
 
     max_texts: int = 256
     max_bytes: int = 1 << 20

@@ -34,7 +34,7 @@ def without_gradient(array: Array) -> Array:
 
 
 def like(array: np.ndarray, other: Array) -> Array:
-    """An array of numpy as what `other` is: a tensor on the same device, or as it is."""
+    """A numpy array in the form of `other`: a tensor on its device, or unchanged if that is a numpy array, too."""
     if isinstance(other, np.ndarray):
         return array
     return functions_of(other).from_numpy(array).to(other.device)

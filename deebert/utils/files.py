@@ -16,8 +16,8 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-# Of a process that was killed.
-LEFTOVERS = (".*.partial", ".*.removed", ".saving-*", ".features-*", ".writable-*", ".exporting-*")
+# Temporary files of a process that was killed.
+LEFTOVERS = (".*.partial", ".*.removed", ".saving-*", ".features-*", ".writable-*")
 
 
 @contextmanager
@@ -44,6 +44,14 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a file. Raises InputError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def make_folder(folder: Path) -> None:
@@ -75,6 +83,27 @@ def complete_folder(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def adding_files(folder: Path, last: str, obsolete: Iterable[str] = ()) -> Iterator[Path]:
+    """A temporary folder to fill. When the block ends without an error, its files are moved into `folder`.
+
+    last: the name of the file that says that the others are complete: an old one is removed before they are moved, and
+    the new one is moved last. obsolete: further files that are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        yield partial
+        files = list(partial.iterdir())
+        sync(files)
+        for name in (last, *obsolete):
+            (folder / name).unlink(missing_ok=True)
+        for file in sorted(files, key=lambda file: file.name == last):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial)
 
 
 def remove_folder(folder: Path) -> None:

@@ -1,13 +1,15 @@
 """Own data: what files may look like, which columns and labels they give, and one clear line for what is wrong."""
 
+import datetime
 import json
 
 import numpy as np
 import pytest
 
-from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, sorted_labels
 from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.splitting import shared_texts, validation_rows
+from deebert.data.table_files import read_table
 from deebert.data.tasks import Example
 from deebert.utils.cli import InputError
 
@@ -128,6 +130,32 @@ def test_a_file_without_a_header_line(task):
         task("label\ttext\n0\tx\n", "train.tsv", dev="", column_names=("label", "text"))
 
 
+def test_parquet_columns_of_other_types(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    columns = {
+        "text": [b"b\xc3\xa4r", b"y"],
+        "day": [datetime.date(2026, 1, 2), datetime.date(2026, 1, 3)],
+        "count": pandas.array([1, None], "Int64"),
+    }
+    pandas.DataFrame(columns).to_parquet(tmp_path / "train.parquet")
+    table = read_table(tmp_path / "train.parquet")
+    assert [row for _, row in table.rows] == [
+        {"text": "bär", "day": "2026-01-02", "count": 1},
+        {"text": "y", "day": "2026-01-03", "count": None},
+    ]
+    pandas.DataFrame({"text": [b"\xff", b"y"]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"train\.parquet: the column 'text' holds bytes that are not UTF-8 text"):
+        read_table(tmp_path / "train.parquet")
+
+
+def test_labels_have_one_order_whatever_the_order_of_a_set():
+    """As each process of a training makes its own set."""
+    assert sorted_labels({"10", "1", "01", "-2"}) == ("-2", "01", "1", "10")
+    assert sorted_labels({"--5", "1"}) == ("--5", "1")
+    assert sorted_labels({"9" * 5000, "1"}) == ("1", "9" * 5000)
+
+
 LONG = "text,label\n" + "".join(f"t{i},{i}\n" for i in range(30))
 
 
@@ -149,6 +177,11 @@ LONG = "text,label\n" + "".join(f"t{i},{i}\n" for i in range(30))
             "--label_column team: no such column; the file has text, label",
         ),
         ("text,label\nx,a\n", {"text_pair_column": "label"}, "--text_pair_column label needs --text_column"),
+        (
+            "text,label\nx,a\n",
+            {"text_column": "text", "text_pair_column": "text"},
+            "--text_column text: --text_pair_column is the same column",
+        ),
         ("text,text,label\nx,y,a\n", {}, "more than one column is named 'text'"),
         ("text,label\nx,a\ny,a\n", {}, "column 'label' has one label only, 'a'; a classifier needs two"),
         ("text,label\nx,a\ny,\n", {}, "line 3, column 'label': there is no label"),
@@ -176,7 +209,10 @@ def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
         ("t.jsonl", '["x", "a"]\n', {}, "t.jsonl, line 1: not a JSON object"),
         ("t.jsonl", '{"text": "x", "label": "a"}\n{"label": "a"}\n', {}, "line 2: no 'text'; it has label"),
         ("t.jsonl", '{"text": ["x"], "label": "a"}\n', {}, "line 1: 'text' is not a text: "),
-        ("t.jsonl", '{"text": "x", "label": {"a": 1}}\n', {}, "line 1, column 'label': .* is not one label"),
+        ("t.jsonl", '{"text": "x", "label": {"a": 1}}\n', {}, "line 1, column 'label': .* is not one label; several"),
+        ("t.jsonl", '{"text": "x", "label": [["a"]]}\n', {}, r"column 'label': \[\"a\"\] is not one label$"),
+        ("t.jsonl", '{"text": "x", "team": "a"}\n', {"text_column": "y"}, "no such column; the file has text, team$"),
+        ("t.jsonl", f'{{"text": "x", "label": 1{"0" * 400}}}', {"problem_type": REGRESSION}, "is not a number"),
         ("t.jsonl", "{}", {"column_names": ("a",)}, "--column_names is for CSV and TSV files"),
         ("t.xlsx", "", {}, "t.xlsx: a file that ends in .csv, .tsv, .jsonl or .parquet is needed"),
         ("t.tsv", "text\tlabel\nx\ta\tb\n", {}, "line 2: 3 columns .* is there text with a tab"),

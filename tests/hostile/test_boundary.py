@@ -125,6 +125,21 @@ def test_an_exports_config_must_be_what_its_graph_was_made_with(field, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"id2label": 5}, "id2label is 5; give a name for each output"),
+        ({"early_exit_entropy": 0.3, "exit_threshold": 0.4}, "early_exit_entropy is 0.3, and exit_threshold, the same"),
+    ],
+)
+def test_an_exports_config_that_means_nothing(tmp_path, changes, message):
+    config = tiny_config("bert")
+    facts = json.loads(config.to_json_string(use_diff=False)) | changes
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=f"config.json: {message}"):
+        exported_config(tmp_path, json.loads(json.dumps({"config": graph_facts(config)})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"exit_temperatures": None}, None),  # as in every export of 0.8 without them
         ({"exit_temperatures": [2.0] * 4}, "exit_temperatures is .*, which version 0.9 no longer has"),
         ({"highway_pooling": "attention"}, "highway_pooling is 'attention', which version 0.9 no longer has"),

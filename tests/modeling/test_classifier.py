@@ -235,6 +235,16 @@ def test_a_config_of_version_0_5_loads(tmp_path):
     assert not {"train_strategy", "distill", "distill_temperature", "exit_temperatures"} & set(config.to_dict())
 
 
+def test_float_labels_mean_several_labels_from_the_first_call_on():
+    """As in Hugging Face's loss, which says so in the config only after samples have exited."""
+    model = tiny_model("bert", num_labels=3, problem_type=None)
+    batch = random_batch(model.config, [5, 9]) | {"labels": torch.tensor([[1.0, 0, 1], [0, 0, 1]])}
+    first, second = (model(**batch, exit_threshold=0.65) for _ in range(2))
+    assert torch.equal(first.exit_layer, second.exit_layer)
+    torch.testing.assert_close(first.entropy, second.entropy)
+    assert first.entropy.max() < 0.694  # ln 2, of one label's yes or no
+
+
 def test_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="choose one of first, mean"):
         DeeBertForSequenceClassification(tiny_config("bert", highway_pooling="last"))
@@ -380,7 +390,7 @@ def test_broken_weights_are_refused(tmp_path, tiny_checkpoints):
     with pytest.raises(InputError, match=r"weights do not load: bert.encoder.layer.0.* is \(40"):
         load_pretrained(str(tmp_path), config)
     tiny_model("roberta").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="are no bert"):
+    with pytest.raises(InputError, match="so they are not those of a bert model"):
         load_pretrained(str(tmp_path), tiny_config("bert"))
 
 

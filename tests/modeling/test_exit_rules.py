@@ -20,6 +20,7 @@ from deebert.evaluation.results import SweepRow
 from deebert.evaluation.threshold_selection import SelectionTarget, choose
 from deebert.evaluation.timing import timed_sweep
 from deebert.modeling.early_exit import first_exit_layer
+from deebert.modeling.exit_rule import plain_threshold
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 
 LAYERS, TOLERANCE = 4, 0.3
@@ -224,6 +225,14 @@ def test_rules_of_equal_meaning_agree():
 def test_what_makes_no_sense_is_refused(name, labels, threshold, message):
     with pytest.raises(ValueError, match=message):
         make_rule(name, labels).cutoffs(threshold, LAYERS)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.array(0.25), torch.tensor(0.25), 0.25])
+def test_a_threshold_is_any_kind_of_number(number):
+    assert plain_threshold(number) == 0.25
+    assert plain_threshold([number, 1]) == [0.25, 1.0]
+    with pytest.raises(ValueError, match="give a number, or one for each off-ramp"):
+        plain_threshold([number, None])
 
 
 def test_the_rule_of_a_model_can_be_changed_and_is_saved(tmp_path, backbone):

@@ -95,6 +95,30 @@ def test_thresholds_that_do_not_fit_are_refused():
         runtime(torch.ones(1, 4, dtype=torch.long, device=DEVICE), exit_threshold=[0.1, 0.2])
 
 
+def test_long_texts_share_shapes():
+    model = tiny_model("bert", max_position_embeddings=1000).to(DEVICE)
+    runtime = GraphedDeeBert(model)
+    for length in (513, 600, 768, 800, 1000):
+        batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, [length]).items()}
+        alike(runtime(**batch), model(**batch))
+    assert {tokens for _, tokens in runtime.states} == {768, 1000}
+
+
+def test_a_capture_that_failed_is_tried_again(monkeypatch):
+    model = tiny_model("bert").to(DEVICE)
+    runtime = GraphedDeeBert(model)
+    batch = {k: v.to(DEVICE) for k, v in random_batch(model.config, [5]).items()}
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "captured", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            runtime(**batch)
+    alike(runtime(**batch), model(**batch))
+
+
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_on_a_gpu(dtype):
