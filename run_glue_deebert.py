@@ -24,7 +24,7 @@ from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import CARD, write_card
 from deebert.experiment.monitor import Monitor
 from deebert.experiment.prediction import predict
-from deebert.experiment.record import read_record
+from deebert.experiment.record import FIELDS, read_record
 from deebert.experiment.static import finished_model, static_exit
 from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
@@ -95,7 +95,8 @@ def train(experiment: Experiment) -> None:
         if accelerator.is_main_process:
             save_model(finished_model(args, model), experiment.tokenizer, experiment.output_dir)
             if static_exit(args, model.config) is None:  # the card is about early exit
-                write_card(experiment.output_dir, model.config, experiment.task, args.model_name_or_path)
+                on_hub = experiment.record.facts["from_hub"]
+                write_card(experiment.output_dir, model.config, experiment.task, args.model_name_or_path, on_hub)
             experiment.record.finish()
             tidy_up(experiment, keep_models=args.save_steps > 0)
         accelerator.wait_for_everyone()
@@ -197,7 +198,7 @@ def finish_stage(experiment: Experiment, model, stage: int) -> None:
     """After stage 1: the evaluation of --eval_after_first_stage, and the model for --first_stage."""
     args = experiment.args
     if stage == 1 and args.eval_after_first_stage:
-        for split, exits in experiment.dev_sets.all_exits(model, test=False):
+        for split, exits in experiment.dev_sets.all_exits(model, test=False, only=static_exit(args, model.config)):
             final = layer_scores(experiment.task, exits)[exits.num_layers]
             experiment.say(f"After the first stage, {split}: {show(final)}")
     if stage == 1 and args.first_stage and experiment.accelerator.is_main_process:
@@ -231,9 +232,9 @@ def update_card(experiment: Experiment, config, split: str, exits: AllExits) -> 
     """The model's card with the scores of this evaluation, unless that tried another rule than the model's."""
     if load_config(str(experiment.output_dir)).exit_rule != config.exit_rule:
         return
-    record = read_record(experiment.output_dir) or {}
-    base_model = record.get("arguments", {}).get("model_name_or_path")
-    if not write_card(experiment.output_dir, config, experiment.task, base_model, split, exits):
+    record = read_record(experiment.output_dir) or FIELDS
+    base_model, on_hub = record["arguments"].get("model_name_or_path"), record["from_hub"]
+    if not write_card(experiment.output_dir, config, experiment.task, base_model, on_hub, split, exits):
         experiment.say(f"{experiment.output_dir / CARD}: edited, so it is left as it is")
 
 

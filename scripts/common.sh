@@ -43,16 +43,18 @@ settings() {
     MODEL_SIZE=${MODEL_SIZE:-base}  # base or large
     RESULTS_DIR=${RESULTS_DIR:-./results/}
     if [ -n "${TRAIN_FILE:-}${VALIDATION_FILE:-}${TEST_FILE:-}" ]; then
-        [ -z "${DATASET:-}" ] || fail "DATASET=$DATASET and TRAIN_FILE: set one of them, and unset the other"
+        [ -z "${DATASET:-}" ] || fail "DATASET=$DATASET and a file of your own: unset DATASET, or" \
+            "TRAIN_FILE, VALIDATION_FILE and TEST_FILE"
         NAME=$(basename "${TRAIN_FILE:-${OUTPUT_DIR:-model}}") NAME=${NAME%.*}
         [ "$NAME" != train ] || [ -z "${TRAIN_FILE:-}" ] ||  # many files are called that
-            NAME=$(basename "$(cd "$(dirname "$TRAIN_FILE")" && pwd)")
+            NAME=$(basename "$(cd "$(dirname "$TRAIN_FILE")" 2> /dev/null && pwd)")
         DATA=(${TRAIN_FILE:+--train_file "$TRAIN_FILE"} ${VALIDATION_FILE:+--validation_file "$VALIDATION_FILE"}
             ${TEST_FILE:+--test_file "$TEST_FILE"})
     else
         PATH_TO_DATA=${PATH_TO_DATA:-./glue_data} DATASET=${DATASET:-MRPC}  # a task of deebert/data/tasks.py
         NAME=$DATASET DATA=(--task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET")
     fi
+    MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
     OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$NAME/two_stage}
     [ -z "$given" ] || DATA+=(--model_type "$given")
 }
@@ -74,7 +76,8 @@ need_data() {
 
 # no_own_files: for scripts that take a task in PATH_TO_DATA.
 no_own_files() {
-    [ -z "${TRAIN_FILE:-}" ] || fail "this script takes a task in PATH_TO_DATA, not TRAIN_FILE: unset it, set DATASET"
+    [ -z "${TRAIN_FILE:-}${VALIDATION_FILE:-}${TEST_FILE:-}" ] || fail "this script takes a task in PATH_TO_DATA:" \
+        "unset TRAIN_FILE, VALIDATION_FILE and TEST_FILE, and set DATASET"
 }
 
 # need_model: OUTPUT_DIR has to hold a trained model.
@@ -96,7 +99,6 @@ PAPER_RECIPE=(--per_gpu_train_batch_size 8 --learning_rate 2e-5 --save_steps 0)
 paper_epochs() { case "$*" in *roberta*) echo 10 ;; *) echo 3 ;; esac; }
 
 run_glue() {
-    need_requirements
     "$PYTHON" -u "$ROOT/run_glue_deebert.py" "${DATA[@]}" --output_dir "$OUTPUT_DIR" \
         --plot_data_dir "$RESULTS_DIR" "$@"
 }

@@ -37,6 +37,10 @@ AFTER_TRAINING.add_argument("--exit_rule", choices=EXIT_RULES, default="entropy"
 AFTER_TRAINING.add_argument("--patience_tolerance", type=float, default=0.5)
 
 
+def gives_seed(flags: list[str]) -> bool:
+    return any(flag.split("=")[0] == "--seed" for flag in flags)
+
+
 class Comparison:
     """The runs in one folder. common: the flags that all of them have."""
 
@@ -48,7 +52,7 @@ class Comparison:
             raise InputError(
                 f"{folder}: it holds runs with other settings ({' '.join(recorded)}); choose another COMPARISON_DIR"
             )
-        if AFTER_TRAINING.parse_known_args(common)[1] != common or "--seed" in common:
+        if AFTER_TRAINING.parse_known_args(common)[1] != common or gives_seed(common):
             raise InputError("give --exit_rule, --patience_tolerance in a setting's line, and seeds in SEEDS")
 
     @cached_property
@@ -65,6 +69,8 @@ class Comparison:
 
     def check(self, flags: list[str]) -> None:
         """Raises InputError for a setting that is wrong, before anything is trained."""
+        if gives_seed(flags):
+            raise InputError("give seeds in SEEDS, not in a setting's line")
         args = parse_args(self.argv(AFTER_TRAINING.parse_known_args(flags)[1], 0))
         if len(STRATEGIES[args.train_strategy]) == 1 and args.teacher == "first_stage":
             args = replace(args, teacher="the full model")  # see `train`

@@ -10,7 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 settings
 need_data
 
-MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
 EPOCHS=${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}
 SETTINGS=${SETTINGS-$ROOT/scripts/compare_settings.txt}  # lines "name: flags of run_glue_deebert.py"
 SEEDS=${SEEDS:-1 2 3}

@@ -4,7 +4,6 @@ Starts both servers, and lets clients send one text after the other, each waitin
 take turns. Prints requests per second and percentiles of the latency that the clients see.
 """
 
-import argparse
 import json
 import os
 import re
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from deebert.evaluation.tables import markdown, row
-from deebert.utils.cli import ArgumentParser, InputError, positive, positive_float, run
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive, positive_float, run
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -65,22 +64,24 @@ def client(address: str, texts: Sequence[str], until: float) -> list[float]:
             seconds.append(time.perf_counter() - start)
 
 
-def load(address: str, texts: Sequence[str], clients: int, duration: float) -> list[float]:
-    """The latencies, in seconds, of all responses that this many clients get in this time. Raises InputError."""
-    until = time.perf_counter() + duration
+def load(address: str, texts: Sequence[str], clients: int, duration: float) -> tuple[list[float], float]:
+    """The latencies, in seconds, of all requests that this many clients begin in this time; the time to the last one.
+
+    Raises InputError.
+    """
+    start = time.perf_counter()
+    until = start + duration
     shifted = (list(islice(cycle(texts), i, i + len(texts))) for i in range(clients))
     with ThreadPoolExecutor(clients) as pool:
         futures = [pool.submit(client, address, own, until) for own in shifted]
         seconds = [future.result() for future in futures]
     if not all(seconds):
         raise InputError("a client got no response")
-    return [value for values in seconds for value in values]
+    return [value for values in seconds for value in values], time.perf_counter() - start
 
 
 def main() -> None:
-    parser = ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=DefaultsHelp)
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--file", required=True, type=Path, help="texts, one a line")
     parser.add_argument("--exit_threshold", required=True, type=float, help="of the server with early exit")
@@ -105,11 +106,14 @@ def main() -> None:
         print(markdown([["clients", "server", "requests/s", "p50 ms", "p99 ms"]], left=2))
         for clients in args.clients:
             seconds: dict[str, list[float]] = {name: [] for name in names}
+            elapsed = dict.fromkeys(names, 0.0)
             for _ in range(args.repeats):
                 for name, address in addresses.items():
-                    seconds[name] += load(address, texts, clients, args.seconds)
+                    latencies, turn = load(address, texts, clients, args.seconds)
+                    seconds[name] += latencies
+                    elapsed[name] += turn
             for name, values in seconds.items():
-                numbers = len(values) / (args.seconds * args.repeats), *(1000 * np.percentile(values, [50, 99]))
+                numbers = len(values) / elapsed[name], *(1000 * np.percentile(values, [50, 99]))
                 print(row([str(clients), name, *(f"{number:.1f}" for number in numbers)]), flush=True)
 
 

@@ -12,12 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-from deebert.data.tasks import TASKS, Task
+from deebert.data.tasks import TASKS, Task, check_num_labels
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.tables import markdown, row
 from deebert.evaluation.threshold_selection import (
     OperatingPoint,
     SelectionTarget,
+    check_choice,
     operating_point,
     shown_threshold,
 )
@@ -71,12 +72,14 @@ def main() -> None:
     target = SelectionTarget(args.target_drop, args.target_saving, args.risk, args.confidence)
     if not args.file.is_file():
         raise InputError(f"{args.file}: no such file; scripts/eval_deebert.sh writes all_exits.npz")
-    exits = AllExits.load(args.file)
+    exits, task = AllExits.load(args.file), TASKS[args.task_name]
+    check_num_labels(task, exits.logits.shape[2], str(args.file))
+    check_choice(task, exits, target)
     if exits.labels is None or len(exits.labels) <= max(args.samples):
         raise InputError(f"{args.file}: no samples with labels remain beside --samples {max(args.samples)}")
     print(markdown([HEAD]))
     for samples in args.samples:
-        points = unseen_points(TASKS[args.task_name], exits, target, samples, args.splits)
+        points = unseen_points(task, exits, target, samples, args.splits)
         print(line(points, target, samples, args.splits), flush=True)
 
 

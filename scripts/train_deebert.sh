@@ -10,7 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 settings
 need_data
 
-MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
 EPOCHS=${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}
 
 run_glue --model_name_or_path "$MODEL_NAME" --do_train --do_eval --eval_after_first_stage \

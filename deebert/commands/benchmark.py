@@ -20,11 +20,14 @@ import torch
 from transformers import BertForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from deebert.data.batching import collator
 from deebert.data.features import Features
 from deebert.data.tasks import get_task
 from deebert.evaluation import plotting
 from deebert.evaluation.all_exits import dev_features
-from deebert.evaluation.benchmarking import System, measure, median_milliseconds, plot, table, write_csv
+from deebert.evaluation.benchmarking import CPU, System, measure, plot, table, write_csv
+from deebert.evaluation.series import labels
+from deebert.evaluation.timing import median_milliseconds
 from deebert.modeling.checkpoints import (
     check_threshold,
     disable_cudnn_attention,
@@ -42,7 +45,7 @@ from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.full_graphs import FullGraph, export_full
 from deebert.runtime.onnx_export import exportable, quantize, traced_parts, write_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
-from deebert.utils.cli import ArgumentParser, InputError, positive
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive
 from deebert.utils.files import make_folder, replacing
 
 
@@ -66,9 +69,9 @@ def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
     return systems
 
 
-def of_smaller(folder: str, config, systems: Sequence[System]) -> list[System]:
-    """The systems of a smaller model's `full`, by the name of its folder."""
-    return [replace(system, name=system.name.replace("full", Path(folder).name), smaller=config) for system in systems]
+def of_smaller(name: str, config, systems: Sequence[System]) -> list[System]:
+    """The systems of a smaller model, under its name."""
+    return [replace(system, name=system.name.replace("full", name), smaller=config) for system in systems]
 
 
 def load_smaller(folder: str, config, device: torch.device):
@@ -99,9 +102,9 @@ def gpu_systems(
             runners["DeeBERT, CUDA graphs, in step"] = GraphedDeeBert(chosen, speculate=False)
         early = [early_exit(runner, threshold, title) for title, runner in runners.items() for threshold in thresholds]
         full = pytorch_systems(folder, chosen, compiled)
-        for other, model_there in smaller.items():
+        for (other, model_there), label in zip(smaller.items(), labels(smaller), strict=True):
             static = pytorch_systems(other, in_precision(model_there, precision), compiled)
-            full += of_smaller(other, model_there.config, static)
+            full += of_smaller(label, model_there.config, static)
         systems += [replace(system, name=f"{system.name}, {name}") for system in full + early]
     return systems
 
@@ -126,7 +129,7 @@ def onnx_systems(model, features: Features, work: Path) -> list[System]:
     systems = []
     for precision, candidates in paths.items():
         graphs = [System(name, None, onnx_forward(path)) for name, path in candidates.items()]
-        milliseconds = median_milliseconds(graphs, features, model.config)
+        milliseconds = median_milliseconds([graph.forward for graph in graphs], features, collator(model.config), CPU)
         listed = "; ".join(f"{graph.name} {ms:.2f}" for graph, ms in zip(graphs, milliseconds, strict=True))
         print(f"full model, ONNX Runtime {precision}, ms a text: {listed}", flush=True)
         fastest = graphs[int(np.argmin(milliseconds))]
@@ -161,7 +164,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
         prog="deebert benchmark",
         description=__doc__.split("\n\n")[1],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument(
@@ -174,9 +177,9 @@ def parse_args() -> argparse.Namespace:
         "--exit_threshold", "--early_exit_entropy", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5]
     )
     parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], help="1 is always there")
-    parser.add_argument("--samples", type=positive, default=10**9, help="how many samples of the dev set; default: all")
+    parser.add_argument("--samples", type=positive, help="how many samples of the dev set (default: all)")
     parser.add_argument("--repeats", type=positive, default=3, help="passes of each system; medians are reported")
-    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
+    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut (default: as in the training)")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return parser.parse_args()
@@ -192,7 +195,8 @@ def main() -> None:
     if config.num_labels == 1:
         raise InputError(f"{args.model}: a regression model has no labels to compare")
     tokenizer = load_tokenizer(args.model)
-    features = dev_features(task, args.data_dir, config, tokenizer, args.max_seq_length).first(args.samples)
+    features = dev_features(task, args.data_dir, config, tokenizer, args.max_seq_length)
+    features = features.first(args.samples or len(features))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch sees no GPU here")
     device = torch.device(args.device)
@@ -210,10 +214,10 @@ def main() -> None:
             print("exporting the full model and its layers, in fp32 and int8", flush=True)
             systems = pytorch_systems(args.model, model, not args.no_compile)
             systems += onnx_systems(model, features, Path(work, "full"))
-            for i, (folder, other) in enumerate(smaller.items()):
+            for i, ((folder, other), label) in enumerate(zip(smaller.items(), labels(smaller), strict=True)):
                 static = pytorch_systems(folder, other, not args.no_compile)
                 static += onnx_systems(other, features, Path(work, f"smaller_{i}"))
-                systems += of_smaller(folder, other.config, static)
+                systems += of_smaller(label, other.config, static)
             systems += early_systems(args.model, model, Path(work), thresholds)
         rows = measure(systems, features, task, config, sizes, args.repeats, device)
     about = (

@@ -11,11 +11,9 @@ from deebert.utils.cli import ArgumentParser, InputError
 def main() -> None:
     parser = ArgumentParser(prog="deebert download", description="Fetches GLUE tasks and writes their TSV files.")
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"some of {', '.join(DOWNLOADS)}, or all")
-    parser.add_argument("--download", dest="old_task", metavar="TASK", help="one task; the name of version 0.5")
     parser.add_argument("--data_dir", required=True, help="the files of a task go to DATA_DIR/TASK")
     args = parser.parse_args()
-    names = [*args.tasks, *([args.old_task] if args.old_task else [])]
-    tasks = find_tasks(DOWNLOADS if "all" in [name.lower() for name in names] else names)
+    tasks = find_tasks(DOWNLOADS if "all" in [name.lower() for name in args.tasks] else args.tasks)
     hub_loader()  # without it, all would fail for the same reason
     failed = []
     for task in tasks:
@@ -28,7 +26,8 @@ def main() -> None:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             failed.append(task.name)
     if failed:
-        raise InputError(f"not fetched: {', '.join(failed)}; deebert download {' '.join(failed)} tries them again")
+        again = f"deebert download {' '.join(failed)} --data_dir {args.data_dir}"
+        raise InputError(f"not fetched: {', '.join(failed)}; {again} tries them again")
 
 
 def find_tasks(names: Sequence[str]) -> list[Task]:

@@ -1,6 +1,5 @@
 """`deebert export`: writes a trained model as an ONNX graph."""
 
-import argparse
 from pathlib import Path
 
 from deebert.data.batching import collator
@@ -12,14 +11,14 @@ from deebert.modeling.exit_rule import NO_EXIT
 from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_export import export
 from deebert.runtime.onnx_runtime import OnnxDeeBert
-from deebert.utils.cli import ArgumentParser, InputError, positive
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive
 
 
 def main() -> None:
     parser = ArgumentParser(
         prog="deebert export",
         description="Writes a trained model as one ONNX graph of all layers and off-ramps.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument("--output", required=True, type=Path, help="folder for the graphs")
@@ -28,10 +27,14 @@ def main() -> None:
     )
     parser.add_argument("--task_name", help="with --data_dir: score model and graphs on the task's dev set")
     parser.add_argument("--data_dir", help="folder with the task's TSV files")
-    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
+    parser.add_argument(
+        "--max_seq_length", type=positive, help="with --task_name: longer texts are cut (default: as in the training)"
+    )
     args = parser.parse_args()
     if (args.task_name is None) != (args.data_dir is None):
         raise InputError("give --task_name and --data_dir together, or neither")
+    if args.max_seq_length and args.task_name is None:
+        raise InputError("--max_seq_length has no effect without --task_name; the model keeps that of the training")
     if args.output.resolve() == Path(args.model).resolve():
         raise InputError(f"--output {args.output}: give another folder than --model")
     if (args.output / "model.safetensors").exists():

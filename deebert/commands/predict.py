@@ -21,7 +21,7 @@ from deebert.data.records import ENDINGS
 from deebert.data.text_rows import FORMATS, TextRow, read_rows
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import NO_THRESHOLD, Classifier, Prediction
-from deebert.utils.cli import ArgumentParser, InputError, positive
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive
 
 OWN_COLUMNS = ("prediction", "probability", "exit_layer")
 
@@ -91,14 +91,14 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
         prog="deebert predict",
         description=__doc__.split("\n\n")[1],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--file", default="-", help="the texts, UTF-8; -: standard input")
     parser.add_argument("--text_column", help="read a table, and the texts from this column")
     parser.add_argument("--text_pair_column", help="the column of the second texts of pairs")
     parser.add_argument(
-        "--input_format", choices=FORMATS, help="default: with --text_column by the file's ending or csv, else lines"
+        "--input_format", choices=FORMATS, help="by default with --text_column by the file's ending or csv, else lines"
     )
     parser.add_argument(
         "--exit_threshold",
@@ -107,7 +107,7 @@ def parse_args() -> argparse.Namespace:
         help="threshold in the exit rule's units; 0 or less: nothing exits early; default: the model's own",
     )
     parser.add_argument(
-        "--exit_rule", choices=EXIT_RULES, help="which uncertainty is compared with it; default: the model's own"
+        "--exit_rule", choices=EXIT_RULES, help="which uncertainty is compared with it (default: the model's own)"
     )
     parser.add_argument("--batch_size", type=positive, default=32, help="1 prints each result before it reads on")
     parser.add_argument(
@@ -116,9 +116,9 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="read all texts first, and keep batches full as samples exit",
     )
-    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
+    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut (default: as in the training)")
     parser.add_argument(
-        "--format", choices=("tsv", "csv", "jsonl"), help="default: as the input; tsv for lines, jsonl for Parquet"
+        "--format", choices=("tsv", "csv", "jsonl"), help="by default as the input; tsv for lines, jsonl for Parquet"
     )
     return checked(parser.parse_args())
 
@@ -191,6 +191,7 @@ def main() -> None:
     args = parse_args()
     if sys.stdout is None:
         raise InputError("standard output is closed")
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # whatever the terminal or the system has
     classify = Classifier(args.model, args.exit_threshold, args.max_seq_length, args.exit_rule, args.batch_size)
     if args.exit_threshold is None and not classify.exits_early:
         print(f"note: {NO_THRESHOLD}", file=sys.stderr)

@@ -11,7 +11,7 @@ import sys
 
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import NO_THRESHOLD, Classifier
-from deebert.utils.cli import ArgumentParser, InputError, fraction, non_negative, positive
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, fraction, non_negative, positive
 
 SECONDS_TO_FINISH = 30  # that a shutdown waits for clients who are slow to send or to receive
 
@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
         prog="deebert serve",
         description=__doc__.split("\n\n")[1],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelp,
     )
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of this machine's")
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--exit_threshold", type=float, help="in place of the model's own")
     parser.add_argument("--exit_rule", choices=EXIT_RULES, help="in place of the model's own")
     parser.add_argument("--batch_size", type=positive, default=32, help="texts that enter the model at once")
-    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut; default: as in the training")
+    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut (default: as in the training)")
     parser.add_argument("--max_texts", type=positive, default=256, help="of one request; more: status 413")
     parser.add_argument("--max_body_kb", type=positive, default=1024, help="of one request; more: status 413")
     parser.add_argument("--max_queue", type=positive, default=1024, help="texts that may wait; more: status 429")

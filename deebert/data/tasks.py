@@ -157,6 +157,15 @@ def data_file(data_dir: str | Path, split: str) -> Path:
     return path
 
 
+def check_num_labels(task: Task, num_labels: int, name: str) -> None:
+    """Raises InputError where a model, or its results, of this name cannot be of the task."""
+    if num_labels != task.num_labels:
+        raise InputError(
+            f"{name}: a model of {num_labels} labels, but {task.name} has {task.num_labels}; "
+            "was it trained for another task?"
+        )
+
+
 def is_test(split: str) -> bool:
     """Whether this is a test split: GLUE does not publish its labels, and its lines have an index instead."""
     return split.startswith("test") or split == DIAGNOSTIC

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features, load_features
-from deebert.data.tasks import Task, eval_splits, label_order
+from deebert.data.tasks import Task, check_num_labels, eval_splits, label_order
 from deebert.evaluation.cost import Costs, costs_of
 from deebert.evaluation.metrics import primary_score, scores
 from deebert.evaluation.results import SweepRow
@@ -148,6 +148,7 @@ def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_le
 
     max_seq_length: None is that of the training.
     """
+    check_num_labels(task, config.num_labels, "--model")
     split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
     longest = min(longest_text(config, max_seq_length), max_tokens(config))
     return load_features(task, data_dir, split, labels, tokenizer, longest)

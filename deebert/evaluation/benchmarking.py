@@ -1,7 +1,7 @@
 """The benchmark's measurements: several systems side by side, as rows of a table, CSV and figure."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from deebert.utils.files import replacing
 
 CPU = torch.device("cpu")
 GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
-CHOICE_TEXTS = 100  # that choose the fastest of several systems
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,6 @@ def per_sample(timing: Timing) -> float:
     return 1e3 * float(np.median(timing.seconds)) / len(timing.logits)
 
 
-def median_milliseconds(systems: Sequence[System], features: Features, config) -> list[float]:
-    """The median latency of each system on some texts at batch size 1, to choose among them."""
-    forwards, texts = [system.forward for system in systems], features.first(CHOICE_TEXTS)
-    *_, timings = timed_passes(forwards, texts, collator(config), CPU, batch_size=1)
-    return [1e3 * float(np.median(timing.batch_seconds)) for timing in timings]
-
-
 def latency(system: System, timing: Timing, features: Features, task, config, rate: float) -> Row:
     """The row of one system, from its passes at batch size 1."""
     layers, ran = timing.exit_layers, system.smaller or config
@@ -181,7 +173,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
         times |= {f"continuous_{size}": ms for size, ms in row.continuous.items()}
         flat.append({name: value for name, value in asdict(row).items() if not isinstance(value, dict)} | times)
     with replacing(path) as file:
-        writer = csv.DictWriter(file, list(flat[0]))
+        writer = csv.DictWriter(file, list(flat[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(flat)
 

@@ -26,13 +26,21 @@ def _micro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
     return 2 * np.sum(labels * predicted) / count if count else 0.0
 
 
+def _macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """The mean of the F1 of each label that occurs or is predicted."""
+    if labels.ndim == 1:
+        return f1_score(labels, predicted, average="macro", zero_division=0)
+    present = np.flatnonzero(labels.any(axis=0) | predicted.any(axis=0))
+    return f1_score(labels[:, present], predicted[:, present], average="macro", zero_division=0) if len(present) else 0
+
+
 # Name -> function of labels and predictions, both (S,) or (S, C). A name is a column of the result files.
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     # sklearn checks its input for longer than it counts, and thresholds are chosen by thousands of scores
     "acc": lambda labels, predicted: np.mean(labels == predicted),
     "f1": lambda labels, predicted: 2 * np.sum(labels * predicted) / max(np.sum(labels) + np.sum(predicted), 1),
     "f1_micro": _micro_f1,
-    "f1_macro": lambda labels, predicted: f1_score(labels, predicted, average="macro", zero_division=0),
+    "f1_macro": _macro_f1,
     "mcc": matthews_corrcoef,
     "pearson": _correlation(pearsonr),
     "spearmanr": _correlation(spearmanr),

@@ -231,6 +231,8 @@ def _entropy_row(threshold: float, path: Path) -> SweepRow:
 def _sweep_row(cells: dict[str, str]) -> SweepRow:
     cells = {"cost": ""} | cells  # files of version 0.5 and before have none
     scalars = {name: float(cells[name]) if cells[name] else None for name in SCALARS}
+    if None in (scalars["threshold"], scalars["score"], scalars["layers_run"]):
+        raise ValueError("an empty cell")
     exits = {int(name.removeprefix("exits_")): int(v) for name, v in cells.items() if name.startswith("exits_")}
     if not all(map(math.isfinite, (x for name, x in scalars.items() if name != "threshold" and x is not None))):
         raise ValueError("a number that is infinite or none")

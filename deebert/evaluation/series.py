@@ -1,7 +1,7 @@
 """Reads result folders as series: what a figure shows of one model on one task. Needs neither torch nor a model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,9 @@ def read_series(folders: Sequence[Path]) -> list[Series]:
     return series
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
+def labels(folders: Iterable[str | Path]) -> list[str]:
     """The part of each folder's path in which they differ; for a single folder its last three parts."""
-    paths = [folder.resolve() for folder in folders]
+    paths = [Path(folder).resolve() for folder in folders]
     if len(paths) == 1:
         return ["/".join(paths[0].parts[1:][-3:]).removesuffix("/two_stage")]
     shared = Path(os.path.commonpath(paths))

@@ -98,8 +98,18 @@ class ThresholdChoice:
 def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42) -> ThresholdChoice:
     """Chooses the threshold. seed: of the bootstrap that metrics other than the accuracy need.
 
-    Raises InputError where nothing can be chosen: no labels, too few samples, a rule or risk without meaning here.
+    Raises InputError (see `check_choice`).
     """
+    check_choice(task, exits, target)
+    threshold = shown_threshold(task, exits, target, seed)
+    if threshold is None:
+        return ThresholdChoice(None, exits.rule, None, samples_needed(task, exits, target, seed))
+    threshold = without_unused(exits, threshold)
+    return ThresholdChoice(threshold, exits.rule, operating_point(task, exits, threshold))
+
+
+def check_choice(task: Task, exits: AllExits, target: SelectionTarget) -> None:
+    """Raises InputError where nothing can be chosen: no labels, too few samples, a rule or risk without meaning."""
     if exits.labels is None:
         raise InputError("a threshold cannot be chosen on samples without labels")
     if exits.logits.shape[2] == 1 and target.risk is not None:
@@ -112,11 +122,6 @@ def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42)
         )
     if len(exits.labels) < 4:
         raise InputError(f"a threshold cannot be chosen on {len(exits.labels)} samples; at least 4 are needed")
-    threshold = shown_threshold(task, exits, target, seed)
-    if threshold is None:
-        return ThresholdChoice(None, exits.rule, None, samples_needed(task, exits, target, seed))
-    threshold = without_unused(exits, threshold)
-    return ThresholdChoice(threshold, exits.rule, operating_point(task, exits, threshold))
 
 
 def without_unused(exits: AllExits, threshold: float) -> float | list[float]:

@@ -188,14 +188,20 @@ class Latency:
     texts: int
 
 
+def median_milliseconds(
+    forwards: Sequence[ForwardFn], features: Features, collate: Collator, device: torch.device
+) -> list[float]:
+    """The median latency of each system on LATENCY_TEXTS of the samples, one at a time, in turns."""
+    *_, timings = timed_passes(forwards, features.first(LATENCY_TEXTS), collate, device, batch_size=1)
+    return [1e3 * float(np.median(timing.batch_seconds)) for timing in timings]
+
+
 def median_latency(model, features: Features, collate: Collator, threshold: float | list[float]) -> Latency:
     """Times some of the samples at batch size 1, at a threshold and without off-ramps, in turns."""
     model.eval()
-    features = features.first(LATENCY_TEXTS)
     forwards = [lambda batch, x=x: model(**batch, exit_threshold=x) for x in (threshold, NO_EXIT)]
-    *_, timings = timed_passes(forwards, features, collate, model.device, batch_size=1)
-    early, full = (1e3 * float(np.median(timing.batch_seconds)) for timing in timings)
-    return Latency(early, full, len(features))
+    early, full = median_milliseconds(forwards, features, collate, model.device)
+    return Latency(early, full, min(LATENCY_TEXTS, len(features)))
 
 
 def timed_sweep(

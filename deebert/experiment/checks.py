@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deebert.data.encoding import MIN_TOKENS
 from deebert.data.submission import test_sets
-from deebert.data.tasks import DIAGNOSTIC, Task, eval_splits
+from deebert.data.tasks import DIAGNOSTIC, Task, check_num_labels, eval_splits
 from deebert.evaluation import results
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
@@ -217,11 +217,7 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
         )
     if config.num_hidden_layers < 2 and args.train_strategy != "static":
         raise InputError(f"{name}: a model of one layer has no off-ramps; --train_strategy static needs none")
-    if config.num_labels != task.num_labels:
-        raise InputError(
-            f"{name}: a model of {config.num_labels} labels, but {task.name} has {task.num_labels}; "
-            "was it trained for another task?"
-        )
+    check_num_labels(task, config.num_labels, name)
     if config.exit_before_first_layer and config.highway_pooling == "first":
         raise InputError(f"--{NEEDS_ALL_TOKENS}")
     if args.train_strategy == "static" and config.model_type != "bert":

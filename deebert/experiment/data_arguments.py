@@ -10,6 +10,7 @@ from deebert.data.tasks import TASKS, Task, get_task
 from deebert.evaluation import results
 from deebert.experiment.flags import flag, number, switch
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
+from deebert.training.strategies import STATIC
 from deebert.utils.cli import InputError, non_negative, up_to_half
 
 FILES = ("train_file", "validation_file", "test_file")
@@ -134,11 +135,15 @@ def trained_defaults(args: argparse.Namespace) -> dict:
         return {}
     length = results.read_json(config).get("max_seq_length") if config.is_file() else None
     defaults = {"max_seq_length": length} if isinstance(length, int) else {}
-    if args.task_name or not record.is_file():
+    if not record.is_file():
         return defaults
     trained = results.read_json(record).get("arguments")
     if not isinstance(trained, dict):
         raise InputError(f"{record}: damaged (no arguments); remove it")
+    if trained.get("train_strategy") in STATIC:  # a model without exits
+        defaults["train_strategy"] = trained["train_strategy"]
+    if args.task_name:
+        return defaults
     names = [field.name for field in fields(OwnDataArguments)]
     same_files = args.train_file in (None, trained.get("train_file"))
     if args.validation_file or args.test_file or not same_files:

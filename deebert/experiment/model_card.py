@@ -47,17 +47,23 @@ model, without early exit.
 
 
 def write_card(
-    folder: Path, config, task: Task, base_model: str | None, split: str = "dev", exits: AllExits | None = None
+    folder: Path,
+    config,
+    task: Task,
+    base_model: str | None,
+    on_hub: bool,
+    split: str = "dev",
+    exits: AllExits | None = None,
 ) -> bool:
     """Writes the card of the model in `folder`. False where a person has edited the card: it is left as it is.
 
-    config: the model's. base_model: a name on the hub or a folder, None if it is not known. exits: of the dev set
-    `split`; None: the model has not been scored.
+    config: the model's. base_model: a name on the hub (on_hub) or a folder, None if it is not known. exits: of the dev
+    set `split`; None: the model has not been scored.
     """
     file = folder / CARD
     if file.exists() and not is_ours(file):
         return False
-    text = card_text(folder, config, task, base_model, split, exits)
+    text = card_text(folder, config, task, base_model, on_hub, split, exits)
     with replacing(file) as card:
         card.write(f"{text}\n{mark(text)}\n")
     return True
@@ -75,7 +81,9 @@ def mark(text: str) -> str:
     return f"<!-- written by deebert, which replaces this file until you edit it: {digest} -->"
 
 
-def card_text(folder: Path, config, task: Task, base_model: str | None, split: str, exits: AllExits | None) -> str:
+def card_text(
+    folder: Path, config, task: Task, base_model: str | None, on_hub: bool, split: str, exits: AllExits | None
+) -> str:
     """The card, without its mark."""
     backbone = (
         type(config)
@@ -84,7 +92,6 @@ def card_text(folder: Path, config, task: Task, base_model: str | None, split: s
         .replace("Bert", "BERT")
         .replace("Roberta", "RoBERTa")
     )
-    on_hub = base_model is not None and not Path(base_model).exists() and base_model.count("/") <= 1
     facts = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": ["deebert", "early-exit"]}
     facts |= {"base_model": base_model} if on_hub else {}
     head = "\n".join(f"{name}: {json.dumps(value)}" for name, value in facts.items())  # JSON is YAML

@@ -19,7 +19,15 @@ from deebert.utils.cli import InputError
 # none overwrites the record of another kind
 TRAINING, EVALUATION, PREDICTION = "run.json", "run_eval.json", "run_predict.json"
 # what is read of a record, and what a field is where an older version did not write it
-FIELDS = {"arguments": {}, "settings": {}, "stages": {}, "finished": False, "resumed": 0, "tokenizer": ""}
+FIELDS = {
+    "arguments": {},
+    "settings": {},
+    "stages": {},
+    "finished": False,
+    "resumed": 0,
+    "tokenizer": "",
+    "from_hub": False,
+}
 
 
 def read_record(output_dir: Path) -> dict | None:
@@ -69,6 +77,7 @@ class RunRecord:
         )
         self.facts = {
             "arguments": asdict(args),
+            "from_hub": not Path(args.model_name_or_path).exists(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": versions,
             "git": git,

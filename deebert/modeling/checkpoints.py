@@ -188,6 +188,9 @@ def load_final_classifier(name_or_path: str, config):
     model, missing = load_pretrained(name_or_path, config)
     if lacking := [name for name in missing if not is_off_ramp(name)]:
         raise InputError(f"{name_or_path}: not a fine-tuned classifier, it has no {lacking[0]}")
+    rule, cutoffs = config_cutoffs(config)
+    if max(cutoffs, default=0) > rule.max_uncertainty:
+        raise InputError(f"{name_or_path}: it always exits before its last layer, so its final classifier is untrained")
     return model
 
 

@@ -40,6 +40,13 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
 
 
+class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """--help with the defaults, where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.required or action.default is None else super()._get_help_string(action)
+
+
 def run(main: Callable[[], None]) -> None:
     """Calls a command's main function; an InputError becomes one line on stderr and exit code 2.
 

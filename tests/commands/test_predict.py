@@ -90,7 +90,7 @@ def test_pairs_and_empty_lines(folder, monkeypatch, capsys):
 
 def test_it_streams(folder, monkeypatch):
     """With batch size 1 the answer to a line is there before the next line is read."""
-    answers = io.StringIO()
+    answers = io.TextIOWrapper(io.BytesIO(), "ascii")
 
     class Lines:
         def reconfigure(self, **_):
@@ -98,14 +98,14 @@ def test_it_streams(folder, monkeypatch):
 
         def __iter__(self):
             for i, text in enumerate(TEXTS[:3]):
-                assert len(answers.getvalue().splitlines()) == i
+                assert len(answers.buffer.getvalue().splitlines()) == i
                 yield text + "\n"
 
     monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--batch_size", "1"])
     monkeypatch.setattr(sys, "stdin", Lines())
     monkeypatch.setattr(sys, "stdout", answers)
     predict.main()
-    assert len(answers.getvalue().splitlines()) == 3
+    assert len(answers.buffer.getvalue().splitlines()) == 3
 
 
 @pytest.mark.parametrize("backbone", ["bert"])  # the pipe is the same for all

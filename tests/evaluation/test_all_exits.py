@@ -14,10 +14,17 @@ from deebert.data.batching import collator
 from deebert.data.features import Features
 from deebert.data.tasks import TASKS
 from deebert.evaluation import timing
-from deebert.evaluation.all_exits import AllExits, dense_thresholds, layer_scores, run_all_exits, sweep
+from deebert.evaluation.all_exits import AllExits, dense_thresholds, dev_features, layer_scores, run_all_exits, sweep
 from deebert.evaluation.metrics import scores
 from deebert.evaluation.timing import timed_sweep
 from deebert.utils.cli import InputError
+
+
+def test_a_model_of_another_task_is_not_scored(tmp_path):
+    model = tiny_model("bert", num_labels=3)
+    with pytest.raises(InputError, match="--model: a model of 3 labels, but MRPC has 2; was it trained for another"):
+        dev_features(TASKS["MRPC"], tmp_path, model.config, tokenizer=None)
+
 
 RIGHT = AllExits(np.zeros((4, 3, 2), np.float32), np.arange(4) % 2)
 

@@ -209,7 +209,7 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     assert [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")] == before
     with pytest.raises(cli.InputError, match="runs with other settings"):
         compare_all("--warmup_steps", "3")
-    for flags in (["--exit_rule", "margin"], ["--seed", "3"]):
+    for flags in (["--exit_rule", "margin"], ["--seed=3"]):
         with pytest.raises(cli.InputError, match=r"in a setting's line|runs with other settings"):
             compare_all(*flags)
 

@@ -24,7 +24,7 @@ def config():
 
 def test_the_card_has_the_scores_and_what_the_threshold_costs_and_saves(config, tmp_path):
     exits = with_costs(simulated(300, seed=0))
-    assert write_card(tmp_path, config, TASK, "bert-base-uncased", "dev", exits)
+    assert write_card(tmp_path, config, TASK, "bert-base-uncased", True, "dev", exits)
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: ")
     assert 'base_model: "bert-base-uncased"' in text
@@ -44,7 +44,7 @@ def test_the_card_has_the_scores_and_what_the_threshold_costs_and_saves(config, 
 def test_a_card_without_scores_threshold_or_name_on_the_hub(config, tmp_path):
     config.exit_threshold = [-1.0] * 4
     (tmp_path / "secret" / "base").mkdir(parents=True)
-    assert write_card(tmp_path, config, TASK, str(tmp_path / "secret" / "base"))
+    assert write_card(tmp_path, config, TASK, str(tmp_path / "secret" / "base"), False)
     text = (tmp_path / "README.md").read_text()
     assert "has not been scored" in text
     assert "no sample exits early until you set one" in text
@@ -58,18 +58,18 @@ def test_a_card_without_scores_threshold_or_name_on_the_hub(config, tmp_path):
 )
 def test_an_edited_card_is_never_overwritten(config, tmp_path, edit):
     card, exits = tmp_path / "README.md", simulated(50, seed=0)
-    assert write_card(tmp_path, config, TASK, None)
+    assert write_card(tmp_path, config, TASK, None, False)
     before = card.read_text()
-    assert write_card(tmp_path, config, TASK, None, "dev", exits)
+    assert write_card(tmp_path, config, TASK, None, False, "dev", exits)
     assert card.read_text() != before
     edited = edit(card.read_text())
     card.write_text(edited)
     assert not is_ours(card)
-    assert not write_card(tmp_path, config, TASK, None)
+    assert not write_card(tmp_path, config, TASK, None, False)
     assert card.read_text() == edited
 
 
 def test_a_readme_that_is_no_text_stays(config, tmp_path):
     (tmp_path / "README.md").write_bytes(b"\xff\xfe")
-    assert not write_card(tmp_path, config, TASK, None)
+    assert not write_card(tmp_path, config, TASK, None, False)
     assert (tmp_path / "README.md").read_bytes() == b"\xff\xfe"

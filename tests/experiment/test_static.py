@@ -1,6 +1,7 @@
 """Models without exits, the baseline: an ordinary smaller Hugging Face model, with a teacher or without."""
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -12,7 +13,8 @@ from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.cost import costs_of
 from deebert.modeling.backbones.bert import DeeBertForSequenceClassification
-from deebert.modeling.checkpoints import load_config, load_tokenizer
+from deebert.modeling.checkpoints import load_config, load_final_classifier, load_tokenizer
+from deebert.utils.cli import InputError
 
 TRAIN = (
     "--do_train --do_eval --eval_each_highway --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 3 --no_cuda "
@@ -56,7 +58,16 @@ def test_a_static_model_is_a_smaller_hugging_face_model(tiny_checkpoints, tiny_d
     again = drive("taught", f"{static} 1 --distill 1 --teacher plain --resume")
     np.testing.assert_array_equal(taught.logits, again.logits)
 
-    mean = drive("mean", "--train_strategy static_off_ramp --num_layers 2 --highway_pooling mean --highway_head linear")
+    flags = "--num_layers 2 --highway_pooling mean --highway_head linear --eval_after_first_stage"
+    mean = drive("mean", f"--train_strategy static_off_ramp {flags}")
+    printed = capsys.readouterr().out
+    score = 100 * (mean.logits[:, 0].argmax(-1) == mean.labels).mean()
+    assert f"After the first stage, dev: acc {score:.2f}" in printed  # not that of its last layer, which never runs
+    run_glue_deebert.main(f"{common} --output_dir mean".replace("--do_train ", "").split())  # it knows its strategy
+    assert f"Result of mean on dev: acc {score:.2f}" in capsys.readouterr().out
+    with pytest.raises(InputError, match="mean: it always exits before its last layer"):
+        load_final_classifier("mean", load_config("mean"))
+
     model = DeeBertForSequenceClassification.from_pretrained("mean").eval()
     assert model.config.num_hidden_layers == 3
     for rows in eval_batches(features.lengths, 8):

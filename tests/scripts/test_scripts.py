@@ -111,7 +111,9 @@ def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
     for script_name in ("train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh", "compare.sh", "seeds.sh"):
         both = script(script_name, tmp_path, DATASET="MRPC", **files)
         assert (both.returncode, both.stdout) == (2, "")
-        assert both.stderr == "error: DATASET=MRPC and TRAIN_FILE: set one of them, and unset the other\n"
+        assert both.stderr == (
+            "error: DATASET=MRPC and a file of your own: unset DATASET, or TRAIN_FILE, VALIDATION_FILE and TEST_FILE\n"
+        )
 
 
 def test_tasks_share_a_folder_of_predictions(tmp_path):
