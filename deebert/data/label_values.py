@@ -118,16 +118,16 @@ def hidden_separator(labels: Sequence[str]) -> str | None:
 
 def doubts(labels: Sequence[str], lines: int) -> list[str]:
     """What labels that are taken for classes may be instead; lines: how many have one."""
-    found = []
+    notes = []
     if separator := hidden_separator(labels):
-        found.append(f"labels with {separator!r} seem to be several labels: add --label_separator '{separator}'")
+        notes.append(f"labels with {separator!r} seem to be several labels: add --label_separator '{separator}'")
     if any("." in label for label in labels) and all(is_number(label) for label in labels):
-        found.append(
+        notes.append(
             f"labels such as {labels[0]!r} are classes here: to predict numbers, add --problem_type {REGRESSION}"
         )
     elif 2 * len(labels) > lines > 2 * SHOWN:
-        found.append(f"{len(labels)} labels in {lines} lines: is --label_column the right one?")
-    return found
+        notes.append(f"{len(labels)} labels in {lines} lines: is --label_column the right one?")
+    return notes
 
 
 def is_number(text: str) -> bool:

@@ -81,13 +81,13 @@ class Evaluation:
 
     @property
     def threshold_file(self) -> Path:
-        """The last choice of a threshold, also one that found none."""
+        """The last choice of a threshold, also one without a result."""
         return self.folder / "threshold.json"
 
     def choose_threshold(self) -> None:
         """Chooses the threshold for --risk, --target_drop or --target_saving, and stores it in the model's config.
 
-        Where none is found, one that was stored before for the same rule is removed: it may not keep this target.
+        Where there is none, one that was stored before for the same rule is removed: it may not keep this target.
         """
         target, config = self.args.target, self.model.config
         choice = threshold_selection.choose(self.task, self.exits, target, self.args.seed)

@@ -15,7 +15,7 @@ from deebert.modeling.off_ramps import is_off_ramp
 
 
 def layers_wanted(args: Arguments, available: int) -> int:
-    """The number of layers of the model that --num_layers asks for."""
+    """The number of layers that --num_layers sets."""
     return available if args.num_layers is None else args.num_layers + (args.train_strategy == "static_off_ramp")
 
 

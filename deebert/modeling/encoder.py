@@ -47,7 +47,7 @@ class HighwayEncoder:
         self.learn_to_exit = LearnToExit(config) if config_rule(config).learned else None
 
     def set_exit_threshold(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold(s), in the config that the whole model shares. Raises ValueError."""
+        """Sets the threshold(s), in the config that all modules share. Raises ValueError."""
         set_threshold(self.config, value)
 
     set_early_exit_entropy = set_exit_threshold  # the original's name

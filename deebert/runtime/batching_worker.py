@@ -132,8 +132,8 @@ class BatchingWorker:
         """Samples (b,) exit after this layer with logits (b, C): the batcher calls this. See `ExitedSamples.add`."""
         items = [self.active[number] for number in index.tolist()]
         truncated = [request.encoded.truncated[row] for request, row in items]
-        found = self.classifier.predictions(to_numpy(logits), [layer] * len(items), truncated)
-        for number, (request, row), prediction in zip(index.tolist(), items, found, strict=True):
+        predictions = self.classifier.predictions(to_numpy(logits), [layer] * len(items), truncated)
+        for number, (request, row), prediction in zip(index.tolist(), items, predictions, strict=True):
             request.predictions[row] = prediction
             del self.active[number]
             if len(request.predictions) == len(request.encoded):

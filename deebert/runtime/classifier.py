@@ -146,7 +146,7 @@ class Classifier:
             return [Prediction(value, None, layer, {}, cut) for value, layer, cut in rows]
         several = has_several_labels(self.config)
         names = [self.config.id2label[i] for i in range(self.config.num_labels)]
-        found = []
+        predicted = []
         for row, layer, cut in zip(shares(logits, several).tolist(), exit_layers, truncated, strict=True):
             probabilities = dict(zip(names, row, strict=True))
             if several:
@@ -155,8 +155,8 @@ class Classifier:
             else:
                 label = names[int(np.argmax(row))]
                 probability = probabilities[label]
-            found.append(Prediction(label, probability, layer, probabilities, cut))
-        return found
+            predicted.append(Prediction(label, probability, layer, probabilities, cut))
+        return predicted
 
     def _options(self, exit_threshold: Threshold, exit_rule: str | None) -> dict:
         """What differs from the model's own threshold and rule, for one call. Raises ValueError."""
@@ -176,8 +176,8 @@ class Classifier:
         chunks = encoded.by_length(self.batch_size)
         order = [row for chunk in chunks for row in chunk]
         logits, layers = run(encoded, chunks, options)
-        found = self.predictions(logits, layers, [encoded.truncated[row] for row in order])
-        by_row = dict(zip(order, found, strict=True))
+        predicted = self.predictions(logits, layers, [encoded.truncated[row] for row in order])
+        by_row = dict(zip(order, predicted, strict=True))
         self.watch.record_texts(layers, sum(encoded.truncated), comparable=not options)
         self.watch.record_seconds(time.perf_counter() - start)
         if self.audit:

@@ -75,12 +75,12 @@ def read_manifest(folder: Path) -> dict:
 def read_json(file: Path) -> dict:
     """The object in a JSON file. Raises InputError."""
     try:
-        found = json.loads(read_bytes(file))
+        facts = json.loads(read_bytes(file))
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        facts = None
+    if not isinstance(facts, dict):
         raise InputError(f"{file}: damaged; {AGAIN}")
-    return found
+    return facts
 
 
 def exported_config(folder: Path, manifest: dict) -> ExportedConfig:

@@ -142,11 +142,11 @@ def merge(folder: Path, config, path: Path) -> None:
 def result_nodes(parts: Parts) -> tuple[list[NodeProto], list[TensorProto]]:
     """The run, and its outputs. Exit layers come as (b, 1), or (1, 1) where all samples exit at the same one."""
     run = steps_from(parts, 0)
-    nodes, found = [*run.node], dict(zip(parts.outputs, (x.name for x in run.output), strict=True))
-    nodes.append(make_node("Shape", [found["logits"]], ["batch_size"], start=0, end=1))
-    nodes.append(make_node("Reshape", [found.pop("exit_layer"), "flat"], ["exit_layers"]))
+    nodes, outputs = [*run.node], dict(zip(parts.outputs, (x.name for x in run.output), strict=True))
+    nodes.append(make_node("Shape", [outputs["logits"]], ["batch_size"], start=0, end=1))
+    nodes.append(make_node("Reshape", [outputs.pop("exit_layer"), "flat"], ["exit_layers"]))
     nodes.append(make_node("Expand", ["exit_layers", "batch_size"], ["exit_layer"]))
-    nodes += [make_node("Identity", [x], [name]) for name, x in found.items()]
+    nodes += [make_node("Identity", [x], [name]) for name, x in outputs.items()]
     return nodes, [*run.initializer, make_tensor("flat", INT64, [1], [-1])]
 
 
@@ -169,12 +169,12 @@ def steps_from(parts: Parts, i: int) -> GraphProto:
 def rest_of_the_run(parts: Parts, i: int) -> GraphProto:
     """Runs what follows after step i. Samples that have exited keep what they exited with."""
     label, deeper = f"after_{i}", steps_from(parts, i + 1)
-    found = dict(zip(parts.outputs, deeper.output, strict=True))
+    outputs = dict(zip(parts.outputs, deeper.output, strict=True))
     nodes, tensors = [*deeper.node], [*deeper.initializer, exit_layer_tensor(parts, i, label)]
     for name, own in (("logits", f"level_{i}/logits"), ("exit_layer", f"{label}/number")):
-        nodes.append(make_node("Where", [f"level_{i}/exited", own, found[name].name], [f"{label}/{name}"]))
-        (found[name],) = results(label, [name])
-    return make_graph(nodes, label, [], list(found.values()), initializer=tensors)
+        nodes.append(make_node("Where", [f"level_{i}/exited", own, outputs[name].name], [f"{label}/{name}"]))
+        (outputs[name],) = results(label, [name])
+    return make_graph(nodes, label, [], list(outputs.values()), initializer=tensors)
 
 
 def end_subgraph(parts: Parts, i: int, here: Sequence[ValueInfoProto]) -> GraphProto:
