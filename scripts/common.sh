@@ -36,7 +36,7 @@ python_in_venv() {
 }
 
 # settings: what the environment leaves open. TRAIN_FILE, with VALIDATION_FILE and TEST_FILE, takes the place of
-# DATASET, which names a task in PATH_TO_DATA. Sets NAME, after which folders are named, and DATA, flags of run_glue.
+# DATASET, which names a task in PATH_TO_DATA. Sets NAME, after which folders are named; DATA and RECIPE are flags of run_glue.
 settings() {
     local given=${MODEL_TYPE:-}
     MODEL_TYPE=${MODEL_TYPE:-bert}  # names folders; where it is set, the checkpoint has to be one of this type
@@ -46,13 +46,17 @@ settings() {
         [ -z "${DATASET:-}" ] || fail "DATASET=$DATASET and a file of your own: unset DATASET, or" \
             "TRAIN_FILE, VALIDATION_FILE and TEST_FILE"
         NAME=$(basename "${TRAIN_FILE:-${OUTPUT_DIR:-model}}") NAME=${NAME%.*}
-        [ "$NAME" != train ] || [ -z "${TRAIN_FILE:-}" ] ||  # many files are called that
-            NAME=$(basename "$(cd "$(dirname "$TRAIN_FILE")" 2> /dev/null && pwd)")
+        if [ "$NAME" = train ] && [ -n "${TRAIN_FILE:-}" ]; then  # many files are called that
+            [ -d "$(dirname "$TRAIN_FILE")" ] || fail "TRAIN_FILE=$TRAIN_FILE: no such file"
+            NAME=$(basename "$(CDPATH="" cd -- "$(dirname "$TRAIN_FILE")" && pwd)")
+        fi
         DATA=(${TRAIN_FILE:+--train_file "$TRAIN_FILE"} ${VALIDATION_FILE:+--validation_file "$VALIDATION_FILE"}
             ${TEST_FILE:+--test_file "$TEST_FILE"})
+        RECIPE=("${OWN_RECIPE[@]}")
     else
         PATH_TO_DATA=${PATH_TO_DATA:-./glue_data} DATASET=${DATASET:-MRPC}  # a task of deebert/data/tasks.py
         NAME=$DATASET DATA=(--task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET")
+        RECIPE=("${PAPER_RECIPE[@]}")
     fi
     MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
     OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$NAME/two_stage}
@@ -77,7 +81,7 @@ need_data() {
 # no_own_files: for scripts that take a task in PATH_TO_DATA.
 no_own_files() {
     [ -z "${TRAIN_FILE:-}${VALIDATION_FILE:-}${TEST_FILE:-}" ] || fail "this script takes a task in PATH_TO_DATA:" \
-        "unset TRAIN_FILE, VALIDATION_FILE and TEST_FILE, and set DATASET"
+        "unset TRAIN_FILE, VALIDATION_FILE and TEST_FILE"
 }
 
 # need_model: OUTPUT_DIR has to hold a trained model.
@@ -94,8 +98,10 @@ sys.exit(not all(i.find_spec(name) for name in names))' ||
         fail "$PYTHON lacks the requirements: activate your environment, or $PYTHON -m pip install -r $ROOT/requirements.txt"
 }
 
-# The paper's training, and its epochs of each stage, which depend on the type or the name of the model.
+# The paper's training, and its epochs of each stage, which depend on the type or the name of the model. With own data
+# batches and learning rate are larger: there --recipe fast is the default, which is not the paper's either.
 PAPER_RECIPE=(--per_gpu_train_batch_size 8 --learning_rate 2e-5 --save_steps 0)
+OWN_RECIPE=(--per_gpu_train_batch_size 16 --learning_rate 5e-5 --save_steps 0)
 paper_epochs() { case "$*" in *roberta*) echo 10 ;; *) echo 3 ;; esac; }
 
 run_glue() {

@@ -162,21 +162,22 @@ def main() -> None:
             )
             continue
         early[name], outcomes[name] = of_seeds, [comparison.outcome(task, exits) for exits in of_seeds]
-        written = write(args.comparison_dir, outcomes, args.seeds)  # after each setting, in case a later one fails
+        caption = comparison.caption(len(of_seeds[0].logits), args.seeds)
+        written = write(args.comparison_dir, outcomes, args.seeds, caption)  # after each, in case a later one fails
         print(f"\n{comparison.table({name: outcomes[name]})}\n", flush=True)
     if not early:
         raise InputError("--settings: all of them are static; add one with exits, such as 'two stages:'")
-    print(f"\n{comparison.table(outcomes)}\n")
+    print(f"\n{caption}\n\n{comparison.table(outcomes)}\n")
     comparable = task.num_labels > 1 and not task.several_labels  # baselines.py compares predicted classes
     if len(settings) > 1 and comparable and comparison.common_unit(outcomes) == results.COST:
         written += [write_frontier(args.comparison_dir, task, early, static)]
     print(*written, sep="\n")
 
 
-def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: list[int]) -> list[Path]:
+def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: list[int], caption: str) -> list[Path]:
     """Writes the table, the CSV and the figure of the outcomes so far, and returns their paths."""
     with replacing(folder / "comparison.md") as file:
-        file.write(comparison.table(outcomes) + "\n")
+        file.write(f"{caption}\n\n{comparison.table(outcomes)}\n")
     comparison.write_csv(folder / "comparison.csv", outcomes, seeds)
     curves, unit = comparison.curves(outcomes), comparison.common_unit(outcomes)
     figures = plotting.draw_comparison(comparison.GRID, curves, unit, folder / "comparison")
@@ -188,10 +189,16 @@ def write_frontier(
 ) -> Path:
     """Writes and prints the tables of early exit beside its baselines, and draws the figure with them."""
     lines, full = baselines.frontier(task, early, static), next(iter(early.values()))[0]
-    tables = [baselines.frontier_table(lines), baselines.rivals_table(task, early)]
+    tables = [
+        "## Early exit at shares of the full model's cost: score (%), and gains (points) with 95 % intervals",
+        f"Thresholds and models are chosen on one half of the {len(full.logits):,} samples and scored on the other.",
+        baselines.frontier_table(lines),
+        "## Other ways to choose a sample's exit, for the same models (%)",
+        baselines.rivals_table(task, early),
+    ]
     points = baselines.static_points(task, static, full)
     if static:
-        tables.append(baselines.static_table(points))
+        tables += ["## Static models: cost and score (%)", baselines.static_table(points)]
     with replacing(folder / "frontier.md") as file:
         file.write("\n\n".join(tables) + "\n")
     print("\n\n".join(tables) + "\n")

@@ -17,4 +17,4 @@ COMPARISON_DIR=${COMPARISON_DIR:-./comparison/$NAME}
 
 # shellcheck disable=SC2086  # one argument for each seed
 "$PYTHON" -u "$ROOT/scripts/compare.py" ${SETTINGS:+--settings "$SETTINGS"} --seeds $SEEDS --comparison_dir "$COMPARISON_DIR" \
-    "${DATA[@]}" --model_name_or_path "$MODEL_NAME" --num_train_epochs "$EPOCHS" "${PAPER_RECIPE[@]}" "$@"
+    "${DATA[@]}" --model_name_or_path "$MODEL_NAME" --num_train_epochs "$EPOCHS" "${RECIPE[@]}" "$@"

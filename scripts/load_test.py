@@ -56,11 +56,11 @@ def client(address: str, texts: Sequence[str], until: float) -> list[float]:
             try:
                 connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
-                answer = response.read()
+                content = response.read()
             except (OSError, HTTPException) as error:
                 raise InputError(f"http://{address}/predict: no response ({error or type(error).__name__})") from None
             if response.status != 200:
-                raise InputError(f"status {response.status}: {answer.decode()}")
+                raise InputError(f"status {response.status}: {content.decode()}")
             seconds.append(time.perf_counter() - start)
 
 

@@ -75,7 +75,7 @@ def main() -> None:
     exits, task = AllExits.load(args.file), TASKS[args.task_name]
     check_num_labels(task, exits.logits.shape[2], str(args.file))
     check_choice(task, exits, target)
-    if exits.labels is None or len(exits.labels) <= max(args.samples):
+    if len(exits.labels) <= max(args.samples):
         raise InputError(f"{args.file}: no samples with labels remain beside --samples {max(args.samples)}")
     print(markdown([HEAD]))
     for samples in args.samples:

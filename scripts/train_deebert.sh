@@ -13,4 +13,4 @@ need_data
 EPOCHS=${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}
 
 run_glue --model_name_or_path "$MODEL_NAME" --do_train --do_eval --eval_after_first_stage \
-    --num_train_epochs "$EPOCHS" "${PAPER_RECIPE[@]}" "$@"
+    --num_train_epochs "$EPOCHS" "${RECIPE[@]}" "$@"

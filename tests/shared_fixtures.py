@@ -32,7 +32,7 @@ def no_user_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_table_of_operators():
-    """torch.onnx makes its table of operators anew for each graph: half of the time that a tiny graph takes."""
+    """torch.onnx makes its table of operators again for each graph: half of the time that a tiny graph takes."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     with pytest.MonkeyPatch.context() as patch:

@@ -234,7 +234,7 @@ def test_a_saved_folder_exits_wherever_it_is_loaded(name, tmp_path):
     predicted = deebert.Classifier(str(tmp_path))(TEXTS)
     one = deebert.Classifier(str(tmp_path), batch_size=1)(TEXTS)
     assert [x.exit_layer for x in predicted] == [x.exit_layer for x in one]
-    assert "layers with early exit" in card_text(tmp_path, again.config, TASKS["SST-2"], None, "dev", None)
+    assert "layers with early exit" in card_text(tmp_path, again.config, TASKS["SST-2"], None, False, "dev", None)
     with pytest.raises(ValueError, match="checkpoint; DeeBertForSequenceClassification reads bert checkpoints"):
         deebert.DeeBertForSequenceClassification.from_pretrained(tmp_path)
 

@@ -10,7 +10,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,6 +39,7 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
 )
 from deebert.modeling.classifier import HighwayClassifierOutput
+from deebert.modeling.config import has_one_exit
 from deebert.modeling.exit_rule import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
@@ -49,8 +50,8 @@ from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive
 from deebert.utils.files import make_folder, replacing
 
 
-def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
-    """The full model in PyTorch, in the model's precision and on its device: what users run today."""
+def pytorch_systems(folder: str, model, compiled: bool, name: str = "full") -> list[System]:
+    """A model without exits in PyTorch, in its precision and on its device: what users run today."""
     if model.config.model_type == "bert":
         stock = BertForSequenceClassification.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
     else:  # RoBERTa's head is not that of Hugging Face's class; the others take the same way
@@ -59,29 +60,41 @@ def pytorch_systems(folder: str, model, compiled: bool) -> list[System]:
         def stock(**batch) -> SequenceClassifierOutput:
             return SequenceClassifierOutput(logits=full(**batch))
 
-    systems = [System("PyTorch, full", None, lambda batch: stock(**batch))]
+    systems = [System(f"PyTorch, {name}", None, lambda batch: stock(**batch))]
     if compiled:
         fast = torch.compile(stock, dynamic=True)
-        systems.append(System("torch.compile, full", None, lambda batch: fast(**batch)))
-    if compiled and model.device.type == "cuda":  # compiled, and run as CUDA graphs, one for each shape of a batch
+        systems.append(System(f"torch.compile, {name}", None, lambda batch: fast(**batch)))
+    if compiled and model.device.type == "cuda":
+        # As CUDA graphs, one for each shape of a batch. They are captured in the first repeat, which medians leave out.
         graphed = torch.compile(stock, mode="reduce-overhead", dynamic=True)
-        systems.append(System("torch.compile reduce-overhead, full", None, lambda batch: graphed(**batch)))
+        systems.append(System(f"torch.compile reduce-overhead, {name}", None, lambda batch: graphed(**batch)))
     return systems
 
 
-def of_smaller(name: str, config, systems: Sequence[System]) -> list[System]:
-    """The systems of a smaller model, under its name."""
-    return [replace(system, name=system.name.replace("full", name), smaller=config) for system in systems]
+@dataclass(frozen=True)
+class Smaller:
+    """A smaller model of the same task, without early exit. name: what its folder is called in the table."""
 
+    name: str
+    folder: str
+    model: PreTrainedModel
 
-def load_smaller(folder: str, config, device: torch.device):
-    """A smaller model of the same task, to run without exits. Raises InputError."""
-    smaller = load_config(folder)
-    if smaller.id2label != config.id2label:
-        raise InputError(f"--smaller {folder}: its labels are others than those of --model")
-    if max_tokens(smaller) < max_tokens(config) or smaller.vocab_size != config.vocab_size:
-        raise InputError(f"--smaller {folder}: it takes other tokens than --model")
-    return load_final_classifier(folder, smaller).to(device).eval()
+    @classmethod
+    def load(cls, name: str, folder: str, config, longest: int, device: torch.device) -> "Smaller":
+        """config, longest: of the benchmarked model and its texts, which this one has to fit. Raises InputError."""
+        own = load_config(folder)
+        if own.id2label != config.id2label:
+            raise InputError(f"--smaller {folder}: its labels differ from those of --model")
+        if own.vocab_size != config.vocab_size:
+            raise InputError(f"--smaller {folder}: its vocabulary differs from that of --model")
+        if max_tokens(own) < longest:
+            raise InputError(f"--smaller {folder}: it takes {max_tokens(own)} tokens; a text has {longest}")
+        load = load_model if has_one_exit(own) else load_final_classifier
+        return cls(name, folder, load(folder, own).to(device).eval())
+
+    def systems(self, systems: Sequence[System]) -> list[System]:
+        """These systems as those of this model."""
+        return [replace(system, threshold=None, stream=None, smaller=self.model.config) for system in systems]
 
 
 def in_precision(model: PreTrainedModel, precision: torch.dtype) -> PreTrainedModel:
@@ -90,9 +103,9 @@ def in_precision(model: PreTrainedModel, precision: torch.dtype) -> PreTrainedMo
 
 
 def gpu_systems(
-    folder: str, model, smaller: dict[str, PreTrainedModel], thresholds: Sequence[float], compiled: bool
+    folder: str, model, smaller: Sequence[Smaller], thresholds: Sequence[float], compiled: bool
 ) -> list[System]:
-    """All systems that run on a GPU, in fp32 and bf16. smaller: models by their folders."""
+    """All systems that run on a GPU, in fp32 and bf16."""
     systems = []
     for precision in (torch.float32, torch.bfloat16):
         name = "bf16" if precision == torch.bfloat16 else "fp32"
@@ -102,15 +115,47 @@ def gpu_systems(
             runners["DeeBERT, CUDA graphs, in step"] = GraphedDeeBert(chosen, speculate=False)
         early = [early_exit(runner, threshold, title) for title, runner in runners.items() for threshold in thresholds]
         full = pytorch_systems(folder, chosen, compiled)
-        for (other, model_there), label in zip(smaller.items(), labels(smaller), strict=True):
-            static = pytorch_systems(other, in_precision(model_there, precision), compiled)
-            full += of_smaller(label, model_there.config, static)
+        for other in smaller:
+            its_model = in_precision(other.model, precision)
+            if has_one_exit(its_model.config):
+                full += other.systems([early_exit(its_model, None, f"PyTorch, {other.name}")])
+            else:
+                full += other.systems(pytorch_systems(other.folder, its_model, compiled, other.name))
         systems += [replace(system, name=f"{system.name}, {name}") for system in full + early]
     return systems
 
 
-def early_exit(runner, threshold: float, name: str) -> System:
-    """Early exit at one threshold, batch by batch and, but for CUDA graphs, by continuous batching."""
+def cpu_systems(
+    folder: str,
+    model,
+    smaller: Sequence[Smaller],
+    thresholds: Sequence[float],
+    compiled: bool,
+    features: Features,
+    work: Path,
+) -> list[System]:
+    """All systems that run on a CPU, in fp32 and int8. work: a folder for the exports."""
+    print("exporting the full model and its layers, in fp32 and int8", flush=True)
+    systems = pytorch_systems(folder, model, compiled)
+    systems += onnx_systems(model, features, work / "full")
+    for number, other in enumerate(smaller):
+        place = work / f"smaller_{number}"
+        if has_one_exit(other.model.config):
+            runners = early_runners(other.folder, other.model, place)
+            ways = {title.removeprefix("DeeBERT, "): runner for title, runner in runners.items()}
+            systems += other.systems([early_exit(run, None, f"{way}, {other.name}") for way, run in ways.items()])
+        else:
+            systems += other.systems(pytorch_systems(other.folder, other.model, compiled, other.name))
+            systems += other.systems(onnx_systems(other.model, features, place, other.name))
+    runners = early_runners(folder, model, work)
+    return systems + [early_exit(runner, x, title) for title, runner in runners.items() for x in thresholds]
+
+
+def early_exit(runner, threshold: float | None, name: str) -> System:
+    """Early exit at one threshold, batch by batch and, but for CUDA graphs, by continuous batching.
+
+    threshold: None is what the model stores.
+    """
 
     def stream(batches: list[dict]) -> HighwayClassifierOutput:
         return classify_stream(runner, batches, len(batches[0]["input_ids"]), exit_threshold=threshold)
@@ -119,21 +164,21 @@ def early_exit(runner, threshold: float, name: str) -> System:
     return System(name, threshold, lambda batch: runner(**batch, exit_threshold=threshold), continuous)
 
 
-def onnx_systems(model, features: Features, work: Path) -> list[System]:
-    """The full model in ONNX Runtime, in fp32 and int8: of the graphs made in several ways the one fastest here."""
+def onnx_systems(model, features: Features, work: Path, name: str = "full") -> list[System]:
+    """A model without exits in ONNX Runtime, in fp32 and int8: of several graphs the one that is fastest here."""
     make_folder(work)
     paths = {"fp32": export_full(exportable(model), work), "int8": {}}
-    for name, path in paths["fp32"].items():
-        paths["int8"][name] = path.with_name(f"int8_{path.name}")
-        quantize(path, paths["int8"][name])
+    for way, path in paths["fp32"].items():
+        paths["int8"][way] = path.with_name(f"int8_{path.name}")
+        quantize(path, paths["int8"][way])
     systems = []
     for precision, candidates in paths.items():
-        graphs = [System(name, None, onnx_forward(path)) for name, path in candidates.items()]
+        graphs = [System(way, None, onnx_forward(path)) for way, path in candidates.items()]
         milliseconds = median_milliseconds([graph.forward for graph in graphs], features, collator(model.config), CPU)
         listed = "; ".join(f"{graph.name} {ms:.2f}" for graph, ms in zip(graphs, milliseconds, strict=True))
-        print(f"full model, ONNX Runtime {precision}, ms a text: {listed}", flush=True)
+        print(f"{name} model, ONNX Runtime {precision}, ms a text: {listed}", flush=True)
         fastest = graphs[int(np.argmin(milliseconds))]
-        systems.append(replace(fastest, name=f"ONNX Runtime {precision}, full"))
+        systems.append(replace(fastest, name=f"ONNX Runtime {precision}, {name}"))
     return systems
 
 
@@ -149,15 +194,15 @@ def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
     return forward
 
 
-def early_systems(folder: str, model, work: Path, thresholds: Sequence[float]) -> list[System]:
-    """Early exit in PyTorch and in ONNX Runtime."""
+def early_runners(folder: str, model, work: Path) -> dict[str, Callable]:
+    """Early exit in PyTorch and in ONNX Runtime, by name."""
     runners = {"DeeBERT, PyTorch": model}
     tokenizer = load_tokenizer(folder)
     with traced_parts(model) as parts:
         for precision in ("fp32", "int8"):
             write_export(parts, model.config, tokenizer, work / precision, int8=precision == "int8")
             runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision, torch.get_num_threads())
-    return [early_exit(runner, threshold, name) for name, runner in runners.items() for threshold in thresholds]
+    return runners
 
 
 def parse_args() -> argparse.Namespace:
@@ -168,7 +213,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument(
-        "--smaller", nargs="+", default=[], help="folders of smaller models (--train_strategy static) to time, too"
+        "--smaller", nargs="+", default=[], help="folders of static models (docs/training.md) to time, too"
     )
     parser.add_argument("--task_name", required=True, help="the task that it was trained for")
     parser.add_argument("--data_dir", required=True, help="folder with the task's TSV files; its dev set is used")
@@ -201,24 +246,16 @@ def main() -> None:
         raise InputError("--device cuda: PyTorch sees no GPU here")
     device = torch.device(args.device)
     model = load_model(args.model, config).to(device).eval()
-    smaller = {folder: load_smaller(folder, config, device) for folder in args.smaller}
+    longest, names = int(features.lengths.max()), labels(args.smaller)
+    smaller = [Smaller.load(*each, config, longest, device) for each in zip(names, args.smaller, strict=True)]
     sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
     if left_out := [str(size) for size in args.batch_sizes if size > len(features)]:
         print(f"note: no batches of {', '.join(left_out)}: there are {len(features)} samples", file=sys.stderr)
     make_folder(args.output_dir)
     with TemporaryDirectory() as work, torch.inference_mode():
         thresholds = [NO_EXIT, *args.exit_threshold]
-        if device.type == "cuda":
-            systems = gpu_systems(args.model, model, smaller, thresholds, not args.no_compile)
-        else:
-            print("exporting the full model and its layers, in fp32 and int8", flush=True)
-            systems = pytorch_systems(args.model, model, not args.no_compile)
-            systems += onnx_systems(model, features, Path(work, "full"))
-            for i, ((folder, other), label) in enumerate(zip(smaller.items(), labels(smaller), strict=True)):
-                static = pytorch_systems(folder, other, not args.no_compile)
-                static += onnx_systems(other, features, Path(work, f"smaller_{i}"))
-                systems += of_smaller(label, other.config, static)
-            systems += early_systems(args.model, model, Path(work), thresholds)
+        given = args.model, model, smaller, thresholds, not args.no_compile
+        systems = gpu_systems(*given) if device.type == "cuda" else cpu_systems(*given, features, Path(work))
         rows = measure(systems, features, task, config, sizes, args.repeats, device)
     about = (
         f"{task.name}, {len(features)} samples of {features.lengths.mean():.0f} tokens on average, "

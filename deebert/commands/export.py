@@ -50,7 +50,10 @@ def main() -> None:
     if config_rule(config).stateful:
         print(f"alone the graph never exits early: the rule {config.exit_rule} needs state; use deebert.OnnxDeeBert")
     if features is None:
-        print("the score was not measured: for a GLUE task, give --task_name and --data_dir")
+        print(
+            "the score was not measured: for a GLUE task, give --task_name and --data_dir; with own data, compare what "
+            f"deebert predict says with --model {args.model} and with --model {args.output}"
+        )
         return
     task, metric = get_task(args.task_name), get_task(args.task_name).primary_metric
     torch_exits = run_all_exits(model, features, collator(config))

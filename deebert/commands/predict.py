@@ -20,7 +20,7 @@ from typing import IO
 from deebert.data.records import ENDINGS
 from deebert.data.text_rows import FORMATS, TextRow, read_rows
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.runtime.classifier import NO_THRESHOLD, Classifier, Prediction
+from deebert.runtime.classifier import Classifier, Prediction
 from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive
 
 OWN_COLUMNS = ("prediction", "probability", "exit_layer")
@@ -45,7 +45,7 @@ class Writer:
             if self.file_format == "jsonl":
                 values = row.columns | own_columns(prediction) if row.columns else asdict(prediction)
                 self._check(row.columns)
-                lines.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+                lines.write(json.dumps(values, ensure_ascii=False) + "\n")
             else:
                 self._write_fields(lines, row.columns, prediction)
         return lines.getvalue()
@@ -78,7 +78,7 @@ def as_field(value, digits: str = "") -> str:
     if isinstance(value, float):
         return format(value, digits)
     if isinstance(value, (bool, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return json.dumps(value, ensure_ascii=False)
     return "" if value is None else str(value)
 
 
@@ -104,7 +104,7 @@ def parse_args() -> argparse.Namespace:
         "--exit_threshold",
         "--early_exit_entropy",
         type=float,
-        help="threshold in the exit rule's units; 0 or less: nothing exits early; default: the model's own",
+        help="threshold in the exit rule's units; 0 or less: nothing exits early (default: the model's own)",
     )
     parser.add_argument(
         "--exit_rule", choices=EXIT_RULES, help="which uncertainty is compared with it (default: the model's own)"
@@ -191,10 +191,9 @@ def main() -> None:
     args = parse_args()
     if sys.stdout is None:
         raise InputError("standard output is closed")
-    sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # whatever the terminal or the system has
     classify = Classifier(args.model, args.exit_threshold, args.max_seq_length, args.exit_rule, args.batch_size)
-    if args.exit_threshold is None and not classify.exits_early:
-        print(f"note: {NO_THRESHOLD}", file=sys.stderr)
+    if note := classify.threshold_note(args.exit_threshold):
+        print(f"note: {note}", file=sys.stderr)
     columns = [name for name in (args.text_column, args.text_pair_column) if name is not None]
     call: Callable = classify.stream if args.continuous_batching else classify
     writer = Writer(args.format)

@@ -10,7 +10,7 @@ import socket
 import sys
 
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.runtime.classifier import NO_THRESHOLD, Classifier
+from deebert.runtime.classifier import Classifier
 from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, fraction, non_negative, positive
 
 SECONDS_TO_FINISH = 30  # that a shutdown waits for clients who are slow to send or to receive
@@ -60,14 +60,12 @@ def main() -> None:
 
         from deebert.runtime.service import Limits, create_app
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is missing: pip install fastapi uvicorn prometheus-client, or 'deebert[serve]'"
-        ) from None
+        raise InputError(f"{error.name} is missing: pip install fastapi uvicorn prometheus-client") from None
     classifier = Classifier(
         args.model, args.exit_threshold, args.max_seq_length, args.exit_rule, args.batch_size, args.audit
     )
-    if args.exit_threshold is None and not classifier.exits_early:
-        print(f"note: {NO_THRESHOLD}", file=sys.stderr)
+    if note := classifier.threshold_note(args.exit_threshold):
+        print(f"note: {note}", file=sys.stderr)
     app = create_app(classifier, Limits(args.max_texts, 1024 * args.max_body_kb, args.max_queue))
     with listening_socket(args.host, args.port) as listening:
         host, port = listening.getsockname()[:2]

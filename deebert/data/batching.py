@@ -168,7 +168,8 @@ def map_batches(
     batches = eval_batches(features.lengths, batch_size)
     processes, process = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     own = iter(data_loader(features, batches[process::processes], collate))
-    bar = tqdm(total=len(batches), desc=progress, unit="batch", disable=progress is None or process > 0, leave=False)
+    hidden = progress is None or process > 0 or None  # None: unless it is written to a terminal
+    bar = tqdm(total=len(batches), desc=progress, unit="batch", disable=hidden, leave=False)
     for first in range(0, len(batches), processes):
         outputs = []
         if first + process < len(batches):

@@ -154,7 +154,7 @@ def own_task(files: OwnFiles) -> OwnTask:
         sizes = f"{len(examples['dev'])} of its lines are the dev set, {len(examples['train'])} the training set"
         notes.append(f"{first.path}: {sizes} (--validation_split {files.validation_split:g})")
     return OwnTask(
-        name=first.path.stem,
+        name=first.path.absolute().parent.name if first.path.stem == "train" else first.path.stem,
         text_columns=(first.columns.text, *([first.columns.pair] if first.columns.pair else [])),
         label_column=first.columns.label,
         labels=labels,

@@ -104,7 +104,7 @@ def as_text(value: Any, where: str) -> str:
     where: what an error names, such as "x.csv, line 3: 'text'". Raises InputError for a list or an object.
     """
     if isinstance(value, (list, dict)):
-        raise InputError(f"{where} is not a text: {json.dumps(value, default=str)[:40]}")
+        raise InputError(f"{where} is not a text: {json.dumps(value)[:40]}")
     return "" if value is None else str(value)
 
 

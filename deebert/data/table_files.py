@@ -67,7 +67,7 @@ def read_parquet(path: Path, wanted: Sequence[str] = ()) -> tuple[tuple[str, ...
     try:
         import pandas
 
-        frame = pandas.read_parquet(path)
+        frame = pandas.read_parquet(path, dtype_backend="numpy_nullable")  # else 1 beside a gap is 1.0
     except ImportError:
         raise InputError(f"{path}: Parquet needs more packages: pip install pandas pyarrow") from None
     except (OSError, ValueError) as error:

@@ -243,6 +243,18 @@ def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[Swee
     return rows
 
 
+def spread_thresholds(exits: AllExits) -> list[float]:
+    """A few thresholds, safest first: 0, and those that save about 10, 20, ... 90 % of the cost of these samples."""
+    rows = []
+    for threshold in dense_thresholds(exits):
+        threshold = float(f"{threshold:.2g}")
+        layers = exits.exit_layers(threshold)
+        cost = exits.cost(layers, threshold)
+        rows.append((threshold, 1 - float(np.mean(layers / exits.num_layers if cost is None else cost))))
+    chosen = [next((x for x, saved in rows if saved >= share), None) for share in np.arange(1, 10) / 10]
+    return list(dict.fromkeys([0.0, *(threshold for threshold in chosen if threshold is not None)]))
+
+
 def dense_thresholds(exits: AllExits, points: int = 100) -> list[float]:
     """Many thresholds from 0, where no sample exits, safest first: the rule's grid and quantiles of uncertainties."""
     rule = exits.exit_rule

@@ -20,6 +20,7 @@ from deebert.evaluation.tables import markdown
 from deebert.utils.cli import InputError
 from deebert.utils.files import replacing
 
+FEW_SAMPLES, FEW = 300, "So few samples show little: differences of some points are chance."
 DROPS = (0.0, 0.005, 0.01, 0.02)  # of the score, in shares, at which savings are compared
 GRID = np.linspace(0, 1, 101)  # (G,) the shares saved at which a curve has its points
 
@@ -144,6 +145,17 @@ def curves(outcomes: dict[str, list[Outcome]]) -> dict[str, list[np.ndarray]]:
     """For each setting the curve of each seed, in the common unit."""
     unit = common_unit(outcomes)
     return {name: [o.savings[unit].curve for o in of_seeds] for name, of_seeds in outcomes.items()}
+
+
+def caption(samples: int, seeds: Sequence[int]) -> str:
+    """What a reader of `table` has to know, as a paragraph."""
+    few = f" {FEW}" if samples < FEW_SAMPLES else ""
+    return (
+        f"{samples:,} samples, {'seed' if len(seeds) == 1 else 'seeds'} {' '.join(map(str, seeds))}; in per cent.{few} "
+        "Exits: the score of each off-ramp. Saved at 1: the most that a threshold saves where the score may be 1 point "
+        "below the full model's; the threshold is chosen on these samples, so that this is an upper bound. Area: the "
+        "mean score over what is run."
+    )
 
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:

@@ -57,6 +57,8 @@ def read_series(folders: Sequence[Path]) -> list[Series]:
 def labels(folders: Iterable[str | Path]) -> list[str]:
     """The part of each folder's path in which they differ; for a single folder its last three parts."""
     paths = [Path(folder).resolve() for folder in folders]
+    if not paths:
+        return []
     if len(paths) == 1:
         return ["/".join(paths[0].parts[1:][-3:]).removesuffix("/two_stage")]
     shared = Path(os.path.commonpath(paths))

@@ -225,7 +225,9 @@ def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -
     if choice.threshold is None:
         more = f"{MORE_SAMPLES[-1]} times as many would not either"
         if choice.samples_needed:
-            more = f"about {choice.samples_needed:,} would be needed, or a weaker target"
+            more = (
+                f"with luck some {choice.samples_needed:,} would, with twice as many it is likely; or weaken the target"
+            )
         return f"no threshold is chosen: {dev_samples:,} dev samples do not show {sure} that {aim}; {more}"
     unit = "nats" if choice.rule == "entropy" else f"({choice.rule})"
     thresholds = np.atleast_1d(choice.threshold)
@@ -249,17 +251,13 @@ def describe(point: OperatingPoint) -> str:
 
 
 def describe_texts(point: OperatingPoint) -> str:
-    """The point in texts: of 1,000, how many exit early and how many predictions change."""
-
-    def of_1000(count: int) -> str:
-        return f"{1000 * count / point.samples:.0f}"
-
-    last = max(point.exits)
-    early = f"of 1,000 texts {of_1000(point.samples - point.exits[last])} exit early"
+    """The point in texts: how many exit early, and how many predictions change."""
+    early = point.samples - point.exits[max(point.exits)]
+    text = f"of the {point.samples:,} texts {early:,} exit early"
     if point.changed is None:
-        return early
-    worse, better = of_1000(point.lost), of_1000(point.gained)
-    return f"{early}; {of_1000(point.changed)} predictions change, {worse} for the worse and {better} for the better"
+        return text
+    changes = f"{point.lost:,} for the worse and {point.gained:,} for the better"
+    return f"{text}; {point.changed:,} predictions change, {changes}"
 
 
 def describe_target(target: SelectionTarget, point: OperatingPoint | None) -> str:
@@ -268,6 +266,6 @@ def describe_target(target: SelectionTarget, point: OperatingPoint | None) -> st
         points = f"{100 * target.drop:g} point{'' if target.drop == 0.01 else 's'}"
         return f"the score of unseen texts falls by at most {points}"
     if target.risk is not None:
-        return f"at most {100 * target.risk:g} % of unseen texts are lost by exiting early"
+        return f"at most {100 * target.risk:g} % of unseen texts become wrong by early exit"
     unit = "layers" if point is not None and point.cost_saved is None else "cost"
     return f"unseen texts save {100 * target.saving:g} % of the {unit} on average"

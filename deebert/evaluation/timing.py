@@ -167,7 +167,9 @@ def timed_passes(
 
     recorders = [_Recorder(repeats, len(loader), len(features)) for _ in forwards]
     order = np.random.default_rng(0)
-    bar = tqdm(total=repeats * len(forwards) * len(features), desc="timed passes", unit="sample", leave=False)
+    bar = tqdm(
+        total=repeats * len(forwards) * len(features), desc="timed passes", unit="sample", leave=False, disable=None
+    )
     for repeat in range(repeats):
         for chunk in _chunks(loader, CHUNK_BATCHES, device):
             for i in order.permutation(len(forwards)):

@@ -14,7 +14,7 @@ from deebert.experiment.flags import default_of
 from deebert.experiment.record import read_record
 from deebert.experiment.static import layers_wanted
 from deebert.modeling.checkpoints import check_threshold, max_tokens
-from deebert.modeling.config import config_rule
+from deebert.modeling.config import config_rule, has_one_exit
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, is_off_ramp
 from deebert.training.checkpointing import saved_steps
 from deebert.training.strategies import STATIC, STRATEGIES, shares_first_stage
@@ -101,8 +101,6 @@ def check_static(args: Arguments) -> None:
     if args.train_strategy not in STATIC:
         return
     unused = ["exit_before_first_layer", "eval_highway", "target_drop", "target_saving", "risk"]
-    if args.train_strategy == "static_off_ramp":  # its other exits would count
-        unused.append("load_best_model_at_end")
     for flag in unused:
         if getattr(args, flag) not in (None, False):
             raise InputError(f"--train_strategy {args.train_strategy}: a model without early exit; leave out --{flag}")
@@ -125,6 +123,8 @@ def check_teacher(args: Arguments) -> None:
 
 def check_teacher_config(args: Arguments, config, teacher) -> None:
     """The teacher's config must fit the model's that learns: the same texts, tokens and labels."""
+    if has_one_exit(teacher):
+        raise InputError(f"--teacher {args.teacher}: its last layer never runs, so its final classifier is untrained")
     wanted, other = (sorted(c.id2label.items()) for c in (config, teacher))
     if wanted != other or config.num_labels != teacher.num_labels:
         raise InputError(

@@ -15,6 +15,9 @@ from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rule import NO_EXIT
 from deebert.utils.files import replacing
 
+WEAK_END = 0.03  # of the score, by which an off-ramp is better than a final classifier that needs more training
+MORE_TRAINING = "train again with more epochs (EPOCHS, --num_train_epochs) or a higher --learning_rate"
+
 
 class Evaluation:
     """checkpoint: the model's folder. exits: the logits of all its exits on the split."""
@@ -48,16 +51,29 @@ class Evaluation:
             self.say(f"Score ({self.task.primary_metric}) of each layer: {percents}; written to {self.folder}")
         if self.task.labels:
             self.warn_of_chance()
+        self.warn_of_weak_end(each_layer)
 
     def warn_of_chance(self) -> None:
         """One line where exits have learned nothing that a constant prediction does not have."""
         layers = [self.exits.layers[i] for i in metrics.exits_at_chance(self.exits.logits, self.exits.labels)]
         if layers:
             label, score = metrics.majority(self.exits.labels)
+            advice = MORE_TRAINING if self.exits.num_layers in layers else f"{MORE_TRAINING}, or --recipe fast"
             self.say(
                 f"warning: {'exit' if len(layers) == 1 else 'exits'} {', '.join(map(str, layers))} of "
                 f"{self.exits.num_layers}: no better than always {self.model.config.id2label[label]!r} "
-                f"({100 * score:.1f} %); train longer (--num_train_epochs, --highway_epochs) or with --recipe fast"
+                f"({100 * score:.1f} %); {advice}"
+            )
+
+    def warn_of_weak_end(self, each_layer: dict[int, dict[str, float]]) -> None:
+        """One line where an off-ramp scores much more than the final classifier, which savings are measured against."""
+        primary = {layer: scores[self.task.primary_metric] for layer, scores in each_layer.items()}
+        best, full = max(primary, key=primary.get), primary[self.exits.num_layers]
+        if primary[best] > full + WEAK_END:
+            self.say(
+                f"warning: the final classifier scores {100 * full:.1f} %, the off-ramp after layer {best} "
+                f"{100 * primary[best]:.1f} %: the full model is not trained enough, and what exits save and lose "
+                f"beside it says little; {MORE_TRAINING}"
             )
 
     def score_classes(self) -> None:
@@ -122,7 +138,8 @@ class Evaluation:
         """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""
         thresholds = [threshold for threshold in self.args.exit_threshold if threshold >= 0]
         if self.args.eval_highway and not thresholds:
-            self.say("--eval_highway: nothing to time, give --exit_threshold 0 or more")
+            thresholds = all_exits.spread_thresholds(self.exits)
+            self.say(f"--eval_highway without --exit_threshold: {' '.join(f'{x:g}' for x in thresholds)}")
         if not thresholds:
             return
         rows = all_exits.sweep(self.task, self.exits, thresholds)

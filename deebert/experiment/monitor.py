@@ -45,10 +45,14 @@ class Monitor:
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
         """All metrics of the exits that the stage trains. Saves the weights if they are the best so far."""
         task, layers = self.dev_sets.task, self.model.config.exit_layers
-        trained = [*(layers[:-1] if training.plan.highways else []), *(layers[-1:] if training.plan.backbone else [])]
         only = static_exit(self.args, self.model.config)
-        if only is not None:
-            trained = [layers[only]]
+        if only is None:
+            trained = [
+                *(layers[:-1] if training.plan.highways else []),
+                *(layers[-1:] if training.plan.backbone else []),
+            ]
+        else:
+            trained = [only + 1]
         suffixes, scalars = eval_splits(task), {}
         for split, exits in self.dev_sets.all_exits(self.model, test=False, progress=False, only=only):
             each_layer = layer_scores(task, exits) if only is None else {trained[0]: layer_scores(task, exits)[1]}

@@ -35,10 +35,14 @@ def read_record(output_dir: Path) -> dict | None:
     file = output_dir / TRAINING
     if not file.is_file():
         return None
-    record = FIELDS | results.read_json(file)
+    stored = results.read_json(file)
+    record = FIELDS | stored
     for name, default in FIELDS.items():
         if type(record[name]) is not type(default):
             raise InputError(f"{file}: damaged ({name} is {str(record[name])[:20]!r}); remove it")
+    if "from_hub" not in stored:  # up to 0.9
+        start = str(record["arguments"].get("model_name_or_path", "."))
+        record["from_hub"] = not Path(start).exists() and start.count("/") <= 1
     return record
 
 

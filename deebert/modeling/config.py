@@ -76,6 +76,7 @@ class HighwayConfig(ExitFields):
     def from_dict(cls, config_dict: dict, **kwargs):
         """As for any HF config. Raises ValueError for the config of another architecture."""
         check_architecture(config_dict.get("model_type", cls.model_type), cls)
+        check_stored(config_dict)
         if config_dict.get("id2label") is not None:
             check_labels(config_dict["id2label"])
         return super().from_dict(config_dict, **kwargs)
@@ -98,6 +99,7 @@ def add_highway_fields(config, config_class: type) -> None:
 
 def make_highway_config(config, config_class: type) -> None:
     """The fields with their defaults, where the config does not have them, and its new class."""
+    check_stored(vars(config))
     for alias, name in HighwayConfig.ALIASES.items():
         if alias in vars(config):
             setattr(config, name, vars(config).pop(alias))
@@ -124,9 +126,9 @@ def check_architecture(model_type: str, config_class: type) -> None:
 
 
 def check_stored(facts: Mapping) -> None:
-    """Raises ValueError where a stored config has a threshold under two names, or what left the code in 0.9.
+    """Raises ValueError where a stored config has two thresholds under two names, or what left the code in 0.9.
 
-    Without that, the model's logits would be others.
+    A model that ignores one of these would give other predictions than the one that was saved.
     """
     for alias, name in ExitFields.ALIASES.items():
         if alias in facts and name in facts and facts[alias] != facts[name]:
@@ -155,7 +157,7 @@ def check_fields(config) -> None:
     check_labels(config.id2label)
     padding = config.pad_token_id
     if not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"pad_token_id is {padding!r}; give the number of the token that fills texts up")
+        raise ValueError(f"pad_token_id is {padding!r}; give the id of the padding token")
     for name in ("exit_rule", "highway_pooling", "highway_head"):
         if not isinstance(getattr(config, name), str):
             raise ValueError(f"{name} is {getattr(config, name)!r}; give a name")
@@ -206,6 +208,13 @@ def config_rule(config, name: str | None = None) -> ExitRule:
     """The exit rule of a config, or the one of this name for its labels. Raises ValueError for an unknown one."""
     name = config.exit_rule if name is None else name
     return make_rule(name, config.num_labels, config.patience_tolerance, has_several_labels(config))
+
+
+def has_one_exit(config) -> bool:
+    """Whether all samples exit at the last off-ramp, and at no other: the last layer and its classifier never run."""
+    rule, cutoffs = config_cutoffs(config)
+    others_off = not any(cutoff > 0 for cutoff in cutoffs[:-1])
+    return bool(cutoffs) and others_off and cutoffs[-1] >= rule.cutoff(rule.exit_all_threshold())
 
 
 def has_several_labels(config) -> bool:

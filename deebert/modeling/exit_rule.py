@@ -17,6 +17,7 @@ from typing import ClassVar
 from deebert.utils.arrays import Array, functions_of
 
 NO_EXIT = -1.0  # the default threshold: no uncertainty is below it
+EXIT_ALL = 0.001  # above the largest uncertainty: all are below it
 
 
 def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
@@ -122,7 +123,7 @@ class ExitRule:
 
     def exit_all_threshold(self) -> float:
         """A threshold at which all samples exit at the first off-ramp."""
-        return self.max_uncertainty + 0.001
+        return self.max_uncertainty + EXIT_ALL
 
     def decision_margin(self, all_logits: Array, uncertainties: Array, cutoffs: Sequence[float]) -> Array:
         """(B, E-1) how far each decision is from its opposite: the rounding error that would turn it."""

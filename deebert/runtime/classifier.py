@@ -18,7 +18,7 @@ from deebert.modeling.config import (
     longest_text,
     set_rule,
 )
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rule import EXIT_ALL, NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
@@ -127,10 +127,18 @@ class Classifier:
         """Counts of texts by exit layer, latency percentiles and the shift since the dev set, see `Watch.stats`."""
         return self.watch.stats()
 
-    @property
-    def exits_early(self) -> bool:
-        """Whether any text can exit before the last layer at the model's threshold."""
-        return any(cutoff > 0 for cutoff in config_cutoffs(self.config)[1])
+    def threshold_note(self, given: float | None) -> str | None:
+        """One line where the threshold makes no text exit early, unless that was given, or makes each exit at once."""
+        rule, cutoffs = config_cutoffs(self.config)
+        first = next((cutoff for cutoff in cutoffs if cutoff > 0), None)
+        if first is None:
+            return NO_THRESHOLD if given is None else None
+        if rule.stateful or first < rule.cutoff(rule.exit_all_threshold()):
+            return None
+        return (
+            f"at threshold {first:g} every text exits at the first off-ramp: the uncertainty of the rule "
+            f"{rule.name} is at most {rule.exit_all_threshold() - EXIT_ALL:.3g} here"
+        )
 
     @property
     def is_regression(self) -> bool:
@@ -252,11 +260,11 @@ def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
     """Texts as tuples of one, pairs as tuples of two. Raises ValueError for a bare string, and for mixed kinds."""
     if isinstance(texts, str):
         raise ValueError("give a list of texts, or of pairs; this is a single string")
-    if isinstance(texts, Mapping) or not all(isinstance(item, str | tuple | list) for item in texts):
-        raise ValueError("give texts as strings; a text that is missing is not an empty one")
-    tuples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if isinstance(texts, Mapping):
+        raise ValueError("give a list of texts, or of pairs; this is a mapping")
+    tuples = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]
     if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
         raise ValueError("give at least one text; all items have to be texts, or all of them pairs")
     if not all(isinstance(text, str) for item in tuples for text in item):
-        raise ValueError("give texts as strings; a text that is missing is not an empty one")
+        raise ValueError('texts have to be strings; give "" where one is missing')
     return tuples

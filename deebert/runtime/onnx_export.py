@@ -29,7 +29,7 @@ from deebert.utils.cli import InputError
 from deebert.utils.files import adding_files, make_folder, remove_leftovers, size_of
 
 MOST_BYTES = 2**31 - 1  # of a file of ONNX with its weights inside
-MISSING = "exporting needs more packages: pip install 'deebert[export]', or pip install onnx onnxruntime onnxscript"
+MISSING = "exporting needs more packages: pip install onnx onnxruntime onnxscript"
 
 
 class MasksGraph(nn.Module):

@@ -41,7 +41,7 @@ def open_session(path: Path, threads: int | None = None):
     try:
         import onnxruntime
     except ImportError:
-        raise InputError("ONNX Runtime is missing: pip install 'deebert[onnx]', or pip install onnxruntime") from None
+        raise InputError("ONNX Runtime is missing: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or default_threads()

@@ -33,7 +33,7 @@ def consistency_loss(losses: Tensor, all_logits: Tensor, labels: Tensor, progres
 def weights_near_exit(signal: Tensor, progress: float) -> Tensor:
     """COSEE's weights (B, E) of the exits, from the uncertainties (B, E-1) at the off-ramps; each row sums to 1.
 
-    Exits are simulated at random thresholds from the range of the batch's uncertainties. For a sample that leaves by
+    Exits are simulated at random thresholds from the range of the batch's uncertainties. For a sample that exits at
     exit e, exit i has the weight softmax(-DECAY * progress * |i - e|); the mean over the thresholds is taken.
 
     progress: the share of the stage's steps that are done: at first all weights are equal.

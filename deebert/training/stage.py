@@ -256,5 +256,5 @@ class StageTraining:
             initial=self.samples,
             desc=f"stage {self.stage}",
             unit=" samples",
-            disable=not self.accelerator.is_main_process,
+            disable=not self.accelerator.is_main_process or None,  # None: unless it is written to a terminal
         )

@@ -1,6 +1,7 @@
 """Commands: errors that the user can correct are InputErrors, one line that names the file or flag and what to do."""
 
 import argparse
+import io
 import math
 import re
 import signal
@@ -44,7 +45,8 @@ class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
     """--help with the defaults, where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.required or action.default is None else super()._get_help_string(action)
+        silent = action.required or action.default in (None, False, [])
+        return action.help if silent else super()._get_help_string(action)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -52,6 +54,8 @@ def run(main: Callable[[], None]) -> None:
 
     Ctrl-C and SIGTERM end it with one line, too, and with the shell's exit code, 128 + signal.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal has: names of labels may be in any script
     try:
         with sigterm_interrupts():
             main()
@@ -91,10 +95,8 @@ def missing_package(error: ModuleNotFoundError) -> str:
     """What to do about a package that is not installed, as one line. Raises it where it is a fault of our own."""
     if error.name is None or error.name.split(".")[0] not in REQUIREMENTS.split():
         raise error
-    return (
-        f"{error.name} is missing: activate your environment, or pip install 'deebert[train]', "
-        "in a checkout pip install -r requirements.txt"
-    )
+    install = "in a checkout of DeeBERT pip install -r requirements.txt"
+    return f"{error.name} is missing: activate your environment, or {install}"
 
 
 def positive(text: str) -> int:

@@ -90,7 +90,7 @@ def test_pairs_and_empty_lines(folder, monkeypatch, capsys):
 
 def test_it_streams(folder, monkeypatch):
     """With batch size 1 the answer to a line is there before the next line is read."""
-    answers = io.TextIOWrapper(io.BytesIO(), "ascii")
+    answers = io.StringIO()
 
     class Lines:
         def reconfigure(self, **_):
@@ -98,14 +98,41 @@ def test_it_streams(folder, monkeypatch):
 
         def __iter__(self):
             for i, text in enumerate(TEXTS[:3]):
-                assert len(answers.buffer.getvalue().splitlines()) == i
+                assert len(answers.getvalue().splitlines()) == i
                 yield text + "\n"
 
     monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--batch_size", "1"])
     monkeypatch.setattr(sys, "stdin", Lines())
     monkeypatch.setattr(sys, "stdout", answers)
     predict.main()
-    assert len(answers.buffer.getvalue().splitlines()) == 3
+    assert len(answers.getvalue().splitlines()) == 3
+
+
+def test_output_is_utf_8_whatever_the_terminal_has(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    cli.run(lambda: print("größer", flush=True))
+    assert terminal.buffer.getvalue() == "größer\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "note"),
+    [
+        (None, None),
+        (-1, None),
+        (0.69, None),
+        (
+            40,
+            "note: at threshold 40 every text exits at the first off-ramp: the uncertainty of the rule entropy is at most 0.693",
+        ),
+    ],
+)
+def test_a_threshold_that_decides_nothing_is_named(folder, monkeypatch, capsys, threshold, note):
+    given = [] if threshold is None else [f"--exit_threshold={threshold}"]
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), *given])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a good film\n")))
+    cli.run(predict.main)
+    assert capsys.readouterr().err.splitlines() == ([] if note is None else [f"{note} here"])
 
 
 @pytest.mark.parametrize("backbone", ["bert"])  # the pipe is the same for all

@@ -131,8 +131,7 @@ def test_a_file_without_a_header_line(task):
 
 
 def test_parquet_columns_of_other_types(tmp_path):
-    pandas = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     columns = {
         "text": [b"b\xc3\xa4r", b"y"],
         "day": [datetime.date(2026, 1, 2), datetime.date(2026, 1, 3)],
@@ -144,6 +143,10 @@ def test_parquet_columns_of_other_types(tmp_path):
         {"text": "bär", "day": "2026-01-02", "count": 1},
         {"text": "y", "day": "2026-01-03", "count": None},
     ]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["x", "y"], "id": [1, None]}), tmp_path / "train.parquet")
+    assert [row["id"] for _, row in read_table(tmp_path / "train.parquet").rows] == [1, None]
+    assert all(not isinstance(row["id"], float) for _, row in read_table(tmp_path / "train.parquet").rows)
     pandas.DataFrame({"text": [b"\xff", b"y"]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"train\.parquet: the column 'text' holds bytes that are not UTF-8 text"):
         read_table(tmp_path / "train.parquet")

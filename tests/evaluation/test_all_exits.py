@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import simulated, with_costs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,10 +15,30 @@ from deebert.data.batching import collator
 from deebert.data.features import Features
 from deebert.data.tasks import TASKS
 from deebert.evaluation import timing
-from deebert.evaluation.all_exits import AllExits, dense_thresholds, dev_features, layer_scores, run_all_exits, sweep
+from deebert.evaluation.all_exits import (
+    AllExits,
+    dense_thresholds,
+    dev_features,
+    layer_scores,
+    run_all_exits,
+    spread_thresholds,
+    sweep,
+)
 from deebert.evaluation.metrics import scores
 from deebert.evaluation.timing import timed_sweep
 from deebert.utils.cli import InputError
+
+
+def test_spread_thresholds_save_ten_to_ninety_per_cent():
+    exits = with_costs(simulated(500, 1))
+    thresholds = spread_thresholds(exits)
+    assert thresholds[0] == 0
+    saved = [1 - exits.cost(exits.exit_layers(x), x).mean() for x in thresholds]
+    assert saved == sorted(saved)
+    possible = 1 - exits.cost(exits.exit_layers(1.0), 1.0).mean()
+    for share in np.arange(1, 10) / 10:
+        if share < possible:
+            assert min(abs(share - each) for each in saved) < 0.06
 
 
 def test_a_model_of_another_task_is_not_scored(tmp_path):

@@ -17,7 +17,7 @@ from deebert.data.tasks import TASKS
 from deebert.evaluation import comparison
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.comparison import DROPS, GRID, outcome, read_settings, table
-from deebert.experiment.arguments import parse_args
+from deebert.experiment.arguments import OFF_RAMP_FLAGS, parse_args
 from deebert.utils import cli
 
 SST2 = TASKS["SST-2"]
@@ -138,8 +138,13 @@ def test_bundled_settings_are_valid(name):
         "--output_dir",
         "x",
     ]
-    for flags in settings.values():
-        parse_args([*required, *flags])
+    for setting, flags in settings.items():
+        args = parse_args([*required, *flags])
+        own = parse_args(
+            ["--train_file", "x.csv", "--do_train", "--model_name_or_path", "x", "--output_dir", "x", *flags]
+        )
+        for flag in (*OFF_RAMP_FLAGS, "highway_epochs"):  # with own data --recipe fast is the default
+            assert getattr(args, flag) == getattr(own, flag) or "static" in args.train_strategy, setting
 
 
 def test_a_setting_for_each_depth():

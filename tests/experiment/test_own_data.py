@@ -117,13 +117,22 @@ def test_numbers(own, tmp_path):
     assert "spearmanr = " in (tmp_path / "out/eval_results.txt").read_text()
 
 
+def test_a_final_classifier_that_learned_too_little_is_named(own, tmp_path, capsys):
+    names = ("good", "bad")
+    write_csv(tmp_path / "films.csv", [(text, names[label]) for text, label in sentences(60, 1)])
+    own(f"{TRAIN} --train_file films.csv --learning_rate 1e-9 --highway_learning_rate 3e-2 --highway_epochs 6")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: the final classifier")]
+    assert len(lines) == 1
+    assert "the full model is not trained enough" in lines[0]
+
+
 def test_exits_at_chance_are_named(own, tmp_path, capsys):
     write_csv(
         tmp_path / "train.csv", [(text, "common" if i else "rare") for i, (text, _) in enumerate(sentences(12, 1))]
     )
     own(f"{TRAIN} --train_file train.csv --validation_file train.csv --learning_rate 1e-9 --highway_learning_rate 1e-9")
     printed = capsys.readouterr().out
-    assert "of 4: no better than always 'common' (91.7 %); train longer" in printed
+    assert "of 4: no better than always 'common' (91.7 %); train again with more epochs (EPOCHS," in printed
     assert "warning: 12 of 12 texts in train.csv are in train.csv, too" in printed
 
 

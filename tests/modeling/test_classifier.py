@@ -215,7 +215,13 @@ def test_the_threshold_has_the_originals_name_as_alias(name, tmp_path):
 
 
 def test_a_plain_config_knows_the_alias_too():
-    plain = BertConfig(**{**tiny_config("bert").to_diff_dict(), "early_exit_entropy": 0.3})
+    facts = tiny_config("bert").to_diff_dict() | {"early_exit_entropy": 0.3}
+    with pytest.raises(
+        ValueError, match=r"early_exit_entropy is 0.3, and exit_threshold, the same, is -1.0; remove one"
+    ):
+        DeeBertForSequenceClassification(BertConfig(**facts))
+    del facts["exit_threshold"]
+    plain = BertConfig(**facts)
     model = DeeBertForSequenceClassification(plain).eval()
     assert (model.config.exit_threshold, model.config.early_exit_entropy) == (0.3, 0.3)
     model.config.early_exit_entropy = 10.0
