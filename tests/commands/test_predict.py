@@ -115,24 +115,18 @@ def test_output_is_utf_8_whatever_the_terminal_has(monkeypatch):
     assert terminal.buffer.getvalue() == "größer\n".encode()
 
 
+AT_ONCE = "every text exits at the first off-ramp: the uncertainty of the rule entropy is at most 0.693 here"
+
+
 @pytest.mark.parametrize(
-    ("threshold", "note"),
-    [
-        (None, None),
-        (-1, None),
-        (0.69, None),
-        (
-            40,
-            "note: at threshold 40 every text exits at the first off-ramp: the uncertainty of the rule entropy is at most 0.693",
-        ),
-    ],
+    ("threshold", "note"), [(None, ""), (-1, ""), (0.69, ""), (40, f"note: at threshold 40 {AT_ONCE}\n")]
 )
 def test_a_threshold_that_decides_nothing_is_named(folder, monkeypatch, capsys, threshold, note):
     given = [] if threshold is None else [f"--exit_threshold={threshold}"]
     monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), *given])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a good film\n")))
     cli.run(predict.main)
-    assert capsys.readouterr().err.splitlines() == ([] if note is None else [f"{note} here"])
+    assert capsys.readouterr().err == note
 
 
 @pytest.mark.parametrize("backbone", ["bert"])  # the pipe is the same for all
