@@ -211,7 +211,8 @@ def frontier_table(lines: Frontier) -> str:
         header += [f"over {other} at {AT[1]} %", f"over {other}, mean"]
     rows = [header]
     for name in lines.scores:
-        row = [name, *(f"{100 * lines.score(name, costs):.1f}" for costs in (*AT, lines.usual))]
+        scores = [lines.score(name, costs) for costs in (*AT, lines.usual)]
+        row = [name, *("-" if np.isnan(score) else f"{100 * score:.1f}" for score in scores)]
         for other in others:
             gains = [lines.gain(name, other, costs) for costs in (AT[1], lines.usual)]
             row += [
