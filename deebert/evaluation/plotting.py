@@ -204,9 +204,12 @@ def plot_comparison(grid: np.ndarray, curves: dict[str, list[np.ndarray]], unit:
         style = line_style(i) | {"linestyle": LINES[i // len(COLORS) % len(LINES)]}
         mean = 100 * np.mean(of_seeds, axis=0)
         axes.plot(100 * grid, mean, **style, markevery=(i % 10, 10), markersize=4, label=name)
-    for name, (cost, scores) in points.items():
-        axes.plot(100 * (1 - cost), 100 * np.mean(scores), "x", color="0.4", markersize=4)
-        axes.annotate(name, (100 * (1 - cost), 100 * np.mean(scores)), (3, -8), textcoords="offset points", fontsize=6)
+    for i, (name, (cost, scores)) in enumerate(points.items()):
+        x, y = 100 * (1 - cost), 100 * np.mean(scores)
+        axes.plot(x, y, "x", color="0.4", markersize=4)
+        side, across = ("right", -3) if x > 80 else ("left", 3)  # in the frame, and above and below in turn
+        place = {"xytext": (across, (3, -8)[i % 2]), "textcoords": "offset points", "ha": side}
+        axes.annotate(name, (x, y), **place, fontsize=6)
     axes.set(xlabel=f"{unit} saved (%)", ylabel="score (%), mean over the seeds")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
