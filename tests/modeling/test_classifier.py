@@ -251,6 +251,11 @@ def test_float_labels_mean_several_labels_from_the_first_call_on():
     assert first.entropy.max() < 0.694  # ln 2, of one label's yes or no
 
 
+def test_an_untrained_learning_to_exit_head_knows_nothing():
+    head = CLASSES["bert"][1](tiny_config("bert", exit_rule="learned")).bert.encoder.learn_to_exit
+    assert torch.equal(head(torch.randn(5, head.in_features)), torch.full((5,), 0.5))
+
+
 def test_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="choose one of first, mean"):
         DeeBertForSequenceClassification(tiny_config("bert", highway_pooling="last"))

@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from deebert.modeling.backbones.bert import entropy
 from deebert.modeling.early_exit import exits_now, first_exit_layer
 from deebert.modeling.exit_rules import make_rule
-from deebert.modeling.first_token import first_token_layer
+from deebert.modeling.first_token import first_token_layer, needs_full_last_layer
 from deebert.modeling.off_ramps import mean_weights
 from deebert.runtime.layer_runner import LayerRunner
 
@@ -367,3 +367,11 @@ def test_a_row_of_padding_only_harms_no_other(backbone, pooling, threshold):
             others = {name: tensor[[0, 2, 3]] for name, tensor in batch.items()}
             expected = model(**others, exit_threshold=exit_threshold)
             torch.testing.assert_close(found.logits[[0, 2, 3]], expected.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_last_layer_is_short_with_both_attentions(attention):
+    model = tiny_model("bert", attn_implementation=attention)
+    last = model.bert.encoder.layer[-1]
+    assert not needs_full_last_layer(model.config, last, outputs_requested=False)
+    assert needs_full_last_layer(model.config, last, outputs_requested=True)

@@ -227,6 +227,12 @@ def test_what_makes_no_sense_is_refused(name, labels, threshold, message):
         make_rule(name, labels).cutoffs(threshold, LAYERS)
 
 
+def test_values_that_differ_by_the_tolerance_agree():
+    rule = make_rule("patience", 1, tolerance=0.5)
+    all_logits = torch.tensor([[[1.0], [1.5], [1.0], [0.0]], [[1.0], [1.75], [1.75], [0.0]]])  # (B, E, 1)
+    torch.testing.assert_close(rule.uncertainties(all_logits), torch.tensor([[1, 1 / 2, 1 / 3], [1, 1, 1 / 2]]))
+
+
 @pytest.mark.parametrize("number", [np.float32(0.25), np.array(0.25), torch.tensor(0.25), 0.25])
 def test_a_threshold_is_any_kind_of_number(number):
     assert plain_threshold(number) == 0.25

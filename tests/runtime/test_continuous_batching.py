@@ -1,6 +1,7 @@
 """A stream of batches that are filled up again gives what its samples give one at a time."""
 
 import numpy as np
+import pytest
 import torch
 from exported import LAYERS, with_token_types
 from hypothesis import assume, given, settings
@@ -100,3 +101,8 @@ def test_joined_batches_lose_the_padding_that_none_needs():
     assert (batch.hidden_states.shape, batch.attention_mask.sum(axis=1).tolist()) == ((2, 9, 4), [3, 9])
     batch.keep(np.array([True, False]))
     assert (batch.index.tolist(), batch.hidden_states.shape, batch.attention_mask.shape) == ([3], (1, 3, 4), (1, 3))
+
+
+def test_without_batches_there_is_nothing_to_classify():
+    with pytest.raises(ValueError, match="nothing to classify"):
+        classify_stream(tiny_model("bert"), [], 4)
