@@ -177,6 +177,11 @@ def test_report_counts_texts():
     assert "switched off" not in text
 
 
+def test_one_point_is_no_points():
+    for drop, words in ((0.01, "by at most 1 point"), (0.02, "by at most 2 points")):
+        assert threshold_selection.describe_target(SelectionTarget(drop=drop), None).endswith(words)
+
+
 @pytest.mark.parametrize(
     ("target", "confidence"), [(SelectionTarget(drop=0.02), "90 %"), (SelectionTarget(risk=0.02), "95 %")]
 )

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import CLASSES, random_batch, tiny_config, tiny_model
 from torch.nn import functional
-from transformers import BertConfig, pipeline
+from transformers import AutoTokenizer, BertConfig, pipeline
 
+from deebert.modeling import checkpoints
 from deebert.modeling.backbones.bert import DeeBertForSequenceClassification
 from deebert.modeling.checkpoints import (
     load_config,
@@ -411,6 +412,27 @@ def test_a_models_cache_folder_is_passed_on(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="division"):
         load_model(str(tmp_path), tiny_config("bert"), cache_dir="cache")
     assert seen["cache_dir"] == "cache"
+    asked = []
+    monkeypatch.setattr(checkpoints, "check_exists", lambda name, cache_dir, *_: asked.append(cache_dir))
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda *_, **options: asked.append(options["cache_dir"]) or 1 / 0
+    )
+    with pytest.raises(InputError, match="division"):
+        load_tokenizer("name", cache_dir="cache")
+    assert asked == ["cache", "cache"]
+
+
+def test_cudnns_attention_is_switched_off():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        checkpoints.disable_cudnn_attention()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_the_known_encoders_can_be_counted():
+    assert len(checkpoints.MODELS) == len(list(checkpoints.MODELS)) >= 7
 
 
 def test_the_dev_sets_exits_count_for_their_rule_and_threshold_only(tmp_path):

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deebert.modeling.backbones.bert import entropy
-from deebert.modeling.early_exit import exits_now, first_exit_layer
+from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, exits_now, first_exit_layer, let_exit
 from deebert.modeling.exit_rules import make_rule
 from deebert.modeling.first_token import first_token_layer, needs_full_last_layer
 from deebert.modeling.off_ramps import mean_weights
@@ -375,3 +375,11 @@ def test_the_last_layer_is_short_with_both_attentions(attention):
     last = model.bert.encoder.layer[-1]
     assert not needs_full_last_layer(model.config, last, outputs_requested=False)
     assert needs_full_last_layer(model.config, last, outputs_requested=True)
+
+
+def test_a_cutoff_has_the_precision_of_the_uncertainties():
+    """0.1 in float32 is a little more than 0.1 in float64, which is not below itself."""
+    batch, exited = ActiveBatch(np.arange(2)), ExitedSamples()
+    let_exit(batch, exited, 1, torch.zeros(2, 2), torch.tensor([0.1, 0.05], dtype=torch.float64), 0.1)
+    assert batch.index.tolist() == [0]
+    assert exited.index[0].tolist() == [1]
