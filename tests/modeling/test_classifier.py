@@ -449,6 +449,24 @@ def test_a_model_with_one_exit_is_recognised(thresholds, expected):
     assert has_one_exit(tiny_config("bert", num_hidden_layers=4, exit_threshold=thresholds)) is expected
 
 
+def test_a_checkpoint_in_half_precision_is_loaded_in_full(tmp_path):
+    tiny_model("bert").half().save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), load_config(str(tmp_path))).dtype == torch.float32
+
+
+def test_a_config_may_want_tuples():
+    model = tiny_model("bert")
+    batch = random_batch(model.config, [5, 9])
+    expected = model(**batch)
+    model.config.return_dict = False
+    torch.testing.assert_close(model(**batch)[0], expected.logits)
+
+
+def test_distilberts_names_are_berts():
+    config = checkpoints.MODELS["distilbert"][0](dropout=0.3, seq_classif_dropout=0.4, hidden_dim=7)
+    assert (config.hidden_dropout_prob, config.classifier_dropout, config.intermediate_size) == (0.3, 0.4, 7)
+
+
 def test_labels_say_what_the_problem_is():
     config = tiny_config("bert")
     for labels, given, problem in (

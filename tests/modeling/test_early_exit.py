@@ -383,3 +383,4 @@ def test_a_cutoff_has_the_precision_of_the_uncertainties():
     let_exit(batch, exited, 1, torch.zeros(2, 2), torch.tensor([0.1, 0.05], dtype=torch.float64), 0.1)
     assert batch.index.tolist() == [0]
     assert exited.index[0].tolist() == [1]
+    assert first_exit_layer(torch.tensor([[0.1], [0.05]], dtype=torch.float64), [0.1]).tolist() == [2, 1]
