@@ -43,6 +43,7 @@ class DriverProcess:
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(self.output.fileno(), number)
             setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
+        sys.stderr.isatty = lambda: True  # so that there are progress bars, which tests wait for
         AcceleratorState._reset_state(reset_partial_state=True)  # of tests before this one
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
