@@ -37,7 +37,7 @@ from deebert.training.checkpointing import (
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
 from deebert.utils import cli
-from deebert.utils.cli import InputError, Interrupted
+from deebert.utils.errors import InputError, Interrupted
 from deebert.utils.files import remove_leftovers, reserved
 from deebert.utils.stop_signal import StopSignal
 

@@ -28,7 +28,8 @@ from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.training.strategies import STRATEGIES, shares_first_stage
 from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.cli import ArgumentParser
+from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 ALL_EXITS = "all_exits.npz"

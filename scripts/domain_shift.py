@@ -24,7 +24,8 @@ from deebert.evaluation.threshold_selection import OperatingPoint, SelectionTarg
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
 from deebert.runtime.watch import population_stability_index
 from deebert.utils import cli
-from deebert.utils.cli import InputError, fraction, positive
+from deebert.utils.cli import fraction, positive
+from deebert.utils.errors import InputError
 
 TASK = TASKS["SST-2"]
 TRAIN, DEV, SEED = 3000, 1000, 42  # of the quickstart

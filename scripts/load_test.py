@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from deebert.evaluation.tables import markdown, row
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive, positive_float, run
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive, positive_float, run
+from deebert.utils.errors import InputError
 
 ROOT = str(Path(__file__).parent.parent)
 

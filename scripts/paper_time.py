@@ -24,7 +24,7 @@ from deebert.experiment.arguments import Arguments
 from deebert.experiment.experiment import make_accelerator
 from deebert.modeling.backbones import MODELS
 from deebert.modeling.checkpoints import load_config
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.stage import StageTraining
 from deebert.training.train_data import TokenData
 

@@ -34,7 +34,8 @@ from deebert.experiment.arguments import Arguments, parse_args
 from deebert.experiment.checks import check_flags
 from deebert.modeling.checkpoints import load_config
 from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, Interrupted, positive_float
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive_float
+from deebert.utils.errors import InputError, Interrupted
 
 DEFAULT_TASKS = ("SST-2", "MRPC", "QNLI", "RTE", "QQP", "MNLI")
 DEFAULT_MODELS = ("bert-base-uncased", "roberta-base")

@@ -23,7 +23,8 @@ from deebert.evaluation.threshold_selection import (
     shown_threshold,
 )
 from deebert.utils import cli
-from deebert.utils.cli import InputError, positive
+from deebert.utils.cli import positive
+from deebert.utils.errors import InputError
 
 HEAD = ("samples", "splits with a threshold", "target kept on the others (%)", "score change", "cost saved (%)")
 

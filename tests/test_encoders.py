@@ -27,7 +27,7 @@ from deebert.evaluation.cost import costs_of
 from deebert.experiment.model_card import card_text
 from deebert.modeling.backbones import MODELS, NAMES
 from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, max_tokens, save_model
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.runtime import full_graphs, onnx_export
 from deebert.runtime.continuous_batching import classify_stream
@@ -36,7 +36,7 @@ from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.training.cached_features import cached_features
 from deebert.training.stage import StageTraining, TrainSettings, parameter_groups
 from deebert.training.train_data import TokenData
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 48, "max_position_embeddings": 66, "initializer_range": 0.2, "num_labels": 3}

@@ -8,9 +8,9 @@ from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOut
 from transformers.utils.output_capturing import capture_outputs
 
 from deebert.modeling.auto_classes import AutoLoading, register
+from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig
 from deebert.modeling.encoder import HighwayEncoder, HighwayModel
-from deebert.modeling.stock_head import StockHeadClassifier
 
 
 class ToyConfig(PreTrainedConfig):

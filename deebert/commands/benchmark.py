@@ -40,13 +40,14 @@ from deebert.modeling.checkpoints import (
 )
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.config import has_one_exit
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.full_graphs import FullGraph, export_full
 from deebert.runtime.onnx_export import exportable, quantize, traced_parts, write_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive
+from deebert.utils.errors import InputError
 from deebert.utils.files import make_folder, replacing
 
 

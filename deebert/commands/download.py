@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from deebert.data.download import DOWNLOADS, download, hub_loader
 from deebert.data.tasks import Task, get_task
-from deebert.utils.cli import ArgumentParser, InputError
+from deebert.utils.cli import ArgumentParser
+from deebert.utils.errors import InputError
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ from deebert.data.tasks import get_task
 from deebert.evaluation.all_exits import dev_features, run_all_exits, sweep
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
 from deebert.modeling.config import config_rule
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_export import export
 from deebert.runtime.onnx_runtime import OnnxDeeBert
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive
+from deebert.utils.errors import InputError
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from deebert.data.records import ENDINGS
 from deebert.data.text_rows import FORMATS, TextRow, read_rows
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import Classifier, Prediction
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, positive
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive
+from deebert.utils.errors import InputError
 
 OWN_COLUMNS = ("prediction", "probability", "exit_layer")
 

@@ -11,7 +11,8 @@ import sys
 
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import Classifier
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, InputError, fraction, non_negative, positive
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, fraction, non_negative, positive
+from deebert.utils.errors import InputError
 
 SECONDS_TO_FINISH = 30  # that a shutdown waits for clients who are slow to send or to receive
 

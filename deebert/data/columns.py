@@ -6,7 +6,7 @@ from typing import Any
 
 from deebert.data.records import ENDINGS, as_text
 from deebert.data.table_files import Table
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 # Names of columns that are taken for what they are called. In a file of two columns the other one follows.
 TEXT_NAMES = ("text", "sentence", "content", "body", "message", "review", "comment", "tweet", "question", "utterance")

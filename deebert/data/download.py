@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deebert.data.tasks import BINARY, DIAGNOSTIC, INDEX_COLUMNS, TASKS, Task, is_test
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 REPOSITORY = "nyu-mll/glue"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deebert.data.encoding import TextEncoder
 from deebert.data.tasks import Example, Task
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 CACHE_FORMAT = 1  # increase it when the stored arrays, or how texts become features, change

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deebert.data.table_files import read_text
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 # Hugging Face's names of problem types
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"

@@ -21,7 +21,7 @@ from deebert.data.label_values import (
 from deebert.data.splitting import shared_texts, validation_rows
 from deebert.data.table_files import read_table
 from deebert.data.tasks import Example, Task
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 METRICS = {
     SINGLE_LABEL: ("acc", "f1_macro"),

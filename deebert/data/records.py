@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 # What a file holds, by its ending. Training and predict read the same.
 ENDINGS = {

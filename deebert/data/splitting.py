@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 SEED = 42  # not --seed: models of different seeds get the same part, and no evaluation sees texts of the training
 

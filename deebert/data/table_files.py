@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deebert.data.records import ENDINGS, check_columns, delimited, json_objects
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import read_bytes
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import read_bytes
 
 

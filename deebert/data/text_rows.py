@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deebert.data.records import ENDINGS, as_text, delimited, json_objects
 from deebert.data.table_files import read_parquet
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 FORMATS = ("lines", *dict.fromkeys(ENDINGS.values()))
 

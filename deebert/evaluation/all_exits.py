@@ -24,9 +24,8 @@ from deebert.evaluation.results import SweepRow
 from deebert.modeling.checkpoints import max_tokens
 from deebert.modeling.config import has_several_labels, longest_text
 from deebert.modeling.early_exit import first_exit_layer
-from deebert.modeling.exit_rule import NO_EXIT, ExitRule
-from deebert.modeling.exit_rules import entropy, make_rule
-from deebert.utils.cli import InputError
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
+from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 PER_SAMPLE = ("logits", "labels", "certainties", "layer_operations", "off_ramp_operations")  # arrays (S, ...)

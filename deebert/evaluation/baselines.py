@@ -17,7 +17,7 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.comparison import all_thresholds, mean_and_deviation
 from deebert.evaluation.metrics import METRICS, predictions
 from deebert.evaluation.tables import markdown
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 
 THRESHOLDS = 200  # that are candidates
 COSTS = np.linspace(0, 1, 101)  # (G,) shares of the full model's cost at which scores are compared

@@ -20,7 +20,7 @@ from deebert.evaluation.metrics import predictions, scores
 from deebert.evaluation.tables import markdown
 from deebert.evaluation.timing import Stream, Timing, timed_passes
 from deebert.modeling.config import config_cutoffs
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, layer_scores, sweep
 from deebert.evaluation.results import COST, LAYERS, SweepRow, primary_scores, saving_unit
 from deebert.evaluation.tables import markdown
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 FEW_SAMPLES, FEW = 300, "So few samples show little: differences of some points are chance."

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy_format
 
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 class _StandIn:

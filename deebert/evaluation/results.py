@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from deebert.evaluation.object_arrays import read_float_array, read_object_array
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"

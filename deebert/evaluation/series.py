@@ -15,7 +15,7 @@ from deebert.evaluation.results import (
     read_each_layer,
     read_sweep,
 )
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 @dataclass(frozen=True)

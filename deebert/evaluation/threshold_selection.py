@@ -13,8 +13,8 @@ from deebert.data.tasks import Task
 from deebert.evaluation import risk_control
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.metrics import primary_score
-from deebert.modeling.exit_rule import NO_EXIT, ExitRule
-from deebert.utils.cli import InputError
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule
+from deebert.utils.errors import InputError
 
 CONFIDENCE = {"drop": 0.9, "saving": 0.9, "risk": 0.95}  # by target, where none is given
 POINTS = 200  # thresholds of the sequence that is tested

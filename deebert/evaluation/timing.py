@@ -19,7 +19,7 @@ from deebert.data.batching import Collator, data_loader, eval_batches
 from deebert.data.features import Features
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import SweepRow
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 
 CHUNK_BATCHES = 16  # timed batches of one turn: few, so that the machine's drift affects every system alike
 WARM_UP_BATCHES = 3  # untimed batches of each system before the first turn

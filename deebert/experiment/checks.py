@@ -18,7 +18,7 @@ from deebert.modeling.config import config_rule, has_one_exit
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, is_off_ramp
 from deebert.training.checkpointing import saved_steps
 from deebert.training.strategies import STATIC, STRATEGIES, shares_first_stage
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import check_disk_space, check_writable, size_of
 
 

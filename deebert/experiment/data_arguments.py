@@ -11,7 +11,8 @@ from deebert.evaluation import results
 from deebert.experiment.flags import flag, number, switch
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
 from deebert.training.strategies import STATIC
-from deebert.utils.cli import InputError, non_negative, up_to_half
+from deebert.utils.cli import non_negative, up_to_half
+from deebert.utils.errors import InputError
 
 FILES = ("train_file", "validation_file", "test_file")
 

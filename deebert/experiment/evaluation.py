@@ -12,7 +12,7 @@ from deebert.evaluation.results import ClassRow, SweepRow
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.static import static_exit
 from deebert.modeling.checkpoints import load_config
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
 
 WEAK_END = 0.03  # of the score, by which an off-ramp is better than a final classifier that needs more training

@@ -36,12 +36,12 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
     set_labels,
 )
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.cached_features import cached_features
 from deebert.training.checkpointing import TEACHER_LOGITS, newest_checkpoint, saved_steps
 from deebert.training.strategies import STRATEGIES
 from deebert.training.train_data import TaughtData, TokenData, TrainData, final_logits
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 

@@ -14,8 +14,8 @@ from deebert.experiment.experiment import Experiment
 from deebert.experiment.record import read_record
 from deebert.experiment.static import static_exit
 from deebert.modeling.config import config_cutoffs
-from deebert.modeling.exit_rule import NO_EXIT
-from deebert.utils.cli import InputError
+from deebert.modeling.exit_rules import NO_EXIT
+from deebert.utils.errors import InputError
 from deebert.utils.files import make_folder
 
 FULL, STORED = "full", "stored"  # submissions beside {rule}_{threshold}

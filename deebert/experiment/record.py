@@ -14,7 +14,7 @@ from deebert.evaluation import results
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.compatibility import first_difference, training_settings
 from deebert.training.stage import StageTraining
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 # none overwrites the record of another kind
 TRAINING, EVALUATION, PREDICTION = "run.json", "run_eval.json", "run_predict.json"

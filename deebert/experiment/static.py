@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from deebert.experiment.arguments import Arguments
 from deebert.modeling.config import HighwayConfig, config_rule
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
 
 

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from deebert.modeling.backbones import MODELS
 from deebert.modeling.config import MANIFEST, check_fields, check_stored, config_cutoffs, has_one_exit
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files
 from deebert.utils.hub import check_exists
 

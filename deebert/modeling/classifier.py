@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from deebert.modeling.config import config_cutoffs, config_rule, has_several_labels, set_rule
+from deebert.modeling.config import add_highway_fields, config_cutoffs, config_rule, has_several_labels, set_rule
 from deebert.modeling.early_exit import (
     ActiveBatch,
     ExitedSamples,
@@ -23,8 +23,7 @@ from deebert.modeling.early_exit import (
     run_with_exits,
     token_lengths,
 )
-from deebert.modeling.exit_rule import NO_EXIT, ExitRule
-from deebert.modeling.exit_rules import prediction_entropy
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.modeling.first_token import needs_full_last_layer
 from deebert.modeling.off_ramps import OwnInit, classifier_dropout, is_off_ramp, mean_weights
 
@@ -244,3 +243,27 @@ class HighwayClassifier(OwnInit):
 
 def _given(value) -> bool:
     return value is not None and value is not False
+
+
+class StockHeadClassifier(HighwayClassifier):
+    """Mixin in front of an HF sequence classification class: its own head, after a backbone with off-ramps.
+
+    model_class: the backbone with off-ramps. model_options: keyword arguments for it.
+    """
+
+    model_class: type
+    model_options: ClassVar[dict] = {}
+
+    def __init__(self, config):
+        add_highway_fields(config, self.config_class)
+        super().__init__(config)  # HF's class with its head, and with a backbone without off-ramps
+        setattr(self, self.base_model_prefix, self.model_class(config, **self.model_options))
+        self.post_init()
+
+    def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
+        """The first token's state: (b, T, H) -> (b, H)."""
+        return hidden_states[:, 0]
+
+    def classify(self, state: Tensor) -> Tensor:
+        """HF's head, which takes the hidden states of all tokens, and reads the first: (b, H) -> (b, C)."""
+        return self.classifier(state.unsqueeze(1))

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
 
-from deebert.modeling.exit_rule import NO_EXIT, ExitRule, plain_threshold
-from deebert.modeling.exit_rules import make_rule
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold
 
 MANIFEST = "deebert_onnx.json"  # beside the config.json of an export; written last, so that the export is complete
 DEFAULT_MAX_SEQ_LENGTH = 128  # tokens; the paper's

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deebert.modeling.exit_rule import ExitRule
+from deebert.modeling.exit_rules import ExitRule
 from deebert.utils.arrays import Array, functions_of, like, to_numpy, without_gradient
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from deebert.data.encoding import EncodedTexts
 from deebert.modeling.config import config_cutoffs
 from deebert.modeling.early_exit import cutoff_array
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.classifier import Classifier, Prediction
 from deebert.runtime.continuous_batching import ContinuousBatcher, layer_steps
 from deebert.utils.arrays import Array, to_numpy

@@ -18,13 +18,14 @@ from deebert.modeling.config import (
     longest_text,
     set_rule,
 )
-from deebert.modeling.exit_rule import EXIT_ALL, NO_EXIT
+from deebert.modeling.exit_rules import EXIT_ALL, NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.runtime.watch import Watch
 from deebert.utils.arrays import to_numpy
-from deebert.utils.cli import InputError, missing_package
+from deebert.utils.cli import missing_package
+from deebert.utils.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

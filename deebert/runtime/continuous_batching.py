@@ -10,8 +10,7 @@ import numpy as np
 
 from deebert.modeling.config import config_cutoffs, has_several_labels
 from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, ExitOutput, let_exit, token_lengths
-from deebert.modeling.exit_rule import ExitRule
-from deebert.modeling.exit_rules import prediction_entropy
+from deebert.modeling.exit_rules import ExitRule, prediction_entropy
 from deebert.utils.arrays import Array, functions_of
 
 

@@ -20,8 +20,7 @@ from deebert.modeling.checkpoints import max_tokens
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.config import config_cutoffs, has_several_labels
 from deebert.modeling.early_exit import ActiveBatch, exits_now, token_lengths
-from deebert.modeling.exit_rule import ExitRule
-from deebert.modeling.exit_rules import prediction_entropy
+from deebert.modeling.exit_rules import ExitRule, prediction_entropy
 from deebert.runtime.layer_runner import LayerRunner
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from deebert.modeling.config import MANIFEST, ExitFields, check_fields, check_labels, check_stored, config_cutoffs
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import read_bytes
 
 FORMAT = 5  # raise it when OnnxDeeBert can no longer run earlier exports

@@ -25,7 +25,7 @@ from deebert.modeling.checkpoints import encoding_facts, one_line
 from deebert.modeling.config import MANIFEST, config_rule
 from deebert.runtime.exported import FORMAT, GRAPH, GRAPH_OF_0_6, graph_facts
 from deebert.runtime.layer_runner import LayerRunner
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files, make_folder, remove_leftovers, size_of
 
 MOST_BYTES = 2**31 - 1  # of a file of ONNX with its weights inside

@@ -23,11 +23,10 @@ from deebert.modeling.early_exit import (
     output_of_all_exits,
     token_lengths,
 )
-from deebert.modeling.exit_rule import NO_EXIT, ExitRule, plain_threshold
-from deebert.modeling.exit_rules import make_rule, prediction_entropy
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold, prediction_entropy
 from deebert.runtime.exported import GRAPH, exported_config, read_manifest
 from deebert.utils.arrays import Array, to_numpy
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
 SINGLE_OUTPUTS = ["logits", "exit_layer"]  # what a single text needs

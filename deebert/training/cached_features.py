@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import mean_weights
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import check_disk_space
 
 IN_MEMORY = 2**30  # bytes; larger caches are a memory-mapped file

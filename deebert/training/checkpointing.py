@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from deebert.modeling.checkpoints import one_line, write_model
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import complete_folder, remove_folder
 
 STATE = "training_state.pt"  # beside the model's files: optimizer, schedule, random states, position

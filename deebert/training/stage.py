@@ -17,7 +17,7 @@ from deebert.data.batching import MicroBatch, TrainBatches
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.strategies import STRATEGIES, separate_layers, training_loss
 from deebert.training.train_data import TrainData
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.memory import peak_memory, reset_peak_memory
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deebert.data.batching import Collator, data_loader, map_batches
 from deebert.data.features import Features
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 
 
 class TrainData(Protocol):

@@ -11,20 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from deebert.utils.errors import InputError, Interrupted
+
 # The packages without which a command cannot run, by the names that Python imports
 REQUIREMENTS = "torch transformers accelerate numpy sklearn scipy tqdm matplotlib tensorboardX"
-
-
-class InputError(ValueError):
-    """Bad input from the user. Its message is one line and complete; no traceback is needed to understand it."""
-
-
-class Interrupted(Exception):  # noqa: N818  not an error
-    """A signal ended the work, and nothing is lost. Its message is one line that says how to continue."""
-
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
-        self.exit_code = 128 + signal_number  # the shell's convention
 
 
 class ArgumentParser(argparse.ArgumentParser):

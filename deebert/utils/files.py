@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 try:
     import fcntl

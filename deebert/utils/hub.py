@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 HUB_SECONDS = 5.0
 

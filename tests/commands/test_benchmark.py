@@ -13,7 +13,7 @@ from deebert.evaluation.series import labels
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, save_model
 from deebert.modeling.config import config_rule
 from deebert.utils import cli
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from deebert.modeling.checkpoints import save_model
 from deebert.modeling.config import MANIFEST
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.utils import cli
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 def test_the_command_says_how_the_export_compares(small_exports):

@@ -17,7 +17,7 @@ from deebert.data.text_rows import read_rows
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.modeling.exit_rules import entropy
 from deebert.utils import cli
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 TEXTS = [text for text, _ in sentences(11, seed=3)]
 

@@ -14,7 +14,7 @@ import pytest
 from saved import TEXTS, save_classifier
 
 from deebert.commands import serve
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 def test_sigterm_answers_what_has_arrived(tmp_path):

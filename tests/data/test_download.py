@@ -8,7 +8,7 @@ import pytest
 from deebert.commands import download
 from deebert.data.tasks import TASKS, Example, read_examples, read_indices
 from deebert.utils import cli
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 WORDS = ("entailment", "neutral", "contradiction")

@@ -11,7 +11,7 @@ from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.splitting import shared_texts, validation_rows
 from deebert.data.table_files import read_table
 from deebert.data.tasks import Example
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 DEV = "text,label\nx,a\ny,b\n"
 

@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from deebert.data.tasks import TASKS, Example, get_task, label_order, read_examples
 from deebert.evaluation.metrics import scores
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 def write(folder, split: str, text: str):

@@ -26,7 +26,7 @@ from deebert.evaluation.all_exits import (
 )
 from deebert.evaluation.metrics import scores
 from deebert.evaluation.timing import timed_sweep
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 def test_spread_thresholds_save_ten_to_ninety_per_cent():

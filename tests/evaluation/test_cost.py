@@ -13,7 +13,7 @@ from deebert.data.features import Features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits, run_all_exits, sweep
 from deebert.evaluation.cost import costs_of, operations
-from deebert.modeling.exit_rule import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.first_token import first_token_layer
 
 CERTAIN = 1e9  # a threshold at which every sample exits

@@ -15,7 +15,7 @@ from deebert.evaluation.results import SweepRow, read_each_layer, read_sweep, re
 from deebert.evaluation.series import read_series
 from deebert.evaluation.tables import summary, sweep_table
 from deebert.utils import cli
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 ROWS = [
     SweepRow(0.0, 0.875, 0.0, 1.0, {1: 0, 2: 0, 3: 8}, 2.0, 2.1, 0.05, 0.01, 0),

@@ -21,8 +21,8 @@ from deebert.evaluation.threshold_selection import (
     shown_threshold,
 )
 from deebert.modeling.checkpoints import load_tokenizer, save_model
-from deebert.modeling.exit_rule import NO_EXIT
-from deebert.utils.cli import InputError
+from deebert.modeling.exit_rules import NO_EXIT
+from deebert.utils.errors import InputError
 
 SST2 = TASKS["SST-2"]
 

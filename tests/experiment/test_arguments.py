@@ -10,7 +10,7 @@ from deebert.experiment.compatibility import first_difference, first_stage_setti
 from deebert.experiment.data_arguments import FILES
 from deebert.experiment.flags import flag, help_of
 from deebert.experiment.training_arguments import RECIPES
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 # the keys of "settings" in a run.json of 0.5, without those of the data and the launch
 FIRST_STAGE_0_5 = [

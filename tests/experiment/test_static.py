@@ -14,7 +14,7 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.cost import costs_of
 from deebert.modeling.backbones.bert import DeeBertForSequenceClassification
 from deebert.modeling.checkpoints import load_config, load_final_classifier, load_tokenizer
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 TRAIN = (
     "--do_train --do_eval --eval_each_highway --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 3 --no_cuda "

@@ -12,7 +12,7 @@ from deebert.modeling import checkpoints
 from deebert.modeling.checkpoints import load_config, load_model
 from deebert.runtime.exported import exported_config, graph_facts
 from deebert.utils import hub
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 def raiser(error: BaseException, module: str):

@@ -23,7 +23,7 @@ from deebert.modeling.checkpoints import (
 )
 from deebert.modeling.config import HighwayConfig, has_one_exit, known_exit_counts
 from deebert.modeling.off_ramps import is_off_ramp
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 def assert_same_weights(loaded, model) -> None:

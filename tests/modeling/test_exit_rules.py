@@ -20,8 +20,7 @@ from deebert.evaluation.results import SweepRow
 from deebert.evaluation.threshold_selection import SelectionTarget, choose
 from deebert.evaluation.timing import timed_sweep
 from deebert.modeling.early_exit import first_exit_layer
-from deebert.modeling.exit_rule import plain_threshold
-from deebert.modeling.exit_rules import EXIT_RULES, make_rule
+from deebert.modeling.exit_rules import EXIT_RULES, make_rule, plain_threshold
 
 LAYERS, TOLERANCE = 4, 0.3
 CASES = [(rule, labels) for rule in EXIT_RULES for labels in (1, 2, 3) if make_rule(rule, labels).supported]

@@ -23,7 +23,7 @@ from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
 from deebert.runtime import onnx_export, onnx_graph
 from deebert.runtime.onnx_graph import MOST_EXITS, merge
 from deebert.runtime.onnx_runtime import open_session
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 def thresholds_between(model, full, quantile: float) -> tuple[list[float], float]:

@@ -19,7 +19,7 @@ from deebert import Classifier
 from deebert.data.encoding import TextEncoder
 from deebert.modeling.checkpoints import save_model, set_labels
 from deebert.runtime.watch import ENOUGH, Watch, population_stability_index
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import run_glue_deebert
 from deebert.data.tasks import TASKS, Task
 from deebert.evaluation import results, timing
 from deebert.evaluation.all_exits import AllExits, sweep
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 GLUE = [name for name in TASKS if name != "Ratings"]
 MODELS = ("bert", "roberta")  # the names of the folders

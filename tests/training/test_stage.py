@@ -15,7 +15,7 @@ from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.training.stage import TrainSettings
-from deebert.utils.cli import InputError
+from deebert.utils.errors import InputError
 
 QUIET = {"logging_steps": 0, "save_steps": 0}
 

@@ -6,9 +6,9 @@ from transformers import CamembertConfig, CamembertForSequenceClassification, Ca
 from transformers.models.camembert.modeling_camembert import CamembertEncoder
 
 from deebert.modeling.auto_classes import AutoLoading, register
+from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig
 from deebert.modeling.encoder import HighwayEncoder, HighwayModel
-from deebert.modeling.stock_head import StockHeadClassifier
 
 
 class DeeCamembertConfig(HighwayConfig, CamembertConfig):

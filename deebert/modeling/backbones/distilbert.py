@@ -7,11 +7,11 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from transformers.models.distilbert.modeling_distilbert import Transformer
 
 from deebert.modeling.auto_classes import AutoLoading, register
+from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.encoder import HighwayEncoder
 from deebert.modeling.first_token import first_token_distilbert_layer
 from deebert.modeling.off_ramps import OwnInit
-from deebert.modeling.stock_head import StockHeadClassifier
 
 
 class DeeDistilBertConfig(HighwayConfig, DistilBertConfig):

@@ -7,9 +7,9 @@ from transformers import ElectraConfig, ElectraForSequenceClassification, Electr
 from transformers.models.electra.modeling_electra import ElectraEncoder
 
 from deebert.modeling.auto_classes import AutoLoading, register
+from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig
 from deebert.modeling.encoder import HighwayEncoder, HighwayModel
-from deebert.modeling.stock_head import StockHeadClassifier
 
 
 class DeeElectraConfig(HighwayConfig, ElectraConfig):

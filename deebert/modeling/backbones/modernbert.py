@@ -16,10 +16,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from deebert.modeling.auto_classes import AutoLoading, register
+from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.encoder import HighwayEncoder, LayerLoop
 from deebert.modeling.off_ramps import OwnInit, mean_of_tokens
-from deebert.modeling.stock_head import StockHeadClassifier
 
 Positions = Callable[[Tensor, str], tuple[Tensor, Tensor]]  # hidden states, kind of attention -> cosines, sines
 

@@ -6,9 +6,9 @@ from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification, 
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncoder
 
 from deebert.modeling.auto_classes import AutoLoading, register
+from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig
 from deebert.modeling.encoder import HighwayEncoder, HighwayModel
-from deebert.modeling.stock_head import StockHeadClassifier
 
 
 class DeeXLMRobertaConfig(HighwayConfig, XLMRobertaConfig):

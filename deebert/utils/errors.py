@@ -1,0 +1,13 @@
+"""The errors of the package that a user can correct, and the end of a run by a signal."""
+
+
+class InputError(ValueError):
+    """Bad input from the user. Its message is one line and complete; no traceback is needed to understand it."""
+
+
+class Interrupted(Exception):  # noqa: N818  not an error
+    """A signal ended the work, and nothing is lost. Its message is one line that says how to continue."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # the shell's convention
