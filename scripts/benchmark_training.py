@@ -45,8 +45,8 @@ from deebert.modeling.checkpoints import (
 )
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.cached_features import cached_features
+from deebert.training.losses import exit_losses
 from deebert.training.stage import StageTraining, TrainSettings
-from deebert.training.strategies import exit_losses
 from deebert.training.train_data import TokenData
 from deebert.utils import cli
 from deebert.utils.cli import non_negative, positive

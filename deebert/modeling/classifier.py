@@ -88,7 +88,7 @@ class HighwayClassifier(OwnInit):
             labels: (B,) long, or float where there is one label; (B, C) of 0 and 1 for
                 `problem_type="multi_label_classification"`. Adds the loss of the returned logits.
             train_highway: no gradient is kept for the backbone. All exits are returned, and the loss is the sum of the
-                off-ramps' losses (paper, section 3.2; our trainings compute theirs in training/strategies.py).
+                off-ramps' losses (paper, section 3.2; our trainings compute theirs in training/losses.py).
             output_layer: from 0 (exit 0: -1); every sample gets this exit's logits, and nothing after it runs.
             output_all_exits: also return `all_logits` (B, E, C). Runs every layer.
             exit_threshold: in place of the config's, for this call. In training mode no sample exits.

@@ -113,7 +113,7 @@ class Highway(nn.Module):
 class LearnToExit(nn.Linear):
     """BERxiT's learning-to-exit head, one for all layers: pooled state (B, H) -> certainty (B,), from 0 to 1.
 
-    Xin et al., EACL 2021, section 3.3; trained by `training.strategies.certainty_losses`. It starts at 1/2.
+    Xin et al., EACL 2021, section 3.3; trained by `training.losses.certainty_losses`. It starts at 1/2.
     """
 
     def __init__(self, config):

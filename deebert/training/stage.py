@@ -15,7 +15,8 @@ from transformers import get_linear_schedule_with_warmup
 
 from deebert.data.batching import MicroBatch, TrainBatches
 from deebert.modeling.off_ramps import is_off_ramp
-from deebert.training.strategies import STRATEGIES, separate_layers, training_loss
+from deebert.training.losses import training_loss
+from deebert.training.strategies import STRATEGIES, separate_layers
 from deebert.training.train_data import TrainData
 from deebert.utils.errors import InputError
 from deebert.utils.memory import peak_memory, reset_peak_memory

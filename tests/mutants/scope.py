@@ -33,6 +33,7 @@ BY_FILE = {
     "evaluation/threshold_selection.py": f"{SELECTION} experiment/test_driver",
     "evaluation/risk_control.py": SELECTION,
     "training/strategies.py": f"{TRAINING} experiment/test_static runtime/test_several_labels experiment/test_driver",
+    "training/losses.py": f"{TRAINING} runtime/test_several_labels experiment/test_driver",
     "training/checkpointing.py": f"{RESUMED} experiment/test_driver",
     "data/batching.py": f"data/test_features {EVALUATION} {TRAINING} {RESUMED}",
     "runtime/continuous_batching.py": f"{RANDOM} {STREAMS} runtime/test_onnx test_encoders",

@@ -14,7 +14,7 @@ from deebert.evaluation.metrics import class_f1, exits_at_chance, majority, pred
 from deebert.evaluation.risk_control import changes
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.runtime.continuous_batching import classify_stream
-from deebert.training.strategies import distillation_losses, training_loss
+from deebert.training.losses import distillation_losses, training_loss
 
 LABELS = 3
 RULES = [name for name in EXIT_RULES if name != "learned"]

@@ -17,8 +17,9 @@ from deebert.evaluation.all_exits import run_all_exits
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.modeling.off_ramps import POOLINGS, is_off_ramp
+from deebert.training.losses import training_loss
 from deebert.training.stage import TrainSettings
-from deebert.training.strategies import STRATEGIES, separate_layers, training_loss
+from deebert.training.strategies import STRATEGIES, separate_layers
 
 LAYERS = 4
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

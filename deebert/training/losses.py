@@ -1,0 +1,99 @@
+"""The losses of the exits: against the labels, against a teacher's logits, and their weighted sum.
+
+Shapes: B batch, E exits, C labels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deebert.modeling.exit_rules import binary_logits
+from deebert.training.cosee import consistency_loss
+
+
+def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss (B, E) of each exit against the labels (B,): cross-entropy, or squared error if there is one label.
+
+    Of several labels a sample, (B, C) of 0 and 1, the mean of their binary cross-entropies.
+    """
+    if all_logits.shape[2] == 1:
+        return (all_logits.squeeze(2) - labels.to(all_logits.dtype).unsqueeze(1)).square()
+    if labels.dim() == 2:
+        labels = labels.to(all_logits.dtype).unsqueeze(1).expand(all_logits.shape)
+        return functional.binary_cross_entropy_with_logits(all_logits, labels, reduction="none").mean(dim=2)
+    labels = labels.unsqueeze(1).expand(all_logits.shape[:2])
+    return functional.cross_entropy(all_logits.transpose(1, 2), labels, reduction="none")
+
+
+def distillation_losses(students: Tensor, teacher: Tensor, temperature: float, several_labels: bool = False) -> Tensor:
+    """The distance (B, M) of M students' logits (B, M, C) from a teacher's (B, C), which gets no gradient.
+
+    T^2 KL(softmax(teacher / T) || softmax(student / T)), Hinton et al. (2015); squared error if there is one label; the
+    mean over several labels, each of them a prediction of no and yes.
+    """
+    teacher = teacher.detach().unsqueeze(1)
+    if students.shape[2] == 1:
+        return (students - teacher).square().squeeze(2)
+    if several_labels:  # (B, M, C) -> (B, M, C, 2)
+        students, teacher = binary_logits(students), binary_logits(teacher)
+    soft = functional.log_softmax(teacher / temperature, dim=-1).expand(students.shape)
+    divergence = functional.kl_div(
+        functional.log_softmax(students / temperature, dim=-1), soft, reduction="none", log_target=True
+    )
+    distances = temperature**2 * divergence.sum(dim=-1)
+    return distances.mean(dim=-1) if several_labels else distances
+
+
+def certainty_losses(certainties: Tensor, all_logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss (B, E-1) of the learning-to-exit head, whose certainties are (B, E-1): BERxiT, section 3.3.
+
+    The squared distance to 1 if the off-ramp is right (about all labels) and to 0 if it is wrong; for regression to
+    1 - tanh of the absolute error.
+    """
+    logits = all_logits[:, :-1].detach()
+    if all_logits.shape[2] == 1:
+        target = 1 - (logits.squeeze(2) - labels.to(logits.dtype).unsqueeze(1)).abs().tanh()
+    elif labels.dim() == 2:
+        target = ((logits > 0) == labels.unsqueeze(1).bool()).all(dim=-1).to(certainties.dtype)
+    else:
+        target = (logits.argmax(dim=-1) == labels.unsqueeze(1)).to(certainties.dtype)
+    return (certainties - target).square()
+
+
+def training_loss(
+    output,
+    labels: Tensor,
+    weights: Sequence[float],
+    distill: float = 0.0,
+    temperature: float = 2.0,
+    teacher_logits: Tensor | None = None,
+    progress: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the exits' losses, and each exit's own loss against the labels (E,), without gradient.
+
+    Args:
+        output: the model's; with all_logits (B, E, C) if any off-ramp has a weight, else with logits (B, C) only.
+        weights: E numbers, one for each exit's loss.
+        distill: the share of an exit's loss that is the distillation loss, with this temperature.
+        teacher_logits: (B, C), from which all exits learn; without them the off-ramps learn from the final classifier
+            (FastBERT's self-distillation, Liu et al., 2020).
+        progress: with simulated exits, the share of the stage's steps that are done.
+
+    Without all_logits the off-ramps' own losses are 0.
+    """
+    all_logits = output.logits.unsqueeze(1) if output.all_logits is None else output.all_logits  # (B, M, C)
+    losses = exit_losses(all_logits, labels)  # (B, M)
+    own = functional.pad(losses.detach().mean(dim=0), (len(weights) - losses.shape[1], 0))
+    if distill > 0:
+        teacher = all_logits[:, -1] if teacher_logits is None else teacher_logits
+        students = losses.shape[1] - (teacher_logits is None)
+        soft = distillation_losses(all_logits[:, :students], teacher, temperature, several_labels=labels.dim() == 2)
+        losses = torch.cat([torch.lerp(losses[:, :students], soft, distill), losses[:, students:]], dim=1)
+    if output.all_certainties is not None:
+        added = certainty_losses(output.all_certainties, output.all_logits, labels)
+        losses = losses + functional.pad(added, (0, 1))
+    if progress is not None:
+        return consistency_loss(losses, all_logits, labels, progress), own
+    return losses.mean(dim=0) @ losses.new_tensor(weights[-losses.shape[1] :]), own
