@@ -46,7 +46,7 @@ def kept(point: OperatingPoint, target: SelectionTarget) -> bool:
     """Whether these samples meet the target."""
     if target.drop is not None:
         return point.score_change >= -target.drop - 1e-12  # rounding of a difference of scores
-    return point.saved >= target.saving if target.saving is not None else point.lost <= target.risk * point.samples
+    return point.lost <= target.risk * point.samples
 
 
 def line(points: list[OperatingPoint], target: SelectionTarget, samples: int, splits: int) -> str:
@@ -62,7 +62,7 @@ def main() -> None:
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="all_exits.npz")
     parser.add_argument("--task_name", required=True, choices=TASKS)
-    for name in ("risk", "target_drop", "target_saving"):
+    for name in ("risk", "target_drop"):
         parser.add_argument(f"--{name}", type=float, help="as for eval_deebert.sh")
     parser.add_argument("--confidence", type=float, help="as for eval_deebert.sh")
     parser.add_argument(
@@ -70,7 +70,7 @@ def main() -> None:
     )
     parser.add_argument("--splits", type=positive, default=200)
     args = parser.parse_args()
-    target = SelectionTarget(args.target_drop, args.target_saving, args.risk, args.confidence)
+    target = SelectionTarget(args.target_drop, args.risk, args.confidence)
     if not args.file.is_file():
         raise InputError(f"{args.file}: no such file; scripts/eval_deebert.sh writes all_exits.npz")
     exits, task = AllExits.load(args.file), TASKS[args.task_name]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import beta, binom, sem, t
+from scipy.stats import beta, binom
 
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits
@@ -76,14 +76,6 @@ def paired_p_value(lost: int, gained: int, samples: int, drop: float, nuisance: 
         wrongs = binom.cdf(lost - gained + rights, samples - rights, to_wrong / (1 - to_right))
         worst = max(worst, float(binom.pmf(rights, samples, to_right) @ wrongs))
     return min(worst + nuisance, 1.0)
-
-
-def saving_p_value(saved: np.ndarray, target: float) -> float:
-    """Of "the mean saving is below the target", by the one-sided t-test, for the savings (S,) of the samples."""
-    surplus, error = float(saved.mean()) - target, float(sem(saved))
-    if error == 0:  # all are equal
-        return float(surplus < 0)
-    return float(t.sf(surplus / error, len(saved) - 1))
 
 
 class PairedBootstrap:

@@ -13,22 +13,19 @@ from deebert.data.tasks import Task
 from deebert.evaluation import risk_control
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.metrics import primary_score
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule
+from deebert.modeling.exit_rules import ExitRule
 from deebert.utils.errors import InputError
 
-CONFIDENCE = {"drop": 0.9, "saving": 0.9, "risk": 0.95}  # by target, where none is given
+CONFIDENCE = {"drop": 0.9, "risk": 0.95}  # by target, where none is given
 POINTS = 200  # thresholds of the sequence that is tested
 BOOTSTRAP_STEP = 4  # of these thresholds, a bootstrap tests every fourth: it computes hundreds of scores for each
-MORE_SAMPLES = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # times as many samples: which of them would do?
 
 
 @dataclass(frozen=True)
 class SelectionTarget:
-    """What the threshold has to keep for unseen samples; exactly one of drop, saving and risk is given.
+    """What the threshold has to keep for unseen samples; exactly one of drop and risk is given.
 
     drop: the largest fall of the score against the full model. The fastest threshold that keeps it is chosen.
-    saving: the smallest mean share of the cost (see cost.py) that is saved. The safest threshold that keeps it is
-        chosen; the score is not promised.
     risk: the highest probability that early exit gets a sample wrong that the full model gets right. The accuracy never
         falls by more. The fastest threshold that keeps it is chosen.
     confidence: the probability, over dev sets, that the promise is kept; None: that of CONFIDENCE, never None later.
@@ -36,20 +33,18 @@ class SelectionTarget:
     """
 
     drop: float | None = None
-    saving: float | None = None
     risk: float | None = None
     confidence: float | None = None
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("drop", "saving", "risk") if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in CONFIDENCE if getattr(self, name) is not None}
         if len(given) != 1:
-            raise InputError("give one of --risk, --target_drop and --target_saving")
+            raise InputError("a threshold is chosen for a risk or for a drop of the score: give one of them")
         if self.confidence is None:
             object.__setattr__(self, "confidence", CONFIDENCE[next(iter(given))])
         for name, value in given.items() | {("confidence", self.confidence)}:
             if not 0 < value < 1:
-                flag = name if name in ("risk", "confidence") else f"target_{name}"
-                raise InputError(f"--{flag} {value}: give a share between 0 and 1, 0.01 for one per cent")
+                raise InputError(f"{name} {value}: give a share between 0 and 1, 0.01 for one per cent")
 
 
 @dataclass(frozen=True)
@@ -83,16 +78,13 @@ class OperatingPoint:
 class ThresholdChoice:
     """The chosen threshold and its results on the samples that show its promise.
 
-    threshold: in units of the exit rule; a list, one for each off-ramp, where some are switched off. None where no
-        threshold is shown to keep the promise and to save anything.
+    threshold: in units of the exit rule; None where no threshold is shown to keep the promise and to save anything.
     point: None without a threshold.
-    samples_needed: where these samples are too few, roughly how many would do; None where many times as many would not.
     """
 
-    threshold: float | list[float] | None
+    threshold: float | None
     rule: str
     point: OperatingPoint | None
-    samples_needed: int | None = None
 
 
 def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42) -> ThresholdChoice:
@@ -102,10 +94,8 @@ def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42)
     """
     check_choice(task, exits, target)
     threshold = shown_threshold(task, exits, target, seed)
-    if threshold is None:
-        return ThresholdChoice(None, exits.rule, None, samples_needed(task, exits, target, seed))
-    threshold = without_unused(exits, threshold)
-    return ThresholdChoice(threshold, exits.rule, operating_point(task, exits, threshold))
+    point = None if threshold is None else operating_point(task, exits, threshold)
+    return ThresholdChoice(threshold, exits.rule, point)
 
 
 def check_choice(task: Task, exits: AllExits, target: SelectionTarget) -> None:
@@ -113,30 +103,13 @@ def check_choice(task: Task, exits: AllExits, target: SelectionTarget) -> None:
     if exits.labels is None:
         raise InputError("a threshold cannot be chosen on samples without labels")
     if exits.logits.shape[2] == 1 and target.risk is not None:
-        raise InputError("--risk counts wrong labels, and a regression model has none; use --target_drop")
+        raise InputError("a risk counts wrong labels, and a regression model has none; give a drop of the score")
     if not exits.exit_rule.supported:
         raise InputError(f"a threshold cannot be chosen for the rule {exits.rule} and a regression model")
     if needs_bootstrap(task, target) and target.confidence > 0.99:
-        raise InputError(
-            f"--confidence {target.confidence}: the bootstrap for {task.primary_metric} shows 0.99 at most"
-        )
+        raise InputError(f"confidence {target.confidence}: the bootstrap for {task.primary_metric} shows 0.99 at most")
     if len(exits.labels) < 4:
         raise InputError(f"a threshold cannot be chosen on {len(exits.labels)} samples; at least 4 are needed")
-
-
-def without_unused(exits: AllExits, threshold: float) -> float | list[float]:
-    """One threshold for each off-ramp where some are of no use: -1 for an off-ramp after which no sample exits.
-
-    Each of these samples exits where it did. Of unseen samples a few may exit later than in the test.
-    """
-    if exits.exit_rule.stateful:  # it needs the predictions of all off-ramps
-        return threshold
-    exit_layers, thresholds = exits.exit_layers(threshold), [threshold] * len(exits.cutoffs(threshold))
-    for i in range(len(thresholds)):
-        without = [*thresholds[:i], NO_EXIT, *thresholds[i + 1 :]]
-        if np.array_equal(exits.exit_layers(without), exit_layers):
-            thresholds = without
-    return thresholds if NO_EXIT in thresholds else threshold
 
 
 def shown_threshold(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> float | None:
@@ -144,8 +117,6 @@ def shown_threshold(task: Task, exits: AllExits, target: SelectionTarget, seed: 
     thresholds = candidate_thresholds(exits.exit_rule, exits.num_exits)
     if needs_bootstrap(task, target):
         thresholds = thresholds[:: BOOTSTRAP_STEP if len(thresholds) > POINTS else 1]
-    if target.saving is not None:
-        thresholds.reverse()  # the fastest one saves the most
     threshold = risk_control.fixed_sequence(
         thresholds, broken_p_value(task, exits, target, seed), 1 - target.confidence
     )
@@ -164,8 +135,6 @@ def needs_bootstrap(task: Task, target: SelectionTarget) -> bool:
 
 def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> Callable[[float], float]:
     """The p-value of a threshold's hypothesis "the target is not kept"."""
-    if target.saving is not None:
-        return lambda threshold: risk_control.saving_p_value(saved(exits, threshold), target.saving)
     if needs_bootstrap(task, target):
         bootstrap = risk_control.PairedBootstrap(task, exits, seed)
         return lambda threshold: bootstrap.p_value(threshold, target.drop)
@@ -206,37 +175,18 @@ def operating_point(task: Task, exits: AllExits, threshold: float | list[float])
     )
 
 
-def samples_needed(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> int | None:
-    """Roughly how many samples like these would show a threshold to keep the target; None if even MORE_SAMPLES do not.
-
-    The samples are repeated: their shares stay, and the uncertainty about them shrinks.
-    """
-    samples = len(exits.labels)
-    for times in MORE_SAMPLES:
-        repeated = exits.take(np.arange(round(times * samples)) % samples)
-        if shown_threshold(task, repeated, target, seed) is not None:
-            return len(repeated.labels)
-    return None
-
-
 def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -> str:
     """The choice and its results in words, in per cent, points and texts."""
-    sure, aim = f"with {100 * target.confidence:g} % confidence", describe_target(target, choice.point)
+    sure, aim = f"with {100 * target.confidence:g} % confidence", describe_target(target)
     if choice.threshold is None:
-        more = f"{MORE_SAMPLES[-1]} times as many would not either"
-        if choice.samples_needed:
-            more = (
-                f"with luck some {choice.samples_needed:,} would, with twice as many it is likely; or weaken the target"
-            )
-        return f"no threshold is chosen: {dev_samples:,} dev samples do not show {sure} that {aim}; {more}"
+        return (
+            f"no threshold is chosen: {dev_samples:,} dev samples do not show {sure} that {aim}; more of them may, "
+            "or a weaker target"
+        )
     unit = "nats" if choice.rule == "entropy" else f"({choice.rule})"
-    thresholds = np.atleast_1d(choice.threshold)
-    layers = list(choice.point.exits)
-    off = " ".join(str(layer) for layer, threshold in zip(layers, thresholds, strict=False) if threshold == NO_EXIT)
-    switched_off = f" (switched off as of no use: the off-ramps after layers {off})" if off else ""
     return "\n".join(
         [
-            f"chosen threshold: {thresholds.max():.4g} {unit}{switched_off}; {sure} {aim}",
+            f"chosen threshold: {choice.threshold:.4g} {unit}; {sure} {aim}",
             f"on the {dev_samples:,} dev samples that show it: {describe(choice.point)}",
             describe_texts(choice.point),
         ]
@@ -260,12 +210,9 @@ def describe_texts(point: OperatingPoint) -> str:
     return f"{text}; {point.changed:,} predictions change, {changes}"
 
 
-def describe_target(target: SelectionTarget, point: OperatingPoint | None) -> str:
-    """What is promised for unseen texts, in words; the point shows what is counted."""
+def describe_target(target: SelectionTarget) -> str:
+    """What is promised for unseen texts, in words."""
     if target.drop is not None:
         points = f"{100 * target.drop:g} point{'' if target.drop == 0.01 else 's'}"
         return f"the score of unseen texts falls by at most {points}"
-    if target.risk is not None:
-        return f"at most {100 * target.risk:g} % of unseen texts become wrong by early exit"
-    unit = "layers" if point is not None and point.cost_saved is None else "cost"
-    return f"unseen texts save {100 * target.saving:g} % of the {unit} on average"
+    return f"at most {100 * target.risk:g} % of unseen texts become wrong by early exit"

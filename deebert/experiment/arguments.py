@@ -150,27 +150,19 @@ class EvaluationArguments:
         default=None,
         default_help="none",
     )
-    target_saving: float | None = number(
-        float,
-        "choose the safest threshold that saves unseen samples this share of the cost on average, such as 0.4",
-        decides=None,
-        needs=("do_eval",),
-        default=None,
-        default_help="none",
-    )
     confidence: float | None = number(
         float,
         "probability with which the chosen threshold keeps that",
         decides=None,
-        needs=("risk", "target_drop", "target_saving"),
+        needs=("risk", "target_drop"),
         default=None,
-        default_help=f"{CONFIDENCE['risk']} for --risk, {CONFIDENCE['drop']} for the targets",
+        default_help=f"{CONFIDENCE['risk']} for --risk, {CONFIDENCE['drop']} for --target_drop",
     )
 
     @property
     def target(self) -> SelectionTarget | None:
         """The target that a threshold is chosen for, None without one. Raises InputError."""
-        wanted = {"drop": self.target_drop, "saving": self.target_saving, "risk": self.risk}
+        wanted = {"drop": self.target_drop, "risk": self.risk}
         if set(wanted.values()) == {None}:
             return None
         return SelectionTarget(**wanted, confidence=self.confidence)

@@ -100,7 +100,7 @@ def check_static(args: Arguments) -> None:
     """What a model without early exit cannot do."""
     if args.train_strategy not in STATIC:
         return
-    unused = ["exit_before_first_layer", "eval_highway", "target_drop", "target_saving", "risk"]
+    unused = ["exit_before_first_layer", "eval_highway", "target_drop", "risk"]
     for flag in unused:
         if getattr(args, flag) not in (None, False):
             raise InputError(f"--train_strategy {args.train_strategy}: a model without early exit; leave out --{flag}")

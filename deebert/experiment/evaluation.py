@@ -101,7 +101,7 @@ class Evaluation:
         return self.folder / "threshold.json"
 
     def choose_threshold(self) -> None:
-        """Chooses the threshold for --risk, --target_drop or --target_saving, and stores it in the model's config.
+        """Chooses the threshold for a risk or a drop of the score, and stores it in the model's config.
 
         Where there is none, one that was stored before for the same rule is removed: it may not keep this target.
         """

@@ -116,7 +116,7 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
     drive(f"{TRAIN} --exit_rule {rule} --highway_pooling mean --distill --patience_tolerance 0.2", task="STS-B")
     drive(
         f"--do_eval --eval_each_highway --eval_highway --exit_threshold 0 {threshold} --model_name_or_path out "
-        "--max_seq_length 32 --per_gpu_eval_batch_size 4 --target_saving 0.2",
+        "--max_seq_length 32 --per_gpu_eval_batch_size 4 --target_drop 0.9",
         task="STS-B",
     )
     exits = AllExits.load(tmp_path / "results/out/all_exits.npz")
@@ -138,7 +138,7 @@ def test_regression_exits_early(drive, tmp_path, rule, threshold):
 
 def test_another_rule_needs_no_new_training(drive, tmp_path):
     drive(f"{TRAIN} --exit_threshold 0.2")
-    drive("--do_eval --exit_rule margin --target_saving 0.3 --model_name_or_path out --max_seq_length 32")
+    drive("--do_eval --exit_rule margin --risk 0.9 --model_name_or_path out --max_seq_length 32")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["exit_rule"] == "margin"
     assert config["exit_threshold"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
@@ -198,7 +198,7 @@ def test_an_exit_before_the_first_layer_is_added_in_stage_2(drive, tmp_path, fig
 
     drive(
         "--do_eval --eval_each_highway --eval_highway --exit_threshold 0 0.3 0.7 --model_name_or_path out "
-        "--max_seq_length 32 --target_saving 0.9"
+        "--max_seq_length 32 --risk 0.9"
     )
     assert "Score (acc) of each layer: 0: " in capsys.readouterr().out
     folder = tmp_path / "results/out"
@@ -293,7 +293,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("", "nothing to do: give --do_train, --do_eval or --do_predict"),
         ("--do_train --target_drop 0.01", "--target_drop has no effect without --do_eval: add it, or leave"),
         ("--do_train --eval_highway", "--eval_highway has no effect without --do_eval"),
-        ("--do_train --do_eval --confidence 0.7", "--confidence has no effect without --risk or --target_drop or"),
+        ("--do_train --do_eval --confidence 0.7", "--confidence has no effect without --risk or --target_drop:"),
         ("--do_train --label_column x", "--label_column has no effect without --train_file or"),
         ("--do_train --distill_temperature 3", "--distill_temperature has no effect without --distill"),
         ("--do_train --highway_epochs 6 --train_strategy joint", "--train_strategy joint has no second stage"),

@@ -56,7 +56,7 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     assert "films.csv: 60 lines, text from 'text', label from 'label', one of 2 labels each: bad, good" in printed
     assert "films.csv: 18 of its lines are the dev set, 42 the training set (--validation_split 0.3)" in printed
 
-    own(f"{EVALUATE} --target_saving 0.2 --seed 7")  # the data are those of the training, and its part of them
+    own(f"{EVALUATE} --risk 0.9 --seed 7")  # the data are those of the training, and its part of them
     printed = capsys.readouterr().out
     exits, classes, config = results_of(tmp_path)
     assert (config["id2label"], config["problem_type"]) == ({"0": "bad", "1": "good"}, "single_label_classification")
@@ -90,7 +90,7 @@ def test_texts_with_several_labels(own, tmp_path, capsys):
         (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     files = "--train_file train.jsonl --validation_file dev.jsonl --label_column tags"
     own(f"{TRAIN} {files} --exit_rule learned --distill")
-    own(f"{EVALUATE} --exit_rule entropy --target_saving 0.3 --eval_highway --exit_threshold 0 0.6")
+    own(f"{EVALUATE} --exit_rule entropy --risk 0.9 --eval_highway --exit_threshold 0 0.6")
     printed = capsys.readouterr().out
     assert "any number of 3 labels each: bad, good, long" in printed
     exits, classes, config = results_of(tmp_path)
