@@ -46,7 +46,8 @@ from deebert.modeling.checkpoints import (
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.cached_features import cached_features
 from deebert.training.losses import exit_losses
-from deebert.training.stage import StageTraining, TrainSettings
+from deebert.training.settings import TrainSettings
+from deebert.training.stage import StageTraining
 from deebert.training.train_data import TokenData
 from deebert.utils import cli
 from deebert.utils.cli import non_negative, positive
@@ -71,7 +72,9 @@ class Trainer:
         self.model = load_pretrained(args.model_name_or_path, config)[0].to(self.accelerator.device)
         self.tokenizer = load_tokenizer(args.model_name_or_path)
         self.train_features = self.features("train").first(args.samples)
-        self.settings = TrainSettings(args.batch_size, learning_rate=args.learning_rate, seed=seed, logging_steps=0)
+        self.settings = TrainSettings(
+            per_gpu_train_batch_size=args.batch_size, learning_rate=args.learning_rate, seed=seed, logging_steps=0
+        )
         if args.highway_learning_rate:
             self.settings = dataclasses.replace(self.settings, highway_learning_rate=args.highway_learning_rate)
         self.open = ExitStack()
@@ -108,7 +111,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(trained, lr=rate or settings.learning_rate, **options)
         loader = DataLoader(
             self.train_features,
-            batch_size=settings.batch_size,
+            batch_size=settings.per_gpu_train_batch_size,
             shuffle=True,
             collate_fn=collator(model.config, pad_to=self.args.max_seq_length),
             generator=torch.Generator().manual_seed(settings.seed),

@@ -34,7 +34,8 @@ from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.training.cached_features import cached_features
-from deebert.training.stage import StageTraining, TrainSettings, parameter_groups
+from deebert.training.settings import TrainSettings
+from deebert.training.stage import StageTraining, parameter_groups
 from deebert.training.train_data import TokenData
 from deebert.utils.errors import InputError
 
@@ -53,7 +54,7 @@ ENCODERS = {  # between them: both poolings, both heads, exit 0
     "toy": {"highway_pooling": "mean", **EXIT_0},
 }
 LENGTHS = [3, 20, 9, 1, 12, 6]
-FAST = TrainSettings(batch_size=6, learning_rate=1e-3, epochs=1, logging_steps=0, save_steps=0)
+FAST = TrainSettings(per_gpu_train_batch_size=6, learning_rate=1e-3, num_train_epochs=1, logging_steps=0, save_steps=0)
 
 
 def make(name: str, **overrides):

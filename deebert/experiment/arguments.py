@@ -13,7 +13,7 @@ from deebert.experiment.training_arguments import RECIPES, CheckpointArguments, 
 from deebert.modeling.checkpoints import MODELS
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.modeling.off_ramps import HEADS, POOLINGS
-from deebert.training.stage import TrainSettings
+from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STATIC
 from deebert.utils.cli import ArgumentParser, non_negative, positive, positive_float
 
@@ -188,14 +188,14 @@ class Arguments(
     def stage_settings(self, stage: int) -> TrainSettings:
         """The hyper-parameters of a stage (from 1). All stages have the same, except for the number of epochs."""
         return TrainSettings(
-            batch_size=self.per_gpu_train_batch_size,
-            accumulation=self.gradient_accumulation_steps,
+            per_gpu_train_batch_size=self.per_gpu_train_batch_size,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
             learning_rate=self.learning_rate,
             highway_learning_rate=self.highway_learning_rate,
             weight_decay=self.weight_decay,
             adam_epsilon=self.adam_epsilon,
             max_grad_norm=self.max_grad_norm,
-            epochs=self.highway_epochs if stage == 2 and self.highway_epochs else self.num_train_epochs,
+            num_train_epochs=self.highway_epochs if stage == 2 and self.highway_epochs else self.num_train_epochs,
             max_steps=self.max_steps,
             warmup_steps=self.warmup_steps,
             seed=self.seed,

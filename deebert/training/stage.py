@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,44 +15,11 @@ from transformers import get_linear_schedule_with_warmup
 from deebert.data.batching import MicroBatch, TrainBatches
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.losses import training_loss
+from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES, separate_layers
 from deebert.training.train_data import TrainData
 from deebert.utils.errors import InputError
 from deebert.utils.memory import peak_memory, reset_peak_memory
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The hyper-parameters of one stage; the defaults are the original's command-line defaults.
-
-    batch_size: per process; an optimizer step takes batch_size x accumulation x processes samples.
-    highway_learning_rate: that of the off-ramps; None: learning_rate.
-    max_steps: the number of optimizer steps, if above 0; else it follows from epochs.
-    train_strategy: a key of strategies.STRATEGIES.
-    distill: share of an exit's loss that is the distillation loss, with distill_temperature.
-    logging_steps, save_steps: optimizer steps between two log entries, two checkpoints; 0: none within the stage.
-    """
-
-    batch_size: int = 8
-    accumulation: int = 1
-    learning_rate: float = 5e-5
-    highway_learning_rate: float | None = None
-    weight_decay: float = 0.0
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    epochs: float = 3.0
-    max_steps: int = -1
-    warmup_steps: int = 0
-    seed: int = 42
-    train_strategy: str = "two_stage"
-    distill: float = 0.0
-    distill_temperature: float = 2.0
-    logging_steps: int = 50
-    save_steps: int = 50
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """The number of optimizer steps of the stage."""
-        return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * steps_per_epoch)
 
 
 def parameter_groups(model, settings: TrainSettings) -> list[dict]:
@@ -94,9 +60,9 @@ class StageTraining:
         model.set_trained(backbone=self.plan.backbone, highways=self.plan.highways)
         self.batches = TrainBatches(
             data.lengths,
-            settings.batch_size,
+            settings.per_gpu_train_batch_size,
             settings.seed,
-            settings.accumulation,
+            settings.gradient_accumulation_steps,
             accelerator.num_processes,
             accelerator.process_index,
         )

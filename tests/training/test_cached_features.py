@@ -13,11 +13,19 @@ from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training import cached_features
-from deebert.training.stage import StageTraining, TrainSettings
+from deebert.training.settings import TrainSettings
+from deebert.training.stage import StageTraining
 from deebert.training.train_data import TokenData
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-SETTINGS = TrainSettings(batch_size=5, accumulation=2, epochs=2, learning_rate=1e-2, adam_epsilon=1e-2, distill=0.3)
+SETTINGS = TrainSettings(
+    per_gpu_train_batch_size=5,
+    gradient_accumulation_steps=2,
+    num_train_epochs=2,
+    learning_rate=1e-2,
+    adam_epsilon=1e-2,
+    distill=0.3,
+)
 
 
 def trained(model, features, cached: bool, tmp_path) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from deebert.data.batching import TrainBatches, collator
 from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
-from deebert.training.stage import TrainSettings
+from deebert.training.settings import TrainSettings
 from deebert.utils.errors import InputError
 
 QUIET = {"logging_steps": 0, "save_steps": 0}
@@ -29,7 +29,7 @@ def snapshot(model) -> dict[str, torch.Tensor]:
 
 
 def run(stage, model, features, **settings):
-    settings = TrainSettings(**QUIET | {"learning_rate": 1e-3, "epochs": 1} | settings)
+    settings = TrainSettings(**QUIET | {"learning_rate": 1e-3, "num_train_epochs": 1} | settings)
     return train(stage, model, features, settings).mean_loss
 
 
@@ -48,8 +48,8 @@ def test_stage_1_trains_all_but_the_off_ramps_and_stage_2_only_them(backbone, ti
 def test_two_stages_learn_the_task(backbone, tiny_data, tmp_path):
     model = tiny_model(backbone, initializer_range=0.05, highway_pooling="mean")
     features, dev = data(backbone, tiny_data, tmp_path), data(backbone, tiny_data, tmp_path, "dev")
-    first = run(1, model, features, epochs=12, learning_rate=3e-3)
-    run(2, model, features, epochs=12, learning_rate=3e-3)
+    first = run(1, model, features, num_train_epochs=12, learning_rate=3e-3)
+    run(2, model, features, num_train_epochs=12, learning_rate=3e-3)
     assert first < math.log(2)
     exits = run_all_exits(model, dev, collator(model.config))
     scores = [s["acc"] for s in layer_scores(TASKS["SST-2"], exits).values()]
@@ -61,7 +61,7 @@ def test_a_step_of_stage_2_is_the_papers(tiny_data, tmp_path):
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model, reference = tiny_model("bert", **dropout), tiny_model("bert", **dropout)
     features = data("bert", tiny_data, tmp_path)
-    run(2, model, features, max_steps=1, batch_size=8, weight_decay=0.1, max_grad_norm=0.5)
+    run(2, model, features, max_steps=1, per_gpu_train_batch_size=8, weight_decay=0.1, max_grad_norm=0.5)
 
     batch = collator(model.config)([features[i] for i in TrainBatches(features.lengths, 8, 42).epoch(0)[0]])
     labels, _ = batch.pop("labels"), batch.pop("index")
@@ -89,7 +89,8 @@ def test_gradient_accumulation_is_a_larger_batch(tiny_data, tmp_path):
     for size, accumulation in ((20, 1), (5, 4), (3, 7)):
         model = tiny_model("bert", **dropout)
         # a large epsilon: AdamW would otherwise turn rounding errors into full steps
-        run(1, model, features, accumulation=accumulation, batch_size=size, epochs=2, adam_epsilon=0.1)
+        batches = {"per_gpu_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+        run(1, model, features, num_train_epochs=2, adam_epsilon=0.1, **batches)
         models.append(model.state_dict())
     for name, tensor in models[0].items():  # 48 samples: the last step has 8, in micro-batches of 5 and 3
         torch.testing.assert_close(models[1][name], tensor, atol=1e-6, rtol=0, msg=name)
@@ -112,7 +113,12 @@ def test_callbacks_are_called_at_the_right_steps(tiny_data, tmp_path):
     logged, saved = [], []
     model, features = tiny_model("bert"), data("bert", tiny_data, tmp_path)
     settings = TrainSettings(
-        batch_size=8, epochs=1.5, logging_steps=3, save_steps=4, warmup_steps=3, learning_rate=1e-4
+        per_gpu_train_batch_size=8,
+        num_train_epochs=1.5,
+        logging_steps=3,
+        save_steps=4,
+        warmup_steps=3,
+        learning_rate=1e-4,
     )
     train(
         1,

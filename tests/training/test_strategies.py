@@ -18,7 +18,7 @@ from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.modeling.off_ramps import POOLINGS, is_off_ramp
 from deebert.training.losses import training_loss
-from deebert.training.stage import TrainSettings
+from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES, separate_layers
 
 LAYERS = 4
@@ -205,7 +205,9 @@ def separated_logits(model, batch):
 
 
 def test_the_learned_rule_learns_which_outputs_are_right(tiny_data):
-    settings = TrainSettings(learning_rate=3e-3, epochs=12, train_strategy="joint", logging_steps=0, save_steps=0)
+    settings = TrainSettings(
+        learning_rate=3e-3, num_train_epochs=12, train_strategy="joint", logging_steps=0, save_steps=0
+    )
     config = {"exit_rule": "learned", "highway_pooling": "mean", "initializer_range": 0.05}
     model, features = tiny_model("bert", **config), data(tiny_data)
     train(1, model, features, settings)
