@@ -25,7 +25,6 @@ from deebert.experiment.model_card import CARD, write_card
 from deebert.experiment.monitor import Monitor
 from deebert.experiment.prediction import predict
 from deebert.experiment.record import FIELDS, read_record
-from deebert.experiment.static import finished_model, static_exit
 from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import (
@@ -93,10 +92,9 @@ def train(experiment: Experiment) -> None:
             state = None
         monitor.close()
         if accelerator.is_main_process:
-            save_model(finished_model(args, model), experiment.tokenizer, experiment.output_dir)
-            if static_exit(args, model.config) is None:  # the card is about early exit
-                on_hub = experiment.record.facts["from_hub"]
-                write_card(experiment.output_dir, model.config, experiment.task, args.model_name_or_path, on_hub)
+            save_model(model, experiment.tokenizer, experiment.output_dir)
+            on_hub = experiment.record.facts["from_hub"]
+            write_card(experiment.output_dir, model.config, experiment.task, args.model_name_or_path, on_hub)
             experiment.record.finish()
             tidy_up(experiment, keep_models=args.save_steps > 0)
         accelerator.wait_for_everyone()
@@ -198,7 +196,7 @@ def finish_stage(experiment: Experiment, model, stage: int) -> None:
     """After stage 1: the evaluation of --eval_after_first_stage, and the model for --first_stage."""
     args = experiment.args
     if stage == 1 and args.eval_after_first_stage:
-        for split, exits in experiment.dev_sets.all_exits(model, test=False, only=static_exit(args, model.config)):
+        for split, exits in experiment.dev_sets.all_exits(model, test=False):
             final = layer_scores(experiment.task, exits)[exits.num_layers]
             experiment.say(f"After the first stage, {split}: {show(final)}")
     if stage == 1 and args.first_stage and experiment.accelerator.is_main_process:
@@ -213,7 +211,7 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
     model = experiment.load_trained(checkpoint)
     if not args.do_train and not experiment.record.facts:  # the first of several models
         experiment.record.begin(previous=None)
-    exits = dict(experiment.dev_sets.all_exits(model, only=static_exit(args, model.config)))
+    exits = dict(experiment.dev_sets.all_exits(model))
     if not experiment.accelerator.is_main_process:
         return  # one process scores, and times early exit
     for split in eval_splits(experiment.task):
@@ -224,7 +222,7 @@ def evaluate(experiment: Experiment, checkpoint: Path) -> None:
         evaluation.score_classes()
         evaluation.sweep()
         evaluation.write_scores()
-        if checkpoint == experiment.output_dir and evaluation.first_split and static_exit(args, model.config) is None:
+        if checkpoint == experiment.output_dir and evaluation.first_split:
             update_card(experiment, model.config, split, evaluation.exits)
 
 

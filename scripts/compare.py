@@ -26,7 +26,7 @@ from deebert.experiment.checks import check_flags
 from deebert.experiment.compatibility import first_stage_settings
 from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.training.strategies import STRATEGIES, shares_first_stage
+from deebert.training.strategies import shares_first_stage
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser
 from deebert.utils.errors import InputError
@@ -73,8 +73,6 @@ class Comparison:
         if gives_seed(flags):
             raise InputError("give seeds in SEEDS, not in a setting's line")
         args = parse_args(self.argv(AFTER_TRAINING.parse_known_args(flags)[1], 0))
-        if len(STRATEGIES[args.train_strategy]) == 1 and args.teacher == "first_stage":
-            args = replace(args, teacher="the full model")  # see `train`
         check_flags(args, self.task)
 
     def result(self, flags: list[str], seed: int) -> AllExits:
@@ -107,9 +105,7 @@ class Comparison:
         """Trains and evaluates one model, and keeps only the logits of its exits."""
         run, argv = self.run_dir(training, seed), self.argv(training, seed)
         args = parse_args(argv)
-        if len(STRATEGIES[args.train_strategy]) == 1 and args.teacher:
-            argv += ["--teacher", str(self.teacher(seed) if args.teacher == "first_stage" else args.teacher)]
-        elif shares_first_stage(args.train_strategy):
+        if shares_first_stage(args.train_strategy):
             argv += ["--first_stage", str(self.first_stage(args))]
         print(f"\n{' '.join(training) or 'as given'}, seed {seed}", flush=True)
         started = time.perf_counter()
@@ -119,14 +115,6 @@ class Comparison:
         results.write_json(self.record, self.common)
         written.replace(stored)
         shutil.rmtree(run / "model")
-
-    def teacher(self, seed: int) -> Path:
-        """The folder of the full model after stage 1 with the common flags; trains it unless it is there."""
-        full = ["--train_strategy", "static"]
-        folder = self.first_stage(parse_args(self.argv(full, seed)))
-        if not folder.is_dir():
-            self.train(full, seed, self.run_dir(full, seed) / ALL_EXITS)
-        return folder
 
     def first_stage(self, args: argparse.Namespace) -> Path:
         """The folder of the model after stage 1; settings with the same stage 1 share it."""

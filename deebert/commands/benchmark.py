@@ -39,7 +39,6 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
 )
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.config import has_one_exit
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
@@ -90,8 +89,7 @@ class Smaller:
             raise InputError(f"--smaller {folder}: its vocabulary differs from that of --model")
         if max_tokens(own) < longest:
             raise InputError(f"--smaller {folder}: it takes {max_tokens(own)} tokens; a text has {longest}")
-        load = load_model if has_one_exit(own) else load_final_classifier
-        return cls(name, folder, load(folder, own).to(device).eval())
+        return cls(name, folder, load_final_classifier(folder, own).to(device).eval())
 
     def systems(self, systems: Sequence[System]) -> list[System]:
         """These systems as those of this model."""
@@ -118,10 +116,7 @@ def gpu_systems(
         full = pytorch_systems(folder, chosen, compiled)
         for other in smaller:
             its_model = in_precision(other.model, precision)
-            if has_one_exit(its_model.config):
-                full += other.systems([early_exit(its_model, None, f"PyTorch, {other.name}")])
-            else:
-                full += other.systems(pytorch_systems(other.folder, its_model, compiled, other.name))
+            full += other.systems(pytorch_systems(other.folder, its_model, compiled, other.name))
         systems += [replace(system, name=f"{system.name}, {name}") for system in full + early]
     return systems
 
@@ -141,13 +136,8 @@ def cpu_systems(
     systems += onnx_systems(model, features, work / "full")
     for number, other in enumerate(smaller):
         place = work / f"smaller_{number}"
-        if has_one_exit(other.model.config):
-            runners = early_runners(other.folder, other.model, place)
-            ways = {title.removeprefix("DeeBERT, "): runner for title, runner in runners.items()}
-            systems += other.systems([early_exit(run, None, f"{way}, {other.name}") for way, run in ways.items()])
-        else:
-            systems += other.systems(pytorch_systems(other.folder, other.model, compiled, other.name))
-            systems += other.systems(onnx_systems(other.model, features, place, other.name))
+        systems += other.systems(pytorch_systems(other.folder, other.model, compiled, other.name))
+        systems += other.systems(onnx_systems(other.model, features, place, other.name))
     runners = early_runners(folder, model, work)
     return systems + [early_exit(runner, x, title) for title, runner in runners.items() for x in thresholds]
 
@@ -213,9 +203,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=DefaultsHelp,
     )
     parser.add_argument("--model", required=True, help="folder of a trained model")
-    parser.add_argument(
-        "--smaller", nargs="+", default=[], help="folders of static models (docs/training.md) to time, too"
-    )
+    parser.add_argument("--smaller", nargs="+", default=[], help="folders of smaller models to time, too")
     parser.add_argument("--task_name", required=True, help="the task that it was trained for")
     parser.add_argument("--data_dir", required=True, help="folder with the task's TSV files; its dev set is used")
     parser.add_argument("--output_dir", required=True, type=Path, help="for benchmark.md, .csv, .png and .pdf")

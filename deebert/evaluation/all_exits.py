@@ -160,22 +160,17 @@ def run_all_exits(
     batch_size: int = UNTIMED_BATCH_SIZE,
     progress: bool = True,
     accelerator: Accelerator | None = None,
-    only: int | None = None,
 ) -> AllExits:
     """Runs one full pass over the features. The accelerator's processes share the work, and each gets the result.
 
-    only: an exit from 0, of a model that always exits there: the result is that of a model of one layer, which stands
-        for all layers up to that exit.
     Raises InputError where an exit's logits have no entropy: NaN, +inf, or -inf for all labels.
     """
     model.eval()
-    layers = model.config.exit_layers if only is None else range(1, 2)
+    layers = model.config.exit_layers
     logits = np.empty((len(features), len(layers), model.config.num_labels), np.float32)
     certainties = None
 
     def forward_fn(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        if only is not None:
-            return (model(**batch, output_layer=only).logits.unsqueeze(1),)
         output = model(**batch, output_all_exits=True, exit_threshold=NO_EXIT)
         return output.all_logits, *([] if output.all_certainties is None else [output.all_certainties])
 
@@ -189,8 +184,6 @@ def run_all_exits(
             certainties[index] = batch_certainties[0]
     _check_logits(logits, layers)
     config, costs = model.config, costs_of(model.config, features.lengths)
-    if only is not None:
-        costs = costs.static(only)
     return AllExits(
         logits=logits,
         labels=features.labels,

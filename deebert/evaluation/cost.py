@@ -39,11 +39,6 @@ class Costs:
         operations = (self.layers * ran).sum(axis=1) + (self.off_ramps * off_ramps_ran).sum(axis=1)
         return operations / self.layers.sum(axis=1)
 
-    def static(self, exit: int) -> "Costs":
-        """Those of a model that always exits at this exit, from 0, as one layer without off-ramps."""
-        parts = np.concatenate([self.layers[:, : exit + 1], self.off_ramps[:, exit : exit + 1]], axis=1)
-        return Costs(parts.sum(axis=1, keepdims=True), np.empty((len(parts), 0)))
-
 
 def costs_of(config, lengths: np.ndarray) -> Costs:
     """The costs of samples of these lengths (S,), in tokens, in a model of this config."""

@@ -14,7 +14,6 @@ from deebert.modeling.checkpoints import MODELS
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.modeling.off_ramps import HEADS, POOLINGS
 from deebert.training.settings import TrainSettings
-from deebert.training.strategies import STATIC
 from deebert.utils.cli import ArgumentParser, non_negative, positive, positive_float
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
@@ -63,13 +62,6 @@ class ModelArguments:
     )
     do_lower_case: bool = switch(
         "lower-case the input of a BERT, whatever its tokenizer's settings say", decides="first_stage"
-    )
-    num_layers: int | None = number(
-        positive,
-        "train the first layers of the checkpoint only, this many",
-        decides="first_stage",
-        default=None,
-        default_help="all",
     )
     highway_pooling: str | None = flag(
         "how an off-ramp pools the hidden states",
@@ -229,6 +221,6 @@ def recipe_defaults(args: argparse.Namespace) -> dict:
     if args.train_strategy != "two_stage":  # a long stage 2 and its cache are for a frozen backbone
         defaults.pop("highway_epochs", None)
         defaults.pop("cache_features", None)
-    if args.highway_pooling == "first" or args.train_strategy in STATIC:  # it has nothing to read
+    if args.highway_pooling == "first":  # it has nothing to read
         defaults.pop("exit_before_first_layer", None)
     return defaults

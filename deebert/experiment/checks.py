@@ -12,12 +12,11 @@ from deebert.experiment.compatibility import first_difference, first_stage_setti
 from deebert.experiment.data_arguments import use_command
 from deebert.experiment.flags import default_of
 from deebert.experiment.record import read_record
-from deebert.experiment.static import layers_wanted
 from deebert.modeling.checkpoints import check_threshold, max_tokens
-from deebert.modeling.config import config_rule, has_one_exit
+from deebert.modeling.config import config_rule
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, is_off_ramp
 from deebert.training.checkpointing import saved_steps
-from deebert.training.strategies import STATIC, STRATEGIES, shares_first_stage
+from deebert.training.strategies import STRATEGIES, shares_first_stage
 from deebert.utils.errors import InputError
 from deebert.utils.files import check_disk_space, check_writable, size_of
 
@@ -78,11 +77,10 @@ def check_flags(args: Arguments, task: Task) -> None:
         raise InputError(f"--cache_features: in --train_strategy {args.train_strategy} no stage freezes the backbone")
     if args.resume and not args.do_train:
         raise InputError("--resume needs --do_train")
-    if args.train_strategy in ("cosee", "static_off_ramp") and task.num_labels == 1:
+    if args.train_strategy == "cosee" and task.num_labels == 1:
         raise InputError(f"--train_strategy {args.train_strategy}: exits go by entropy, and {task.name} has no classes")
     if args.train_strategy == "cosee" and task.several_labels:
         raise InputError(f"--train_strategy cosee: it is defined for one label a text, and {task.name} has several")
-    check_static(args)
     check_teacher(args)
 
 
@@ -96,35 +94,19 @@ def check_needs(args: Arguments) -> None:
             raise InputError(f"--{field.name} has no effect without {wanted}: add it, or leave --{field.name} out")
 
 
-def check_static(args: Arguments) -> None:
-    """What a model without early exit cannot do."""
-    if args.train_strategy not in STATIC:
-        return
-    unused = ["exit_before_first_layer", "eval_highway", "target_drop", "risk"]
-    for flag in unused:
-        if getattr(args, flag) not in (None, False):
-            raise InputError(f"--train_strategy {args.train_strategy}: a model without early exit; leave out --{flag}")
-
-
 def check_teacher(args: Arguments) -> None:
     """The teacher against the other flags, and that there is one."""
     stages = len(STRATEGIES[args.train_strategy])
     if args.teacher is None:
-        if args.distill and args.train_strategy in STATIC:
-            raise InputError("--distill: a static model has no off-ramps that learn from its classifier; add --teacher")
         return
     if not (args.do_train and args.distill):
         raise InputError(f"--teacher {args.teacher}: it needs --do_train and --distill")
     if args.teacher == "first_stage" and stages == 1:
         raise InputError(f"--teacher first_stage: {args.train_strategy} has one stage; give a folder")
-    if args.first_stage and stages == 1:
-        raise InputError(f"--first_stage {args.first_stage}: it is trained without --teacher; leave one of them out")
 
 
 def check_teacher_config(args: Arguments, config, teacher) -> None:
     """The teacher's config must fit the model's that learns: the same texts, tokens and labels."""
-    if has_one_exit(teacher):
-        raise InputError(f"--teacher {args.teacher}: its last layer never runs, so its final classifier is untrained")
     wanted, other = (sorted(c.id2label.items()) for c in (config, teacher))
     if wanted != other or config.num_labels != teacher.num_labels:
         raise InputError(
@@ -210,19 +192,12 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
     limit = max_tokens(config)
     if not MIN_TOKENS <= args.max_seq_length <= limit:
         raise InputError(f"--max_seq_length {args.max_seq_length}: this model takes {MIN_TOKENS} to {limit} tokens")
-    if layers_wanted(args, config.num_hidden_layers) != config.num_hidden_layers:
-        raise InputError(
-            f"--num_layers {args.num_layers}: {name} has {config.num_hidden_layers}"
-            + (", and static_off_ramp needs one more than it runs" if args.train_strategy == "static_off_ramp" else "")
-        )
-    if config.num_hidden_layers < 2 and args.train_strategy != "static":
-        raise InputError(f"{name}: a model of one layer has no off-ramps; --train_strategy static needs none")
+    if config.num_hidden_layers < 2:
+        raise InputError(f"{name}: a model of one layer has no off-ramps")
     check_num_labels(task, config.num_labels, name)
     if config.exit_before_first_layer and config.highway_pooling == "first":
         raise InputError(f"--{NEEDS_ALL_TOKENS}")
-    if args.train_strategy == "static" and config.model_type != "bert":
-        raise InputError("--train_strategy static saves a plain BERT; other encoders have another classifier than ours")
-    for flag in () if args.train_strategy == "static" else OFF_RAMP_FLAGS:  # which is saved without off-ramps
+    for flag in OFF_RAMP_FLAGS:
         wanted, trained = getattr(args, flag), getattr(config, flag)
         if wanted not in (None, trained):
             raise InputError(f"--{flag} {wanted}: {name} has {trained}; leave it out")

@@ -10,7 +10,6 @@ from deebert.data.tasks import TASKS, Task, get_task
 from deebert.evaluation import results
 from deebert.experiment.flags import flag, number, switch
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
-from deebert.training.strategies import STATIC
 from deebert.utils.cli import non_negative, up_to_half
 from deebert.utils.errors import InputError
 
@@ -141,8 +140,6 @@ def trained_defaults(args: argparse.Namespace) -> dict:
     trained = results.read_json(record).get("arguments")
     if not isinstance(trained, dict):
         raise InputError(f"{record}: damaged (no arguments); remove it")
-    if trained.get("train_strategy") in STATIC:  # a model without exits
-        defaults["train_strategy"] = trained["train_strategy"]
     if args.task_name:
         return defaults
     names = [field.name for field in fields(OwnDataArguments)]

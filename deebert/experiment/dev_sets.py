@@ -20,24 +20,12 @@ class DevSets:
     collate: Collator
     accelerator: Accelerator
 
-    def all_exits(
-        self, model, test: bool = True, progress: bool = True, only: int | None = None
-    ) -> Iterator[tuple[str, AllExits]]:
-        """For each split the logits of all exits, or of one, from one full pass that all processes share.
+    def all_exits(self, model, test: bool = True, progress: bool = True) -> Iterator[tuple[str, AllExits]]:
+        """For each split the logits of all exits, from one full pass that all processes share.
 
         test: also of a test file, which is scored at the end only.
         """
         for split, features in self.features.items():
             if split == "test" and not test:
                 continue
-            yield (
-                split,
-                run_all_exits(
-                    model,
-                    features,
-                    self.collate,
-                    progress=progress,
-                    accelerator=self.accelerator,
-                    only=only,
-                ),
-            )
+            yield split, run_all_exits(model, features, self.collate, progress=progress, accelerator=self.accelerator)

@@ -10,7 +10,6 @@ from deebert.evaluation import all_exits, metrics, results, tables, threshold_se
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import ClassRow, SweepRow
 from deebert.experiment.experiment import Experiment
-from deebert.experiment.static import static_exit
 from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
@@ -86,7 +85,7 @@ class Evaluation:
         exits, config = self.exits, self.model.config
         full, macro = metrics.class_f1(exits.logits[:, -1], exits.labels)
         early, early_macro = [None] * config.num_labels, None
-        if static_exit(self.args, config) is None and max(exits.cutoffs(config.exit_threshold), default=0) > 0:
+        if max(exits.cutoffs(config.exit_threshold), default=0) > 0:
             early_logits = exits.logits_at(exits.exit_layers(config.exit_threshold))
             early, early_macro = metrics.class_f1(early_logits, exits.labels)
         counts = exits.labels.sum(axis=0) if exits.several_labels else np.bincount(exits.labels, minlength=len(full))

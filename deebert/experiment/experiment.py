@@ -26,7 +26,6 @@ from deebert.experiment import checks
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.dev_sets import DevSets
 from deebert.experiment.record import RunRecord, decide_resume
-from deebert.experiment.static import layers_wanted
 from deebert.modeling.checkpoints import (
     disable_cudnn_attention,
     load_config,
@@ -87,7 +86,6 @@ class Experiment:
         if args.do_train:
             checks.check_head(args, config, source)
             set_labels(config, labels, task.problem_type)
-            config.num_hidden_layers = min(layers_wanted(args, config.num_hidden_layers), config.num_hidden_layers)
             config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
             config.exit_histogram = None
             config.max_seq_length = args.max_seq_length
@@ -152,8 +150,7 @@ class Experiment:
         """A trained model, on the device. Raises InputError if it does not fit the flags."""
         config = config_with_rule(self.args, str(folder))
         checks.check_config(self.args, self.task, config, str(folder))
-        load = load_final_classifier if self.args.train_strategy == "static" else load_model
-        return load(str(folder), config).to(self.accelerator.device)
+        return load_model(str(folder), config).to(self.accelerator.device)
 
     @contextmanager
     def train_data(self, model, stage: int) -> Iterator[TrainData]:

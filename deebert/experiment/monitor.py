@@ -12,7 +12,6 @@ from deebert.data.tasks import eval_splits
 from deebert.evaluation.all_exits import layer_scores
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.dev_sets import DevSets
-from deebert.experiment.static import static_exit
 from deebert.modeling.checkpoints import one_line, save_model
 from deebert.training.checkpointing import checkpoint_folder, keep_newest, write_checkpoint
 from deebert.training.stage import StageTraining
@@ -45,17 +44,10 @@ class Monitor:
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
         """All metrics of the exits that the stage trains. Saves the weights if they are the best so far."""
         task, layers = self.dev_sets.task, self.model.config.exit_layers
-        only = static_exit(self.args, self.model.config)
-        if only is None:
-            trained = [
-                *(layers[:-1] if training.plan.highways else []),
-                *(layers[-1:] if training.plan.backbone else []),
-            ]
-        else:
-            trained = [only + 1]
+        trained = [*(layers[:-1] if training.plan.highways else []), *(layers[-1:] if training.plan.backbone else [])]
         suffixes, scalars = eval_splits(task), {}
-        for split, exits in self.dev_sets.all_exits(self.model, test=False, progress=False, only=only):
-            each_layer = layer_scores(task, exits) if only is None else {trained[0]: layer_scores(task, exits)[1]}
+        for split, exits in self.dev_sets.all_exits(self.model, test=False, progress=False):
+            each_layer = layer_scores(task, exits)
             scores = {layer: each_layer[layer] for layer in trained}
             scalars |= {f"{split}_layer{i}_{name}": x for i, metrics in scores.items() for name, x in metrics.items()}
             primary = [metrics[task.primary_metric] for metrics in scores.values()]

@@ -12,7 +12,6 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.record import read_record
-from deebert.experiment.static import static_exit
 from deebert.modeling.config import config_cutoffs
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.errors import InputError
@@ -30,7 +29,7 @@ def predict(experiment: Experiment) -> None:
     model = experiment.load_trained(experiment.output_dir)
     if not args.do_train and not experiment.record.facts:
         experiment.record.begin(previous=None)
-    exits = dict(experiment.test_sets.all_exits(model, only=static_exit(args, model.config)))
+    exits = dict(experiment.test_sets.all_exits(model))
     if not experiment.accelerator.is_main_process:
         return
     labels = label_order(task, model.config.model_type, model.config.id2label)
@@ -61,8 +60,6 @@ def check_task(experiment: Experiment) -> None:
 def thresholds(args: Arguments, config) -> dict[str, Threshold]:
     """By name of the submission: no early exit, the threshold that the model stores, and those of --exit_threshold."""
     chosen: dict[str, Threshold] = {FULL: NO_EXIT}
-    if static_exit(args, config) is not None:
-        return chosen
     _, cutoffs = config_cutoffs(config)
     if max(cutoffs) > 0:
         chosen[STORED] = config.exit_threshold

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from deebert.modeling.backbones import MODELS
-from deebert.modeling.config import MANIFEST, check_fields, check_stored, config_cutoffs, has_one_exit
+from deebert.modeling.config import MANIFEST, check_fields, check_stored, config_cutoffs
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files
@@ -188,8 +188,6 @@ def load_final_classifier(name_or_path: str, config):
     model, missing = load_pretrained(name_or_path, config)
     if lacking := [name for name in missing if not is_off_ramp(name)]:
         raise InputError(f"{name_or_path}: not a fine-tuned classifier, it has no {lacking[0]}")
-    if has_one_exit(config):
-        raise InputError(f"{name_or_path}: it always exits before its last layer, so its final classifier is untrained")
     return model
 
 

@@ -209,13 +209,6 @@ def config_rule(config, name: str | None = None) -> ExitRule:
     return make_rule(name, config.num_labels, config.patience_tolerance, has_several_labels(config))
 
 
-def has_one_exit(config) -> bool:
-    """Whether all samples exit at the last off-ramp, and at no other: the last layer and its classifier never run."""
-    rule, cutoffs = config_cutoffs(config)
-    others_off = not any(cutoff > 0 for cutoff in cutoffs[:-1])
-    return bool(cutoffs) and others_off and cutoffs[-1] >= rule.cutoff(rule.exit_all_threshold())
-
-
 def has_several_labels(config) -> bool:
     """Whether a sample may have any number of labels, each a prediction of its own."""
     return config.problem_type == "multi_label_classification"

@@ -34,10 +34,6 @@ def off_ramps(exits: int, step: int) -> list[float]:
     return [1.0] * (exits - 1) + [0.0]
 
 
-def last_off_ramp(exits: int, step: int) -> list[float]:
-    return [0.0] * (exits - 2) + [1.0, 0.0]
-
-
 def every_exit(exits: int, step: int) -> list[float]:
     return [1.0] * exits
 
@@ -50,7 +46,7 @@ def in_turn(exits: int, step: int) -> list[float]:
     return final_exit(exits, step) if step % 2 else every_exit(exits, step)
 
 
-FINE_TUNING = Stage(True, False, final_exit)  # of a model without exits
+FINE_TUNING = Stage(True, False, final_exit)
 STRATEGIES: dict[str, tuple[Stage, ...]] = {
     # DeeBERT, section 3.2: first the backbone and its classifier, then the off-ramps alone
     "two_stage": (FINE_TUNING, Stage(False, True, off_ramps)),
@@ -66,12 +62,7 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
     "cosee": (Stage(True, True, every_exit, simulates_exits=True),),
     # SWEET (Rotem et al., 2023): a layer learns from the exit after it alone
     "sweet": (Stage(True, True, every_exit, separates_layers=True),),
-    # no early exit: the baseline, with --num_layers a smaller model
-    "static": (FINE_TUNING,),
-    # the same with an off-ramp as its classifier, which may read more than the first token; the last layer never runs
-    "static_off_ramp": (Stage(True, True, last_off_ramp),),
 }
-STATIC = ("static", "static_off_ramp")
 
 
 def shares_first_stage(strategy: str) -> bool:

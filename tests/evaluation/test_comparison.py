@@ -144,7 +144,7 @@ def test_bundled_settings_are_valid(name):
             ["--train_file", "x.csv", "--do_train", "--model_name_or_path", "x", "--output_dir", "x", *flags]
         )
         for flag in (*OFF_RAMP_FLAGS, "highway_epochs"):  # with own data --recipe fast is the default
-            assert getattr(args, flag) == getattr(own, flag) or "static" in args.train_strategy, setting
+            assert getattr(args, flag) == getattr(own, flag), setting
 
 
 def test_a_setting_for_each_depth():
@@ -156,8 +156,7 @@ def test_a_setting_for_each_depth():
 def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, figures_not_drawn, monkeypatch, capsys):
     (tmp_path / "settings.txt").write_text(
         "paper:\nmean: --highway_pooling mean\nsure: --highway_pooling mean --exit_rule confidence\n"
-        "full: --train_strategy static\n"
-        "small: --train_strategy static --num_layers 1 --distill --teacher first_stage\n"
+        "mixed: --train_strategy mixed\n"
     )
     trained, measured, main = [], [], run_glue_deebert.main
 
@@ -182,17 +181,17 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     monkeypatch.setattr(run_glue_deebert, "main", lambda argv: (trained.append(argv), main(argv)))
     monkeypatch.setattr(comparison, "outcome", lambda task, exits: (measured.append(exits), outcome(task, exits))[1])
     compare_all()
-    assert len(trained) == 8  # two seeds of four trainings, none of them twice
+    assert len(trained) == 6  # two seeds of three trainings, none of them twice
     printed = capsys.readouterr().out
-    assert printed.count("stage 1: mean loss") == 4  # paper, mean and full share theirs
-    teachers = [Path(argv[len(argv) - argv[::-1].index("--teacher")]) for argv in trained[-2:]]
-    assert all((teacher / "first_stage.json").is_file() for teacher in teachers)
-    assert teachers[0] != teachers[1]  # each seed has its own
+    assert printed.count("stage 1: mean loss") == 2  # paper, mean and mixed share theirs
+    stages = [Path(argv[argv.index("--first_stage") + 1]) for argv in trained[-2:]]
+    assert all((stage / "first_stage.json").is_file() for stage in stages)
+    assert stages[0] != stages[1]  # each seed has its own
     folder = tmp_path / "compared"
     assert not list(folder.glob("runs/*/*/model"))
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
     assert [(row["setting"], row["seed"]) for row in rows] == [
-        (name, seed) for name in ("paper", "mean", "sure") for seed in "12"
+        (name, seed) for name in ("paper", "mean", "sure", "mixed") for seed in "12"
     ]
     for row in rows[4:6]:  # "sure", of the same training as "mean"
         exits = AllExits.load(folder / "runs/highway_pooling+mean" / f"seed{row['seed']}" / "all_exits.npz")
@@ -205,12 +204,10 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
         f"comparison.{s}" for s in ("md", "csv", "png", "pdf")
     }
     before = [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")]
-    assert {f"| {name} |" for name in ("mean", "static models", "full", "small")} <= set(
-        re.findall(r"\| [^|]+ \|", before[1])
-    )
+    assert {f"| {name} |" for name in ("paper", "mean", "sure", "mixed")} <= set(re.findall(r"\| [^|]+ \|", before[1]))
     shutil.rmtree(folder / "first_stage")
     compare_all()
-    assert len(trained) == 8
+    assert len(trained) == 6
     assert [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")] == before
     with pytest.raises(cli.InputError, match="runs with other settings"):
         compare_all("--warmup_steps", "3")
@@ -234,7 +231,7 @@ def test_a_setting_with_a_wrong_flag_gets_one_line(tmp_path, tiny_data, monkeypa
 
 @pytest.mark.parametrize("several", [False, True])
 def test_own_data_are_compared(tmp_path, tiny_checkpoints, figures_not_drawn, monkeypatch, capsys, several):
-    (tmp_path / "settings.txt").write_text("fast: --recipe fast --highway_epochs 1\nfull: --train_strategy static\n")
+    (tmp_path / "settings.txt").write_text("fast: --recipe fast --highway_epochs 1\nplain:\n")
     labels = [["red"], ["green"], ["blue"]] * 12
     lines = [
         json.dumps({"text": f"{label[0]} text {i}", "label": label if several else label[0]})

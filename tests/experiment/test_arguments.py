@@ -110,10 +110,10 @@ def test_negative_numbers_of_every_spelling_are_values():
 
 
 def test_records_of_0_5_stay_comparable(args):
-    assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv", "num_layers"}
+    assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv"}
     settings = training_settings(args)
     new = {*settings} - {*FIRST_STAGE_0_5, *TRAINING_0_5, *LAUNCH, "train.tsv"}
-    assert new == {"highway_head", "exit_before_first_layer", "num_layers", "teacher"}
+    assert new == {"highway_head", "exit_before_first_layer", "teacher"}
     recorded = {name: value for name, value in settings.items() if name not in new}  # 0.5 did not record these flags
     assert first_difference(recorded, settings) is None
     linear = training_settings(replace(args, highway_head="linear"))

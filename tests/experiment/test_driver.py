@@ -7,7 +7,7 @@ import pytest
 from helpers import snapshot_files as files
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
-from tiny import CLASSES, tiny_model
+from tiny import CLASSES, tiny_config, tiny_model
 
 import run_glue_deebert
 from deebert.evaluation import results
@@ -300,12 +300,9 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_train --evaluate_during_training --logging_steps 0", "it scores every --logging_steps, and that is 0"),
         ("--do_train --highway_pooling attention", "--highway_pooling: invalid choice: 'attention'"),
         ("--do_train --train_strategy joint --first_stage x", "--first_stage x: it needs --do_train with"),
-        ("--do_train --num_layers 5", "--num_layers 5: "),
-        ("--do_train --num_layers 1", "a model of one layer has no off-ramps; --train_strategy static needs none"),
+        ("--do_train --config_name one_layer", "a model of one layer has no off-ramps"),
         ("--do_train --task_name STS-B --train_strategy cosee", "cosee: exits go by entropy, and STS-B has no"),
-        ("--do_train --do_eval --train_strategy static --risk 0.1", "a model without early exit; leave out --risk"),
-        ("--do_train --train_strategy static --distill", "a static model has no off-ramps"),
-        ("--do_eval --output_dir untrained --train_strategy static", "untrained: not a fine-tuned classifier"),
+        ("--do_train --train_strategy static", "--train_strategy: invalid choice: 'static'"),
         ("--do_train --teacher trained", "--teacher trained: it needs --do_train and --distill"),
         ("--do_train --distill --teacher three_labels", "--teacher three_labels: its labels are LABEL_0"),
         ("--do_train --distill --teacher first_stage --train_strategy joint", "joint has one stage; give a folder"),
@@ -324,9 +321,10 @@ def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoi
         (tmp_path / name).mkdir()
         (tmp_path / name / "dev.tsv").write_text(text)
         (tmp_path / name / "train.tsv").write_bytes((tiny_data / "SST-2/train.tsv").read_bytes())
-    for name in ("full", "t5", "untrained"):
+    for name in ("full", "t5", "untrained", "one_layer"):
         (tmp_path / name).mkdir()
     (tmp_path / "full/precious.txt").write_text("hours of work")
+    tiny_config("bert", num_hidden_layers=1).save_pretrained(tmp_path / "one_layer")
     (tmp_path / "t5/config.json").write_text('{"model_type": "t5"}')
     for path in tiny_checkpoints["bert"].iterdir():
         (tmp_path / "untrained" / path.name).write_bytes(path.read_bytes())

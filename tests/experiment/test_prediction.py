@@ -177,8 +177,7 @@ def test_the_indices_are_those_of_the_file(models, tmp_path):
     assert [line.split("\t")[0] for line in lines] == ["index", "0", "1"]
 
 
-@pytest.mark.parametrize("strategy", ["two_stage", "static", "static_off_ramp"])
-def test_a_training_ends_with_predictions(tmp_path, tiny_data, tiny_checkpoints, strategy):
+def test_a_training_ends_with_predictions(tmp_path, tiny_data, tiny_checkpoints):
     data = tmp_path / "SST-2"
     data.mkdir()
     (data / "train.tsv").write_bytes((tiny_data / "SST-2/train.tsv").read_bytes())

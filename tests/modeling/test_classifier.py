@@ -21,7 +21,7 @@ from deebert.modeling.checkpoints import (
     save_model,
     set_labels,
 )
-from deebert.modeling.config import HighwayConfig, has_one_exit, known_exit_counts
+from deebert.modeling.config import HighwayConfig, known_exit_counts
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.utils.errors import InputError
 
@@ -429,24 +429,6 @@ def test_cudnns_attention_is_switched_off():
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
-
-
-ALWAYS = 1.0  # above ln 2, the largest entropy of two labels
-
-
-@pytest.mark.parametrize(
-    ("thresholds", "expected"),
-    [
-        ([-1, -1, ALWAYS], True),  # what --train_strategy static_off_ramp saves
-        ([-1, 0.3, ALWAYS], False),
-        ([0.3, -1, ALWAYS], False),
-        ([-1, -1, 0.6], False),
-        (ALWAYS, False),
-        (-1, False),
-    ],
-)
-def test_a_model_with_one_exit_is_recognised(thresholds, expected):
-    assert has_one_exit(tiny_config("bert", num_hidden_layers=4, exit_threshold=thresholds)) is expected
 
 
 def test_a_checkpoint_in_half_precision_is_loaded_in_full(tmp_path):

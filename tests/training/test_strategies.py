@@ -79,8 +79,6 @@ def test_weights_of_the_strategies():
         "mixed": [[0, 0, 0, 1], [1, 1, 1, 1]],
         "cosee": [[1, 1, 1, 1]],
         "sweet": [[1, 1, 1, 1]],
-        "static": [[0, 0, 0, 1]],
-        "static_off_ramp": [[0, 0, 1, 0]],
     }
     assert STRATEGIES["alternating"][0].weights(4, 2) == [1, 1, 1, 1]
     assert STRATEGIES["alternating"][0].weights(4, 3) == [0, 0, 0, 1]
@@ -222,9 +220,7 @@ def pairwise_cover(*factors) -> list[tuple]:
     every = [
         case
         for case in product(*factors)
-        if make_rule(case[3], case[4]).supported
-        and case[2] != "static_off_ramp"
-        and not (case[2] == "cosee" and case[4] == 1)
+        if make_rule(case[3], case[4]).supported and not (case[2] == "cosee" and case[4] == 1)
     ]
     pairs = {case: set(combinations(enumerate(case), 2)) for case in every}
     missing, cover = set().union(*pairs.values()), []
@@ -238,9 +234,9 @@ COVER = pairwise_cover(BACKBONES, tuple(POOLINGS), tuple(STRATEGIES), tuple(EXIT
 
 
 def test_the_cover_has_each_pair_of_choices():
-    assert 48 <= len(COVER) < 60  # 8 strategies with 6 rules
+    assert 42 <= len(COVER) < 60  # 7 strategies with 6 rules
     assert {(case[1], case[3]) for case in COVER} == set(product(POOLINGS, EXIT_RULES))
-    assert {(case[2], case[3]) for case in COVER} == set(product({*STRATEGIES} - {"static_off_ramp"}, EXIT_RULES))
+    assert {(case[2], case[3]) for case in COVER} == set(product(STRATEGIES, EXIT_RULES))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
