@@ -11,8 +11,7 @@ COMMANDS = {
     "serve": "classify texts over HTTP with a trained or an exported model",
     "export": "write a trained model as an ONNX graph",
     "benchmark": "compare early exit with the full model: latency and throughput",
-    "plot": "draw figures from result files",
-    "results": "print threshold sweeps as tables",
+    "plot": "print threshold sweeps as tables, or draw figures from them",
     "download": "fetch GLUE tasks from the Hugging Face hub",
 }
 

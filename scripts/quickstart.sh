@@ -29,6 +29,6 @@ bash scripts/entropy_eval.sh
 bash scripts/plot_results.sh
 
 echo
-"$PYTHON" -m deebert results "$RESULTS"
+"$PYTHON" -m deebert plot "$RESULTS"
 echo "model:   $ROOT/$OUTPUT_DIR"
 echo "results: $ROOT/$RESULTS (npy, CSV, figures as PNG and PDF)"

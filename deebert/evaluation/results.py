@@ -4,17 +4,17 @@ Reading prefers the CSV, which holds what npy files do not: all metrics, the spr
 Folders with npy files only, such as the original's, are read too. This module needs neither torch nor a model.
 """
 
-import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
 
 import numpy as np
+import pandas as pd
 
-from deebert.evaluation.object_arrays import read_float_array, read_object_array
+from deebert.evaluation.object_arrays import read_objects
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
@@ -40,8 +40,7 @@ class SweepRow:
     time_saved_spread: the largest minus the smallest time_saved of the repeats.
     other_exits: samples that exit at another layer in the timed pass than in the all-exits pass (rounding).
     rule: the exit rule that the threshold belongs to.
-    cost: floating-point operations that ran / those of the full model (see cost.py), the mean over the samples; None in
-        npy files and in CSV files of version 0.5 and before.
+    cost: floating-point operations that ran / those of the full model (see cost.py); None in npy files.
     """
 
     threshold: float
@@ -84,10 +83,9 @@ class ClassRow:
 
 def write_classes(folder: Path, rows: Sequence[ClassRow]) -> None:
     """Writes classes.csv, a line for each class."""
+    names = {"full": "f1_full", "early": "f1_early"}
     with replacing(folder / CLASSES) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["label", "texts", "f1_full", "f1_early"])
-        writer.writerows((row.label, row.texts, row.full, "" if row.early is None else row.early) for row in rows)
+        pd.DataFrame(map(asdict, rows)).rename(columns=names).to_csv(file, index=False)
 
 
 def saving_unit(rows: Iterable[SweepRow]) -> str:
@@ -104,7 +102,7 @@ def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str =
     parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
     if not parts:
         raise InputError(
-            f"--model_name_or_path {model_name_or_path}: give the folder's name; the results' folder is named after it"
+            f"{model_name_or_path}: give the name of the model's folder; the results' folder is named after it"
         )
     return Path(plot_data_dir, *parts[:-1], parts[-1] + suffix)
 
@@ -122,9 +120,7 @@ def write_each_layer(folder: Path, layer_scores: dict[int, dict[str, float]]) ->
     with replacing(folder / EACH_LAYER_NPY, "wb") as file:
         np.save(file, np.array([score for layer, score in primary_scores(layer_scores).items() if layer > 0]))
     with replacing(folder / EACH_LAYER) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["layer", *next(iter(layer_scores.values()))])
-        writer.writerows([layer, *scores.values()] for layer, scores in layer_scores.items())
+        pd.DataFrame.from_dict(layer_scores, orient="index").to_csv(file, index_label="layer")
 
 
 def read_each_layer(folder: Path) -> tuple[str, dict[int, float]]:
@@ -132,16 +128,19 @@ def read_each_layer(folder: Path) -> tuple[str, dict[int, float]]:
 
     Raises InputError.
     """
-    if not (folder / EACH_LAYER).is_file() and (folder / EACH_LAYER_NPY).is_file():
-        return "", dict(enumerate(read_float_array(folder / EACH_LAYER_NPY, RERUN), 1))
-    header, *rows = _read_csv(folder / EACH_LAYER)
-    try:
-        scores = {int(row[0]): float(row[1]) for row in rows}
-        if not all(map(math.isfinite, scores.values())):
-            raise ValueError("a score that is no number")
-        return header[1], scores
-    except (IndexError, ValueError) as error:
-        raise InputError(f"{folder / EACH_LAYER}: not a table of scores ({error}); {RERUN}") from None
+    path = folder / EACH_LAYER
+    if not path.is_file() and (folder / EACH_LAYER_NPY).is_file():
+        path = folder / EACH_LAYER_NPY
+    with _reading(path):
+        if path.suffix == ".npy":
+            metric, lines = "", list(enumerate(read_objects(path), 1))
+        else:
+            table = pd.read_csv(path, encoding="utf-8-sig", index_col=False)
+            metric, lines = table.columns[1], table.iloc[:, :2].to_numpy().tolist()
+        scores = {int(layer): float(score) for layer, score in lines}
+        if not scores or [*scores] != [layer for layer, _ in lines] or not all(map(math.isfinite, scores.values())):
+            raise ValueError("not one score for each layer")
+        return metric, scores
 
 
 def write_entropy(folder: Path, row: SweepRow) -> None:
@@ -153,33 +152,27 @@ def write_entropy(folder: Path, row: SweepRow) -> None:
         np.save(file, np.array([row.exits, row.seconds, row.layers_run, row.score], dtype=object))
 
 
-# The columns of a sweep's CSV that hold one number.
-SCALARS = tuple(field.name for field in fields(SweepRow) if field.name not in ("exits", "rule"))
-
-
 def write_sweep(folder: Path, rows: Iterable[SweepRow], name: str = SWEEP) -> None:
     """Writes one line per threshold: SweepRow's fields, what is saved, and a column exits_{layer} for each layer."""
-    rows = list(rows)
+    records = []
+    for row in rows:
+        record = asdict(row)
+        exits = {f"exits_{layer}": count for layer, count in record.pop("exits").items()}
+        saved = {"layers_saved": row.layers_saved, "cost_saved": row.cost_saved}
+        records.append(record | saved | exits)
     with replacing(folder / name) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        exits = [f"exits_{layer}" for layer in rows[0].exits]
-        writer.writerow([*SCALARS, "layers_saved", "cost_saved", *exits, "rule"])
-        for row in rows:
-            scalars = [getattr(row, field) for field in (*SCALARS, "layers_saved", "cost_saved")]
-            writer.writerow(["" if value is None else value for value in scalars] + [*row.exits.values(), row.rule])
+        pd.DataFrame(records).to_csv(file, index=False)
 
 
 def read_sweep(folder: Path, name: str = SWEEP) -> list[SweepRow]:
     """Reads the CSV of `write_sweep`; where there is none, the entropy_*.npy files. Raises InputError."""
     if name == SWEEP and not (folder / SWEEP).is_file() and entropy_files(folder):
         return _read_entropy_files(folder)
-    header, *lines = _read_csv(folder / name)
-    try:
-        return [_sweep_row(dict(zip(header, line, strict=True))) for line in lines]
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{folder / name}: not a sweep of this version ({error}); run scripts/entropy_eval.sh"
-        ) from None
+    with _reading(folder / name):
+        rows = pd.read_csv(folder / name, encoding="utf-8-sig", index_col=False).to_dict("records")
+        if not rows:
+            raise ValueError("no line in it")
+        return [_sweep_row(row) for row in rows]
 
 
 def entropy_files(folder: Path) -> dict[float, Path]:
@@ -213,45 +206,46 @@ def _read_entropy_files(folder: Path) -> list[SweepRow]:
 
 def _entropy_row(threshold: float, path: Path) -> SweepRow:
     """One npy file, which holds neither score_change nor time_saved. Raises InputError."""
-    items = read_object_array(path, RERUN)
-    try:
-        exits, seconds, layers_run, score = items
+    with _reading(path):
+        exits, seconds, layers_run, score = read_objects(path)
         first = 0 if 0 in exits else 1
         counts = {layer: exits[layer] for layer in range(first, first + len(exits))}
-        samples, measured = counts.values(), [layers_run, score] if seconds is None else [layers_run, score, seconds]
-        valid = all(map(math.isfinite, [*samples, *measured])) and min(samples) >= 0 and sum(samples) > 0
-        if not valid or (seconds is not None and seconds <= 0):
-            raise ValueError
-    except (IndexError, KeyError, OverflowError, TypeError, ValueError):
-        message = "not [{layer: samples}, seconds, layers run, score]"
-        raise InputError(f"{path}: not a result file ({message}); {RERUN}") from None
-    return SweepRow(threshold, score, None, layers_run, counts, seconds)
+        row = {"threshold": threshold, "score": score, "score_change": None, "layers_run": layers_run}
+        return _checked(SweepRow(**row, exits=counts, seconds=seconds))
 
 
-def _sweep_row(cells: dict[str, str]) -> SweepRow:
-    cells = {"cost": ""} | cells  # files of version 0.5 and before have none
-    scalars = {name: float(cells[name]) if cells[name] else None for name in SCALARS}
-    if None in (scalars["threshold"], scalars["score"], scalars["layers_run"]):
-        raise ValueError("an empty cell")
-    exits = {int(name.removeprefix("exits_")): int(v) for name, v in cells.items() if name.startswith("exits_")}
-    if not all(map(math.isfinite, (x for name, x in scalars.items() if name != "threshold" and x is not None))):
-        raise ValueError("a number that is infinite or none")
-    if min(exits.values(), default=0) < 0 or not sum(exits.values()):
-        raise ValueError("no sample exits")
-    return SweepRow(**scalars, exits=exits, rule=cells.get("rule", "entropy"))  # files of version 0.1 have no rule
+def _sweep_row(record: dict) -> SweepRow:
+    """One line of a CSV. Raises KeyError or what `_checked` raises."""
+    values = {field.name: record[field.name] for field in fields(SweepRow) if field.name != "exits"}
+    values = {name: None if pd.isna(value) else value for name, value in values.items()}
+    exits = {int(name.removeprefix("exits_")): count for name, count in record.items() if name.startswith("exits_")}
+    return _checked(SweepRow(**values, exits=exits))
 
 
-def _read_csv(path: Path) -> list[list[str]]:
+def _checked(row: SweepRow) -> SweepRow:
+    """The row. Raises TypeError or ValueError where a number is missing or cannot be."""
+    numbers = {name: value for name, value in asdict(row).items() if name not in ("threshold", "exits", "rule")}
+    needed = (row.threshold, row.score, row.layers_run)
+    if None in needed or not all(math.isfinite(value) for value in numbers.values() if value is not None):
+        raise ValueError("a number is missing or infinite")
+    counts = {layer: int(count) for layer, count in row.exits.items()}
+    if counts != row.exits or min(counts.values()) < 0 or not sum(counts.values()):
+        raise ValueError("the exits are not numbers of samples")
+    if row.seconds is not None and row.seconds <= 0:
+        raise ValueError("it took no time")
+    return replace(row, exits=counts)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises InputError, one line, where the block cannot read the file."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; run scripts/eval_deebert.sh and scripts/entropy_eval.sh first")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.reader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: not a table ({error}); {RERUN}") from None
-    if len(lines) < 2:
-        raise InputError(f"{path}: no results in it; {RERUN}")
-    return lines
+        yield
+    except Exception as error:  # a damaged file can raise almost anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: not a result file ({reason}); {RERUN}") from None
 
 
 def write_eval_results(folder: Path, scores: dict[str, float]) -> None:
