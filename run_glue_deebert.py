@@ -138,12 +138,7 @@ def new_parts(names: list[str]) -> list[str]:
     """The modules of these weights, off-ramps only counted: ['classifier', '5 off-ramps']."""
     modules = sorted({name.rsplit(".", 1)[0] for name in names if not is_off_ramp(name)})
     off_ramps = {match[0] for name in names if (match := re.search(r"\.highway(\.\d+|_embeddings)\.", name))}
-    head = any(".learn_to_exit." in name for name in names)
-    return [
-        *modules,
-        *([f"{len(off_ramps)} off-ramp{'s' if len(off_ramps) > 1 else ''}"] if off_ramps else []),
-        *(["the learning-to-exit head"] if head else []),
-    ]
+    return [*modules, *([f"{len(off_ramps)} off-ramp{'s' if len(off_ramps) > 1 else ''}"] if off_ramps else [])]
 
 
 def how_to_resume(experiment: Experiment) -> str:

@@ -78,8 +78,6 @@ class Comparison:
     def result(self, flags: list[str], seed: int) -> AllExits:
         """The logits of one setting with one seed; trains the model unless they are there."""
         after, training = AFTER_TRAINING.parse_known_args(flags)
-        if EXIT_RULES[after.exit_rule].learned:
-            training += ["--exit_rule", after.exit_rule]
         return replace(self.exits(training, seed), rule=after.exit_rule, tolerance=after.patience_tolerance)
 
     def run_dir(self, training: list[str], seed: int) -> Path:

@@ -86,7 +86,7 @@ class ModelArguments:
     )
     exit_rule: str | None = flag(
         "the uncertainty that is compared with the threshold",
-        decides="training",  # learned has a head of its own
+        decides=None,
         default=None,
         default_help="the checkpoint's, else entropy",
         choices=tuple(EXIT_RULES),

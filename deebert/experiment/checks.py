@@ -77,10 +77,6 @@ def check_flags(args: Arguments, task: Task) -> None:
         raise InputError(f"--cache_features: in --train_strategy {args.train_strategy} no stage freezes the backbone")
     if args.resume and not args.do_train:
         raise InputError("--resume needs --do_train")
-    if args.train_strategy == "cosee" and task.num_labels == 1:
-        raise InputError(f"--train_strategy {args.train_strategy}: exits go by entropy, and {task.name} has no classes")
-    if args.train_strategy == "cosee" and task.several_labels:
-        raise InputError(f"--train_strategy cosee: it is defined for one label a text, and {task.name} has several")
     check_teacher(args)
 
 
@@ -204,7 +200,7 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
     if args.target and not config_rule(config).supported:
         raise InputError(
             f"{task.name}: no threshold can be chosen for the exit rule {config.exit_rule}: with one label its "
-            "uncertainty is always 0; use --exit_rule patience or learned"
+            "uncertainty is always 0; use --exit_rule patience"
         )
     for threshold in args.exit_threshold:
         check_threshold(threshold, config)

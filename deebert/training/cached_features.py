@@ -57,19 +57,13 @@ class OffRamps(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        encoder = model.base_model.encoder
-        self.off_ramps, self.learn_to_exit = nn.ModuleList(encoder.highways), encoder.learn_to_exit
+        self.off_ramps = nn.ModuleList(model.base_model.encoder.highways)
 
     def forward(self, pooled: Tensor, final_logits: Tensor, **_) -> HighwayClassifierOutput:
-        """(B, E-1, H), (B, C) -> all_logits (B, E, C), all_certainties (B, E-1). Ignores the full model's switches."""
-        states = pooled.unbind(dim=1)
-        early = [highway.classify(state) for highway, state in zip(self.off_ramps, states, strict=True)]
-        head = self.learn_to_exit
-        return HighwayClassifierOutput(
-            logits=final_logits,
-            all_logits=torch.stack([*early, final_logits.to(early[0].dtype)], dim=1),
-            all_certainties=None if head is None else torch.stack([head(state) for state in states], dim=1),
-        )
+        """(B, E-1, H), (B, C) -> all_logits (B, E, C). Ignores the full model's switches."""
+        early = [ramp.classify(state) for ramp, state in zip(self.off_ramps, pooled.unbind(dim=1), strict=True)]
+        all_logits = torch.stack([*early, final_logits.to(early[0].dtype)], dim=1)
+        return HighwayClassifierOutput(logits=final_logits, all_logits=all_logits)
 
 
 @contextmanager

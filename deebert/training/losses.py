@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from deebert.modeling.exit_rules import binary_logits
-from deebert.training.cosee import consistency_loss
 
 
 def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
@@ -46,22 +45,6 @@ def distillation_losses(students: Tensor, teacher: Tensor, temperature: float, s
     return distances.mean(dim=-1) if several_labels else distances
 
 
-def certainty_losses(certainties: Tensor, all_logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss (B, E-1) of the learning-to-exit head, whose certainties are (B, E-1): BERxiT, section 3.3.
-
-    The squared distance to 1 if the off-ramp is right (about all labels) and to 0 if it is wrong; for regression to
-    1 - tanh of the absolute error.
-    """
-    logits = all_logits[:, :-1].detach()
-    if all_logits.shape[2] == 1:
-        target = 1 - (logits.squeeze(2) - labels.to(logits.dtype).unsqueeze(1)).abs().tanh()
-    elif labels.dim() == 2:
-        target = ((logits > 0) == labels.unsqueeze(1).bool()).all(dim=-1).to(certainties.dtype)
-    else:
-        target = (logits.argmax(dim=-1) == labels.unsqueeze(1)).to(certainties.dtype)
-    return (certainties - target).square()
-
-
 def training_loss(
     output,
     labels: Tensor,
@@ -69,7 +52,6 @@ def training_loss(
     distill: float = 0.0,
     temperature: float = 2.0,
     teacher_logits: Tensor | None = None,
-    progress: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the exits' losses, and each exit's own loss against the labels (E,), without gradient.
 
@@ -79,7 +61,6 @@ def training_loss(
         distill: the share of an exit's loss that is the distillation loss, with this temperature.
         teacher_logits: (B, C), from which all exits learn; without them the off-ramps learn from the final classifier
             (FastBERT's self-distillation, Liu et al., 2020).
-        progress: with simulated exits, the share of the stage's steps that are done.
 
     Without all_logits the off-ramps' own losses are 0.
     """
@@ -91,9 +72,4 @@ def training_loss(
         students = losses.shape[1] - (teacher_logits is None)
         soft = distillation_losses(all_logits[:, :students], teacher, temperature, several_labels=labels.dim() == 2)
         losses = torch.cat([torch.lerp(losses[:, :students], soft, distill), losses[:, students:]], dim=1)
-    if output.all_certainties is not None:
-        added = certainty_losses(output.all_certainties, output.all_logits, labels)
-        losses = losses + functional.pad(added, (0, 1))
-    if progress is not None:
-        return consistency_loss(losses, all_logits, labels, progress), own
     return losses.mean(dim=0) @ losses.new_tensor(weights[-losses.shape[1] :]), own

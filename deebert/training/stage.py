@@ -16,7 +16,7 @@ from deebert.data.batching import MicroBatch, TrainBatches
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.losses import training_loss
 from deebert.training.settings import TrainSettings
-from deebert.training.strategies import STRATEGIES, separate_layers
+from deebert.training.strategies import STRATEGIES
 from deebert.training.train_data import TrainData
 from deebert.utils.errors import InputError
 from deebert.utils.memory import peak_memory, reset_peak_memory
@@ -118,8 +118,7 @@ class StageTraining:
         called every save_steps, at the end and when stopped. Raises InputError if the loss is not finite.
         """
         reset_peak_memory(self.accelerator.device)
-        layers = self.model.base_model.encoder.layer if self.plan.separates_layers else []
-        with self.progress_bar() as bar, separate_layers(layers):
+        with self.progress_bar() as bar:
             self.make_steps(bar, log, save, stopped)
         self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)  # the next stage wraps other parameters
         self.accelerator.free_memory()
@@ -156,11 +155,10 @@ class StageTraining:
         batch.pop("index", None)
         labels, teacher_logits = batch.pop("labels"), batch.pop("teacher_logits", None)
         weights, distill, temperature = self.weights(), self.settings.distill, self.settings.distill_temperature
-        progress = self.steps / self.total if self.plan.simulates_exits else None
         synchronise = nullcontext() if part.last else self.accelerator.no_sync(self.module)
         with synchronise:
             output = self.module(**batch, output_all_exits=any(weights[:-1]), train_highway=not self.plan.backbone)
-            loss, exit_losses = training_loss(output, labels, weights, distill, temperature, teacher_logits, progress)
+            loss, exit_losses = training_loss(output, labels, weights, distill, temperature, teacher_logits)
             self.accelerator.backward(part.weight * loss)
         return torch.cat([loss.detach().reshape(1), exit_losses]) * (part.weight / self.accelerator.num_processes)
 

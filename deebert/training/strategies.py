@@ -1,11 +1,9 @@
-"""The training strategies: which parameters are trained in which stage, and on what loss.
+"""The training strategies: for each stage, what is trained, and the weight of every exit's loss (losses.py).
 
-STRATEGIES lists for each stage the weight of every exit's loss and which parameters are trained. The losses are in
-losses.py. This module imports no torch: the command line names the strategies before anything slow is imported.
+This module imports no torch: the command line names the strategies before anything slow is imported.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -15,15 +13,11 @@ class Stage:
 
     backbone, highways: whether the backbone with its final classifier is trained, and whether the off-ramps are.
     weights: (number of exits, step from 1) -> weight of each exit's loss.
-    simulates_exits: each sample weights the exits by their distance from where it would exit (cosee.py).
-    separates_layers: a layer learns from the exit after it alone (`separate_layers`).
     """
 
     backbone: bool
     highways: bool
     weights: Callable[[int, int], list[float]]
-    simulates_exits: bool = False
-    separates_layers: bool = False
 
 
 def final_exit(exits: int, step: int) -> list[float]:
@@ -58,28 +52,9 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
     "weighted": (Stage(True, True, mean_by_depth),),
     # BERxiT (Xin et al., 2021), section 3.2: the final loss and the sum of all losses in turn
     "alternating": (Stage(True, True, in_turn),),
-    # COSEE (He et al., 2025): exits are simulated, and an exit learns most from the samples that exit near it
-    "cosee": (Stage(True, True, every_exit, simulates_exits=True),),
-    # SWEET (Rotem et al., 2023): a layer learns from the exit after it alone
-    "sweet": (Stage(True, True, every_exit, separates_layers=True),),
 }
 
 
 def shares_first_stage(strategy: str) -> bool:
     """Whether stage 1 of this strategy gives the same model as stage 1 of two_stage."""
     return STRATEGIES[strategy][0] is FINE_TUNING
-
-
-@contextmanager
-def separate_layers(layers: Sequence) -> Iterator[None]:
-    """SWEET: within this block no layer's gradient reaches the layers before it."""
-
-    def detach(layer, arguments: tuple) -> tuple:
-        return arguments[0].detach(), *arguments[1:]
-
-    handles = [layer.register_forward_pre_hook(detach) for layer in layers[1:]]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

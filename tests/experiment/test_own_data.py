@@ -89,7 +89,7 @@ def test_texts_with_several_labels(own, tmp_path, capsys):
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     files = "--train_file train.jsonl --validation_file dev.jsonl --label_column tags"
-    own(f"{TRAIN} {files} --exit_rule learned --distill")
+    own(f"{TRAIN} {files} --exit_rule confidence --distill")
     own(f"{EVALUATE} --exit_rule entropy --risk 0.9 --eval_highway --exit_threshold 0 0.6")
     printed = capsys.readouterr().out
     assert "any number of 3 labels each: bad, good, long" in printed

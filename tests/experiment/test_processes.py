@@ -58,8 +58,8 @@ BEST = "--evaluate_during_training --load_best_model_at_end"
 @pytest.mark.parametrize(
     ("launch", "backbone", "strategy", "flags"),
     [
-        (by_fork, "bert", "two_stage", f"--exit_rule learned {BEST}"),
-        pytest.param(by_torchrun, "bert", "two_stage", f"--exit_rule learned {BEST}", marks=pytest.mark.slow),
+        (by_fork, "bert", "two_stage", BEST),
+        pytest.param(by_torchrun, "bert", "two_stage", BEST, marks=pytest.mark.slow),
         (by_fork, "roberta", "alternating", "--distill"),
         (by_fork, "bert", "two_stage", "--cache_features --max_steps 7"),
     ],
