@@ -10,7 +10,6 @@ COMMANDS = {
     "predict": "classify texts with a trained or an exported model",
     "serve": "classify texts over HTTP with a trained or an exported model",
     "export": "write a trained model as an ONNX graph",
-    "benchmark": "compare early exit with the full model: latency and throughput",
     "plot": "print threshold sweeps as tables, or draw figures from them",
     "download": "fetch GLUE tasks from the Hugging Face hub",
 }

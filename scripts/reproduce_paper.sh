@@ -2,7 +2,6 @@
 # The paper's experiments by one command: trains, scores and times each model on each task, and ends with its Table 1,
 # the paper's own numbers beside ours, and its figures 2 to 6. Run again, it resumes what was interrupted.
 #   TASKS="SST-2 MRPC" MODELS="bert-base-uncased ./my_model" bash scripts/reproduce_paper.sh
-#   bash scripts/reproduce_paper.sh --estimate     hours and memory on this machine, from a short run
 # Further arguments go to run_glue_deebert.py in every run.
 set -euo pipefail
 
@@ -14,6 +13,6 @@ no_own_files
 need_requirements
 
 # shellcheck disable=SC2086  # one argument for each task and model
-"$PYTHON" -u "$ROOT/scripts/reproduce_paper.py" ${TASKS:+--tasks $TASKS} ${MODELS:+--models $MODELS} \
+"$PYTHON" -u "$ROOT/scripts/paper/reproduce_paper.py" ${TASKS:+--tasks $TASKS} ${MODELS:+--models $MODELS} \
     --data_dir "$PATH_TO_DATA" --output_dir "$REPRODUCTION_DIR" --epochs "${EPOCHS:-$(paper_epochs bert)}" \
     --roberta_epochs "${EPOCHS:-$(paper_epochs roberta)}" --max_seq_length 128 "${PAPER_RECIPE[@]}" "$@"

@@ -24,10 +24,10 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 CODE = [path for folder in ("deebert", "scripts", "tests") for path in (ROOT / folder).rglob("*.*")]
 CODE.append(ROOT / "run_glue_deebert.py")
 
-OWN_FLAGS = (
-    *("compare", "benchmark_training", "sample_data", "load_test", "domain_shift", "threshold_coverage"),
-    "reproduce_paper",
-)  # scripts with flags
+OWN_FLAGS = (  # scripts with flags
+    *("sample_data", "paper/reproduce_paper"),
+    *(f"studies/{name}" for name in ("compare", "benchmark", "benchmark_training", "threshold_coverage")),
+)
 FLAGS_OF_TESTS = {"--again", "--faults", "--fuzz", "--jobs", "--mutants", "--out", "--slow"}
 FLAGS_OF_OTHERS = {"--help", "--logdir", "--standalone", "--nproc_per_node", *FLAGS_OF_TESTS}
 FLAGS_OF_THE_ORIGINAL = {"--local_rank"}  # gone here
@@ -148,7 +148,7 @@ def help_of(program: str, *arguments: str) -> str:
     """What a program prints for --help."""
     with (
         patch.object(sys, "argv", [program, *arguments, "--help"]),
-        patch.object(sys, "path", [str(ROOT / "scripts"), str(ROOT), *sys.path]),
+        patch.object(sys, "path", [str((ROOT / program).parent), str(ROOT), *sys.path]),
         redirect_stdout(StringIO()) as written,
         suppress(SystemExit),
     ):

@@ -12,6 +12,7 @@ import torch
 import toy_encoder
 import transformers
 from accelerate import Accelerator
+from full_graphs import FullGraph
 from helpers import ROOT, counted_by_pytorch, train
 from saved import TEXTS
 from scipy.special import softmax
@@ -29,7 +30,7 @@ from deebert.modeling.backbones import MODELS, NAMES
 from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, max_tokens, save_model
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
-from deebert.runtime import full_graphs, onnx_export
+from deebert.runtime import onnx_export
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.onnx_runtime import OnnxDeeBert
@@ -289,7 +290,7 @@ def test_the_full_model_as_one_graph_takes_no_types_where_there_are_none():
     model, _ = made("distilbert")
     batch = random_batch(model.config, LENGTHS)
     with torch.no_grad():
-        found = full_graphs.FullGraph(model)(**batch, token_type_ids=torch.ones_like(batch["input_ids"]))
+        found = FullGraph(model)(**batch, token_type_ids=torch.ones_like(batch["input_ids"]))
         torch.testing.assert_close(found, model(**batch).logits, atol=1e-5, rtol=1e-4)
 
 

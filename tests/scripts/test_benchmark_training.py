@@ -78,8 +78,8 @@ def test_the_tables_have_a_row_for_each_system(argv, monkeypatch, capsys):
 def test_several_seeds_give_one_table(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, capsys):
     settings = {"PATH_TO_DATA": str(tiny_data), "DATASET": "SST-2", "MODEL_NAME": str(tiny_checkpoints["bert"])}
     flags = "--seeds 3 4 --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --no_cuda"
-    started = started_by("seeds.sh", tmp_path, *flags.split(), **settings)
-    assert started[0] == str(ROOT / "scripts/compare.py")
+    started = started_by("studies/seeds.sh", tmp_path, *flags.split(), **settings)
+    assert started[0] == str(ROOT / "scripts/studies/compare.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", started)
     cli.run(compare.main)

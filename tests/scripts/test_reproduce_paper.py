@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import paper_figures
 import paper_table
-import paper_time
 import pytest
 import reproduce_paper
 from helpers import script, simulated
+from paper_run import timed_thresholds
 from tiny import sentences
 
 import run_glue_deebert
@@ -84,15 +84,9 @@ def reproduced(reproduce, workplace) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-def test_each_training_has_a_line_with_an_estimate(reproduced):
+def test_each_training_has_a_line(reproduced):
     lines = [line for line in reproduced[1].splitlines() if re.match(r"\[\d+/18\]", line)]
-    assert [line.split(";")[0] for line in lines[:2]] == [
-        "[1/18] CoLA, bert: 8 samples, epochs 1",
-        "[2/18] CoLA, roberta: 8 samples, epochs 2",
-    ]
-    assert lines[0].endswith("no estimate before the first run is finished")
-    assert all(re.search(r"; about \d+ s, and \d+ (s|min) with all that are left$", line) for line in lines[1:-1])
-    assert re.search(r"; about \d+ s, the last$", lines[-1])
+    assert lines[:2] == ["[1/18] CoLA, bert: epochs 1", "[2/18] CoLA, roberta: epochs 2"]
     assert len(lines) == 18
 
 
@@ -170,7 +164,7 @@ def test_what_is_finished_is_reused_and_figures_are_drawn(reproduced, reproduce,
 @pytest.mark.slow
 def test_figures_show_what_was_measured(reproduced):
     folder, _ = reproduced
-    row = paper_time.timed_thresholds(2)
+    row = timed_thresholds(2)
     shown = [
         paper_figures.read_shown(task, model, folder / model / task / "results", row)
         for task in ("SST-2", "RTE")
@@ -247,36 +241,8 @@ def test_thresholds_save_the_most_below_their_drop(seed):
 
 
 def test_the_rows_of_thresholds_reach_the_largest_entropy():
-    assert paper_time.timed_thresholds(2) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-    assert (paper_time.timed_thresholds(3)[-1], paper_time.timed_thresholds(1)) == (1.1, [0.0])
-
-
-def test_the_time_left_scales_with_the_work():
-    seconds, work = paper_time.Seconds(), paper_time.Work
-    assert seconds.of("a", work(1, 1)) is None
-    seconds.add("a", work(100, 10), work(50, 20))
-    assert seconds.of("a", work(200, 5)) == 200 / 2 + 5 * 2
-    assert seconds.of("b", work(200, 5)) == 110  # nothing of b is known yet
-    seconds.add("b", work(10, 1), work(10, 1))
-    assert seconds.of("b", work(200, 5)) == 205
-    assert [paper_time.in_words(x) for x in (42, 700, 12000, 3e5)] == ["42 s", "12 min", "3 h 20 min", "83 h"]
-
-
-def test_estimate_prints_hours_and_memory_and_writes_nothing(reproduce, workplace, capsys):
-    reproduce(["SST-2", "MNLI"], "--estimate", "--output_dir", "none", "--models", "./roberta")
-    text, about = capsys.readouterr().out.strip().split("\n\n")
-    (progress,), header, _, *rows = [re.split(r"   +", line) for line in text.splitlines()]
-    assert progress == "measuring ./roberta"
-    assert header == ["model", "task", "training (h)", "evaluation (h)", "memory (GiB)"]
-    assert [row[:2] for row in rows] == [["roberta", task] for task in ("SST-2", "MNLI", "all")]
-    assert all(float(row[4]) > 0.1 for row in rows)
-    assert "2 steps and 8 samples of each model on 1 CPU thread" in about
-    assert not (workplace / "none").exists()
-
-    speed = paper_time.Speed([16, 128], [1.0, 3.0], [1.0, 2.0], 0.1)
-    size = paper_time.Size(train=801, dev=100, tokens=72, longest=100)
-    assert paper_time.hours(speed, size, 3, 2, 8) == pytest.approx((3 * 101 * 2.0 / 3600, 14 * 100 * 0.1 / 3600))
-    assert paper_time.config_of("roberta-large").num_hidden_layers == 24
+    assert timed_thresholds(2) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    assert (timed_thresholds(3)[-1], timed_thresholds(1)) == (1.1, [0.0])
 
 
 def test_the_script_passes_the_papers_recipe(tmp_path):

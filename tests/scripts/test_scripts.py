@@ -43,8 +43,8 @@ def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints
         ("train_deebert.sh", "run_glue_deebert.py"),
         ("eval_deebert.sh", "run_glue_deebert.py"),
         ("entropy_eval.sh", "run_glue_deebert.py"),
-        ("compare.sh", "scripts/compare.py"),
-        ("seeds.sh", "scripts/compare.py"),
+        ("studies/compare.sh", "scripts/studies/compare.py"),
+        ("studies/seeds.sh", "scripts/studies/compare.py"),
     ],
 )
 def test_the_error_line_and_status_are_passed_on(tmp_path, tiny_data, name, program):
@@ -102,13 +102,19 @@ def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
         assert arguments[-2:] == ["--label_column", "team"]
         assert not {"--task_name", "--data_dir"} & {*arguments}
 
-    for script_name in ("compare.sh", "seeds.sh"):
+    for script_name in ("studies/compare.sh", "studies/seeds.sh"):
         arguments = script(script_name, tmp_path, PYTHON=str(tmp_path / "python"), **files).stdout.splitlines()
-        folder = {"compare.sh": "comparison", "seeds.sh": "seeds"}[script_name]
+        folder = {"studies/compare.sh": "comparison", "studies/seeds.sh": "seeds"}[script_name]
         assert arguments[arguments.index("--comparison_dir") + 1] == f"./{folder}/{name}"
         assert arguments[arguments.index("--train_file") + 1] == files["TRAIN_FILE"]
         assert "--task_name" not in arguments
-    for script_name in ("train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh", "compare.sh", "seeds.sh"):
+    for script_name in (
+        "train_deebert.sh",
+        "eval_deebert.sh",
+        "entropy_eval.sh",
+        "studies/compare.sh",
+        "studies/seeds.sh",
+    ):
         both = script(script_name, tmp_path, DATASET="MRPC", **files)
         assert (both.returncode, both.stdout) == (2, "")
         assert both.stderr == (

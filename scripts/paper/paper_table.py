@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deebert.data.tasks import Task, eval_splits
-from deebert.evaluation.all_exits import AllExits, sweep
-from deebert.evaluation.comparison import all_thresholds
+from deebert.evaluation.all_exits import AllExits, dense_thresholds, sweep
 from deebert.evaluation.metrics import exits_at_chance
 from deebert.evaluation.results import SweepRow, read_sweep
 from deebert.evaluation.tables import markdown
@@ -64,7 +63,7 @@ def choose_thresholds(task: Task, exits: AllExits) -> list[float]:
     """For each of DROPS the threshold that saves the most layers at a drop below it; none for regression."""
     if not exits.exit_rule.supported:
         return []
-    candidates = sorted({float(f"{threshold:.4g}") for threshold in all_thresholds(exits)})
+    candidates = sorted({float(f"{threshold:.4g}") for threshold in dense_thresholds(exits, 1000)})
     rows = sweep(task, exits, candidates)
     within = [[row for row in rows if row.score_change > -drop + 1e-9] for drop in DROPS]  # always threshold 0
     return [max(rows_within, key=lambda row: row.layers_saved).threshold for rows_within in within]

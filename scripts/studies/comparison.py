@@ -1,6 +1,6 @@
 """Compares training settings: the cost that each saves at a given drop of the score, over several seeds.
 
-scripts/compare.py trains the models; this module computes the table, the CSV and the curves from their logits.
+compare.py trains the models; this module computes the table, the CSV and the curves from their logits.
 Shapes: N layers, G points of a curve.
 """
 

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from itertools import product
 
+import baselines
 import numpy as np
 import pytest
+from baselines import COSTS, STATIC, Candidates, Frontier, upper_hull
 from helpers import simulated, with_costs
 
 from deebert.data.tasks import TASKS
-from deebert.evaluation import baselines
 from deebert.evaluation.all_exits import AllExits, sweep
-from deebert.evaluation.baselines import COSTS, STATIC, Candidates, Frontier, upper_hull
 from deebert.evaluation.metrics import METRICS
 
 SST2 = TASKS["SST-2"]

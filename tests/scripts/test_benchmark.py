@@ -3,12 +3,12 @@
 import csv
 from functools import partial
 
+import benchmark
 import pytest
 import torch
 from exported import parts_kept_in
 from transformers import BertConfig, BertForSequenceClassification
 
-from deebert.commands import benchmark
 from deebert.evaluation.series import labels
 from deebert.modeling.checkpoints import load_config, load_model, max_tokens
 from deebert.utils import cli

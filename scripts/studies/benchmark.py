@@ -1,4 +1,4 @@
-"""`deebert benchmark`: early exit beside what one would run instead.
+"""Early exit beside what one would run instead.
 
 Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8), smaller models in the same
 ways, and early exit in PyTorch and ONNX Runtime at several thresholds, on a dev set, in one run in which the systems
@@ -14,9 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
 import matplotlib as mpl
 import numpy as np
 import torch
+from benchmarking import CPU, System, measure, plot, table, write_csv
+from full_graphs import FullGraph, export_full
 from transformers import BertForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -25,7 +29,6 @@ from deebert.data.features import Features
 from deebert.data.tasks import get_task
 from deebert.evaluation import plotting
 from deebert.evaluation.all_exits import dev_features
-from deebert.evaluation.benchmarking import CPU, System, measure, plot, table, write_csv
 from deebert.evaluation.series import labels
 from deebert.evaluation.timing import median_milliseconds
 from deebert.modeling.checkpoints import (
@@ -42,9 +45,9 @@ from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
-from deebert.runtime.full_graphs import FullGraph, export_full
 from deebert.runtime.onnx_export import exportable, quantize, traced_parts, write_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
+from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive
 from deebert.utils.errors import InputError
 from deebert.utils.files import make_folder, replacing
@@ -198,7 +201,6 @@ def early_runners(folder: str, model, work: Path) -> dict[str, Callable]:
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
-        prog="deebert benchmark",
         description=__doc__.split("\n\n")[1],
         formatter_class=DefaultsHelp,
     )
@@ -258,3 +260,7 @@ def main() -> None:
     print(args.output_dir / "benchmark.md", args.output_dir / "benchmark.csv", sep="\n")
     with mpl.rc_context(plotting.STYLE):
         print(*plotting.save(plot(rows, task.primary_metric), args.output_dir / "benchmark"), sep="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

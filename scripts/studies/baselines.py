@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from comparison import all_thresholds, mean_and_deviation
 from sklearn.metrics import roc_auc_score
 
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.comparison import all_thresholds, mean_and_deviation
 from deebert.evaluation.metrics import METRICS, predictions
 from deebert.evaluation.tables import markdown
 from deebert.modeling.exit_rules import NO_EXIT

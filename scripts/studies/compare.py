@@ -15,11 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote_plus
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+import baselines
+import comparison
+from comparison_figure import draw_comparison
 
 import run_glue_deebert
 from deebert.data.tasks import Task
-from deebert.evaluation import baselines, comparison, plotting, results
+from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import parse_args
 from deebert.experiment.checks import check_flags
@@ -167,7 +171,7 @@ def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: li
         file.write(f"{caption}\n\n{comparison.table(outcomes)}\n")
     comparison.write_csv(folder / "comparison.csv", outcomes, seeds)
     curves, unit = comparison.curves(outcomes), comparison.common_unit(outcomes)
-    figures = plotting.draw_comparison(comparison.GRID, curves, unit, folder / "comparison")
+    figures = draw_comparison(comparison.GRID, curves, unit, folder / "comparison")
     return [folder / "comparison.md", folder / "comparison.csv", *figures]
 
 
@@ -190,7 +194,7 @@ def write_frontier(
         file.write("\n\n".join(tables) + "\n")
     print("\n\n".join(tables) + "\n")
     curves = {name: [lines.curve(name)[::-1]] for name in lines.scores}
-    plotting.draw_comparison(comparison.GRID, curves, results.COST, folder / "comparison", points)
+    draw_comparison(comparison.GRID, curves, results.COST, folder / "comparison", points)
     return folder / "frontier.md"
 
 

@@ -1,6 +1,6 @@
 """One model on one task of the paper: the training, the evaluation, and which files they write."""
 
-import time
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from paper_table import choose_thresholds
-from paper_time import Size, Work, timed_thresholds, work_of
 
 import run_glue_deebert
 from deebert.data.tasks import Task, eval_splits
@@ -29,7 +28,6 @@ class Run:
     name: str
     config: object
     task: Task
-    size: Size
     data_dir: Path
     folder: Path
     epochs: float
@@ -83,26 +81,15 @@ class Run:
         """The folder of results of each dev set."""
         return [self.folder / f"results{suffix}" for suffix in eval_splits(self.task).values()]
 
-    @property
-    def work(self) -> Work:
-        return work_of(self.config, self.size, self.task.num_labels, self.args)
-
-    @property
-    def seconds(self) -> Work:
-        """What the finished run took."""
-        stages = self.trained["stages"].values()
-        return Work(sum(stage["seconds"] for stage in stages), self.evaluated["seconds"])
-
     def execute(self) -> None:
         """Trains unless that is done, chooses thresholds and times them. Raises InputError, Interrupted."""
         with self.log():
             run_glue_deebert.main(self.training)
             scores = results.result_dir(self.folder / "scores", self.name) / "all_exits.npz"
             chosen = choose_thresholds(self.task, AllExits.load(scores))
-            started = time.perf_counter()
             run_glue_deebert.main(self.evaluation(sorted({*timed_thresholds(self.task.num_labels), *chosen})))
         facts = {"trained": self.trained["started"], "argv": self.evaluation([]), "thresholds": chosen}
-        facts |= {"device": device_name(self.args), "seconds": time.perf_counter() - started}
+        facts |= {"device": device_name(self.args)}
         results.write_json(self.record, facts)
 
     @contextmanager
@@ -111,6 +98,11 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file, redirect_stdout(file):
             yield
+
+
+def timed_thresholds(num_labels: int) -> list[float]:
+    """The thresholds that the figures show: 0, 0.1 ... up to the first at which every sample exits, in nats."""
+    return [i / 10 for i in range(int(10 * math.log(num_labels)) + 2)] if num_labels > 1 else [0.0]
 
 
 def label(name: str) -> str:

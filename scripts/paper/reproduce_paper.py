@@ -10,27 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from paper_figures import draw_figures, read_shown
-from paper_run import Run, device_name, label
-from paper_table import Block, as_text, notes, read_result, write_table
-from paper_time import (
-    SAMPLES,
-    SHAPES,
-    STEPS,
-    Seconds,
-    Size,
-    config_of,
-    estimate_rows,
-    in_words,
-    read_size,
-    timed_thresholds,
-)
+from paper_run import Run, label, timed_thresholds
+from paper_table import Block, notes, read_result, write_table
 
 from deebert.data.download import download
-from deebert.data.tasks import TASKS, Task, get_task
-from deebert.experiment.arguments import Arguments, parse_args
+from deebert.data.tasks import TASKS, Task, eval_splits, get_task
+from deebert.experiment.arguments import parse_args
 from deebert.experiment.checks import check_flags
 from deebert.modeling.checkpoints import load_config
 from deebert.utils import cli
@@ -55,18 +43,24 @@ def need_data(tasks: Sequence[Task], data_dir: Path) -> None:
             ) from None
 
 
-def make_runs(args: argparse.Namespace, sizes: dict[Task, Size], flags: Sequence[str]) -> list[Run]:
+def read_all(task: Task, data_dir: Path) -> None:
+    """Reads all files that a run needs, so that a wrong line is reported before hours of work. Raises InputError."""
+    for split in ("train", *eval_splits(task)):
+        task.read(data_dir / task.name, split)
+
+
+def make_runs(args: argparse.Namespace, tasks: Sequence[Task], flags: Sequence[str]) -> list[Run]:
     """All runs, in order, with their input checked. Raises InputError."""
     labels = Counter(label(name) for name in args.models)
     if (twice := labels.most_common(1)[0])[1] > 1:
         raise InputError(f"MODELS: two of them are called {twice[0]}; rename a folder")
     configs = {name: load_config(name) for name in args.models}
     runs = []
-    for task, size in sizes.items():
+    for task in tasks:
         for name, config in configs.items():
             folder = args.output_dir / label(name) / task.name
-            epochs = epochs_of(config, args)
-            runs.append(Run(name, config, task, size, args.data_dir / task.name, folder, epochs, flags))
+            epochs = args.roberta_epochs if config.model_type == "roberta" else args.epochs
+            runs.append(Run(name, config, task, args.data_dir / task.name, folder, epochs, flags))
     for run in runs:
         check_flags(run.args, run.task)
         if run.args.exit_rule not in (None, "entropy"):
@@ -74,40 +68,19 @@ def make_runs(args: argparse.Namespace, sizes: dict[Task, Size], flags: Sequence
     return runs
 
 
-def epochs_of(config, args: argparse.Namespace) -> float:
-    """The epochs of each stage, which depend on the model's type."""
-    return args.roberta_epochs if config.model_type == "roberta" else args.epochs
-
-
 def execute_all(runs: Sequence[Run], args: argparse.Namespace) -> None:
     """Executes the runs that are not finished, with a line for each, and writes the table after each."""
-    done = Seconds()
-    for run in runs:
-        if run.evaluated:
-            done.add(run.name, run.work, run.seconds)
     for number, run in enumerate(runs, 1):
         about = f"[{number}/{len(runs)}] {run.task.name}, {label(run.name)}"
         if run.evaluated:
             print(f"{about}: finished before", flush=True)
             continue
-        left = [each for each in runs[number - 1 :] if not each.evaluated]
-        print(f"{about}: {run.size.train:,} samples, epochs {run.epochs:g}; {time_left(left, done)}", flush=True)
+        print(f"{about}: epochs {run.epochs:g}", flush=True)
         try:
             run.execute()
         except Interrupted as stop:
             raise Interrupted(f"stopped; the same command goes on with {run.folder}", stop.exit_code - 128) from None
-        done.add(run.name, run.work, run.seconds)
         table(runs, args)
-
-
-def time_left(left: Sequence[Run], done: Seconds) -> str:
-    """The estimate for the runs that are left, in words; the first of them is next."""
-    expected = [done.of(run.name, run.work) for run in left]
-    if None in expected:
-        return "no estimate before the first run is finished"
-    if len(left) == 1:
-        return f"about {in_words(expected[0])}, the last"
-    return f"about {in_words(expected[0])}, and {in_words(sum(expected))} with all that are left"
 
 
 def table(runs: Sequence[Run], args: argparse.Namespace) -> str:
@@ -143,34 +116,17 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for models, results, table and figures")
     parser.add_argument("--epochs", type=positive_float, required=True, help="of each stage")
     parser.add_argument("--roberta_epochs", type=positive_float, required=True, help="the same for RoBERTa")
-    parser.add_argument("--estimate", action="store_true", help="only print hours and memory, from a short run")
     return parser.parse_known_args()
-
-
-def estimate(args: argparse.Namespace, sizes: dict[Task, Size], given: Arguments) -> str:
-    """The table of --estimate: of all models, and of the large ones of the paper where the base ones are among them."""
-    names = dict.fromkeys([*args.models, *(name.replace("base", "large") for name in args.models if name in SHAPES)])
-    epochs = {name: epochs_of(config_of(name), args) for name in names}
-    header, *body = estimate_rows(list(names), sizes, epochs, given)
-    rows = [header, *([label(name), *cells] for name, *cells in body)]
-    about = (
-        f"From {STEPS} steps and {SAMPLES} samples of each model on {device_name(given)}. Training: both stages. "
-        f"Evaluation: one sample at a time, padded to {given.max_seq_length} tokens, as if none exited early. Memory "
-        "is that of the process; on a GPU, that of its tensors."
-    )
-    return f"{as_text(rows)}\n\n{about}"
 
 
 def main() -> None:
     args, flags = parse()
     tasks = list(dict.fromkeys(get_task(name) for name in args.tasks))
-    given = parse_args(["--output_dir", "any", "--model_name_or_path", "any", *flags])  # reports wrong flags first
+    parse_args(["--output_dir", "any", "--model_name_or_path", "any", *flags])  # reports wrong flags first
     need_data(tasks, args.data_dir)
-    sizes = {task: read_size(task, args.data_dir / task.name, given.max_seq_length) for task in tasks}
-    if args.estimate:
-        print(estimate(args, sizes, given))
-        return
-    runs = make_runs(args, sizes, flags)
+    for task in tasks:
+        read_all(task, args.data_dir)
+    runs = make_runs(args, tasks, flags)
     execute_all(runs, args)
     print(f"\n{table(runs, args)}\n")
     print(*figures(runs, args.output_dir), sep="\n")

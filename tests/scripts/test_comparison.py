@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import compare
+import comparison
 import numpy as np
 import pytest
+from comparison import DROPS, GRID, outcome, read_settings, table
 from helpers import ROOT, simulated, with_costs
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS
-from deebert.evaluation import comparison
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.comparison import DROPS, GRID, outcome, read_settings, table
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, parse_args
 from deebert.utils import cli
 
@@ -124,7 +124,7 @@ def test_bad_settings_files_are_refused(tmp_path, text, message):
 
 @pytest.mark.parametrize("name", ["compare_settings", "frontier_settings"])
 def test_bundled_settings_are_valid(name):
-    settings = comparison.for_each_depth(read_settings(ROOT / f"scripts/{name}.txt"), 6)
+    settings = comparison.for_each_depth(read_settings(ROOT / f"scripts/studies/{name}.txt"), 6)
     assert len(settings) >= 6
     required = [
         "--data_dir",
