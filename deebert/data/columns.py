@@ -1,11 +1,12 @@
-"""Which columns of a table hold the text and the label, as the flags say or as their names make plain."""
+"""Which columns of a table hold the texts and the labels: those that are named, or else plain by their names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from pathlib import Path
 
-from deebert.data.records import ENDINGS, as_text
-from deebert.data.table_files import Table
+from deebert.data.label_values import as_bit
+from deebert.data.tables import Record
 from deebert.utils.errors import InputError
 
 # Names of columns that are taken for what they are called. In a file of two columns the other one follows.
@@ -23,93 +24,64 @@ LABEL_NAMES = ("label", "labels", "category", "categories", "class", "target", "
 
 @dataclass(frozen=True)
 class Columns:
-    """pair: of the second text, None where each line has a single text."""
+    """texts: one column, or two of pairs. labels: one column, or several that hold 0 or 1, one for each label."""
 
-    text: str
-    pair: str | None
-    label: str
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
 
     def __str__(self) -> str:
-        texts = f"text from {self.text!r}" if self.pair is None else f"pairs from {self.text!r} and {self.pair!r}"
-        return f"{texts}, label from {self.label!r}"
+        texts, labels = (" and ".join(map(repr, names)) for names in (self.texts, self.labels))
+        return f"{'text' if len(self.texts) == 1 else 'pairs'} from {texts}, label from {labels}"
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a table: its number, its text or pair, and the value of its label column."""
+def choose_columns(
+    path: Path, records: Sequence[Record], text: str | None, pair: str | None, label: str | None
+) -> Columns:
+    """The columns that are given, or else plain by their names. label: one, or several with commas between them.
 
-    number: int
-    text_a: str
-    text_b: str | None
-    value: Any
+    Raises InputError, which lists the columns of the file.
+    """
+    columns = tuple(dict.fromkeys(chain.from_iterable(row for _, row in records)))  # a JSON line may lack some
+    labels = () if label is None else (label,) if label in columns else tuple(name.strip() for name in label.split(","))
+    has = f"the file has {', '.join(columns)}{advice(path, records, () if labels else columns)}"
+    roles: dict[str, str] = {}
+    for role, name in (("text_column", text), ("text_pair_column", pair), *(("label_column", x) for x in labels)):
+        if name is not None and name not in columns:
+            raise InputError(f"{path}: {role} {name}: no such column; {has}")
+        if name in roles:
+            raise InputError(f"{path}: {role} {name}: the same column as {roles[name]}; {has}")
+        roles |= {} if name is None else {name: role}
+    if pair is not None and text is None:
+        raise InputError(f"{path}: text_pair_column {pair} needs a text_column, too; {has}")
 
-    @property
-    def text(self) -> tuple[str, str | None]:
-        return self.text_a, self.text_b
+    def guess(what: str, names: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
+        """The one column with one of these names; else, in a file of two columns, the one beside the taken one."""
+        free = [name for name in columns if name not in taken]
+        named = [name for name in free if name.lower() in names]
+        if len(named) > 1:
+            raise InputError(f"{path}: {' and '.join(named)} could be the {what}; name one ({what}_column); {has}")
+        return tuple(named or (free if len(columns) == 2 and len(free) == 1 else ()))
 
-
-def choose_columns(table: Table, text: str | None, pair: str | None, label: str | None) -> Columns:
-    """The columns that are given, or else plain by their names. Raises InputError, which lists the file's columns."""
-    has = f"the file has {', '.join(table.columns)}"
-    if ENDINGS[table.path.suffix.lower()] in ("csv", "tsv"):
-        has += " (a file without a header line needs --column_names)"
-    given = {"text_column": text, "text_pair_column": pair, "label_column": label}
-    given = {flag: name for flag, name in given.items() if name is not None}
-    for flag, name in given.items():
-        if name not in table.columns:
-            raise InputError(f"{table.path}: --{flag} {name}: no such column; {has}")
-        if same := [other for other in given if other != flag and given[other] == name]:
-            raise InputError(f"{table.path}: --{flag} {name}: --{same[0]} is the same column; {has}")
-    if text is None and pair is None:
-        text, pair = guess_texts(table.columns, label)
-    elif text is None:
-        raise InputError(f"{table.path}: --text_pair_column {pair} needs --text_column; {has}")
-    if label is None:
-        label = guess(table.columns, LABEL_NAMES, (text, pair))
-    if text is None and label is not None:
-        text = guess(table.columns, (), (label,))
-    for flag, name, what in (("text_column", text, "text"), ("label_column", label, "label")):
-        if name is None:
-            raise InputError(f"{table.path}: which column holds the {what}? Give --{flag}; {has}")
-    return Columns(text, pair, label)
+    texts = tuple(name for name in (text, pair) if name is not None) or pair_of(columns, labels)
+    texts = texts or guess("text", TEXT_NAMES, labels)
+    labels = labels or guess("label", LABEL_NAMES, texts)
+    texts = texts or guess("text", (), labels)
+    for what, names in (("text", texts), ("label", labels)):
+        if not names:
+            raise InputError(f"{path}: which column holds the {what}? Name it ({what}_column); {has}")
+    return Columns(texts, labels)
 
 
-def guess_texts(columns: Sequence[str], label: str | None) -> tuple[str | None, str | None]:
-    """The columns of a text or a pair whose names say so, None where none does."""
-    by_name = {name.lower(): name for name in columns if name != label}
-    for first, second in PAIR_NAMES:
-        if first in by_name and second in by_name:
-            return by_name[first], by_name[second]
-    return guess(columns, TEXT_NAMES, (label,)), None
+def pair_of(columns: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a pair whose names say so; none where none do."""
+    by_name = {name.lower(): name for name in columns if name not in labels}
+    pairs = (tuple(by_name[name] for name in names if name in by_name) for names in PAIR_NAMES)
+    return next((pair for pair in pairs if len(pair) == 2), ())
 
 
-def guess(columns: Sequence[str], names: Sequence[str], taken: Sequence[str | None]) -> str | None:
-    """The one column with one of these names; else, in a file of two columns, the one beside the taken one."""
-    free = [name for name in columns if name not in taken]
-    named = [name for name in free if name.lower() in names]
-    if len(named) == 1:
-        return named[0]
-    return free[0] if not named and len(columns) == 2 and len(free) == 1 else None
-
-
-def read_lines(table: Table, columns: Columns) -> list[Line]:
-    """The lines of a table. Raises InputError where a line lacks a column, or a text is none."""
-    return [
-        Line(
-            number,
-            text_of(table, number, values, columns.text),
-            text_of(table, number, values, columns.pair) if columns.pair else None,
-            value_of(table, number, values, columns.label),
-        )
-        for number, values in table.rows
-    ]
-
-
-def value_of(table: Table, number: int, values: dict, column: str) -> Any:
-    if column not in values:
-        raise InputError(f"{table.path}, line {number}: no {column!r}; it has {', '.join(values) or 'nothing'}")
-    return values[column]
-
-
-def text_of(table: Table, number: int, values: dict, column: str) -> str:
-    return as_text(value_of(table, number, values, column), f"{table.path}, line {number}: {column!r}")
+def advice(path: Path, records: Sequence[Record], columns: Sequence[str]) -> str:
+    """What may help where columns are unclear. columns: that may hold labels."""
+    bits = [name for name in columns if all(as_bit(row.get(name)) is not None for _, row in records)]
+    header = " (a file without a header line needs column_names)" if path.suffix.lower() in (".csv", ".tsv") else ""
+    each = f"; label_column {','.join(bits)} makes a label of each column of 0 and 1" if len(bits) > 1 else ""
+    return header + each

@@ -66,7 +66,7 @@ class TextEncoder:
         self, tokenizer: Tokenizer, max_tokens: int, pad_id: int, has_token_types: bool, truncation_side: str = "right"
     ):
         if max_tokens < MIN_TOKENS:
-            raise InputError(f"--max_seq_length {max_tokens}: give at least {MIN_TOKENS} tokens")
+            raise InputError(f"max_seq_length {max_tokens}: give at least {MIN_TOKENS} tokens")
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()

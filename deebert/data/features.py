@@ -115,7 +115,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     It excludes the settings of truncation and padding, because they depend on the last call. Raises InputError.
     """
     if not tokenizer.is_fast:
-        raise InputError(f"--tokenizer_name {tokenizer.name_or_path}: it has no fast tokenizer (tokenizer.json)")
+        raise InputError(f"{tokenizer.name_or_path}: no fast tokenizer there (tokenizer.json)")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.pop("truncation", None)
     state.pop("padding", None)

@@ -1,62 +1,107 @@
-"""From the values of a label column to labels: what kind of problem they are, their names, and their order."""
+"""From the values of label columns to labels: what kind of problem they are, their names, and their order."""
 
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deebert.data.table_files import read_text
-from deebert.utils.errors import InputError
+from deebert.data.tables import read_lines
+from deebert.utils.errors import InputError, printable
 
 # Hugging Face's names of problem types
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+BITS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+MISSING = ("nan", "null", "n/a", "#n/a", "<na>")  # what programs write where there is no value
 SHOWN = 10  # labels that a message lists
 
 
-def guess_problem_type(values: Sequence[Any], separator: str | None) -> str:
-    """Several labels a line where there is a separator, or where the values are lists; else a single one."""
+@dataclass(frozen=True)
+class LabelFormat:
+    """How the values of a data set's label columns are read.
+
+    names: of labels that are numbers in the files, by their numbers. vectors: whether a line has 0 or 1 for each name.
+    """
+
+    problem_type: str
+    separator: str | None = None
+    names: tuple[str, ...] = ()
+    vectors: bool = False
+
+    def parse(self, value: Any) -> str | tuple[str, ...] | float:
+        """A value as a label, the labels of a line, or a number. Raises ValueError, whose message names no line."""
+        if self.problem_type == REGRESSION:
+            return number(value)
+        if self.problem_type == SINGLE_LABEL:
+            return self._named(label_name(value, f"; several need the problem_type {MULTI_LABEL}"))
+        parts = items(value, self.separator)
+        if not self.vectors:
+            return tuple(dict.fromkeys(self._named(label_name(part)) for part in parts))
+        if parts and len(parts) != len(self.names):
+            raise ValueError(f"{len(parts)} numbers, where there are {len(self.names)} labels, each with 0 or 1")
+        if other := [part for part in parts if as_bit(part) is None]:
+            raise ValueError(f"{other[0]!r} is neither 0 nor 1")
+        return tuple(name for name, part in zip(self.names, parts, strict=False) if as_bit(part))
+
+    def _named(self, label: str) -> str:
+        """The name of a label that is a number in the file; other labels are names themselves."""
+        if not self.names:
+            return label
+        if not label.isdecimal() or int(label) >= len(self.names):
+            raise ValueError(f"label {label!r} is no number from 0 to {len(self.names) - 1}, which label_names names")
+        return self.names[int(label)]
+
+
+def guess_format(
+    values: Sequence[Any],
+    problem_type: str | None,
+    separator: str | None,
+    names: tuple[str, ...],
+    known: tuple[str, ...],
+) -> LabelFormat:
+    """The format of these values. Several labels a line where there is a separator or lists; else a single one.
+
+    known: a model's labels, if there is one. Without any names a vector's labels are their numbers from 0.
+    """
     filled = [value for value in values if value not in (None, "")]
     lists = [isinstance(value, list) or looks_like_list(value) for value in filled]
     several = separator is not None or any(isinstance(value, list) for value in filled) or (filled and all(lists))
-    return MULTI_LABEL if several else SINGLE_LABEL
+    problem_type = problem_type or (MULTI_LABEL if several else SINGLE_LABEL)
+    places = vector_size(filled, separator) if problem_type == MULTI_LABEL else None
+    if places is not None and places == len(names or known or range(places)):
+        labels = names or known or tuple(map(str, range(places)))
+        return LabelFormat(problem_type, separator, labels, vectors=True)
+    return LabelFormat(problem_type, separator, names)
+
+
+def vector_size(values: Sequence[Any], separator: str | None) -> int | None:
+    """The usual length of lists of 0 and 1 that are no lists of labels: all are of one length, or some repeat a number.
+
+    None for other values.
+    """
+    try:
+        lists = [parts for value in values if (parts := items(value, separator))]
+    except ValueError:  # `parse` says which
+        return None
+    if not lists or any(as_bit(part) is None for parts in lists for part in parts):
+        return None
+    size, count = Counter(map(len, lists)).most_common(1)[0]
+    repeats = any(len({as_bit(part) for part in parts}) < len(parts) for parts in lists)
+    return size if size > 1 and (count == len(lists) or repeats) else None
+
+
+def as_bit(value: Any) -> bool | None:
+    """0 or 1 as numbers, truth values or text; None for anything else."""
+    return BITS.get(str(value).strip().lower())
 
 
 def looks_like_list(value: Any) -> bool:
     return isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
-
-
-def parse(value: Any, problem_type: str, separator: str | None) -> str | tuple[str, ...] | float:
-    """A value as a label, the labels of a line, or a number. Raises ValueError with a message that names neither file
-    nor line.
-    """
-    if problem_type == MULTI_LABEL:
-        return tuple(dict.fromkeys(label_name(item) for item in items(value, separator)))
-    if problem_type == SINGLE_LABEL:
-        return label_name(value, f"; several need --problem_type {MULTI_LABEL}")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a number")
-    return number
-
-
-def label_name(value: Any, advice: str = "") -> str:
-    """The name of a label without the space around it; numbers and truth values as JSON writes them.
-
-    Raises ValueError, with the advice where the value is a list or an object.
-    """
-    if isinstance(value, (list, dict)):
-        raise ValueError(f"{json.dumps(value)[:40]} is not one label{advice}")
-    name = "" if value is None else value.strip() if isinstance(value, str) else json.dumps(value)
-    if not name:
-        raise ValueError("there is no label")
-    return name
 
 
 def items(value: Any, separator: str | None) -> list:
@@ -66,7 +111,7 @@ def items(value: Any, separator: str | None) -> list:
     if looks_like_list(value):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f'{value} is not a JSON list, such as ["a", "b"]') from None
     if not isinstance(value, str):
         return [] if value is None else [value]
@@ -74,23 +119,38 @@ def items(value: Any, separator: str | None) -> list:
     return [part for part in parts if part.strip()]
 
 
+def label_name(value: Any, advice: str = "") -> str:
+    """The name of a label without the space around it; numbers and truth values as JSON writes them.
+
+    Raises ValueError, with the advice where the value is a list or an object.
+    """
+    if isinstance(value, list | dict):
+        raise ValueError(f"{json.dumps(value)[:40]} is not one label{advice}")
+    name = "" if value is None else value.strip() if isinstance(value, str) else json.dumps(value)
+    if not name:
+        raise ValueError("there is no label")
+    return name
+
+
+def number(value: Any) -> float:
+    """A finite number. Raises ValueError."""
+    try:
+        parsed = float(value)
+    except (TypeError, ValueError, OverflowError):
+        parsed = math.nan
+    if not math.isfinite(parsed):
+        raise ValueError(f"{value!r} is not a number")
+    return parsed
+
+
 def read_label_names(path: Path) -> tuple[str, ...]:
     """The names of a file with one label in each line: line 1 names label 0. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"--label_names {path}: no such file")
-    names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    names = tuple(line.strip() for line in read_lines(path) if line.strip())
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated or len(names) < 2:
         reason = f"{repeated[0]!r} occurs more than once" if repeated else f"{len(names)} names; two are needed"
-        raise InputError(f"--label_names {path}: {reason}")
+        raise InputError(f"{path}: {reason}")
     return names
-
-
-def named(label: str, names: Sequence[str]) -> str:
-    """The name of a label that is a number in the file. Raises ValueError."""
-    if not label.isdecimal() or int(label) >= len(names):
-        raise ValueError(f"label {label!r} is no number from 0 to {len(names) - 1}, which --label_names has names for")
-    return names[int(label)]
 
 
 def sorted_labels(labels: set[str]) -> tuple[str, ...]:
@@ -102,32 +162,47 @@ def sorted_labels(labels: set[str]) -> tuple[str, ...]:
 def listing(labels: Sequence[str]) -> str:
     """The first labels, and how many more there are."""
     more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-    return ", ".join(labels[:SHOWN]) + more
+    return printable(", ".join(labels[:SHOWN])) + more
+
+
+def doubts(labels: Sequence[str], lines: int) -> Iterable[str]:
+    """What classes may be instead. lines: how many have one."""
+    if separator := hidden_separator(labels):
+        yield f"labels with {separator!r} seem to be several labels: give it as label_separator"
+    if any("." in label for label in labels) and all(map(is_number, labels)):
+        yield f"labels such as {labels[0]!r} are classes here: to predict numbers, give problem_type {REGRESSION}"
+    elif 2 * len(labels) > lines > 2 * SHOWN:
+        yield f"{len(labels)} labels in {lines} lines: is label_column the right one?"
+
+
+def doubtful_names(labels: Sequence[str]) -> Iterable[str]:
+    """Labels that may be no labels, or one label that is written in several ways."""
+    if missing := [label for label in labels if label.casefold() in MISSING]:
+        yield f"{missing[0]!r} is a label here; if it stands for no label, remove its lines"
+    first: dict[str | float, str] = {}
+    alike = [(other, label) for label in labels if (other := first.setdefault(folded(label), label)) != label]
+    for pair in alike[:SHOWN]:
+        same = len({unicodedata.normalize("NFKC", label) for label in pair}) == 1  # they may look the same
+        one, other = map(ascii if same else repr, pair)
+        yield f"the labels {one} and {other} differ only in how they are written: are they one label?"
+
+
+def folded(label: str) -> str | float:
+    """What labels have in common that differ by case, space, invisible characters, Unicode form or form of a number."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    visible = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
+    return float(visible) if is_number(visible) else " ".join(visible.split())
 
 
 def hidden_separator(labels: Sequence[str]) -> str | None:
-    """A separator that seems to stand between several labels: the parts of one label are labels themselves."""
-    known = set(labels)
+    """A separator that seems to stand between several labels: the parts of a label are labels, or all 0 or 1."""
+    names = {*labels, *BITS}
     for label in labels:
-        for separator in ",;|":
+        for separator, known in ((",", names), (";", names), ("|", names), (" ", {*BITS})):
             parts = [part.strip() for part in label.split(separator)]
             if len(parts) > 1 and known.issuperset(parts):
                 return separator
     return None
-
-
-def doubts(labels: Sequence[str], lines: int) -> list[str]:
-    """What labels that are taken for classes may be instead; lines: how many have one."""
-    notes = []
-    if separator := hidden_separator(labels):
-        notes.append(f"labels with {separator!r} seem to be several labels: add --label_separator '{separator}'")
-    if any("." in label for label in labels) and all(is_number(label) for label in labels):
-        notes.append(
-            f"labels such as {labels[0]!r} are classes here: to predict numbers, add --problem_type {REGRESSION}"
-        )
-    elif 2 * len(labels) > lines > 2 * SHOWN:
-        notes.append(f"{len(labels)} labels in {lines} lines: is --label_column the right one?")
-    return notes
 
 
 def is_number(text: str) -> bool:

@@ -2,24 +2,24 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from deebert.data.columns import Columns, Line, choose_columns, read_lines
+from deebert.data.columns import Columns, choose_columns
 from deebert.data.label_values import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
+    LabelFormat,
+    doubtful_names,
     doubts,
-    guess_problem_type,
+    guess_format,
     listing,
-    named,
-    parse,
     read_label_names,
     sorted_labels,
 )
 from deebert.data.splitting import shared_texts, validation_rows
-from deebert.data.table_files import read_table
+from deebert.data.tables import read_table, text_of, value_of
 from deebert.data.tasks import Example, Task
 from deebert.utils.errors import InputError
 
@@ -32,8 +32,9 @@ METRICS = {
 
 @dataclass(frozen=True, kw_only=True)
 class OwnFiles:
-    """The flags about own files; their help texts say what they mean.
+    """Own files, and how they are read; docs/own_data.md says what is done where a field is None.
 
+    label_column: one, or several with commas between them that hold 0 or 1, one for each label.
     labels, problem_type: at an evaluation those of the trained model; in a training labels is None.
     """
 
@@ -78,90 +79,100 @@ class OwnTask(Task):
 
 @dataclass(frozen=True)
 class Part:
-    """The lines of one file."""
+    """The records of one file: of each its place, its text or pair, and the value of its label column or columns."""
 
     path: Path
     columns: Columns
-    lines: list[Line]
+    places: list[str]
+    texts: list[tuple[str, ...]]
+    values: list[Any]
 
     @classmethod
     def read(cls, path: Path, files: OwnFiles) -> "Part":
-        table = read_table(path, files.column_names)
-        columns = choose_columns(table, files.text_column, files.text_pair_column, files.label_column)
-        return cls(path, columns, read_lines(table, columns))
+        records = read_table(path, files.column_names)
+        columns = choose_columns(path, records, files.text_column, files.text_pair_column, files.label_column)
+        texts = [tuple(text_of(row, name, place) for name in columns.texts) for place, row in records]
+        values = [[value_of(row, name, place) for name in columns.labels] for place, row in records]
+        values = [value[0] for value in values] if len(columns.labels) == 1 else values
+        return cls(path, columns, [place for place, _ in records], texts, values)
 
-    @cached_property
-    def texts(self) -> list[tuple[str, str | None]]:
-        return [line.text for line in self.lines]
+    def label_format(self, files: OwnFiles) -> LabelFormat:
+        names = read_label_names(files.label_names) if files.label_names else ()
+        if len(self.columns.labels) == 1:
+            return guess_format(self.values, files.problem_type, files.label_separator, names, files.labels or ())
+        if files.problem_type not in (None, MULTI_LABEL):
+            raise InputError(f"{self.path}: {len(self.columns.labels)} label columns need problem_type {MULTI_LABEL}")
+        return LabelFormat(MULTI_LABEL, names=names or self.columns.labels, vectors=True)
 
-    def parsed(self, problem_type: str, separator: str | None, names: tuple[str, ...]) -> list:
-        """The label, labels or number of each line."""
-        values = []
-        for line in self.lines:
+    def parsed(self, label_format: LabelFormat) -> list:
+        """The label, labels or number of each record."""
+        parsed = []
+        for place, value in zip(self.places, self.values, strict=True):
             try:
-                value = parse(line.value, problem_type, separator)
-                if names and problem_type != REGRESSION:
-                    value = named(value, names) if isinstance(value, str) else tuple(named(x, names) for x in value)
+                parsed.append(label_format.parse(value))
             except ValueError as error:
-                raise InputError(f"{self.path}, line {line.number}, column {self.columns.label!r}: {error}") from None
-            values.append(value)
-        return values
+                raise InputError(f"{place}, column {' or '.join(map(repr, self.columns.labels))}: {error}") from None
+        return parsed
 
     def examples(self, values: list, labels: tuple[str, ...]) -> list[Example]:
         """Raises InputError for a label that is none of `labels`."""
         index, examples = {label: i for i, label in enumerate(labels)}, []
-        for line, value in zip(self.lines, values, strict=True):
+        for place, texts, value in zip(self.places, self.texts, values, strict=True):
             unknown = [label for label in as_labels(value) if label not in index]
             if unknown:
-                raise InputError(
-                    f"{self.path}, line {line.number}: label {unknown[0]!r} is unknown to the training, which has "
-                    f"{listing(labels)}"
-                )
+                has = f"the training, which has {listing(labels)}"
+                raise InputError(f"{place}: label {unknown[0]!r} is unknown to {has}")
             if isinstance(value, tuple):
                 value = tuple(int(label in value) for label in labels)
-            examples.append(Example(line.text_a, line.text_b, index[value] if isinstance(value, str) else value))
+            label = index[value] if isinstance(value, str) else value
+            examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
         return examples
 
-    def empty_texts(self) -> list[str]:
-        """A warning where there are any."""
-        empty = [line.number for line in self.lines if not all(text is None or text.strip() for text in line.text)]
-        where = f"{self.path}: {len(empty)} empty texts, the first in line {empty[0]}" if empty else ""
-        return [f"warning: {where}; they are kept, as texts without words"] if empty else []
+    def warnings(self, training: "Part | None") -> list[str]:
+        """Lines about texts that are empty, or known from the training."""
+        empty = [place for place, texts in zip(self.places, self.texts, strict=True) if not all(map(str.strip, texts))]
+        where = f"{len(empty)} empty texts, the first in {empty[0]}" if empty else ""
+        lines = [f"{where}; they are kept, as texts without words"] if empty else []
+        shared = shared_texts(self.texts, training.texts) if training not in (None, self) else 0
+        if shared:
+            where = f"{shared} of {len(self.texts)} texts in {self.path} are in {training.path}"
+            lines.append(f"{where}, too, so that scores come out too high")
+        return lines
 
 
 def own_task(files: OwnFiles) -> OwnTask:
     """Reads all files, and makes the task. Raises InputError with file and line."""
-    named_files = {"train": files.train, "dev": files.validation, "test": files.test}
-    parts = {split: Part.read(path, files) for split, path in named_files.items() if path is not None}
+    paths = {"train": files.train, "dev": files.validation, "test": files.test}
+    paths = {split: path for split, path in paths.items() if path is not None}
+    parts = {split: Part.read(path, files) for split, path in paths.items()}
     split, first = next(iter(parts.items()))
-    problem_type = files.problem_type or guess_problem_type([line.value for line in first.lines], files.label_separator)
-    names = read_label_names(files.label_names) if files.label_names else ()
-    values = {split: part.parsed(problem_type, files.label_separator, names) for split, part in parts.items()}
-    labels = ()
-    if problem_type != REGRESSION:
-        present = sorted_labels({label for value in values[split] for label in as_labels(value)})
-        labels = files.labels or names or present
-        if "train" in parts:
-            check_labels(first, present)
+    label_format = first.label_format(files)
+    values = {split: part.parsed(label_format) for split, part in parts.items()}
+    labels, present = (), Counter(label for value in values[split] for label in as_labels(value))
+    if label_format.problem_type != REGRESSION:
+        labels = files.labels or label_format.names or sorted_labels({*present})
+        if "train" in parts and len(present) < 2:
+            has = f"one label only, {next(iter(present))!r}" if present else "no label in any line"
+            raise InputError(f"{first.path}: {first.columns} has {has}; a classifier needs two labels")
     examples = {split: part.examples(values[split], labels) for split, part in parts.items()}
-    notes = [f"{first.path}: {len(first.lines)} lines, {first.columns}, {kind(problem_type, labels)}"]
-    paths = {split: part.path for split, part in parts.items()}
-    if "dev" not in parts and "train" in parts:
-        held_out = validation_rows(first.texts, strata(values["train"]), files.validation_split)
+    notes = [f"{first.path}: {len(first.places)} lines, {first.columns}, {kind(label_format, labels)}"]
+    if "train" in parts and "dev" not in parts:
+        stratum = [min(as_labels(value), key=lambda x: (present[x], x), default="") for value in values["train"]]
+        held_out = validation_rows(first.texts, stratum, files.validation_split)  # of several labels the rarest counts
         lines, paths["dev"] = examples["train"], first.path
         examples["dev"] = [example for example, chosen in zip(lines, held_out, strict=True) if chosen]
         examples["train"] = [example for example, chosen in zip(lines, held_out, strict=True) if not chosen]
         sizes = f"{len(examples['dev'])} of its lines are the dev set, {len(examples['train'])} the training set"
-        notes.append(f"{first.path}: {sizes} (--validation_split {files.validation_split:g})")
+        notes.append(f"{first.path}: {sizes} (validation_split {files.validation_split:g})")
     return OwnTask(
         name=first.path.absolute().parent.name if first.path.stem == "train" else first.path.stem,
-        text_columns=(first.columns.text, *([first.columns.pair] if first.columns.pair else [])),
-        label_column=first.columns.label,
+        text_columns=first.columns.texts,
+        label_column=",".join(first.columns.labels),
         labels=labels,
-        metrics=METRICS[problem_type],
+        metrics=METRICS[label_format.problem_type],
         dev_splits=tuple((split, suffix) for split, suffix in (("dev", ""), ("test", "-test")) if split in paths),
-        several_labels=problem_type == MULTI_LABEL,
-        notes=(*notes, *warnings(parts, problem_type, labels)),
+        several_labels=label_format.problem_type == MULTI_LABEL,
+        notes=(*notes, *(f"warning: {line}" for line in warnings(parts, label_format, labels))),
         examples=examples,
         files=paths,
     )
@@ -172,36 +183,19 @@ def as_labels(value: str | tuple[str, ...] | float) -> tuple[str, ...]:
     return value if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()
 
 
-def check_labels(part: Part, labels: tuple[str, ...]) -> None:
-    if len(labels) < 2:
-        found = f"one label only, {labels[0]!r}" if labels else "no label in any line"
-        raise InputError(f"{part.path}: column {part.columns.label!r} has {found}; a classifier needs two labels")
-
-
-def kind(problem_type: str, labels: tuple[str, ...]) -> str:
-    if problem_type == REGRESSION:
+def kind(label_format: LabelFormat, labels: tuple[str, ...]) -> str:
+    if label_format.problem_type == REGRESSION:
         return "a number each"
-    number = "any number" if problem_type == MULTI_LABEL else "one"
-    return f"{number} of {len(labels)} labels each: {listing(labels)}"
+    number = "any number" if label_format.problem_type == MULTI_LABEL else "one"
+    return f"{number} of {len(labels)} labels each{', by 0 and 1' * label_format.vectors}: {listing(labels)}"
 
 
-def strata(values: list) -> list[str]:
-    """For each line the label by which a split is stratified: the rarest one, if there are several."""
-    counts = Counter(label for value in values for label in as_labels(value))
-    return [min(as_labels(value), key=lambda label: (counts[label], label), default="") for value in values]
-
-
-def warnings(parts: dict[str, Part], problem_type: str, labels: tuple[str, ...]) -> list[str]:
+def warnings(parts: dict[str, Part], label_format: LabelFormat, labels: tuple[str, ...]) -> list[str]:
     """Lines about what is probably not meant."""
-    lines = [line for part in parts.values() for line in part.empty_texts()]
-    if problem_type == SINGLE_LABEL and "train" in parts:
-        lines += [f"warning: {doubt}" for doubt in doubts(labels, len(parts["train"].lines))]
-    for split in ("dev", "test"):
-        if "train" in parts and split in parts:
-            shared = shared_texts(parts[split].texts, parts["train"].texts)
-            if shared:
-                lines.append(
-                    f"warning: {shared} of {len(parts[split].lines)} texts in {parts[split].path} are in "
-                    f"{parts['train'].path}, too, so that scores come out too high"
-                )
+    training = parts.get("train")
+    lines = [line for part in parts.values() for line in part.warnings(training)]
+    if training is not None:
+        lines += doubtful_names(labels)
+        if label_format.problem_type == SINGLE_LABEL:
+            lines += doubts(labels, len(training.places))
     return lines

@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 
 from deebert.utils.errors import InputError
 
-SEED = 42  # not --seed: models of different seeds get the same part, and no evaluation sees texts of the training
+SEED = 42  # not that of the training: models of different seeds get the same part, and no evaluation sees texts of the training
 
 
 def validation_rows(texts: Sequence[Hashable], strata: Sequence[str], share: float) -> np.ndarray:
@@ -27,8 +27,8 @@ def validation_rows(texts: Sequence[Hashable], strata: Sequence[str], share: flo
     count = round(share * len(first_of_text))
     if not 1 <= count < len(candidates):
         raise InputError(
-            f"--validation_split {share}: {len(first_of_text)} different texts are too few to hold out a part; give "
-            "more, or --validation_file"
+            f"validation_split {share}: {len(first_of_text)} different texts are too few to hold out a part; give "
+            "more, or a validation file"
         )
     counts = Counter(strata[row] for row in candidates)
     rare = {stratum for stratum, n in counts.items() if n * count < len(candidates)}

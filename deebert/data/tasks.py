@@ -118,7 +118,7 @@ def get_task(name: str) -> Task:
     """
     by_lower_case = {key.lower(): task for key, task in TASKS.items()} | {"mnli-mm": TASKS["MNLI"]}
     if name.lower() not in by_lower_case:
-        raise InputError(f"--task_name {name}: no such GLUE task; choose one of {', '.join(TASKS)}")
+        raise InputError(f"{name}: no such GLUE task; choose one of {', '.join(TASKS)}")
     return by_lower_case[name.lower()]
 
 
@@ -148,12 +148,12 @@ def data_file(data_dir: str | Path, split: str) -> Path:
     """
     path = Path(data_dir) / f"{split}.tsv"
     if not Path(data_dir).is_dir():
-        raise InputError(f"--data_dir {data_dir}: no such directory; it should hold the task's TSV files")
+        raise InputError(f"{data_dir}: no such directory; it should hold the task's TSV files")
     beside = Path(data_dir).absolute().parent / DIAGNOSTIC / path.name
     if split == DIAGNOSTIC and not path.is_file() and beside.is_file():
         return beside
     if not path.is_file():
-        raise InputError(f"{path}: no such file; --data_dir should hold the task's TSV files as GLUE lays them out")
+        raise InputError(f"{path}: no such file; this folder should hold the task's TSV files as GLUE lays them out")
     return path
 
 

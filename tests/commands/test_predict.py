@@ -13,7 +13,7 @@ from tiny import sentences, tiny_model
 
 from deebert import Classifier
 from deebert.commands import predict
-from deebert.data.text_rows import read_rows
+from deebert.data.tables import read_texts
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
 from deebert.modeling.exit_rules import entropy
 from deebert.utils import cli
@@ -170,7 +170,7 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
             ["--batch_size", "0"],
             "argument --batch_size: 0 is not a whole number above 0 (deebert predict --help",
         ),
-        ([], ["--exit_rule", "margin"], "--exit_rule margin: give --exit_threshold, too"),
+        ([], ["--exit_rule", "confidence"], "--exit_rule confidence: give --exit_threshold, too"),
         ([], ["--exit_rule", "learned", "--exit_threshold", "0.1"], "trained without --exit_rule learned"),
         ([], ["--exit_rule", "patience", "--exit_threshold", "1.5"], "--exit_threshold 1.5: patience counts"),
     ],
@@ -258,24 +258,24 @@ def test_pairs_of_columns_from_a_stream_in_another_format(folder, monkeypatch, c
         ("a,b\n1,2,3\n", ["--text_column", "a"], "line 2: 3 columns where 2 are expected"),
         ("a,b\n1\n", ["--text_column", "a"], "line 2: 1 columns where 2 are expected"),
         ("a,a\n1,2\n", ["--text_column", "a"], "line 1: more than one column is named 'a'"),
-        ("a,b\n1,2\n", ["--text_column", "text"], "line 1: no column text; there are a, b"),
+        ("a,b\n1,2\n", ["--text_column", "text"], "line 2: no 'text'; it has a, b"),
         ('a,b\n"1,2\n', ["--text_column", "a"], "line 2: not a CSV record: a quote is opened and never closed"),
         ("a,prediction\n1,2\n", ["--text_column", "a"], "a column prediction already"),
         ('{"a": [1]}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: 'a' is not a text: [1]"),
-        ('{"a": "\\ud800"}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: not JSON"),
-        ("[1]", ["--text_column", "a", "--input_format", "jsonl"], "line 1: not a JSON object"),
-        ('{"b": ""}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: no column a; there are b"),
+        ('{"a": "\\ud800"}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: half of a surrogate pair"),
+        ("[1]", ["--text_column", "a", "--input_format", "jsonl"], "row 1: not a JSON object"),
+        ('{"b": ""}', ["--text_column", "a", "--input_format", "jsonl"], "line 1: no 'a'; it has b"),
         (
             '{"a": ""}\n{"a": "", "b": 1}',
             ["--text_column", "a", "--input_format", "jsonl", "--format", "csv"],
-            "other columns than the first one: a, b; use --format jsonl",
+            "other columns than the first one: a, b; jsonl can hold them",
         ),
         ("a", ["--text_pair_column", "a"], "--text_pair_column: give --text_column"),
         ("a", ["--input_format", "csv"], "--input_format csv: tables need --text_column"),
         ("a", ["--text_column", "a", "--input_format", "parquet"], "--input_format parquet: give --file"),
-        ("a", ["--max_seq_length", "7"], "--max_seq_length 7: give at least 8 tokens"),
+        ("a", ["--max_seq_length", "7"], "max_seq_length 7: give at least 8 tokens"),
         ("a", ["--file", "tests/x.csv"], "--file tests/x.csv: no such file"),
-        ("a", ["--file", "/proc/self/mem"], "--file /proc/self/mem: cannot be read (Input/output error)"),
+        ("a", ["--file", "/proc/self/mem"], "/proc/self/mem: cannot be read (Input/output error)"),
     ],
 )
 @pytest.mark.hostile("table or stream for predict", "one line")
@@ -296,9 +296,8 @@ def test_a_table_is_not_taken_for_lines(monkeypatch, tmp_path, ending):
 
 
 def test_numbers_and_null_are_texts_as_in_training():
-    (row,) = read_rows(['{"a": 7, "b": null}'], "jsonl", ["a", "b"])
-    assert row.texts == ("7", "")
-    assert row.columns == {"a": 7, "b": None}
+    (row,) = read_texts(io.StringIO('{"a": 7, "b": null}'), "jsonl", ["a", "b"])
+    assert row == (("7", ""), {"a": 7, "b": None})
 
 
 @pytest.mark.parametrize("backbone", ["bert"])

@@ -98,7 +98,7 @@ def test_missing_and_binary_files_are_reported(tmp_path):
 def test_task_names():
     assert get_task("mrpc") is TASKS["MRPC"]
     assert get_task("MNLI-MM") is TASKS["MNLI"]
-    with pytest.raises(InputError, match="--task_name IMDB: no such GLUE task; choose one of CoLA"):
+    with pytest.raises(InputError, match="IMDB: no such GLUE task; choose one of CoLA"):
         get_task("IMDB")
 
 

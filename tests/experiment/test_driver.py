@@ -259,8 +259,8 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--data_dir nowhere --do_train", "--data_dir nowhere: no such directory"),
-        ("--task_name IMDB --do_train", "--task_name IMDB: no such GLUE task; choose one of CoLA"),
+        ("--data_dir nowhere --do_train", "nowhere: no such directory"),
+        ("--task_name IMDB --do_train", "IMDB: no such GLUE task; choose one of CoLA"),
         ("--data_dir no_columns --do_train --do_eval", "dev.tsv, line 1: no column 'label'"),
         ("--data_dir bad_label --do_train --do_eval", "dev.tsv, line 3: unknown label 'good'; the task has 0, 1"),
         ("--data_dir empty --do_train --do_eval", "dev.tsv: no examples in it"),

@@ -54,7 +54,7 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     own(f"{TRAIN} --train_file films.csv --validation_split 0.3 --highway_epochs 2")
     printed = capsys.readouterr().out
     assert "films.csv: 60 lines, text from 'text', label from 'label', one of 2 labels each: bad, good" in printed
-    assert "films.csv: 18 of its lines are the dev set, 42 the training set (--validation_split 0.3)" in printed
+    assert "films.csv: 18 of its lines are the dev set, 42 the training set (validation_split 0.3)" in printed
 
     own(f"{EVALUATE} --risk 0.9 --seed 7")  # the data are those of the training, and its part of them
     printed = capsys.readouterr().out

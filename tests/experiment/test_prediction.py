@@ -192,7 +192,7 @@ def test_a_training_ends_with_predictions(tmp_path, tiny_data, tiny_checkpoints)
 @pytest.mark.parametrize(
     ("task", "text", "flags", "message"),
     [
-        ("RTE", None, "", "test.tsv: no such file; --data_dir should hold"),
+        ("RTE", None, "", "test.tsv: no such file; this folder should hold"),
         ("RTE", "index\tsentence1\n0\tx\n", "", "test.tsv, line 1: no column 'sentence2'"),
         ("RTE", "index\tsentence1\tsentence2\n0\tx\n", "", "test.tsv, line 2: 2 columns where 3 are expected"),
         ("SST-2", "index\tsentence\n0\tx\none\ty\n", "", "test.tsv, line 3: the index 'one' is not a whole number"),

@@ -180,5 +180,5 @@ def test_the_population_stability_index():
 
 
 def test_too_few_tokens_are_refused(folder):
-    with pytest.raises(InputError, match="--max_seq_length 2: give at least 8"):
+    with pytest.raises(InputError, match="max_seq_length 2: give at least 8"):
         Classifier(folder, max_seq_length=2)
