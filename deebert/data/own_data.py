@@ -133,7 +133,7 @@ class Part:
         empty = [place for place, texts in zip(self.places, self.texts, strict=True) if not all(map(str.strip, texts))]
         where = f"{len(empty)} empty texts, the first in {empty[0]}" if empty else ""
         lines = [f"{where}; they are kept, as texts without words"] if empty else []
-        shared = shared_texts(self.texts, training.texts) if training not in (None, self) else 0
+        shared = shared_texts(self.texts, training.texts) if training is not None and training is not self else 0
         if shared:
             where = f"{shared} of {len(self.texts)} texts in {self.path} are in {training.path}"
             lines.append(f"{where}, too, so that scores come out too high")

@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 
 from deebert.utils.errors import InputError
 
-SEED = 42  # not that of the training: models of different seeds get the same part, and no evaluation sees texts of the training
+SEED = 42  # not the training's: models of all seeds get the same part, and no evaluation sees texts of the training
 
 
 def validation_rows(texts: Sequence[Hashable], strata: Sequence[str], share: float) -> np.ndarray:
