@@ -14,7 +14,7 @@ from deebert.data.tasks import Example, Task
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
-CACHE_FORMAT = 1  # increase it when the stored arrays, or how texts become features, change
+CACHE_FORMAT = 2  # increase it when the stored arrays, or how texts become features, change
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class Features:
     offsets: (samples + 1,), sample i is [offsets[i]:offsets[i + 1]].
     labels: (samples,) int64, float32 for regression; (samples, labels) float32, 0 or 1, where a line may have several
         labels; None for a file without labels.
+    cut: how many of the texts were longer than the limit.
     """
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     offsets: np.ndarray
     labels: np.ndarray | None
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -44,6 +46,11 @@ class Features:
         count = min(count, len(self))
         end, labels = self.offsets[count], None if self.labels is None else self.labels[:count]
         return Features(self.input_ids[:end], self.token_type_ids[:end], self.offsets[: count + 1], labels)
+
+    def cut_note(self) -> str | None:
+        """A line about the texts that were cut, None where none was."""
+        share = f"{self.cut} of {len(self)} texts ({100 * self.cut / len(self):.0f} %)"
+        return f"{share} have more than {self.lengths.max()} tokens and were cut" if self.cut else None
 
     def __getitem__(self, i: int) -> "Sample":
         tokens = slice(self.offsets[i], self.offsets[i + 1])
@@ -80,6 +87,7 @@ def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_se
         labels=None
         if labels[0] is None
         else np.asarray(labels, np.int64 if isinstance(labels[0], int) else np.float32),
+        cut=sum(encoded.truncated),
     )
 
 

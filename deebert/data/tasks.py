@@ -4,13 +4,14 @@ Own data, in files of any columns, become a task in own_data.py. download.py fet
 submission.py writes predictions for its test sets.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, folded
 from deebert.utils.errors import InputError
 from deebert.utils.files import read_bytes
 
@@ -128,12 +129,28 @@ def label_order(task: Task, model_type: str, id2label: dict[int, str] | None = N
     If the checkpoint names the task's labels, its order counts. Otherwise RoBERTa's MNLI order, inherited from
     fairseq, has entailment and neutral exchanged; the original's RoBERTa checkpoints have it too.
     """
-    named = tuple(id2label[i] for i in sorted(id2label)) if id2label else ()
-    if task.labels and sorted(named) == sorted(task.labels):
-        return named
+    if order := order_of_names(task, id2label or {}):
+        return order
     if task == TASKS["MNLI"] and model_type == "roberta":
         return ("contradiction", "neutral", "entailment")
     return task.labels
+
+
+def order_of_names(task: Task, id2label: dict[int, str]) -> tuple[str, ...]:
+    """The task's labels in the order of these names, which may differ in case or form; () where they do not match."""
+    names = [str(id2label[i]) for i in sorted(id2label)]
+    for form in (str, folded):  # labels may differ in form only
+        by_form = {form(label): label for label in task.labels}
+        order = tuple(by_form[form(name)] for name in names if form(name) in by_form)
+        if sorted(order) == sorted(task.labels) and len(names) == len(by_form):
+            return order
+    return ()
+
+
+def names_other_labels(task: Task, id2label: dict[int, str]) -> bool:
+    """Whether a classifier's outputs have names, and not those of the task's labels: it is of another task."""
+    named = not all(re.fullmatch("LABEL_[0-9]+", str(name)) for name in id2label.values())
+    return bool(task.labels) and named and not order_of_names(task, id2label)
 
 
 def eval_splits(task: Task) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The fields that early exit adds to a backbone's config, and how the threshold in it becomes cut-offs."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -187,10 +188,13 @@ def check_labels(id2label: dict) -> None:
     """Raises ValueError where this is no table of labels, each once, by the numbers of the outputs."""
     if not isinstance(id2label, dict) or {*map(str, id2label)} != {*map(str, range(len(id2label) or 1))}:
         raise ValueError(f"id2label is {str(id2label)[:100]}; give a name for each output: 0, 1, 2, ...")
-    names = [str(name) for name in id2label.values()]
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise ValueError(f"id2label has {repeated[0][:100]!r} more than once; give each output a name of its own")
+    name, count = Counter(map(str, id2label.values())).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"id2label has {name[:100]!r} more than once; give each output a name of its own")
+    try:
+        "".join(map(str, id2label.values())).encode()
+    except UnicodeError as error:
+        raise ValueError(f"id2label has {error.object[error.start]!r}, which is no Unicode text") from None
 
 
 def is_number(value) -> bool:

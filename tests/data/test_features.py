@@ -43,6 +43,8 @@ def test_pairs_are_cut_to_the_maximum_and_have_token_types(backbone, tmp_path):
     examples = [Example("good film " * 10, "bad plot", 1), Example("a", "b", 0)]
     tokenized = tokenize(examples, tokenizer, 16)
     assert tokenized.lengths.tolist()[0] == 16
+    assert tokenized.cut_note() == "1 of 2 texts (50 %) have more than 16 tokens and were cut"
+    assert tokenize(examples, tokenizer, 200).cut_note() is None
     assert tokenized.labels.tolist() == [1, 0]
     ids = tokenizer(examples[1].text_a, examples[1].text_b)["input_ids"]
     assert tokenized[1].input_ids.tolist() == ids
@@ -68,6 +70,7 @@ def test_the_cache_returns_the_same_features(tiny_data, tokenizer, monkeypatch):
     again = load(tiny_data, tokenizer)
     for name, array in vars(first).items():
         np.testing.assert_array_equal(getattr(again, name), array)
+    assert again.cut_note() == first.cut_note()
     assert len(cached()) == 1
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from deebert.data.tasks import TASKS, Example, get_task, label_order, read_examples
+from deebert.data.tasks import TASKS, Example, Task, get_task, label_order, names_other_labels, read_examples
 from deebert.evaluation.metrics import scores
 from deebert.utils.errors import InputError
 
@@ -109,6 +109,30 @@ def test_label_order():
     assert label_order(rte, "roberta", {0: "LABEL_0", 1: "LABEL_1"}) == ("entailment", "not_entailment")
     named = {0: "neutral", 1: "contradiction", 2: "entailment"}
     assert label_order(mnli, "roberta", named) == ("neutral", "contradiction", "entailment")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "order"),
+    [
+        (("NEGATIVE", "POSITIVE"), ("positive", "negative"), ("POSITIVE", "NEGATIVE")),
+        (("no", "yes"), ("Yes ", "NO"), ("yes", "no")),
+        (("0", "1"), (1, 0), ("1", "0")),
+        (("Yes", "yes"), ("yes", "Yes"), ("yes", "Yes")),
+        (("Yes", "yes"), ("YES", "no"), None),
+        (("no", "yes"), ("negative", "positive"), None),
+        (("no", "yes"), ("no", "no"), None),
+        (("no", "yes"), ("no", "yes", "other"), None),
+        (("no", "yes", "other"), ("no", "yes"), None),
+        (("no", "yes"), ("LABEL_0", "LABEL_1"), ()),
+        ((), ("LABEL_0",), ()),
+        ((), ("stars",), ()),
+    ],
+)
+def test_names_of_a_classifier_match_the_labels_in_any_case(labels, names, order):
+    """order: of the outputs; None: the names are those of another task; (): there are no names."""
+    task, id2label = Task("own", ("text",), "label", labels), dict(enumerate(names))
+    assert label_order(task, "bert", id2label) == (order or labels)
+    assert names_other_labels(task, id2label) == (order is None)
 
 
 def test_primary_and_secondary_metrics():

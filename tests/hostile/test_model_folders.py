@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, save_model
+from deebert.modeling.config import check_labels
 from deebert.utils.errors import InputError
 
 LOADS = None  # in place of the expected message
@@ -74,6 +75,7 @@ CONFIG_FIELDS = [  # field, value, message
     *(("patience_tolerance", value, "patience_tolerance is") for value in (None, "a", -1, float("nan"), [0.5])),
     *(("id2label", value, "id2label") for value in ({"1": "a", "2": "b"}, {"a": "b"}, {}, "ab", ["a", "b"])),
     ("id2label", {"0": "a", "1": "a"}, "id2label has 'a' more than once"),
+    ("id2label", {"0": "a", "1": "b\ud800"}, "which is no Unicode text"),
     ("id2label", {"0": 1}, "at least two labels"),
     ("id2label", {"0": "a", "1": "b", "2": "c"}, "weights do not load"),
     ("id2label", {"0": "a\tb", "1": "c\nd"}, LOADS),
@@ -246,3 +248,10 @@ def test_a_damaged_folder(good, tmp_path, record_property, damage, message):
     damage(folder)
     outcome(folder, message, record_property)
     assert not (folder / "exploded").exists()
+
+
+def test_labels_by_the_ten_thousand_are_checked_in_a_moment():
+    labels = {i: f"label {i}" for i in range(50_000)}
+    check_labels(labels)
+    with pytest.raises(ValueError, match="id2label has 'label 7' more than once"):
+        check_labels(labels | {49_999: "label 7"})
