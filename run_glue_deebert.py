@@ -1,6 +1,6 @@
 """Fine-tunes and evaluates DeeBERT on own data or a GLUE task.
 
-Training, the score of every exit, sweeps of thresholds, and predictions for GLUE's test sets.
+Training, the score of every exit, and sweeps of thresholds.
 """
 
 import os
@@ -23,7 +23,6 @@ from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import CARD, write_card
 from deebert.experiment.monitor import Monitor
-from deebert.experiment.prediction import predict
 from deebert.experiment.record import FIELDS, read_record
 from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
@@ -66,8 +65,6 @@ def run(experiment: Experiment) -> None:
     if experiment.args.do_eval:
         for checkpoint in experiment.models_to_evaluate():
             evaluate(experiment, checkpoint)
-    if experiment.args.do_predict:
-        predict(experiment)
     experiment.accelerator.end_training()  # without it, threads of the process group make the process abort at exit
 
 

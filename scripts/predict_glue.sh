@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Predictions of a trained model for GLUE's test set -> SUBMISSION_DIR/full.zip, the same at the threshold that the model
 # stores (stored.zip), and at each of ENTROPIES. Tasks share SUBMISSION_DIR: a zip holds all that was predicted so far.
-# Settings and further arguments: as for train_deebert.sh.
+# Settings: as for train_deebert.sh; further arguments go to paper/predict_glue.py.
 #   for task in SST-2 MRPC; do DATASET=$task ENTROPIES="0.1 0.3" bash scripts/predict_glue.sh; done
 set -euo pipefail
 
@@ -13,5 +13,5 @@ need_model
 SUBMISSION_DIR=${SUBMISSION_DIR:-./submissions/$MODEL_TYPE-$MODEL_SIZE}
 
 # shellcheck disable=SC2086  # one argument for each threshold
-run_glue --model_name_or_path "$OUTPUT_DIR" --do_predict --submission_dir "$SUBMISSION_DIR" \
-    ${ENTROPIES:+--exit_threshold $ENTROPIES} "$@"
+"$PYTHON" -u "$ROOT/scripts/paper/predict_glue.py" --model "$OUTPUT_DIR" --task_name "$DATASET" \
+    --data_dir "$PATH_TO_DATA/$DATASET" --submission_dir "$SUBMISSION_DIR" ${ENTROPIES:+--exit_threshold $ENTROPIES} "$@"

@@ -25,7 +25,7 @@ CODE = [path for folder in ("deebert", "scripts", "tests") for path in (ROOT / f
 CODE.append(ROOT / "run_glue_deebert.py")
 
 OWN_FLAGS = (  # scripts with flags
-    *("sample_data", "paper/reproduce_paper"),
+    *("sample_data", "paper/predict_glue", "paper/reproduce_paper"),
     *(f"studies/{name}" for name in ("compare", "benchmark", "benchmark_training", "threshold_coverage")),
 )
 FLAGS_OF_TESTS = {"--again", "--faults", "--fuzz", "--jobs", "--mutants", "--out", "--slow"}

@@ -1,7 +1,7 @@
 """The GLUE tasks, and Ratings: the format of their TSV files, how to read them, and their metrics.
 
 Own data, in files of any columns, become a task in own_data.py. download.py fetches GLUE's files from the hub, and
-submission.py writes predictions for its test sets.
+scripts/predict_glue.sh writes predictions for its test sets.
 """
 
 import re
@@ -228,27 +228,6 @@ def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[st
     if not examples:
         raise InputError(f"{path}: no examples in it")
     return examples
-
-
-def read_indices(path: Path) -> list[int]:
-    """The index of each line of a test file, as GLUE counts them; without such a column, from 0.
-
-    Raises InputError for one that is no whole number or occurs twice.
-    """
-    rows = _rows(path)
-    _, header = next(rows, (0, []))
-    column = next((header.index(name) for name in INDEX_COLUMNS if name in header), None)
-    if column is None:
-        return list(range(sum(1 for _ in rows)))
-    lines: dict[str, int] = {}
-    for line, fields in rows:
-        index = fields[column] if column < len(fields) else ""
-        if not index.isdecimal():
-            raise InputError(f"{path}, line {line}: the index {index!r} is not a whole number")
-        if index in lines:
-            raise InputError(f"{path}, line {line}: the index {index} is that of line {lines[index]}, too")
-        lines[index] = line
-    return [int(index) for index in lines]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

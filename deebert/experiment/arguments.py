@@ -26,13 +26,9 @@ class RunArguments:
 
     do_train: bool = switch("train all stages of --train_strategy", decides=None)
     do_eval: bool = switch("evaluate the model in output_dir", decides=None)
-    do_predict: bool = switch("predict GLUE's test set with the model in output_dir, for GLUE's server", decides=None)
     output_dir: str = flag("folder where the model is saved, and whose model --do_eval evaluates", decides=None)
     overwrite_output_dir: bool = switch("train into a folder that is not empty", decides=None)
     plot_data_dir: str = flag("folder for the npy and CSV files", decides=None, default="./plotting/")
-    submission_dir: str = flag(
-        "folder for the files of --do_predict; tasks may share it", decides=None, default="./submissions/"
-    )
     no_cuda: bool = switch("use the CPU even if there is a GPU", decides=None)
     fp16: bool = switch("mixed precision on a GPU", decides="first_stage")
     bf16: bool = switch("mixed precision with bfloat16", decides="first_stage")

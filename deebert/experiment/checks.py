@@ -4,12 +4,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from deebert.data.encoding import MIN_TOKENS
-from deebert.data.submission import test_sets
-from deebert.data.tasks import DIAGNOSTIC, Task, check_num_labels, eval_splits
+from deebert.data.tasks import Task, check_num_labels, eval_splits
 from deebert.evaluation import results
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
-from deebert.experiment.data_arguments import use_command
 from deebert.experiment.flags import default_of
 from deebert.experiment.record import read_record
 from deebert.modeling.checkpoints import check_threshold, max_tokens
@@ -27,17 +25,6 @@ def dev_splits(args: Arguments, task: Task) -> list[str]:
     return [split for split in eval_splits(task) if args.do_eval or split != "test"] if needed else []
 
 
-def test_splits(args: Arguments, task: Task) -> list[str]:
-    """The test files that this run predicts; MNLI's diagnostic set only if it is there."""
-    splits = list(test_sets(task)) if args.do_predict else []
-    if DIAGNOSTIC in splits:
-        try:
-            task.file(args.data_dir, DIAGNOSTIC)
-        except InputError:
-            splits.remove(DIAGNOSTIC)
-    return splits
-
-
 def first_stage_record(args: Arguments) -> Path | None:
     """The settings file of the model in --first_stage, which exists once that model is complete."""
     return Path(args.first_stage, "first_stage.json") if args.first_stage else None
@@ -52,14 +39,12 @@ def has_first_stage(args: Arguments) -> bool:
 def check_flags(args: Arguments, task: Task) -> None:
     """The flags against one another, and that the data files exist."""
     folder, _ = Path(args.output_dir), args.target  # raises for targets that exclude one another
-    if not (args.do_train or args.do_eval or args.do_predict):
-        raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
-    if args.do_predict and not test_sets(task):
-        raise InputError(f"--do_predict: {task.name} is none of GLUE's tasks; for its texts: {use_command(args)}")
+    if not (args.do_train or args.do_eval):
+        raise InputError("nothing to do: give --do_train or --do_eval")
     if folder.name in ("", ".."):
         raise InputError(f"--output_dir {folder}: give a folder's name, results are named after it")
     results.result_dir(args.plot_data_dir, args.model_name_or_path)  # raises for a name without a folder's name
-    for split in [*dev_splits(args, task), *(["train"] if args.do_train else []), *test_splits(args, task)]:
+    for split in [*dev_splits(args, task), *(["train"] if args.do_train else [])]:
         task.file(args.data_dir, split)
     check_needs(args)
     if args.highway_epochs and len(STRATEGIES[args.train_strategy]) == 1:
@@ -211,8 +196,6 @@ def check_outputs_writable(args: Arguments) -> None:
     check_writable(Path(args.output_dir), "--output_dir")
     if args.do_eval and (args.eval_each_highway or args.eval_highway or args.target):
         check_writable(Path(args.plot_data_dir), "--plot_data_dir")
-    if args.do_predict:
-        check_writable(Path(args.submission_dir), "--submission_dir")
 
 
 def check_space_for_checkpoints(args: Arguments, model, samples: int, processes: int, first_stage: int) -> None:

@@ -86,8 +86,6 @@ class OwnDataArguments:
 
 def find_task(args) -> Task:
     """The task of --task_name, or the one that own files make. args: all flags. Raises InputError."""
-    if args.own_data and args.do_predict:
-        raise InputError(f"--do_predict is for GLUE's test sets; with own data: {use_command(args)}")
     if args.own_data and (args.task_name or args.data_dir):
         raise InputError("--task_name and --data_dir are for GLUE's files; leave them out with your own")
     if args.task_name and args.data_dir:
@@ -114,11 +112,6 @@ def find_task(args) -> Task:
             validation_split=args.validation_split,
         )
     )
-
-
-def use_command(args) -> str:
-    """The command that classifies any texts with the model of this run."""
-    return f"deebert predict --model {args.output_dir} --file {args.test_file or 'TEXTS'}"
 
 
 def as_path(name: str | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""Dev sets, tokenized: what a training is watched on, and what an evaluation scores; and GLUE's test sets."""
+"""Dev sets, tokenized: what a training is watched on, and what an evaluation scores."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

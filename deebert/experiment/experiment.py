@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deebert.data.batching import collator
 from deebert.data.features import Features, fingerprint, load_features
-from deebert.data.tasks import Task, label_order, read_indices
+from deebert.data.tasks import Task, label_order
 from deebert.experiment import checks
 from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
 from deebert.experiment.dev_sets import DevSets
@@ -49,7 +49,7 @@ class Experiment:
     """One run of the driver, with checked input.
 
     config: of the model to be trained, or of the one in output_dir. train_features: None without --do_train.
-    test_sets: GLUE's, for --do_predict, and the indices of their lines; a test file of own data is one of the dev_sets.
+    dev_sets: a test file of own data is one of them.
     previous_record: run.json of the training that this run resumes, None if it resumes none.
     """
 
@@ -60,8 +60,6 @@ class Experiment:
     tokenizer: PreTrainedTokenizerBase
     train_features: Features | None
     dev_sets: DevSets
-    test_sets: DevSets
-    test_indices: dict[str, list[int]]
     previous_record: dict | None
     record: RunRecord
 
@@ -108,8 +106,6 @@ class Experiment:
 
         collate = collator(config, args.max_seq_length if args.pad_to_max_length else None)
         dev_features = {split: features(split) for split in checks.dev_splits(args, task)}
-        test_features = {split: features(split) for split in checks.test_splits(args, task)}
-        test_indices = {split: read_indices(task.file(args.data_dir, split)) for split in test_features}
         return cls(
             args=args,
             task=task,
@@ -118,8 +114,6 @@ class Experiment:
             tokenizer=tokenizer,
             train_features=features("train") if args.do_train else None,
             dev_sets=DevSets(task, dev_features, collate, accelerator),
-            test_sets=DevSets(task, test_features, collate, accelerator),
-            test_indices=test_indices,
             previous_record=previous_record,
             record=RunRecord(args, accelerator, fingerprint(tokenizer)),
         )

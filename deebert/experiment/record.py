@@ -17,7 +17,7 @@ from deebert.training.stage import StageTraining
 from deebert.utils.errors import InputError
 
 # none overwrites the record of another kind
-TRAINING, EVALUATION, PREDICTION = "run.json", "run_eval.json", "run_predict.json"
+TRAINING, EVALUATION = "run.json", "run_eval.json"
 # what is read of a record, and what a field is where an older version did not write it
 FIELDS = {
     "arguments": {},
@@ -62,7 +62,7 @@ class RunRecord:
 
     def __init__(self, args: Arguments, accelerator: Accelerator, tokenizer: str):
         self.args, self.accelerator, self.tokenizer, self.facts = args, accelerator, tokenizer, {}
-        kind = TRAINING if args.do_train else EVALUATION if args.do_eval else PREDICTION
+        kind = TRAINING if args.do_train else EVALUATION
         self.file = Path(args.output_dir, kind)
 
     def begin(self, previous: dict | None) -> None:

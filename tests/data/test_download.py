@@ -4,9 +4,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from predict_glue import read_indices
 
 from deebert.commands import download
-from deebert.data.tasks import TASKS, Example, read_examples, read_indices
+from deebert.data.tasks import TASKS, Example, read_examples
 from deebert.utils import cli
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing

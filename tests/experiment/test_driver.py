@@ -287,7 +287,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_train --output_dir .", "--output_dir .: give a folder's name"),
         ("--do_train --do_eval --task_name STS-B --target_drop 0.1", "no threshold can be chosen"),
         ("--do_eval --output_dir three_labels", "a model of 3 labels, but SST-2 has 2"),
-        ("", "nothing to do: give --do_train, --do_eval or --do_predict"),
+        ("", "nothing to do: give --do_train or --do_eval"),
         ("--do_train --target_drop 0.01", "--target_drop has no effect without --do_eval: add it, or leave"),
         ("--do_train --eval_highway", "--eval_highway has no effect without --do_eval"),
         ("--do_train --do_eval --confidence 0.7", "--confidence has no effect without --risk or --target_drop:"),

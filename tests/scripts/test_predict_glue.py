@@ -1,4 +1,4 @@
-"""--do_predict: the files for GLUE's server, line by line, against samples that run through the model one at a time."""
+"""The files for GLUE's server, line by line, against samples that run through the model one at a time."""
 
 import json
 import os
@@ -8,15 +8,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import predict_glue
 import pytest
 import torch
 from data_of_glue import LABELS, TEST_FILES, texts_of, write_test_files
 from helpers import snapshot_files
+from predict_glue import SIZES, STORED, as_words, write_zip
 from tiny import tiny_model, tiny_tokenizer
 
-import run_glue_deebert
-from deebert.data.submission import SIZES, as_words, write_zip
-from deebert.experiment.prediction import STORED
 from deebert.modeling.checkpoints import save_model, set_labels
 from deebert.utils import cli
 
@@ -53,9 +52,10 @@ def models(tmp_path_factory) -> dict[int, tuple]:
 
 
 def drive(model: Path, data: Path, task: str, submissions: Path, *flags: str) -> None:
-    required = ["--model_name_or_path", str(model), "--output_dir", str(model), "--task_name", task, "--data_dir"]
-    given = [str(data), "--submission_dir", str(submissions), "--max_seq_length", "32", "--no_cuda", *flags]
-    run_glue_deebert.main([*required, *given])
+    given = ["--model", str(model), "--task_name", task, "--data_dir", str(data), "--submission_dir", str(submissions)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["predict_glue.py", *given, "--max_seq_length", "32", "--no_cuda", *flags])
+        predict_glue.main()
 
 
 def one_at_a_time(model, name: str, threshold: float | list[float]) -> np.ndarray:
@@ -87,7 +87,7 @@ def test_every_tasks_submission_line_by_line(glue, models, tmp_path, capsys, tas
     labels = OTHER_ORDER if task == "MNLI" else LABELS[task]
     given = [2.0, 1.0] if task == "STS-B" else [0.3, 0.6]
     rule = "patience" if task == "STS-B" else "entropy"
-    drive(folder, glue / task, task, tmp_path, "--do_predict", "--exit_threshold", "0", *map(str, given))
+    drive(folder, glue / task, task, tmp_path, "--exit_threshold", "0", *map(str, given))
     names = [name for name, (file, *_) in TEST_FILES.items() if file.startswith(f"{task}/")]
     names += ["AX"] if task == "MNLI" else []
     wanted = {"full": -1.0, **{f"{rule}_{threshold}": threshold for threshold in given}}
@@ -108,12 +108,11 @@ def test_every_tasks_submission_line_by_line(glue, models, tmp_path, capsys, tas
     assert f"; not all samples are in {', '.join(names)}\n" in printed
     for name in names:
         assert f"note: {name} has 12 samples here; GLUE's server wants predictions for {SIZES[name]:,}\n" in printed
-    assert json.loads((folder / "run_predict.json").read_text())["arguments"]["task_name"] == task
 
 
 def test_what_is_changed_and_saved_is_printed(glue, models, tmp_path, capsys):
     folder, model = models[2]
-    drive(folder, glue / "RTE", "RTE", tmp_path, "--do_predict", "--exit_threshold", "0.6")
+    drive(folder, glue / "RTE", "RTE", tmp_path, "--exit_threshold", "0.6")
     full, early = ((tmp_path / name / "RTE.tsv").read_text().split("\n") for name in ("full", "entropy_0.6"))
     changed = sum(line != other for line, other in zip(full, early, strict=True))
     tokenizer = tiny_tokenizer("bert")
@@ -121,7 +120,10 @@ def test_what_is_changed_and_saved_is_printed(glue, models, tmp_path, capsys):
     layers = np.mean([model(**batch, exit_threshold=0.6).exit_layer.item() / 4 for batch in batches])
     printed = capsys.readouterr().out
     assert "full: 12 predictions for RTE\n" in printed
-    assert f"entropy_0.6: 12 predictions for RTE; {changed} changed, {100 * (1 - layers):.1f} % of the la" in printed
+    assert (
+        f"entropy_0.6: 12 predictions for RTE; {changed} changed, {100 * (1 - layers):.1f} % of the layers saved\n"
+        in printed
+    )
 
 
 def test_tasks_share_a_folder_and_a_task_replaces_its_own_file(glue, models, tmp_path, capsys):
@@ -130,7 +132,7 @@ def test_tasks_share_a_folder_and_a_task_replaces_its_own_file(glue, models, tmp
     (tmp_path / "full/notes.txt").write_text("mine")
     (tmp_path / "full/SST-2.tsv").write_text("index\tprediction\n0\told\n")
     for task in ("WNLI", "SST-2", "CoLA"):
-        drive(folder, glue / task, task, tmp_path, "--do_predict")
+        drive(folder, glue / task, task, tmp_path)
     with zipfile.ZipFile(tmp_path / "full.zip") as packed:
         assert packed.namelist() == ["CoLA.tsv", "SST-2.tsv", "WNLI.tsv"]
         assert "old" not in packed.read("SST-2.tsv").decode()
@@ -158,7 +160,7 @@ def test_numbers_are_between_0_and_5_with_three_decimals():
 
 def test_mnli_without_the_diagnostic_set(glue, models, tmp_path, capsys):
     (tmp_path / "MNLI").symlink_to(glue / "MNLI")
-    drive(models[3][0], tmp_path / "MNLI", "MNLI", tmp_path / "out", "--do_predict")
+    drive(models[3][0], tmp_path / "MNLI", "MNLI", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "note: no predictions for AX: there is no diagnostic.tsv in " in printed
     assert f"MNLI-m, MNLI-mm in {tmp_path / 'out/full.zip'}; GLUE's server also wants CoLA, " in printed
@@ -168,25 +170,13 @@ def test_the_indices_are_those_of_the_file(models, tmp_path):
     """Short rows of QQP and blank lines do not move them; without such a column lines count from 0."""
     rows = ["id\tquestion1\tquestion2", "7\ta film\tgood", "3\tthe plot", "", "12\tso\tbad"]
     (tmp_path / "test.tsv").write_text("\r\n".join(rows) + "\r\n")
-    drive(models[2][0], tmp_path, "QQP", tmp_path / "out", "--do_predict")
+    drive(models[2][0], tmp_path, "QQP", tmp_path / "out")
     lines = (tmp_path / "out/full/QQP.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["index", "7", "3", "12"]
     (tmp_path / "test.tsv").write_text("question1\tquestion2\na film\tgood\nthe\tplot\n")
-    drive(models[2][0], tmp_path, "QQP", tmp_path / "out", "--do_predict")
+    drive(models[2][0], tmp_path, "QQP", tmp_path / "out")
     lines = (tmp_path / "out/full/QQP.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["index", "0", "1"]
-
-
-def test_a_training_ends_with_predictions(tmp_path, tiny_data, tiny_checkpoints):
-    data = tmp_path / "SST-2"
-    data.mkdir()
-    (data / "train.tsv").write_bytes((tiny_data / "SST-2/train.tsv").read_bytes())
-    (data / "test.tsv").write_text("index\tsentence\n0\ta film\n")
-    flags = ["--do_train", "--do_predict", "--max_steps", "1", "--save_steps", "0", "--model_name_or_path"]
-    drive(tmp_path / "model", data, "SST-2", tmp_path / "out", *flags, str(tiny_checkpoints["bert"]))
-    assert (tmp_path / "out/full/SST-2.tsv").read_text() in [f"index\tprediction\n0\t{label}\n" for label in "01"]
-    assert (tmp_path / "model/run.json").is_file()
-    assert not (tmp_path / "model/run_predict.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -197,8 +187,13 @@ def test_a_training_ends_with_predictions(tmp_path, tiny_data, tiny_checkpoints)
         ("RTE", "index\tsentence1\tsentence2\n0\tx\n", "", "test.tsv, line 2: 2 columns where 3 are expected"),
         ("SST-2", "index\tsentence\n0\tx\none\ty\n", "", "test.tsv, line 3: the index 'one' is not a whole number"),
         ("SST-2", "index\tsentence\n0\tx\n\n0\ty\n", "", "test.tsv, line 4: the index 0 is that of line 2, too"),
-        ("SST-2", "index\tsentence\n0\tx\n", "--submission_dir data/test.tsv", "data/test.tsv: no folder can be made"),
-        ("Ratings", "index\tsentence\n0\tx\n", "", "Ratings is none of GLUE's tasks; for its texts: deebert predict"),
+        (
+            "SST-2",
+            "index\tsentence\n0\tx\n",
+            "--submission_dir data/test.tsv",
+            "data/test.tsv/full: no folder can be made",
+        ),
+        ("Ratings", "index\tsentence\n0\tx\n", "", "Ratings: not one of GLUE's tasks; for its texts: deebert predict"),
         ("MNLI", None, "", "test_matched.tsv: no such file"),
         ("STS-B", "index\tsentence1\tsentence2\n0\tx\ty\n", "--exit_threshold 0.1", "needs at least two labels"),
     ],
@@ -213,7 +208,7 @@ def test_bad_input_gets_one_clear_line(tmp_path, monkeypatch, capsys, task, text
     capsys.readouterr()  # transformers' progress bar
     before = snapshot_files(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: drive(Path("model"), Path("data"), task, Path("out"), "--do_predict", *flags.split()))
+        cli.run(lambda: drive(Path("model"), Path("data"), task, Path("out"), *flags.split()))
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -223,7 +218,7 @@ def test_bad_input_gets_one_clear_line(tmp_path, monkeypatch, capsys, task, text
 def test_a_file_in_the_place_of_a_submission_gets_one_line(glue, models, tmp_path, capsys):
     (tmp_path / "full").write_text("mine")
     with pytest.raises(SystemExit):
-        cli.run(lambda: drive(models[2][0], glue / "RTE", "RTE", tmp_path, "--do_predict"))
+        cli.run(lambda: drive(models[2][0], glue / "RTE", "RTE", tmp_path))
     assert f"error: {tmp_path / 'full'}: no folder can be made there (File exists)\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
@@ -232,15 +227,6 @@ def test_the_model_of_another_task_is_refused(glue, models, tmp_path, capsys):
     folder = shutil.copytree(models[2][0], tmp_path / "model")
     (folder / "run.json").write_text(json.dumps({"arguments": {"task_name": "MRPC"}}))
     with pytest.raises(SystemExit):
-        cli.run(lambda: drive(folder, glue / "SST-2", "SST-2", tmp_path / "out", "--do_predict"))
+        cli.run(lambda: drive(folder, glue / "SST-2", "SST-2", tmp_path / "out"))
     assert "trained on MRPC, so it does not predict SST-2; give the model of SST-2" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.tsv"))
-
-
-def test_own_data_are_for_another_command(tmp_path, capsys):
-    argv = ["--do_predict", "--test_file", "new.csv", "--model_name_or_path", "model", "--output_dir", "model"]
-    with pytest.raises(SystemExit):
-        cli.run(lambda: run_glue_deebert.main(argv))
-    assert capsys.readouterr().err == (
-        "error: --do_predict is for GLUE's test sets; with own data: deebert predict --model model --file new.csv\n"
-    )
