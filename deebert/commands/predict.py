@@ -17,7 +17,8 @@ from deebert.data.tables import ENDINGS, read_texts
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import Classifier, Prediction
 from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive
-from deebert.utils.errors import InputError, printable
+from deebert.utils.errors import InputError
+from deebert.utils.text import printable
 
 FORMATS = ("lines", *dict.fromkeys(ENDINGS.values()))
 

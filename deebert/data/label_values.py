@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from deebert.data.tables import read_lines
-from deebert.utils.errors import InputError, printable
+from deebert.utils.errors import InputError
+from deebert.utils.text import printable
 
 # Hugging Face's names of problem types
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"

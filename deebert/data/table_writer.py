@@ -3,13 +3,11 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from deebert.utils.errors import InputError, printable
-
-FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # the first characters of formulas, also in their wide forms
+from deebert.utils.errors import InputError
+from deebert.utils.text import no_formula, printable
 
 
 class TableWriter:
@@ -51,9 +49,3 @@ def as_field(value: Any, digits: str = "") -> str:
     if isinstance(value, bool | dict):
         return json.dumps(value, ensure_ascii=False)
     return "" if value is None else str(value)
-
-
-def no_formula(field: str) -> str:
-    """The field with a ' before it where a spreadsheet would take it for a formula. Numbers stay as they are."""
-    formula = field[:1] in FORMULA and len(field) > 1 and not re.fullmatch(r"[+-]?[\d.,]+(e[+-]?\d+)?%?", field, re.I)
-    return f"'{field}" if formula else field

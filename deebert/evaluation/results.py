@@ -17,6 +17,7 @@ import pandas as pd
 from deebert.evaluation.object_arrays import read_objects
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
+from deebert.utils.text import no_formula
 
 EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"
 CLASSES = "classes.csv"
@@ -83,9 +84,10 @@ class ClassRow:
 
 def write_classes(folder: Path, rows: Sequence[ClassRow]) -> None:
     """Writes classes.csv, a line for each class."""
-    names = {"full": "f1_full", "early": "f1_early"}
+    table = pd.DataFrame(map(asdict, rows)).rename(columns={"full": "f1_full", "early": "f1_early"})
+    table["label"] = table["label"].map(no_formula)
     with replacing(folder / CLASSES) as file:
-        pd.DataFrame(map(asdict, rows)).rename(columns=names).to_csv(file, index=False)
+        table.to_csv(file, index=False)
 
 
 def saving_unit(rows: Iterable[SweepRow]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from deebert.evaluation.results import CLASSES, COST, ClassRow, SweepRow, primary_scores, saving_unit
+from deebert.utils.text import printable
 
 
 def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -49,7 +50,7 @@ def class_table(rows: Sequence[ClassRow], macro: ClassRow, most: int = 10) -> st
     shown = sorted(rows, key=lambda each: (each.early - each.full, each.full) if early else each.full)[:most]
     for each in (*shown, macro):
         change = (f"{100 * each.early:.1f}", f"{100 * (each.early - each.full):+.1f}") if early else ()
-        lines.append([each.label, str(each.texts), f"{100 * each.full:.1f}", *change])
+        lines.append([printable(each.label), str(each.texts), f"{100 * each.full:.1f}", *change])
     if len(rows) <= most:
         return markdown(lines)
     which = "costliest" if early else "lowest"

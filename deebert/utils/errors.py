@@ -1,7 +1,5 @@
 """The errors of the package that a user can correct, and the end of a run by a signal."""
 
-import re
-
 
 class InputError(ValueError):
     """Bad input from the user. Its message is one line and complete; no traceback is needed to understand it."""
@@ -13,8 +11,3 @@ class Interrupted(Exception):  # noqa: N818  not an error
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number  # the shell's convention
-
-
-def printable(text: str) -> str:
-    """The text with escapes in place of control characters, which a terminal would obey: \\x1b, \\n."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: ascii(found[0])[1:-1], text)

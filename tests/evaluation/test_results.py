@@ -11,9 +11,9 @@ import pytest
 from helpers import script
 
 from deebert.evaluation import plotting, results
-from deebert.evaluation.results import SweepRow, read_each_layer, read_sweep, result_dir
+from deebert.evaluation.results import ClassRow, SweepRow, read_each_layer, read_sweep, result_dir
 from deebert.evaluation.series import read_series
-from deebert.evaluation.tables import summary, sweep_table
+from deebert.evaluation.tables import class_table, summary, sweep_table
 from deebert.utils import cli
 from deebert.utils.errors import InputError
 
@@ -162,6 +162,14 @@ def test_table_shows_per_cent_and_a_dash_for_missing_times():
     lines = sweep_table(ROWS).splitlines()
     assert lines[3] == "| 0.1 | 75.00 | -12.50 | 66.7 | - | 1.50 | 29.0 |"
     assert lines[4].endswith("| 50.0 | - | - | - |")
+
+
+def test_labels_are_no_formulas_and_no_orders_to_a_terminal(tmp_path):
+    rows = [ClassRow("=1+1", 3, 0.5), ClassRow("\x1b[31mred", 2, 0.25), ClassRow("-1", 2, 0.25)]
+    results.write_classes(tmp_path, rows)
+    lines = (tmp_path / "classes.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["label", "'=1+1", "\x1b[31mred", "-1"]
+    assert "| \\x1b[31mred | 2 |" in class_table(rows, ClassRow("macro F1", 7, 0.3))
 
 
 def test_summary_names_the_largest_saving_within_the_drop():
