@@ -31,6 +31,7 @@ TOP = [
     "requirements.txt",
     "setup.py",
     "README.md",
+    "CONTRIBUTING.md",
     "LICENSE",
 ]
 
