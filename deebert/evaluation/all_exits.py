@@ -40,7 +40,7 @@ class AllExits:
     labels: (S,), or (S, C) of 0 and 1 where a sample may have several; None for unlabelled data.
     certainties: (S, E-1) of the learning-to-exit head, None where the model has none.
     rule, tolerance, several_labels: the arguments of `exit_rules.make_rule`.
-    layer_operations, off_ramp_operations: (S, N) and (S, E-1), see `Costs`; None in files of version 0.5 and before.
+    layer_operations, off_ramp_operations: (S, N) and (S, E-1), see `Costs`; None: each layer counts 1, off-ramps 0.
     first_layer: the layer of the first exit: 1, or 0 where it is before the first layer.
     """
 
@@ -114,16 +114,26 @@ class AllExits:
         """The logits (S, C) of samples that exit at these layers (S,)."""
         return self.logits[np.arange(len(self.logits)), exit_layers - self.first_layer]
 
-    def cost(self, exit_layers: np.ndarray, threshold: float | Sequence[float]) -> np.ndarray | None:
-        """(S,) of samples that exit at these layers (S,) with this threshold, as shares of the full model's cost.
+    @property
+    def costs(self) -> Costs:
+        """The operations of each part of the model, for each sample."""
+        if self.layer_operations is None:
+            samples = len(self.logits)
+            return Costs(np.ones((samples, self.num_layers)), np.zeros((samples, self.num_exits - 1)))
+        return Costs(self.layer_operations, self.off_ramp_operations)
 
-        It includes the off-ramps that run. None where the operations are not known.
-        """
-        if self.layer_operations is None or self.off_ramp_operations is None:
-            return None
+    def operations(self, exit_layers: np.ndarray, threshold: float | Sequence[float]) -> np.ndarray:
+        """(S,) of samples that exit at these layers (S,) with this threshold; the off-ramps that run are included."""
         rule, cutoffs = self.exit_rule, self.cutoffs(threshold)
-        consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
-        return Costs(self.layer_operations, self.off_ramp_operations).of(exit_layers, consulted)
+        return self.costs.of(exit_layers, [rule.consults(cutoffs, i) for i in range(len(cutoffs))])
+
+    def cost(self, exit_layers: np.ndarray, threshold: float | Sequence[float]) -> float:
+        """`operations`, summed over the samples, as a share of the full model's, summed, too.
+
+        It is 1 exactly where all samples run every layer and no off-ramp, and above 1 where off-ramps run and hardly
+        any sample exits.
+        """
+        return float(self.operations(exit_layers, threshold).sum() / self.costs.full.sum())
 
     def full_score(self, task: Task) -> float:
         """The primary metric of the full model; computed once."""
@@ -220,7 +230,6 @@ def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[Swee
     for threshold in thresholds:
         exit_layers = exits.exit_layers(threshold)
         score = primary_score(task, exits.logits_at(exit_layers), exits.labels)
-        cost = exits.cost(exit_layers, threshold)
         rows.append(
             SweepRow(
                 threshold=threshold,
@@ -229,7 +238,7 @@ def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[Swee
                 layers_run=float(exit_layers.mean() / exits.num_layers),
                 exits={layer: int((exit_layers == layer).sum()) for layer in exits.layers},
                 rule=exits.rule,
-                cost=None if cost is None else float(cost.mean()),
+                cost=exits.cost(exit_layers, threshold),
             )
         )
     return rows
@@ -240,9 +249,7 @@ def spread_thresholds(exits: AllExits) -> list[float]:
     rows = []
     for threshold in dense_thresholds(exits):
         threshold = float(f"{threshold:.2g}")
-        layers = exits.exit_layers(threshold)
-        cost = exits.cost(layers, threshold)
-        rows.append((threshold, 1 - float(np.mean(layers / exits.num_layers if cost is None else cost))))
+        rows.append((threshold, 1 - exits.cost(exits.exit_layers(threshold), threshold)))
     chosen = [next((x for x, saved in rows if saved >= share), None) for share in np.arange(1, 10) / 10]
     return list(dict.fromkeys([0.0, *(threshold for threshold in chosen if threshold is not None)]))
 

@@ -1,5 +1,8 @@
 """What early exit costs: floating-point operations of what ran, over those of the full model without off-ramps.
 
+The cost of a data set is the ratio of the two sums over its samples. The mean of each sample's share would flatter:
+short texts exit earlier.
+
 Counting layers misleads: the last layer is computed for the first token only and costs about a fifth of a layer, and
 off-ramps are not free. Counted are matrix products and the off-ramps' pooling; the embeddings are left out. Each sample
 counts with its own number of tokens, without padding. Local attention counts in full: PyTorch and ONNX Runtime compute
@@ -26,18 +29,21 @@ class Costs:
     layers: np.ndarray
     off_ramps: np.ndarray
 
-    def of(self, exit_layers: np.ndarray, consulted: Sequence[bool]) -> np.ndarray:
-        """(S,) the cost of samples that exit at these layers (S,), as a share of the full model's.
+    @property
+    def full(self) -> np.ndarray:
+        """(S,) the operations of the full model."""
+        return self.layers.sum(axis=1)
 
-        consulted: (E-1,) whether each off-ramp runs at all (see `ExitRule.consults`). It is 1 exactly for a sample that
-        runs every layer and no off-ramp, and above 1 for one that runs off-ramps without exiting.
+    def of(self, exit_layers: np.ndarray, consulted: Sequence[bool]) -> np.ndarray:
+        """(S,) the operations of samples that exit at these layers (S,).
+
+        consulted: (E-1,) whether each off-ramp runs at all (see `ExitRule.consults`).
         """
         num_layers, exit_layers = self.layers.shape[1], np.asarray(exit_layers)[:, None]
         ran = np.arange(1, num_layers + 1) <= exit_layers  # (S, N)
         after_layer = np.arange(num_layers - self.off_ramps.shape[1], num_layers)  # of each off-ramp
         off_ramps_ran = (after_layer <= exit_layers) & np.asarray(consulted, bool)
-        operations = (self.layers * ran).sum(axis=1) + (self.off_ramps * off_ramps_ran).sum(axis=1)
-        return operations / self.layers.sum(axis=1)
+        return (self.layers * ran).sum(axis=1) + (self.off_ramps * off_ramps_ran).sum(axis=1)
 
 
 def costs_of(config, lengths: np.ndarray) -> Costs:

@@ -7,8 +7,6 @@ All of its samples are used: what is promised is about unseen samples, so that n
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from deebert.data.tasks import Task
 from deebert.evaluation import risk_control
 from deebert.evaluation.all_exits import AllExits
@@ -52,7 +50,6 @@ class OperatingPoint:
     """The results of one threshold on one set of samples.
 
     score_change: the score minus the full model's.
-    cost_saved: None where the operations are not known; layers are counted in its place then.
     exits: how many samples exit after each layer; 0: before the first one.
     changed, lost, gained: samples whose prediction differs from the full model's, is worse, is better; None for
         regression.
@@ -61,17 +58,12 @@ class OperatingPoint:
     score: float
     score_change: float
     layers_saved: float
-    cost_saved: float | None
+    cost_saved: float
     samples: int
     exits: dict[int, int]
     changed: int | None
     lost: int | None
     gained: int | None
-
-    @property
-    def saved(self) -> float:
-        """The cost saved, or the layers saved where the cost is not known."""
-        return self.layers_saved if self.cost_saved is None else self.cost_saved
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ def shown_threshold(task: Task, exits: AllExits, target: SelectionTarget, seed: 
     threshold = risk_control.fixed_sequence(
         thresholds, broken_p_value(task, exits, target, seed), 1 - target.confidence
     )
-    return threshold if threshold is not None and saved(exits, threshold).mean() > 0 else None
+    return threshold if threshold is not None and exits.cost(exits.exit_layers(threshold), threshold) < 1 else None
 
 
 def candidate_thresholds(rule: ExitRule, num_exits: int) -> list[float]:
@@ -150,23 +142,16 @@ def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: i
     return p_value
 
 
-def saved(exits: AllExits, threshold: float | list[float]) -> np.ndarray:
-    """(S,) the share of the cost that each sample saves, or of the layers where the cost is not known."""
-    layers = exits.exit_layers(threshold)
-    cost = exits.cost(layers, threshold)
-    return 1 - (layers / exits.num_layers if cost is None else cost)
-
-
 def operating_point(task: Task, exits: AllExits, threshold: float | list[float]) -> OperatingPoint:
     """The results of one threshold on these samples."""
     layers = exits.exit_layers(threshold)
-    score, cost = primary_score(task, exits.logits_at(layers), exits.labels), exits.cost(layers, threshold)
+    score = primary_score(task, exits.logits_at(layers), exits.labels)
     changed, lost, gained = (None, None, None) if task.num_labels == 1 else risk_control.changes(exits, layers)
     return OperatingPoint(
         score=score,
         score_change=score - exits.full_score(task),
         layers_saved=1 - float(layers.mean()) / exits.num_layers,
-        cost_saved=None if cost is None else 1 - float(cost.mean()),
+        cost_saved=1 - exits.cost(layers, threshold),
         samples=len(layers),
         exits={layer: int((layers == layer).sum()) for layer in exits.layers},
         changed=changed,
@@ -196,8 +181,8 @@ def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -
 def describe(point: OperatingPoint) -> str:
     """The point in words: the score, its change, and the cost and layers saved."""
     score = f"score {100 * point.score:.2f} % ({100 * point.score_change:+.2f})"
-    cost = "" if point.cost_saved is None else f"{100 * point.cost_saved:.1f} % of the cost and "
-    return f"{score}, {cost}{100 * point.layers_saved:.1f} % of the layers saved"
+    saved = f"{100 * point.cost_saved:.1f} % of the cost and {100 * point.layers_saved:.1f} % of the layers saved"
+    return f"{score}, {saved}"
 
 
 def describe_texts(point: OperatingPoint) -> str:

@@ -142,7 +142,7 @@ def scores_text(config, task: Task, split: str, exits: AllExits) -> str:
         layers = exits.exit_layers(threshold)
         score, cost = primary_score(task, exits.logits_at(layers), exits.labels), exits.cost(layers, threshold)
         saved = [f"{100 * (1 - layers.mean() / exits.num_layers):.1f} % of the layers"]
-        saved += [] if cost is None else [f"{100 * (1 - cost.mean()):.1f} % of the cost (floating-point operations)"]
+        saved += [f"{100 * (1 - cost):.1f} % of the cost (floating-point operations)"]
         change = 100 * (score - exits.full_score(task))
         saving = f"The stored threshold saves {' and '.join(saved)}"
         lines.append(f"\n{saving}; {metric} is {100 * score:.2f} ({change:+.2f} points).")

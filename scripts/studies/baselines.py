@@ -27,10 +27,14 @@ RESAMPLES, RESAMPLES_OF_SLOW_METRICS = 1000, 100
 
 @dataclass(frozen=True)
 class Candidates:
-    """What one setting with one seed can run. predictions: (M, S). costs: (M, S), shares of the full model's."""
+    """What one setting with one seed can run.
+
+    predictions: (M, S). operations: (M, S). full: (S,), the operations of the full model.
+    """
 
     predictions: np.ndarray
-    costs: np.ndarray
+    operations: np.ndarray
+    full: np.ndarray
 
     @classmethod
     def of(cls, exits: AllExits, layers: Sequence[np.ndarray], thresholds: Sequence) -> "Candidates":
@@ -38,8 +42,13 @@ class Candidates:
         pairs = list(zip(layers, thresholds, strict=True))
         return cls(
             np.stack([predictions(exits.logits_at(layer)) for layer in layers]),
-            np.stack([exits.cost(layer, threshold) for layer, threshold in pairs]),
+            np.stack([exits.operations(layer, threshold) for layer, threshold in pairs]),
+            exits.costs.full,
         )
+
+    def costs(self, samples: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(M,) the cost on these samples: a ratio of sums."""
+        return self.operations[:, samples].sum(axis=1) / self.full[samples].sum()
 
 
 def early_exit(exits: AllExits) -> Candidates:
@@ -64,10 +73,10 @@ def own_exits(exits: AllExits) -> Candidates:
 
 def static_models(models: Sequence[AllExits], full: AllExits) -> Candidates:
     """Models without exits, and the full model, whose cost is 1."""
-    operations = [model.layer_operations.sum(axis=1) for model in models]
     return Candidates(
         np.stack([predictions(model.logits[:, -1]) for model in (*models, full)]),
-        np.stack([*operations, full.layer_operations.sum(axis=1)]) / full.layer_operations.sum(axis=1),
+        np.stack([model.costs.full for model in (*models, full)]),
+        full.costs.full,
     )
 
 
@@ -115,8 +124,8 @@ def scores_at_costs(
     values = []
     for fit, scored, drawn in zip(halves[::-1], halves, counts, strict=True):
         scores = resampled_scores(task, candidates.predictions[:, fit], labels[fit], np.ones((1, len(fit))))[0]
-        chosen = upper_hull(candidates.costs[:, fit].mean(axis=1), scores)
-        cost = candidates.costs[np.ix_(chosen, scored)].mean(axis=1)
+        chosen = upper_hull(candidates.costs(fit), scores)
+        cost = candidates.costs(scored)[chosen]
         chosen = np.array(chosen)[np.argsort(cost, kind="stable")]
         shares = np.stack([np.interp(COSTS, np.sort(cost), corner) for corner in np.eye(len(chosen))])  # (P, G)
         values.append(
@@ -142,7 +151,7 @@ class Frontier:
             name: np.stack([scores_at_costs(task, one, labels, halves, counts) for one in of_seeds])
             for name, of_seeds in candidates.items()
         }
-        self.lowest = max(one.costs.mean(axis=1).min() for of_seeds in candidates.values() for one in of_seeds)
+        self.lowest = max(one.costs().min() for of_seeds in candidates.values() for one in of_seeds)
         can_run = self.lowest <= COSTS
         self.scores = {name: np.where(can_run, of_seeds, np.nan) for name, of_seeds in self.scores.items()}
         seeds = len(next(iter(candidates.values())))
@@ -175,9 +184,8 @@ def oracle(exits: AllExits, wanted: np.ndarray) -> tuple[np.ndarray, float]:
     """
     right = predictions(exits.logits) == wanted[:, None]
     layers = right.argmax(axis=1) + exits.first_layer  # argmax gives the first; 0 where there is none
-    operations = np.pad(exits.layer_operations.cumsum(axis=1), ((0, 0), (1, 0)))  # (S, N + 1), none before layer 1
-    cost = operations[np.arange(len(layers)), layers] / operations[:, -1]
-    return predictions(exits.logits_at(layers)), float(cost.mean())
+    operations = exits.costs.of(layers, [False] * (exits.num_exits - 1))
+    return predictions(exits.logits_at(layers)), float(operations.sum() / exits.costs.full.sum())
 
 
 def error_auroc(exits: AllExits) -> list[float]:
@@ -245,7 +253,7 @@ def static_points(
     """The cost of each static model, and its score with each seed."""
     points = {}
     for name, of_seeds in static.items():
-        cost = float(static_models(of_seeds, full).costs[0].mean())
+        cost = float(static_models(of_seeds, full).costs()[0])
         points[name] = (cost, [exits.full_score(task) for exits in of_seeds])
     return points
 

@@ -133,7 +133,7 @@ def latency(system: System, timing: Timing, features: Features, task, config, ra
         threshold=system.threshold,
         score=scores(task, timing.logits, features.labels)[task.primary_metric],
         layers_run=layers.mean() / config.num_hidden_layers,
-        cost=None if system.threshold is None else mean_cost(config, features.lengths, layers, system.threshold),
+        cost=None if system.threshold is None else cost_of(config, features.lengths, layers, system.threshold),
         p50=p50,
         p90=p90,
         p99=p99,
@@ -141,11 +141,12 @@ def latency(system: System, timing: Timing, features: Features, task, config, ra
     )
 
 
-def mean_cost(config, lengths: np.ndarray, exit_layers: np.ndarray, threshold: float) -> float:
-    """The mean cost of samples of these lengths (S,) in tokens that exit at these layers (S,)."""
+def cost_of(config, lengths: np.ndarray, exit_layers: np.ndarray, threshold: float) -> float:
+    """The cost of samples of these lengths (S,) in tokens that exit at these layers (S,)."""
     rule, cutoffs = config_cutoffs(config, threshold)
     consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
-    return float(costs_of(config, lengths).of(exit_layers, consulted).mean())
+    costs = costs_of(config, lengths)
+    return float(costs.of(exit_layers, consulted).sum() / costs.full.sum())
 
 
 def table(rows: list[Row]) -> str:

@@ -160,7 +160,7 @@ def main() -> None:
         raise InputError("--settings: all of them are static; add one with exits, such as 'two stages:'")
     print(f"\n{caption}\n\n{comparison.table(outcomes)}\n")
     comparable = task.num_labels > 1 and not task.several_labels  # baselines.py compares predicted classes
-    if len(settings) > 1 and comparable and comparison.common_unit(outcomes) == results.COST:
+    if len(settings) > 1 and comparable:
         written += [write_frontier(args.comparison_dir, task, early, static)]
     print(*written, sep="\n")
 
@@ -170,8 +170,7 @@ def write(folder: Path, outcomes: dict[str, list[comparison.Outcome]], seeds: li
     with replacing(folder / "comparison.md") as file:
         file.write(f"{caption}\n\n{comparison.table(outcomes)}\n")
     comparison.write_csv(folder / "comparison.csv", outcomes, seeds)
-    curves, unit = comparison.curves(outcomes), comparison.common_unit(outcomes)
-    figures = draw_comparison(comparison.GRID, curves, unit, folder / "comparison")
+    figures = draw_comparison(comparison.GRID, comparison.curves(outcomes), folder / "comparison")
     return [folder / "comparison.md", folder / "comparison.csv", *figures]
 
 
@@ -194,7 +193,7 @@ def write_frontier(
         file.write("\n\n".join(tables) + "\n")
     print("\n\n".join(tables) + "\n")
     curves = {name: [lines.curve(name)[::-1]] for name in lines.scores}
-    draw_comparison(comparison.GRID, curves, results.COST, folder / "comparison", points)
+    draw_comparison(comparison.GRID, curves, folder / "comparison", points)
     return folder / "frontier.md"
 
 

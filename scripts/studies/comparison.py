@@ -15,7 +15,7 @@ from scipy.integrate import trapezoid
 
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, layer_scores, sweep
-from deebert.evaluation.results import COST, LAYERS, SweepRow, primary_scores, saving_unit
+from deebert.evaluation.results import SweepRow, primary_scores
 from deebert.evaluation.tables import markdown
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
@@ -27,7 +27,7 @@ GRID = np.linspace(0, 1, 101)  # (G,) the shares saved at which a curve has its 
 
 @dataclass(frozen=True)
 class Savings:
-    """What the thresholds of one model save of the cost, or of the layers, in shares.
+    """What the thresholds of one model save of the cost, in shares.
 
     saved: the largest share that any threshold saves, for each of DROPS.
     area: the mean of the score over the share that is run, from the smallest one to 1.
@@ -44,11 +44,10 @@ class Outcome:
     """The results of one setting with one seed.
 
     exits: the score of each exit, by its layer; that of the last layer is the final classifier.
-    savings: by unit; COST only where the operations are known.
     """
 
     exits: dict[int, float]
-    savings: dict[str, Savings]
+    savings: Savings
 
 
 def read_settings(path: Path) -> dict[str, list[str]]:
@@ -98,16 +97,12 @@ def outcome(task: Task, exits: AllExits) -> Outcome:
     Thresholds are chosen and scored on the same samples, so the savings are upper bounds.
     """
     rows = sweep(task, exits, all_thresholds(exits))
-    units = {saving_unit(rows), LAYERS}
-    return Outcome(
-        exits=primary_scores(layer_scores(task, exits)),
-        savings={unit: savings(rows, unit) for unit in units},
-    )
+    return Outcome(exits=primary_scores(layer_scores(task, exits)), savings=savings(rows))
 
 
-def savings(rows: Sequence[SweepRow], unit: str) -> Savings:
-    """What a sweep saves, counted in a unit of `results.saving_unit`."""
-    saved = np.array([row.saved(unit) for row in rows])
+def savings(rows: Sequence[SweepRow]) -> Savings:
+    """What a sweep saves."""
+    saved = np.array([row.cost_saved for row in rows])
     score, change = np.array([row.score for row in rows]), np.array([row.score_change for row in rows])
     best = [score[saved >= share - 1e-9].max(initial=-np.inf) for share in GRID]
     return Savings(
@@ -128,23 +123,9 @@ def area(saved: np.ndarray, score: np.ndarray) -> float:
     return float(trapezoid(score[order], saved[order]) / saved.max() if saved.max() > 0 else score[0])
 
 
-def common_unit(outcomes: dict[str, list[Outcome]]) -> str:
-    """COST where all outcomes have it, else LAYERS: a table never mixes the two."""
-    return COST if all(COST in o.savings for of_seeds in outcomes.values() for o in of_seeds) else LAYERS
-
-
-def without_cost(outcomes: dict[str, list[Outcome]]) -> str:
-    """One line that says which settings keep the others from being compared by cost; "" where there is none."""
-    names = [name for name, of_seeds in outcomes.items() if any(COST not in o.savings for o in of_seeds)]
-    if not names:
-        return ""
-    return f"Savings are counted in layers: runs of an older version hold no cost ({', '.join(names)})."
-
-
 def curves(outcomes: dict[str, list[Outcome]]) -> dict[str, list[np.ndarray]]:
-    """For each setting the curve of each seed, in the common unit."""
-    unit = common_unit(outcomes)
-    return {name: [o.savings[unit].curve for o in of_seeds] for name, of_seeds in outcomes.items()}
+    """For each setting the curve of each seed."""
+    return {name: [o.savings.curve for o in of_seeds] for name, of_seeds in outcomes.items()}
 
 
 def caption(samples: int, seeds: Sequence[int]) -> str:
@@ -160,19 +141,16 @@ def caption(samples: int, seeds: Sequence[int]) -> str:
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:
     """A Markdown table in per cent: means over the seeds, with standard deviations where there are several."""
-    unit = common_unit(outcomes)
-    rows = [["setting", "final score", "exits", *(f"{unit} saved at {100 * drop:g}" for drop in DROPS), "area"]]
+    rows = [["setting", "final score", "exits", *(f"cost saved at {100 * drop:g}" for drop in DROPS), "area"]]
     for name, of_seeds in outcomes.items():
         *layers, last = of_seeds[0].exits
         exits = " ".join(
             f"{'0: ' if layer == 0 else ''}{100 * np.mean([o.exits[layer] for o in of_seeds]):.1f}" for layer in layers
         )
-        of_unit = [o.savings[unit] for o in of_seeds]
-        saved = [mean_and_deviation([s.saved[i] for s in of_unit]) for i in range(len(DROPS))]
+        saved = [mean_and_deviation([o.savings.saved[i] for o in of_seeds]) for i in range(len(DROPS))]
         final = mean_and_deviation([o.exits[last] for o in of_seeds])
-        rows.append([name, final, exits, *saved, mean_and_deviation([s.area for s in of_unit])])
-    note = without_cost(outcomes)
-    return f"{markdown(rows)}\n\n{note}" if note else markdown(rows)
+        rows.append([name, final, exits, *saved, mean_and_deviation([o.savings.area for o in of_seeds])])
+    return markdown(rows)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -182,15 +160,13 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def write_csv(path: Path, outcomes: dict[str, list[Outcome]], seeds: Sequence[int]) -> None:
-    """Writes one line for each setting and seed; the columns of savings are named after the common unit."""
-    unit = common_unit(outcomes)
+    """Writes one line for each setting and seed."""
     layers = sorted({layer for of_seeds in outcomes.values() for o in of_seeds for layer in o.exits})
     header = ["setting", "seed", *(f"exit_{layer}" for layer in layers)]
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*header, *(f"{unit}_saved_at_drop_{drop:g}" for drop in DROPS), f"area_over_{unit}"])
+        writer.writerow([*header, *(f"cost_saved_at_drop_{drop:g}" for drop in DROPS), "area_over_cost"])
         for name, of_seeds in outcomes.items():
             for seed, o in zip(seeds, of_seeds, strict=True):
                 exits = [o.exits.get(layer, "") for layer in layers]  # a model may have fewer layers, or no exit 0
-                of_unit = o.savings[unit]
-                writer.writerow([name, seed, *exits, *of_unit.saved, of_unit.area])
+                writer.writerow([name, seed, *exits, *o.savings.saved, o.savings.area])

@@ -53,7 +53,9 @@ def line(points: list[OperatingPoint], target: SelectionTarget, samples: int, sp
     """One line of the table."""
     if not points:
         return row([str(samples), f"0 of {splits}", "", "", ""])
-    change, saved = (100 * np.mean(values) for values in zip(*((p.score_change, p.saved) for p in points), strict=True))
+    change, saved = (
+        100 * np.mean(values) for values in zip(*((p.score_change, p.cost_saved) for p in points), strict=True)
+    )
     share = 100 * np.mean([kept(point, target) for point in points])
     return row([str(samples), f"{len(points)} of {splits}", f"{share:.1f}", f"{change:+.2f}", f"{saved:.1f}"])
 

@@ -13,6 +13,7 @@ from deebert.data.features import Features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits, run_all_exits, sweep
 from deebert.evaluation.cost import costs_of, operations
+from deebert.evaluation.threshold_selection import operating_point
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.first_token import first_token_layer
 
@@ -36,9 +37,10 @@ def test_cost_written_out_by_hand():
     assert costs.layers.tolist() == [[1520, 1520, 616], [240, 240, 296]]
     assert costs.off_ramps.tolist() == [[56, 56], [56, 56]]
     exit_layers = np.array([2, 3])
-    assert costs.of(exit_layers, [True, True]).tolist() == [3152 / 3656, 888 / 776]
-    assert costs.of(exit_layers, [False, True]).tolist() == [3096 / 3656, 832 / 776]
-    assert costs.of(np.array([1, 1]), [True, True]).tolist() == [1576 / 3656, 296 / 776]
+    assert costs.full.tolist() == [3656, 776]
+    assert costs.of(exit_layers, [True, True]).tolist() == [3152, 888]
+    assert costs.of(exit_layers, [False, True]).tolist() == [3096, 832]
+    assert costs.of(np.array([1, 1]), [True, True]).tolist() == [1576, 296]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +68,8 @@ def test_an_exit_before_the_first_layer_costs_the_off_ramp():
     assert costs.off_ramps.tolist() == [[off_ramp] * 3]
     assert costs.layers.tolist() == [[1520, 1520, 616]]
     for exit_layer, ran in enumerate((off_ramp, 1520 + 2 * off_ramp, 2 * 1520 + 3 * off_ramp, 3656 + 3 * off_ramp)):
-        assert costs.of(np.array([exit_layer]), [True] * 3).tolist() == [ran / 3656]
-    assert costs.of(np.array([1]), [False, True, True]).tolist() == [(1520 + off_ramp) / 3656]
+        assert costs.of(np.array([exit_layer]), [True] * 3).tolist() == [ran]
+    assert costs.of(np.array([1]), [False, True, True]).tolist() == [1520 + off_ramp]
 
 
 @pytest.mark.parametrize(("head", "rule"), [("pooler", "entropy"), ("pooler", "learned"), ("linear", "entropy")])
@@ -93,7 +95,7 @@ def test_cost_agrees_with_the_counter_of_pytorch(backbone, pooling, head, rule):
             batch, costs = random_batch(model.config, [length]), costs_of(model.config, np.array([length]))
             by_pytorch, output = counted_by_pytorch(model, **batch, exit_threshold=thresholds)
             assert output.exit_layer.tolist() == [exit_layer]
-            counted = costs.of(np.array([exit_layer]), np.array(thresholds) > 0) * costs.layers.sum()
+            counted = costs.of(np.array([exit_layer]), np.array(thresholds) > 0)
             pooling_operations = {"first": 0, "mean": 2}[pooling] * length * 32 * off_ramps
             assert 0 <= round(counted.item()) - by_pytorch <= pooling_operations
 
@@ -135,14 +137,14 @@ def test_each_sample_counts_with_its_own_length():
 
 def test_never_is_1_and_off_ramps_that_nobody_takes_cost_more():
     exits, task = with_costs(simulated(50, 0)), TASKS["SST-2"]
-    full = exits.layer_operations.sum(axis=1)
+    full = exits.costs.full.sum()
     never, nobody, all_at_once = sweep(task, exits, [0.0, 1e-12, 1.0])
     assert (never.cost, never.cost_saved) == (1, 0)
     assert never.exits == nobody.exits == {1: 0, 2: 0, 3: 0, 4: 0, 5: 50}
-    assert nobody.cost == pytest.approx((1 + exits.off_ramp_operations.sum(axis=1) / full).mean())
+    assert nobody.cost == pytest.approx(1 + exits.off_ramp_operations.sum() / full)
     assert nobody.cost > 1 == nobody.layers_run
     first = exits.layer_operations[:, 0] + exits.off_ramp_operations[:, 0]
-    assert all_at_once.cost == pytest.approx((first / full).mean())
+    assert all_at_once.cost == pytest.approx(first.sum() / full)
 
 
 def test_off_ramps_that_a_rule_needs_for_its_state_cost_too():
@@ -151,18 +153,31 @@ def test_off_ramps_that_a_rule_needs_for_its_state_cost_too():
     layers = exits.exit_layers(only_the_last)
     assert set(layers) == {4}
     ran = exits.layer_operations[:, :4].sum(axis=1) + exits.off_ramp_operations.sum(axis=1)
-    np.testing.assert_allclose(exits.cost(layers, only_the_last), ran / exits.layer_operations.sum(axis=1))
+    np.testing.assert_allclose(exits.operations(layers, only_the_last), ran)
 
 
-def test_files_without_operations_have_no_cost(tmp_path):
+def test_the_cost_of_a_data_set_is_a_ratio_of_sums():
+    """A short text that exits early saves little of what the data set costs."""
+    exits = AllExits(
+        logits=np.array([[[9, 0], [9, 0]], [[0.1, 0], [9, 0]]], np.float32),
+        labels=np.array([0, 0]),
+        layer_operations=np.array([[10.0, 10.0], [490.0, 490.0]]),
+        off_ramp_operations=np.array([[1.0], [1.0]]),
+    )
+    (row,) = sweep(TASKS["SST-2"], exits, [0.3])
+    assert row.exits == {1: 1, 2: 1}
+    assert row.cost == (10 + 1 + 980 + 1) / 1000
+    assert operating_point(TASKS["SST-2"], exits, 0.3).cost_saved == 1 - row.cost
+
+
+def test_where_operations_are_not_known_layers_count():
+    exits = simulated(30, 0)
+    (row,) = sweep(TASKS["SST-2"], exits, [0.3])
+    assert row.cost == pytest.approx(row.layers_run)
+    assert row.cost < 1
+
+
+def test_costs_are_stored_with_all_exits(tmp_path):
     exits = with_costs(simulated(30, 0))
     exits.save(tmp_path / "new.npz")
-    (row,) = sweep(TASKS["SST-2"], AllExits.load(tmp_path / "new.npz"), [0.3])
-    assert row == sweep(TASKS["SST-2"], exits, [0.3])[0]
-    assert 0 < row.cost < 1
-    with np.load(tmp_path / "new.npz") as arrays:  # what version 0.5 wrote
-        names = ("logits", "labels", "rule", "tolerance")
-        np.savez(tmp_path / "old.npz", **{name: arrays[name] for name in names})
-    (old,) = sweep(TASKS["SST-2"], AllExits.load(tmp_path / "old.npz"), [0.3])
-    assert (old.cost, old.cost_saved) == (None, None)
-    assert replace(old, cost=row.cost) == row
+    assert sweep(TASKS["SST-2"], AllExits.load(tmp_path / "new.npz"), [0.3]) == sweep(TASKS["SST-2"], exits, [0.3])

@@ -39,7 +39,7 @@ def broken_rate(world: AllExits, task, target: SelectionTarget, samples: int, ru
     else:
         broken = [point.lost > target.risk * point.samples for point in points]
     assert len(points) > runs / 2  # no target is kept by never exiting
-    return float(np.mean(broken)), float(np.mean([point.saved for point in points]))
+    return float(np.mean(broken)), float(np.mean([point.cost_saved for point in points]))
 
 
 @pytest.mark.parametrize(

@@ -23,18 +23,16 @@ from deebert.utils import cli
 SST2 = TASKS["SST-2"]
 
 
-@pytest.mark.parametrize("unit", ["layers", "cost"])
-def test_savings_are_the_largest_at_each_drop(unit):
+def test_savings_are_the_largest_at_each_drop():
     exits = with_costs(simulated(300, 0))
     result = outcome(SST2, exits)
-    savings = result.savings[unit]
+    savings = result.savings
     full = (exits.logits[:, -1].argmax(-1) == exits.labels).mean()
     assert result.exits[5] == full
     tried = []
     for threshold in np.linspace(0, 0.7, 2000):
         layers = exits.exit_layers(threshold)
-        run = layers / 5 if unit == "layers" else exits.cost(layers, threshold)
-        tried.append((1 - run.mean(), (exits.logits_at(layers).argmax(-1) == exits.labels).mean()))
+        tried.append((1 - exits.cost(layers, threshold), (exits.logits_at(layers).argmax(-1) == exits.labels).mean()))
     for drop, saved in zip(DROPS, savings.saved, strict=True):
         assert saved == pytest.approx(max(s for s, score in tried if score >= full - drop - 1e-9), abs=0.02)
     for share, best in zip(GRID, savings.curve, strict=True):
@@ -46,7 +44,7 @@ def test_savings_are_the_largest_at_each_drop(unit):
 def test_rules_with_the_same_order_of_samples_save_the_same():
     exits = simulated(300, 3)  # two labels: the entropy falls as the confidence grows
     rules = ("entropy", "confidence", "margin")
-    first, *others = [outcome(SST2, replace(exits, rule=rule)).savings["layers"] for rule in rules]
+    first, *others = [outcome(SST2, replace(exits, rule=rule)).savings for rule in rules]
     for other in others:
         assert other.saved == pytest.approx(first.saved)
         assert other.area == pytest.approx(first.area)
@@ -56,8 +54,7 @@ def test_area_of_equal_exits_is_their_score():
     exits = with_costs(simulated(200, 1))
     exits.logits[:] = exits.logits[:, -1:]
     result = outcome(SST2, exits)
-    for unit in ("layers", "cost"):
-        assert result.savings[unit].area == pytest.approx(result.exits[1])
+    assert result.savings.area == pytest.approx(result.exits[1])
 
 
 def test_area_leaves_out_thresholds_that_cost_more_than_the_full_model():
@@ -87,25 +84,17 @@ def test_an_exit_before_the_first_layer_has_a_column_of_its_own(tmp_path):
     assert float(without["exit_5"]) == plain.exits[5]
 
 
-def test_cost_and_layers_are_never_in_one_table(tmp_path):
-    """A run of an older version has no cost: all are compared by layers, and one line says so."""
-    new, old = outcome(SST2, with_costs(simulated(300, 0))), outcome(SST2, simulated(300, 0))
-    assert new.savings["layers"].saved == old.savings["layers"].saved != new.savings["cost"].saved
-    for outcomes, unit in (({"new": [new]}, "cost"), ({"new": [new], "old": [old]}, "layers")):
-        header, _, line, *rest = table(outcomes).splitlines()
-        assert [name.strip() for name in header.split("|")][4:8] == [
-            f"{unit} saved at {points}" for points in ("0", "0.5", "1", "2")
-        ]
-        cells = [cell.strip() for cell in line.split("|")]
-        assert cells[6] == f"{100 * new.savings[unit].saved[2]:.1f}"
-        assert cells[8] == f"{100 * new.savings[unit].area:.1f}"
-        note = "Savings are counted in layers: runs of an older version hold no cost (old)."
-        assert [line for line in rest if "counted" in line] == ([] if unit == "cost" else [note])
-        comparison.write_csv(tmp_path / "comparison.csv", outcomes, [1])
-        row = next(csv.DictReader((tmp_path / "comparison.csv").open()))
-        assert float(row[f"{unit}_saved_at_drop_0.01"]) == new.savings[unit].saved[2]
-        assert float(row[f"area_over_{unit}"]) == new.savings[unit].area
-        np.testing.assert_array_equal(comparison.curves(outcomes)["new"][0], new.savings[unit].curve)
+def test_table_csv_and_curves_show_the_savings(tmp_path):
+    result = outcome(SST2, with_costs(simulated(300, 0)))
+    header, _, line = table({"mine": [result]}).splitlines()
+    assert [name.strip() for name in header.split("|")][4:8] == [f"cost saved at {x}" for x in ("0", "0.5", "1", "2")]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert (cells[6], cells[8]) == (f"{100 * result.savings.saved[2]:.1f}", f"{100 * result.savings.area:.1f}")
+    comparison.write_csv(tmp_path / "comparison.csv", {"mine": [result]}, [1])
+    row = next(csv.DictReader((tmp_path / "comparison.csv").open()))
+    assert float(row["cost_saved_at_drop_0.01"]) == result.savings.saved[2]
+    assert float(row["area_over_cost"]) == result.savings.area
+    np.testing.assert_array_equal(comparison.curves({"mine": [result]})["mine"][0], result.savings.curve)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +185,7 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     for row in rows[4:6]:  # "sure", of the same training as "mean"
         exits = AllExits.load(folder / "runs/highway_pooling+mean" / f"seed{row['seed']}" / "all_exits.npz")
         expected = outcome(SST2, replace(exits, rule="confidence"))
-        assert float(row["area_over_cost"]) == pytest.approx(expected.savings["cost"].area)
+        assert float(row["area_over_cost"]) == pytest.approx(expected.savings.area)
     assert [exits.rule for exits in measured[:6]] == ["entropy"] * 4 + ["confidence"] * 2
     for plain, sure in zip(measured[2:4], measured[4:6], strict=True):
         np.testing.assert_array_equal(plain.logits, sure.logits)
