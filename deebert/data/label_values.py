@@ -37,7 +37,7 @@ class LabelFormat:
     def parse(self, value: Any) -> str | tuple[str, ...] | float:
         """A value as a label, the labels of a line, or a number. Raises ValueError, whose message names no line."""
         if self.problem_type == REGRESSION:
-            return number(value)
+            return number_in(value)
         if self.problem_type == SINGLE_LABEL:
             return self._named(label_name(value, f"; several need the problem_type {MULTI_LABEL}"))
         parts = items(value, self.separator)
@@ -133,7 +133,7 @@ def label_name(value: Any, advice: str = "") -> str:
     return name
 
 
-def number(value: Any) -> float:
+def number_in(value: Any) -> float:
     """A finite number. Raises ValueError."""
     try:
         parsed = float(value)

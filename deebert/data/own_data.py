@@ -1,7 +1,7 @@
 """Own data: a task that is made from files of any columns and labels. docs/own_data.md states its rules."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +54,29 @@ class OwnFiles:
 
 @dataclass(frozen=True)
 class OwnTask(Task):
-    """A task of own files. examples, files: by split; a dev set without a file is a part of the training's.
+    """A task of own files.
 
-    notes: lines for the user: what was read, and warnings.
+    lines: by split; of each line its text or pair, and its label, labels or number. files: by split; a dev set without
+    a file is a part of the training's. notes: lines for the user: what was read, and warnings.
     """
 
-    examples: dict[str, list[Example]] = field(default_factory=dict, repr=False, compare=False)
+    lines: dict[str, list[tuple[tuple[str, ...], Any]]] = field(default_factory=dict, repr=False, compare=False)
     files: dict[str, Path] = field(default_factory=dict, compare=False)
 
     def file(self, data_dir: str | Path | None, split: str) -> Path:
         return self.files[split]
 
     def read(self, data_dir: str | Path | None, split: str, labels: tuple[str, ...] | None = None) -> list[Example]:
-        if labels in (None, self.labels):
-            return self.examples[split]
-        old = [self.labels.index(label) for label in labels]  # by the new index
-        if self.problem_type == MULTI_LABEL:
-            return [replace(x, label=tuple(x.label[i] for i in old)) for x in self.examples[split]]
-        return [replace(x, label=old.index(x.label)) for x in self.examples[split]]
+        index, examples = {label: i for i, label in enumerate(labels or self.labels)}, []
+        for texts, value in self.lines[split]:
+            label = index[value] if isinstance(value, str) else value
+            if isinstance(value, tuple):
+                label = tuple(int(name in value) for name in index)
+            examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
+        return examples
 
     def content(self, data_dir: str | Path | None, split: str) -> bytes:
-        return repr(self.examples[split]).encode()
+        return repr(self.lines[split]).encode()
 
 
 @dataclass(frozen=True)
@@ -114,19 +116,13 @@ class Part:
                 raise InputError(f"{place}, column {' or '.join(map(repr, self.columns.labels))}: {error}") from None
         return parsed
 
-    def examples(self, values: list, labels: tuple[str, ...]) -> list[Example]:
+    def check_labels(self, values: list, labels: tuple[str, ...]) -> None:
         """Raises InputError for a label that is none of `labels`."""
-        index, examples = {label: i for i, label in enumerate(labels)}, []
-        for place, texts, value in zip(self.places, self.texts, values, strict=True):
-            unknown = [label for label in as_labels(value) if label not in index]
-            if unknown:
+        known = {*labels}
+        for place, value in zip(self.places, values, strict=True):
+            if unknown := [label for label in as_labels(value) if label not in known]:
                 has = f"the training, which has {listing(labels)}"
                 raise InputError(f"{place}: label {unknown[0]!r} is unknown to {has}")
-            if isinstance(value, tuple):
-                value = tuple(int(label in value) for label in labels)
-            label = index[value] if isinstance(value, str) else value
-            examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
-        return examples
 
     def warnings(self, training: "Part | None") -> list[str]:
         """Lines about texts that are empty, or known from the training."""
@@ -154,15 +150,17 @@ def own_task(files: OwnFiles) -> OwnTask:
         if "train" in parts and len(present) < 2:
             has = f"one label only, {next(iter(present))!r}" if present else "no label in any line"
             raise InputError(f"{first.path}: {first.columns} has {has}; a classifier needs two labels")
-    examples = {split: part.examples(values[split], labels) for split, part in parts.items()}
+    for split, part in parts.items():
+        part.check_labels(values[split], labels)
+    lines = {split: list(zip(part.texts, values[split], strict=True)) for split, part in parts.items()}
     notes = [f"{first.path}: {len(first.places)} lines, {first.columns}, {kind(label_format, labels)}"]
     if "train" in parts and "dev" not in parts:
         stratum = [min(as_labels(value), key=lambda x: (present[x], x), default="") for value in values["train"]]
         held_out = validation_rows(first.texts, stratum, files.validation_split)  # of several labels the rarest counts
-        lines, paths["dev"] = examples["train"], first.path
-        examples["dev"] = [example for example, chosen in zip(lines, held_out, strict=True) if chosen]
-        examples["train"] = [example for example, chosen in zip(lines, held_out, strict=True) if not chosen]
-        sizes = f"{len(examples['dev'])} of its lines are the dev set, {len(examples['train'])} the training set"
+        for split, chosen in (("dev", held_out), ("train", ~held_out)):
+            lines[split] = [lines["train"][row] for row in chosen.nonzero()[0]]
+        paths["dev"] = first.path
+        sizes = f"{len(lines['dev'])} of its lines are the dev set, {len(lines['train'])} the training set"
         notes.append(f"{first.path}: {sizes} (validation_split {files.validation_split:g})")
     return OwnTask(
         name=first.path.absolute().parent.name if first.path.stem == "train" else first.path.stem,
@@ -173,7 +171,7 @@ def own_task(files: OwnFiles) -> OwnTask:
         dev_splits=tuple((split, suffix) for split, suffix in (("dev", ""), ("test", "-test")) if split in paths),
         several_labels=label_format.problem_type == MULTI_LABEL,
         notes=(*notes, *(f"warning: {line}" for line in warnings(parts, label_format, labels))),
-        examples=examples,
+        lines=lines,
         files=paths,
     )
 

@@ -19,7 +19,13 @@ from deebert.utils.errors import InputError
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}  # of a .csv, the likeliest first
 
+Source = Path | IO[str]  # a file, or a stream of text that escapes what is not UTF-8
 Record = tuple[str, dict[str, Any]]  # the place where it begins, such as "x.csv, line 3", and its values by column
+
+
+def place_in(source: Source, number: int, unit: str = "line") -> str:
+    """A place as messages name it."""
+    return f"{source}, {unit} {number}" if isinstance(source, Path) else f"{unit} {number}"
 
 
 def read_table(path: Path, column_names: Sequence[str] = ()) -> list[Record]:
@@ -37,110 +43,101 @@ def read_table(path: Path, column_names: Sequence[str] = ()) -> list[Record]:
     return records
 
 
-def read_records(source: Path | IO[str], kind: str, column_names: Sequence[str] = ()) -> Iterator[Record]:
-    """The records of a file or of a text stream, one by one. kind: a value of ENDINGS. Raises InputError."""
-    if kind == "parquet":
-        return parquet_records(source)
-    lines, file = read_lines(source), f"{source}, " if isinstance(source, Path) else ""
-    return json_records(lines, file) if kind == "jsonl" else csv_records(lines, kind == "tsv", file, column_names)
+def read_records(source: Source, kind: str, column_names: Sequence[str] = ()) -> Iterator[Record]:
+    """The records of a file or stream, one by one. kind: a value of ENDINGS. Raises InputError."""
+    if kind in ("csv", "tsv"):
+        return csv_records(source, kind == "tsv", column_names)
+    return json_records(source) if kind == "jsonl" else parquet_records(source)
 
 
-def read_lines(source: Path | IO[str], newline: str = "") -> Iterator[str]:
-    """The lines of a UTF-8 file, without its byte order mark, or of a stream that escapes what is not UTF-8.
+def read_lines(source: Source, newline: str = "") -> Iterator[str]:
+    """The lines of a UTF-8 file, without its byte order mark, or of a stream. newline: as for `open`.
 
-    newline: as for `open`. Raises InputError, which names the line.
+    Raises InputError, which names the line.
     """
-    number, file = 0, source if isinstance(source, Path) else None
+    number, path = 0, source if isinstance(source, Path) else None
     try:
-        opened = file.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) if file else None
+        opened = path and path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
         with opened or nullcontext(source) as stream:
             for line in stream:
                 number += 1
                 line.encode()
                 yield line
     except UnicodeError:
-        place = f"{file}, line {number}" if file else f"line {number}"
-        raise InputError(f"{place}: not UTF-8 text; save the file as UTF-8") from None
+        raise InputError(f"{place_in(source, number)}: not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
-        raise InputError(f"{file or 'standard input'}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path or 'standard input'}: cannot be read ({error.strerror})") from None
 
 
-def csv_records(
-    lines: Iterable[str], tabs: bool, file: str = "", column_names: Sequence[str] = ()
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Records of lines. A header alone has none.
+def csv_records(source: Source, tabs: bool, column_names: Sequence[str] = ()) -> Iterator[Record]:
+    """Records of CSV, or of TSV (tabs), which is never quoted. A header alone has none. Raises InputError.
 
-    tabs: separated by tabs and never quoted, a quote character is text. Else quoted as spreadsheets do it; the first
-    line shows the separator, or names it, as in Excel's `sep=;`. Blank lines do not matter, but in a table of one
-    column they are empty fields. file: what errors name before the line, such as "x.csv, ". Raises InputError.
+    The first line of CSV shows the separator, or names it, as Excel's `sep=;`. Blank lines do not matter, but in a
+    table of one column they are empty fields.
     """
-    lines = iter(lines)
+    lines = read_lines(source)
     first = next(lines, "")
     named = None if tabs else re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
     unquoted = re.sub('"[^"]*"', "", first)
     mark = "\t" if tabs else named[1] if named else next((mark for mark in SEPARATORS if mark in unquoted), ",")
-    columns = tuple(column_names)
-    for place, fields in _fields(lines if named else chain([first], lines), mark, tabs, file, 2 if named else 1):
+    columns, number = tuple(column_names), 2 if named else 1
+    for line, fields in _fields(lines if named else chain([first], lines), mark, not tabs, source, number):
+        place = place_in(source, line)
         if not columns:
             columns = tuple(name.strip() for name in fields)
-            repeated = [name for name in columns if columns.count(name) > 1]
-            if repeated:
-                raise InputError(
-                    f"{place}: more than one column is named {repeated[0]!r}; rename one of them, or, where this line "
-                    "is no header, give the names of the columns (column_names)"
-                )
+            if repeated := [name for name in columns if columns.count(name) > 1]:
+                advice = "rename one, or, where this line is no header, give the names of the columns (column_names)"
+                raise InputError(f"{place}: more than one column is named {repeated[0]!r}; {advice}")
         elif fields and fields == [*column_names]:
             raise InputError(f"{place}: this is a header line; leave the names of columns out")
-        elif fields or len(columns) == 1:
-            fields = fields or [""]
-            if len(fields) != len(columns):
-                advice = "text with a tab or a line end" if tabs else "unquoted text with a separator"
-                raise InputError(
-                    f"{place}: {len(fields)} columns where {len(columns)} are expected, separated by "
-                    f"{SEPARATORS.get(mark, mark)}; is there {advice}?"
-                )
-            yield place, dict(zip(columns, fields, strict=True))
+        elif len(fields or [""]) == len(columns):
+            yield place, dict(zip(columns, fields or [""], strict=True))
+        elif fields:
+            expected = f"{len(columns)} are expected, separated by {SEPARATORS.get(mark, mark)}"
+            advice = "is there text with a separator or a line end?"
+            raise InputError(f"{place}: {len(fields)} columns where {expected}; {advice}")
 
 
-def _fields(lines: Iterable[str], mark: str, tabs: bool, file: str, line: int) -> Iterator[tuple[str, list[str]]]:
-    """The place where each record begins, and its fields; none for a blank line. line: the number of the first."""
+def _fields(
+    lines: Iterable[str], mark: str, quoted: bool, source: Source, number: int
+) -> Iterator[tuple[int, list[str]]]:
+    """The line where each record begins, and its fields; none for a blank line. number: of the first line."""
     csv.field_size_limit(2**31 - 1)  # characters; its own limit is 131,072
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader, place = csv.reader(lines, strict=True, delimiter=mark, quoting=quoting), f"{file}line {line}"
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader, line = csv.reader(lines, strict=True, delimiter=mark, quoting=quoting), number
     try:
         for fields in reader:
-            yield place, fields
-            place = f"{file}line {line + reader.line_num}"
+            yield line, fields
+            line = number + reader.line_num
     except csv.Error as error:
         reason = "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
-        raise InputError(f"{place}: not a CSV record: {reason}") from None
+        raise InputError(f"{place_in(source, line)}: not a CSV record: {reason}") from None
 
 
-def json_records(lines: Iterable[str], file: str = "") -> Iterator[Record]:
+def json_records(source: Source) -> Iterator[Record]:
     """The objects of JSON lines, or of one array. Blank lines are skipped. Raises InputError."""
-    lines, first = iter(lines), True
+    lines, first = read_lines(source), True
     for number, line in enumerate(lines, 1):
         if first and line.lstrip().startswith("["):
-            for row, item in enumerate(_parsed(line + "".join(lines), file, number), 1):
-                yield _object(item, f"{file}row {row}")
+            items = _parsed(line + "".join(lines), source, number)
+            yield from (_record(item, place_in(source, row, "row")) for row, item in enumerate(items, 1))
         elif line.strip():
             first = False
-            yield _object(_parsed(line.strip(), file, number), f"{file}line {number}")
+            yield _record(_parsed(line.strip(), source, number), place_in(source, number))
 
 
-def _parsed(text: str, file: str, line: int) -> Any:
+def _parsed(text: str, source: Source, number: int) -> Any:
     """The value of a JSON text that begins in this line. NaN and infinity, which JSON lacks, are null."""
     try:
         return json.loads(text, parse_constant=lambda name: None)
     except json.JSONDecodeError as error:
-        line += error.lineno - 1
-        reason = f"not JSON: {error.msg}, column {error.colno}"
+        number, reason = number + error.lineno - 1, f"{error.msg}, column {error.colno}"
     except (ValueError, RecursionError) as error:
-        reason = f"not JSON: {error}"
-    raise InputError(f"{file}line {line}: {reason}")
+        reason = str(error)
+    raise InputError(f"{place_in(source, number)}: not JSON: {reason}")
 
 
-def _object(value: Any, place: str) -> Record:
+def _record(value: Any, place: str) -> Record:
     if not isinstance(value, dict):
         raise InputError(f'{place}: not a JSON object, such as {{"text": "...", "label": "..."}}')
     try:
@@ -162,11 +159,11 @@ def parquet_records(path: Path) -> Iterator[Record]:
                 number += 1
                 values = {name: x for name, x in row.items() if not name.startswith("__index_level_")}  # of pandas
                 text = json.dumps(values, default=lambda x: x.decode() if isinstance(x, bytes) else str(x))
-                yield f"{path}, row {number}", _parsed(text, f"{path}, ", number)
+                yield place_in(path, number, "row"), _parsed(text, path, number)
     except ImportError:
         raise InputError(f"{path}: Parquet needs one more package: pip install pyarrow") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}, row {number}: bytes that are not UTF-8 text") from None
+        raise InputError(f"{place_in(path, number, 'row')}: bytes that are not UTF-8 text") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a Parquet file ({error})") from None
 
@@ -186,7 +183,7 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
     return "" if value is None else str(value)
 
 
-def read_texts(source: Path | IO[str], kind: str, columns: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict]]:
+def read_texts(source: Source, kind: str, columns: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict]]:
     """Texts, or pairs, one by one, each with the record whose columns hold it.
 
     kind: a value of ENDINGS; or "lines", each a text or a tab-separated pair, without a record. Raises InputError.
@@ -200,7 +197,6 @@ def read_texts(source: Path | IO[str], kind: str, columns: Sequence[str]) -> Ite
         fields = tuple(line.rstrip("\r\n").split("\t"))
         size = size or len(fields)
         if len(fields) > 2 or len(fields) != size:
-            place = f"{source}, line {number}" if isinstance(source, Path) else f"line {number}"
-            advice = "give one text in each line, or one pair in each"
-            raise InputError(f"{place}: {len(fields)} tab-separated fields; {advice}")
+            reason = f"{len(fields)} tab-separated fields; give one text in each line, or one pair in each"
+            raise InputError(f"{place_in(source, number)}: {reason}")
         yield fields, {}

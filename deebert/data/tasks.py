@@ -5,13 +5,11 @@ scripts/predict_glue.sh writes predictions for its test sets.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, folded
+from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, folded, number_in
+from deebert.data.tables import read_lines
 from deebert.utils.errors import InputError
 from deebert.utils.files import read_bytes
 
@@ -61,8 +59,19 @@ class Task:
         return MULTI_LABEL if self.several_labels else SINGLE_LABEL
 
     def file(self, data_dir: str | Path, split: str) -> Path:
-        """The file that a split is read from. Raises InputError if it is missing."""
-        return data_file(data_dir, split)
+        """The file that a split is read from. GLUE's download has the diagnostic set in a folder beside the task's.
+
+        Raises InputError if it is missing.
+        """
+        folder, name = Path(data_dir), f"{split}.tsv"
+        if not folder.is_dir():
+            raise InputError(f"{data_dir}: no such directory; it should hold the task's TSV files")
+        path, beside = folder / name, folder.absolute().parent / DIAGNOSTIC / name
+        if split == DIAGNOSTIC and not path.is_file() and beside.is_file():
+            return beside
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; this folder should hold the task's TSV files as GLUE names them")
+        return path
 
     def read(self, data_dir: str | Path, split: str, labels: tuple[str, ...] | None = None) -> list[Example]:
         """The examples of a split; labels: in the order of a model's outputs. Raises InputError."""
@@ -158,22 +167,6 @@ def eval_splits(task: Task) -> dict[str, str]:
     return dict(task.dev_splits)
 
 
-def data_file(data_dir: str | Path, split: str) -> Path:
-    """The path of a split's TSV file. The diagnostic set may have a folder beside the task's, as in GLUE's download.
-
-    Raises InputError if it is missing.
-    """
-    path = Path(data_dir) / f"{split}.tsv"
-    if not Path(data_dir).is_dir():
-        raise InputError(f"{data_dir}: no such directory; it should hold the task's TSV files")
-    beside = Path(data_dir).absolute().parent / DIAGNOSTIC / path.name
-    if split == DIAGNOSTIC and not path.is_file() and beside.is_file():
-        return beside
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; this folder should hold the task's TSV files as GLUE lays them out")
-    return path
-
-
 def check_num_labels(task: Task, num_labels: int, name: str) -> None:
     """Raises InputError where a model, or its results, of this name cannot be of the task."""
     if num_labels != task.num_labels:
@@ -193,36 +186,28 @@ def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[st
 
     The files are tab separated without quoting: a quote character is text. Raises InputError with file and line.
     """
-    path = data_file(data_dir, split)
-    labels = task.labels if labels is None else labels
-    rows = _rows(path)
-    if task.headerless and not is_test(split):
-        header = list(task.headerless)
-    else:
-        _, header = next(rows, (0, []))
-    missing = [column for column in task.text_columns if column not in header]
-    labelled = task.label_column in header
-    if not labelled and not is_test(split):
-        missing.append(task.label_column)
-    if missing:
-        raise InputError(
-            f"{path}, line 1: no column {', '.join(map(repr, missing))}; the file has {', '.join(header) or 'none'}"
-        )
-    text_at = [header.index(column) for column in task.text_columns]
-    label_at = header.index(task.label_column) if labelled else -1
-
+    path, labels = task.file(data_dir, split), task.labels if labels is None else labels
+    lines = enumerate(read_lines(path, newline="\n"), 1)
+    rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in lines if line.strip())
+    header = list(task.headerless) if task.headerless and not is_test(split) else next(rows, (1, []))[1]
+    labelled = task.label_column in header or not is_test(split)
+    columns = [*task.text_columns, *([task.label_column] if labelled else [])]
+    if missing := [column for column in columns if column not in header]:
+        has = f"the file has {', '.join(header) or 'none'}"
+        raise InputError(f"{path}, line 1: no column {', '.join(map(repr, missing))}; {has}")
     examples, short = [], 0
-    for line, fields in rows:
-        if len(fields) <= max(*text_at, label_at):
+    for number, fields in rows:
+        row = dict(zip(header, fields, strict=False))
+        if any(column not in row for column in columns):
             if not task.short_rows:
-                raise InputError(f"{path}, line {line}: {len(fields)} columns where {len(header)} are expected")
+                raise InputError(f"{path}, line {number}: {len(fields)} columns where {len(header)} are expected")
             short += 1
             if not is_test(split):
                 continue
-            fields += [""] * (len(header) - len(fields))  # a submission needs a prediction for each line
-        label = _label(fields[label_at], labels, path, line) if labelled else None
-        texts = [fields[i] for i in text_at]
-        examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
+            row = dict.fromkeys(columns, "") | row  # a submission needs a prediction for each line
+        label = _label(row[task.label_column], labels, f"{path}, line {number}") if labelled else None
+        text_a, text_b = ([row[column] for column in task.text_columns] + [None])[:2]
+        examples.append(Example(text_a, text_b, label))
     if short:
         print(f"{path}: {'filled up' if is_test(split) else 'skipped'} {short} short rows")
     if not examples:
@@ -230,29 +215,10 @@ def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[st
     return examples
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each line that is not blank. utf-8-sig drops the BOM that MRPC's files begin with."""
+def _label(text: str, labels: tuple[str, ...], place: str) -> int | float:
+    if labels and text not in labels:
+        raise InputError(f"{place}: unknown label {text!r}; the task has {', '.join(labels)}")
     try:
-        # newline="\n": a text may contain other characters that Python takes for the end of a line
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n").split("\t")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _label(text: str, labels: tuple[str, ...], path: Path, line: int) -> int | float:
-    if labels:
-        if text not in labels:
-            raise InputError(f"{path}, line {line}: unknown label {text!r}; the task has {', '.join(labels)}")
-        return labels.index(text)
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise InputError(f"{path}, line {line}: {text!r} is not a number")
-    return value
+        return labels.index(text) if labels else number_in(text)
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from None

@@ -222,7 +222,7 @@ def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
         ("t.jsonl", f'{{"text": "x", "label": 1{"0" * 400}}}', {"problem_type": REGRESSION}, "is not a number"),
         ("t.jsonl", "{}", {"column_names": ("a",)}, "names of columns are for CSV and TSV files"),
         ("t.xlsx", "", {}, "t.xlsx: a file that ends in .csv, .tsv, .jsonl, .json or .parquet is needed"),
-        ("t.tsv", "text\tlabel\nx\ta\tb\n", {}, "line 2: 3 columns .* is there text with a tab"),
+        ("t.tsv", "text\tlabel\nx\ta\tb\n", {}, "line 2: 3 columns .* is there text with a separator"),
         ("t.parquet", "", {}, "t.parquet: (Parquet needs one more package|not a Parquet file)"),
     ],
 )

@@ -85,15 +85,19 @@ def test_a_table_is_read_record_by_record():
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        ("csv", "text,label\nx,a\ny\tb\n", "line 3: 1 columns where 2 are expected, separated by commas; is there unq"),
+        (
+            "csv",
+            "text,label\nx,a\ny\tb\n",
+            "line 3: 1 columns where 2 are expected, separated by commas; is there text with a sep",
+        ),
         ("csv", "text\tlabel\nx\ta\tb\n", "line 2: 3 columns where 2 are expected, separated by tabs"),
         ("csv", "sep=#\ntext#label\nx#a#b\n", "line 3: 3 columns where 2 are expected, separated by #"),
         (
             "tsv",
             "text\tlabel\nx\n",
-            "line 2: 1 columns where 2 are expected, separated by tabs; is there text with a t",
+            "line 2: 1 columns where 2 are expected, separated by tabs; is there text",
         ),
-        ("csv", "OTHER,x,OTHER\n", "line 1: more than one column is named 'OTHER'; rename .*names of the columns"),
+        ("csv", "OTHER,x,OTHER\n", "line 1: more than one column is named 'OTHER'; rename one, .*names of the columns"),
         ("csv", 'text,label\n"1\n2",a\n"x,b\n', "line 4: not a CSV record: a quote is opened and never closed"),
         ("csv", 'text,label\n"Great" film,a\n', "line 2: not a CSV record: ',' expected after '\"'"),
         ("csv", "text,label\nx,a\n\udce9t\udce9,b\n", "line 3: not UTF-8 text; save the file as UTF-8"),
