@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deebert.data.batching import collator
+from deebert.data.encoding import check_vocabulary
 from deebert.data.tasks import get_task
 from deebert.evaluation.all_exits import dev_features, run_all_exits, sweep
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
@@ -42,6 +43,7 @@ def main() -> None:
         raise InputError(f"--output {args.output}: there is a PyTorch model in it; give another folder")
     quiet_transformers()
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
+    check_vocabulary(tokenizer.backend_tokenizer, config.vocab_size, args.model)
     model = load_model(args.model, config)
     features = None
     if args.task_name:

@@ -53,6 +53,16 @@ def padded(lists: Sequence[list[int]], width: int, value: int) -> np.ndarray:
     return np.array([row + [value] * (width - len(row)) for row in lists], np.int64)
 
 
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
+    """Raises InputError where a tokenizer has tokens without embeddings in the model of this name and vocab_size."""
+    number, token = max((number, token) for token, number in tokenizer.get_vocab(with_added_tokens=True).items())
+    if number >= vocab_size:
+        raise InputError(
+            f"{name}: the tokenizer gives {token!r} the number {number}, but the model has embeddings for {vocab_size} "
+            "tokens, from 0; use the tokenizer of its training, or add embeddings (resize_token_embeddings)"
+        )
+
+
 class TextEncoder:
     """Tokenizes texts and pairs, and cuts the longer text of a pair first, as transformers' tokenizers do.
 

@@ -252,4 +252,5 @@ def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def write_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes model and tokenizer into a folder that no one reads yet."""
     model.save_pretrained(folder)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(model.config))
     tokenizer.save_pretrained(folder)

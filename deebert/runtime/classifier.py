@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deebert.data.encoding import EncodedTexts, TextEncoder
+from deebert.data.encoding import EncodedTexts, TextEncoder, check_vocabulary
 from deebert.modeling.config import (
     config_cutoffs,
     config_rule,
@@ -86,6 +86,7 @@ class Classifier:
         else:
             self.runtime, tokenizer, encoding = load_trained(folder, exit_rule)
         longest = min(longest_text(self.runtime.config, max_seq_length), encoding["max_tokens"])
+        check_vocabulary(tokenizer, self.runtime.config.vocab_size, folder)
         self.encode = TextEncoder(tokenizer, **encoding | {"max_tokens": longest})
         if exit_threshold is not None:
             config = self.runtime.config

@@ -29,20 +29,15 @@ def test_predictions_of_model_and_export_are_the_same(tmp_path, small_exports, m
     texts = tmp_path / "texts.txt"
     texts.write_text("a good film\nbad\nthe plot was so very very dull and awful\nfine\nnot a lovely scene\n")
     outputs = []
-    for folder, more in (
-        ("model", []),
-        ("onnx", []),
-        ("model", ["--continuous_batching"]),
-        ("onnx", ["--continuous_batching"]),
-    ):
+    for folder in ("model", "onnx"):
         argv = ["predict", "--model", str(small_exports / folder), "--file", str(texts), "--batch_size", "2"]
-        monkeypatch.setattr("sys.argv", [*argv, "--exit_threshold", "0.55", *more])
+        monkeypatch.setattr("sys.argv", [*argv, "--exit_threshold", "0.55"])
         cli.run(predict.main)
         outputs.append([line.split("\t") for line in capsys.readouterr().out.splitlines()])
-    assert len(outputs[0]) == 5
-    for other in outputs[1:]:
-        assert [line[::2] for line in other] == [line[::2] for line in outputs[0]]
-        np.testing.assert_allclose([float(x[1]) for x in other], [float(x[1]) for x in outputs[0]], atol=2e-4)
+    model, exported = outputs
+    assert len(model) == 5
+    assert [line[::2] for line in exported] == [line[::2] for line in model]
+    np.testing.assert_allclose([float(x[1]) for x in exported], [float(x[1]) for x in model], atol=2e-4)
 
 
 def test_int8_is_smaller_and_near(small_exports):

@@ -16,8 +16,16 @@ from saved import TEXTS, save_classifier
 from tiny import BACKBONES, tiny_model, tiny_tokenizer
 
 from deebert import Classifier
+from deebert.commands import export
 from deebert.data.encoding import TextEncoder
-from deebert.modeling.checkpoints import save_model, set_labels
+from deebert.modeling.checkpoints import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    max_tokens,
+    save_model,
+    set_labels,
+)
 from deebert.runtime.watch import ENOUGH, Watch, population_stability_index
 from deebert.utils.errors import InputError
 
@@ -182,3 +190,27 @@ def test_the_population_stability_index():
 def test_too_few_tokens_are_refused(folder):
     with pytest.raises(InputError, match="max_seq_length 2: give at least 8"):
         Classifier(folder, max_seq_length=2)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tokenizer, size = load_tokenizer(folder), load_config(folder).vocab_size
+    tokenizer.add_tokens([f"[TICKET {i}]" for i in range(size - len(tokenizer))])
+    tokenizer.save_pretrained(tmp_path)
+    Classifier(str(tmp_path))  # as many tokens as embeddings
+    tokenizer.add_tokens(["[ONE MORE]"])
+    tokenizer.save_pretrained(tmp_path)
+    line = rf"the tokenizer gives '\[ONE MORE\]' the number {size}, but the model has embeddings for {size} tokens"
+    with pytest.raises(InputError, match=line):
+        Classifier(str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["export", "--model", str(tmp_path), "--output", str(tmp_path / "onnx")])
+    with pytest.raises(InputError, match=line):
+        export.main()
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_a_saved_tokenizer_knows_the_longest_text(folder, tmp_path):
+    tokenizer, config = load_tokenizer(folder), load_config(folder)
+    tokenizer.model_max_length = int(1e30)  # what transformers makes of no value
+    save_model(load_model(folder, config), tokenizer, tmp_path / "saved")
+    assert load_tokenizer(str(tmp_path / "saved")).model_max_length == max_tokens(config)
