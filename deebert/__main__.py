@@ -7,6 +7,8 @@ from importlib import import_module
 from deebert.utils import cli
 
 COMMANDS = {
+    "train": "fine-tune a model with early exit",
+    "eval": "score and time the exits of a trained model, choose a threshold",
     "predict": "classify texts with a trained or an exported model",
     "serve": "classify texts over HTTP with a trained or an exported model",
     "export": "write a trained model as an ONNX graph",

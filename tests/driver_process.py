@@ -14,7 +14,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 from helpers import ROOT
 
-import run_glue_deebert  # noqa: F401  the processes have imported it, too
+import deebert.experiment.run  # noqa: F401  the processes have imported it, too
 
 SECONDS = 120
 

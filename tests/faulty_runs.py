@@ -24,8 +24,8 @@ TRAIN = (
 )
 SETTINGS = {
     "one process": (1, ""),
-    "best weights, cached features": (1, "--evaluate_during_training --load_best_model_at_end --cache_features"),
-    "a teacher": (1, "--distill 0.5 --teacher first_stage"),
+    "best weights, cached features": (1, "--evaluate_during_training --load_best_model_at_end --recipe fast"),
+    "distilled": (1, "--distill 0.5 --train_strategy mixed"),
     "two processes": (2, "--per_gpu_train_batch_size 6"),
 }
 ON_FILES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")

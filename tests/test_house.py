@@ -12,7 +12,8 @@ ROOMS = [  # by floors, from the ground up: a module imports from its own room a
     ("deebert.utils",),
     ("deebert.modeling", "deebert.data"),
     ("deebert.training", "deebert.evaluation", "deebert.runtime"),
-    ("deebert.experiment", "deebert.commands"),
+    ("deebert.experiment",),
+    ("deebert.commands",),
     ("deebert",),  # the public names, the console command and the names of older versions
     ("run_glue_deebert",),
     ("scripts",),

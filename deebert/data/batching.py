@@ -1,6 +1,5 @@
 """Batches of features, for training and for evaluation, and a function that is mapped over all batches."""
 
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -126,16 +125,10 @@ def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
-def ignore_signals(worker: int) -> None:
-    """For worker processes: Ctrl-C and SIGTERM reach the full process group, and the main process ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def data_loader(
-    features: Features, batches: Iterable[list[int]], collate: Collator, workers: int = 0, pin_memory: bool = False
+    features: Features, batches: Iterable[list[int]], collate: Collator, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of tensors, in the order of `batches` (lists of sample indices), for any number of workers."""
+    """Batches of tensors, in the order of `batches` (lists of sample indices)."""
     # a loader draws a seed; if it came from the global generator, it would change the training's dropout
     own_generator = torch.Generator()
     return DataLoader(
@@ -143,8 +136,6 @@ def data_loader(
         batch_sampler=batches,
         collate_fn=collate,
         generator=own_generator,
-        num_workers=workers,
-        worker_init_fn=ignore_signals,
         pin_memory=pin_memory,
     )
 

@@ -1,222 +1,313 @@
-"""The command line of run_glue_deebert.py as data: the original's flags with its defaults, and ours."""
+"""The command line of the driver as data: the original's flags with its defaults, and ours.
 
-import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+Each dataclass is a group of --help and checks itself. Nothing slow is imported, so that a wrong flag is named at once.
+"""
 
-from deebert.data.tasks import Task
-from deebert.evaluation.threshold_selection import CONFIDENCE, SelectionTarget
-from deebert.experiment.data_arguments import DataArguments, OwnDataArguments, find_task, trained_defaults
-from deebert.experiment.flags import add_flags, flag, number, switch
-from deebert.experiment.training_arguments import RECIPES, CheckpointArguments, TrainingArguments
-from deebert.modeling.checkpoints import MODELS
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from transformers.hf_argparser import HfArg, HfArgumentParser
+
+from deebert.data.label_values import PROBLEM_TYPES
+from deebert.data.tasks import TASKS
+from deebert.modeling.backbones import NAMES
+from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.modeling.off_ramps import HEADS, POOLINGS
 from deebert.training.settings import TrainSettings
-from deebert.utils.cli import ArgumentParser, non_negative, positive, positive_float
+from deebert.training.strategies import STRATEGIES
+from deebert.utils.cli import ArgumentParser, DefaultsHelp
+from deebert.utils.errors import InputError
+from deebert.utils.settings import check_numbers
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
-OFF_RAMP_FLAGS = ("highway_pooling", "highway_head", "exit_before_first_layer")  # None: as the checkpoint's config says
+VALIDATION_SPLIT = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What --recipe decides; docs/off_ramps.md has the measurements.
+
+    off_ramps: fields of the model's config; without them the checkpoint's count, else the paper's.
+    highway_learning_rate: where no other is given. highway_epochs: of a stage that trains the off-ramps alone.
+    cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
+    """
+
+    off_ramps: Mapping[str, str | bool] = field(default_factory=dict)
+    highway_learning_rate: float | None = None
+    highway_epochs: float | None = None
+    cache_features: bool = False
+
+
+FAST = {"highway_pooling": "mean", "highway_head": "linear", "exit_before_first_layer": True}
+RECIPES = {"paper": Recipe(), "fast": Recipe(FAST, highway_learning_rate=5e-3, highway_epochs=6.0, cache_features=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments:
-    """Run: what is done, where the results are written, on which device."""
+    """What a run does, where it writes, and on which device."""
 
-    do_train: bool = switch("train all stages of --train_strategy", decides=None)
-    do_eval: bool = switch("evaluate the model in output_dir", decides=None)
-    output_dir: str = flag("folder where the model is saved, and whose model --do_eval evaluates", decides=None)
-    overwrite_output_dir: bool = switch("train into a folder that is not empty", decides=None)
-    plot_data_dir: str = flag("folder for the npy and CSV files", decides=None, default="./plotting/")
-    no_cuda: bool = switch("use the CPU even if there is a GPU", decides=None)
-    fp16: bool = switch("mixed precision on a GPU", decides="first_stage")
-    bf16: bool = switch("mixed precision with bfloat16", decides="first_stage")
-    seed: int = number(
-        non_negative, "seed of initialisation, dropout and the order of batches", decides="first_stage", default=42
+    _argument_group_name = "Run: what is done, where the results are written, on which device"
+
+    do_train: bool = HfArg(default=False, help="train all stages of --train_strategy")
+    do_eval: bool = HfArg(default=False, help="evaluate the model in output_dir")
+    output_dir: str = HfArg(help="folder where the model is saved, and whose model --do_eval evaluates")
+    overwrite_output_dir: bool = HfArg(default=False, help="train into a folder that is not empty")
+    resume: bool = HfArg(
+        default=False, help="continue from the newest checkpoint in output_dir; without one, start from the beginning"
     )
+    plot_data_dir: str = HfArg(default="./plotting/", help="folder for the npy and CSV files")
+    no_cuda: bool = HfArg(default=False, help="use the CPU even if there is a GPU")
+    fp16: bool = HfArg(default=False, help="mixed precision on a GPU")
+
+    def __post_init__(self):
+        if not (self.do_train or self.do_eval):
+            raise InputError("nothing to do: give --do_train or --do_eval")
+        if Path(self.output_dir).name in ("", ".."):
+            raise InputError(f"--output_dir {self.output_dir}: give a folder's name, results are named after it")
+        if self.resume and not self.do_train:
+            raise InputError("--resume has no effect without --do_train: add it, or leave --resume out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """Model: the checkpoint, its off-ramps and its exit rule."""
+    """The checkpoint to start from, its off-ramps and its exit rule."""
 
-    model_type: str | None = flag(  # another than the checkpoint's is refused
-        "the backbone", decides=None, default=None, default_help="the checkpoint's", choices=tuple(MODELS)
+    _argument_group_name = "Model: the checkpoint, its off-ramps and its exit rule"
+
+    model_type: str | None = HfArg(
+        default=None, help="the backbone (default: the checkpoint's)", metadata={"choices": tuple(NAMES)}
     )
-    model_name_or_path: str = flag(
-        "a folder or a name on the hub; result files are stored under this name", decides="first_stage"
-    )
-    config_name: str | None = flag(
-        "config to use in training", decides="first_stage", default=None, default_help="the model's"
-    )
-    tokenizer_name: str | None = flag(
-        "tokenizer to use", decides="first_stage", default=None, default_help="the model's"
-    )
-    cache_dir: str | None = flag(
-        "folder for models from the hub", decides=None, default=None, default_help="the hub's own cache"
-    )
-    do_lower_case: bool = switch(
-        "lower-case the input of a BERT, whatever its tokenizer's settings say", decides="first_stage"
-    )
-    highway_pooling: str | None = flag(
-        "how an off-ramp pools the hidden states",
-        decides="training",
+    model_name_or_path: str | None = HfArg(
         default=None,
-        default_help="the checkpoint's, else first",
-        choices=tuple(POOLINGS),
+        help="the model to start from, a folder or a name on the hub; an evaluation's results get this name (default: "
+        "output_dir's)",
     )
-    highway_head: str | None = flag(
-        "the classifier of an off-ramp: after a pooler like BERT's, or linear alone",
-        decides="training",
+    config_name: str | None = HfArg(default=None, help="config to use in training (default: the model's)")
+    tokenizer_name: str | None = HfArg(default=None, help="tokenizer to use (default: the model's)")
+    cache_dir: str | None = HfArg(default=None, help="folder for models from the hub (default: the hub's own cache)")
+    do_lower_case: bool = HfArg(
+        default=False, help="lower-case the input of a BERT, whatever its tokenizer's settings say"
+    )
+    recipe: str | None = HfArg(
         default=None,
-        default_help="the checkpoint's, else pooler",
-        choices=HEADS,
+        help="how off-ramps are made and trained. paper: as in the paper, or as the checkpoint's config says. fast: "
+        "linear classifiers of the mean of all tokens, one of them before the first layer, with a learning rate of "
+        "5e-3, and in stage 2 6 epochs on cached features (default: fast with --train_file, else paper)",
+        metadata={"choices": tuple(RECIPES)},
     )
-    exit_before_first_layer: bool | None = flag(
-        "an off-ramp on the embeddings, too: exit layer 0",
-        decides="training",
+    highway_pooling: Literal["first", "mean"] | None = HfArg(
+        default=None, help="how an off-ramp pools the hidden states (default: the recipe's)"
+    )
+    exit_rule: str | None = HfArg(
         default=None,
-        default_help="as the checkpoint, else off",
-        action=argparse.BooleanOptionalAction,
+        help="the uncertainty that is compared with the threshold (default: the checkpoint's, else entropy)",
+        metadata={"choices": tuple(EXIT_RULES)},
     )
-    exit_rule: str | None = flag(
-        "the uncertainty that is compared with the threshold",
-        decides=None,
+
+    def off_ramps(self) -> dict[str, str | bool]:
+        """The fields of a model's config that recipe and pooling decide."""
+        wanted = dict(RECIPES[self.recipe].off_ramps) if self.recipe else {}
+        if self.highway_pooling:
+            wanted["highway_pooling"] = self.highway_pooling
+        if self.highway_pooling == "first":  # the first token's embedding is the same in every text
+            wanted["exit_before_first_layer"] = False
+        return wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """A GLUE task, and how texts become batches."""
+
+    _argument_group_name = "Data: the task and how its texts become batches"
+
+    task_name: str | None = HfArg(default=None, help=f"one of {', '.join(TASKS)} (default: none, own data)")
+    data_dir: str | None = HfArg(default=None, help="folder with the TSV files of --task_name")
+    max_seq_length: int | None = HfArg(
         default=None,
-        default_help="the checkpoint's, else entropy",
-        choices=tuple(EXIT_RULES),
+        help=f"longer inputs are cut (default: {DEFAULT_MAX_SEQ_LENGTH}, or what the model has positions for; of an "
+        "evaluation: that of the training)",
     )
-    patience_tolerance: float | None = number(
-        positive_float,
-        "rule patience, regression: two outputs that differ by at most this agree",
-        decides=None,
+    overwrite_cache: bool = HfArg(default=False, help="tokenize again, even if the features are in the cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnDataArguments:
+    """Own data: CSV, TSV, JSONL or Parquet files in place of a GLUE task."""
+
+    _argument_group_name = (
+        "Own data: CSV, TSV, JSONL or Parquet files in place of --task_name (docs/own_data.md). An evaluation takes "
+        "what is not given here from the training of the model in output_dir"
+    )
+
+    train_file: str | None = HfArg(default=None, help="texts with labels to train on")
+    validation_file: str | None = HfArg(
+        default=None, help="texts with labels to choose a threshold on (default: a part of --train_file)"
+    )
+    test_file: str | None = HfArg(default=None, help="texts with labels that are only scored")
+    validation_split: float | None = HfArg(
         default=None,
-        default_help="the checkpoint's, else 0.5",
+        help="share of --train_file that is held out where there is no --validation_file "
+        f"(default: {VALIDATION_SPLIT})",
     )
+    text_column: str | None = HfArg(
+        default=None, help="the column of the text, of pairs both with a comma (default: guessed by the names)"
+    )
+    label_column: str | None = HfArg(default=None, help="the column of the label (default: guessed by its name)")
+    column_names: str | None = HfArg(
+        default=None, help="names of the columns, with commas, of files without a header line"
+    )
+    label_separator: str | None = HfArg(
+        default=None, help="what stands between the labels of a line that may have several"
+    )
+    label_names: str | None = HfArg(
+        default=None, help="file with a name in each line, for labels that are numbers from 0"
+    )
+    problem_type: str | None = HfArg(
+        default=None,
+        help="what the labels are (default: guessed by the labels; numbers are classes)",
+        metadata={"choices": PROBLEM_TYPES},
+    )
+
+    def __post_init__(self):
+        check_numbers(self, "validation_split", above=0, at_most=0.5)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that are given."""
+        return {name: value for name, value in asdict(self).items() if name.endswith("_file") and value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointArguments:
+    """What is written and scored during a training."""
+
+    _argument_group_name = "Checkpoints: what is written and scored during a training"
+
+    evaluate_during_training: bool = HfArg(default=False, help="score the dev set every logging_steps")
+    load_best_model_at_end: bool = HfArg(
+        default=False, help="keep the weights of each stage with the best score of --evaluate_during_training"
+    )
+    save_total_limit: int | None = HfArg(
+        default=None, help="how many of the latest checkpoints are kept (default: all)"
+    )
+
+    def __post_init__(self):
+        check_numbers(self, "save_total_limit", at_least=1)
+        if self.load_best_model_at_end and not self.evaluate_during_training:
+            raise InputError("--load_best_model_at_end needs scores: add --evaluate_during_training (--logging_steps)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationArguments:
-    """Evaluation: what --do_eval scores and times, how it chooses a threshold, and where samples exit."""
+    """What is scored and timed, how a threshold is chosen, and where samples exit."""
 
-    eval_after_first_stage: bool = switch("score the final classifier after stage 1", decides=None, needs=("do_train",))
-    eval_all_checkpoints: bool = switch(
-        "evaluate the checkpoints of --save_steps, too", decides=None, needs=("do_eval",)
+    _argument_group_name = "Evaluation: what --do_eval scores and times, how it chooses a threshold"
+
+    eval_after_first_stage: bool = HfArg(default=False, help="score the final classifier after stage 1")
+    eval_all_checkpoints: bool = HfArg(default=False, help="evaluate the checkpoints of --save_steps, too")
+    eval_each_highway: bool = HfArg(default=False, help="write the score of every exit: each_layer.npy")
+    eval_highway: bool = HfArg(
+        default=False, help="time early exit at each --exit_threshold, in several passes: entropy_{x}.npy"
     )
-    eval_each_highway: bool = switch("write the score of every exit: each_layer.npy", decides=None, needs=("do_eval",))
-    eval_highway: bool = switch(
-        "time early exit at each --exit_threshold: entropy_{x}.npy", decides=None, needs=("do_eval",)
+    exit_threshold: list[float] = field(
+        default_factory=lambda: [-1.0],
+        metadata={
+            "help": "thresholds in the exit rule's unit (nats for entropy); 0 or below: no early exit",
+            "aliases": "--early_exit_entropy",
+        },
     )
-    exit_threshold: Sequence[float] = number(
-        float,
-        "thresholds in the exit rule's unit (nats for entropy); 0 or below: no early exit",
-        decides=None,
-        default=[-1.0],
-        nargs="+",
-        alias="early_exit_entropy",
-    )
-    per_gpu_eval_batch_size: int = number(
-        positive, "batch size of the timed passes; the others use 32", decides=None, default=8
-    )
-    timing_repeats: int = number(
-        positive, "timed passes per threshold; the median is reported", decides=None, default=1
-    )
-    risk: float | None = number(
-        float,
-        "choose the fastest threshold that makes at most this share of unseen samples wrong, such as 0.02",
-        decides=None,
-        needs=("do_eval",),
+    per_gpu_eval_batch_size: int = HfArg(default=8, help="batch size of the timed passes; the others use 32")
+    risk: float | None = HfArg(
         default=None,
-        default_help="none",
+        help="choose the fastest threshold that makes at most this share of unseen samples wrong, such as 0.02",
     )
-    target_drop: float | None = number(
-        float,
-        "choose the fastest threshold that lowers the score of unseen samples by at most this, such as 0.01",
-        decides=None,
-        needs=("do_eval",),
+    target_drop: float | None = HfArg(
         default=None,
-        default_help="none",
+        help="choose the fastest threshold that lowers the score of unseen samples by at most this, such as 0.01",
     )
-    confidence: float | None = number(
-        float,
-        "probability with which the chosen threshold keeps that",
-        decides=None,
-        needs=("risk", "target_drop"),
-        default=None,
-        default_help=f"{CONFIDENCE['risk']} for --risk, {CONFIDENCE['drop']} for --target_drop",
-    )
+
+    def __post_init__(self):
+        check_numbers(self, "per_gpu_eval_batch_size", at_least=1)
 
     @property
-    def target(self) -> SelectionTarget | None:
-        """The target that a threshold is chosen for, None without one. Raises InputError."""
-        wanted = {"drop": self.target_drop, "risk": self.risk}
-        if set(wanted.values()) == {None}:
-            return None
-        return SelectionTarget(**wanted, confidence=self.confidence)
+    def chooses_threshold(self) -> bool:
+        """Whether a threshold is chosen, and stored with the model."""
+        return self.risk is not None or self.target_drop is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arguments(
-    RunArguments,
-    ModelArguments,
-    DataArguments,
-    OwnDataArguments,
-    TrainingArguments,
-    CheckpointArguments,
-    EvaluationArguments,
-):
-    """All flags of run_glue_deebert.py. A function that needs one group of them takes that base class."""
+@dataclass(frozen=True)
+class Arguments:
+    """All flags, one group each. A function takes the group that it needs. Raises InputError where groups disagree."""
 
-    @cached_property  # own files are read once
-    def task(self) -> Task:
-        """See `find_task`."""
-        return find_task(self)
+    run: RunArguments
+    model: ModelArguments
+    data: DataArguments
+    own: OwnDataArguments
+    training: TrainSettings
+    checkpoints: CheckpointArguments
+    evaluation: EvaluationArguments
+
+    def __post_init__(self):
+        if self.own.files and (self.data.task_name or self.data.data_dir):
+            raise InputError("--task_name and --data_dir are for GLUE's files; leave them out with your own")
+        if self.run.do_train and not self.model.model_name_or_path:
+            raise InputError("--do_train needs --model_name_or_path, the model to start from")
+        if self.run.do_train and self.own.files and not self.own.train_file:
+            raise InputError("--do_train needs --train_file")
+        if not self.own.files:
+            check_effect(self.own, "--train_file or --validation_file or --test_file")
+        if not self.run.do_train:
+            check_effect(self.evaluation, "--do_train", "eval_after_first_stage")
+        if not self.run.do_eval:
+            check_effect(self.evaluation, "--do_eval", *EVALUATED)
+        if self.checkpoints.evaluate_during_training and not self.training.logging_steps:
+            raise InputError("--evaluate_during_training: it scores every --logging_steps, and that is 0")
 
     def stage_settings(self, stage: int) -> TrainSettings:
-        """The hyper-parameters of a stage (from 1). All stages have the same, except for the number of epochs."""
-        return TrainSettings(
-            per_gpu_train_batch_size=self.per_gpu_train_batch_size,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            learning_rate=self.learning_rate,
-            highway_learning_rate=self.highway_learning_rate,
-            weight_decay=self.weight_decay,
-            adam_epsilon=self.adam_epsilon,
-            max_grad_norm=self.max_grad_norm,
-            num_train_epochs=self.highway_epochs if stage == 2 and self.highway_epochs else self.num_train_epochs,
-            max_steps=self.max_steps,
-            warmup_steps=self.warmup_steps,
-            seed=self.seed,
-            train_strategy=self.train_strategy,
-            distill=self.distill,
-            distill_temperature=self.distill_temperature,
-            logging_steps=self.logging_steps,
-            save_steps=self.save_steps,
-        )
+        """The hyper-parameters of a stage, from 1: all have the same, but for what the recipe changes."""
+        recipe, settings = RECIPES[self.model.recipe], self.training
+        rate = settings.highway_learning_rate or recipe.highway_learning_rate
+        frozen = not STRATEGIES[settings.train_strategy][stage - 1].backbone
+        epochs = recipe.highway_epochs if frozen and recipe.highway_epochs else settings.num_train_epochs
+        return replace(settings, highway_learning_rate=rate, num_train_epochs=epochs)
+
+    def as_dict(self) -> dict:
+        """The values of all flags, by name."""
+        return {name: value for group in vars(self).values() for name, value in asdict(group).items()}
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of run_glue_deebert.py's flags, with one group for each class of them."""
-    parser = ArgumentParser(prog="run_glue_deebert.py", description=DESCRIPTION)
-    add_flags(parser, Arguments.__bases__)
-    return parser
+EVALUATED = ("eval_all_checkpoints", "eval_each_highway", "eval_highway", "risk", "target_drop")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Arguments:
+def check_effect(group, needed: str, *names: str) -> None:
+    """A flag that can have no effect beside the others is a mistake. names: of the group's flags; none: all of them."""
+    for name in names or [each.name for each in fields(group)]:
+        if getattr(group, name) not in (None, False):
+            raise InputError(f"--{name} has no effect without {needed}: add it, or leave --{name} out")
+
+
+class FlagParser(ArgumentParser, HfArgumentParser):
+    """Makes the groups of `Arguments` of a command line. Its errors are InputErrors."""
+
+
+def make_parser(program: str = "run_glue_deebert.py") -> FlagParser:
+    """The parser of the driver's flags, with one group of --help for each group of `Arguments`."""
+    groups = [each.type for each in fields(Arguments)]
+    usage = f"{program} --output_dir DIR [flags]"
+    return FlagParser(groups, prog=program, usage=usage, description=DESCRIPTION, formatter_class=DefaultsHelp)
+
+
+def parse_args(argv: Sequence[str] | None = None, program: str = "run_glue_deebert.py") -> Arguments:
     """argv: sys.argv[1:] if it is None. Raises InputError."""
-    parser = make_parser()
-    parser.set_defaults(**trained_defaults(parser.parse_args(argv)))
-    parser.set_defaults(**recipe_defaults(parser.parse_args(argv)))
-    return Arguments(**vars(parser.parse_args(argv)))
-
-
-def recipe_defaults(args: argparse.Namespace) -> dict:
-    """The defaults that --recipe sets, without those that make no sense beside the flags that are given."""
-    recipe = args.recipe or ("fast" if args.train_file and args.do_train else "paper")
-    defaults = RECIPES[recipe] | {"recipe": recipe}
-    if args.train_strategy != "two_stage":  # a long stage 2 and its cache are for a frozen backbone
-        defaults.pop("highway_epochs", None)
-        defaults.pop("cache_features", None)
-    if args.highway_pooling == "first":  # it has nothing to read
-        defaults.pop("exit_before_first_layer", None)
-    return defaults
+    parser = make_parser(program)
+    parser.parse_args(argv)  # reports unknown flags before values without meaning
+    try:
+        groups = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except InputError as error:  # a group's own check, which names a field
+        raise InputError(str(error) if "--" in str(error) else f"--{error}") from None
+    args = Arguments(*groups)
+    recipe = args.model.recipe or ("fast" if args.own.train_file and args.run.do_train else "paper")
+    name = args.model.model_name_or_path or args.run.output_dir
+    return replace(args, model=replace(args.model, recipe=recipe, model_name_or_path=name))

@@ -1,5 +1,6 @@
 """The evaluation of one saved model on one dev set, one method for each result."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from deebert.data.tasks import eval_splits
 from deebert.evaluation import all_exits, metrics, results, tables, threshold_selection, timing
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import ClassRow, SweepRow
+from deebert.evaluation.threshold_selection import SelectionTarget
 from deebert.experiment.experiment import Experiment
 from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
 
 WEAK_END = 0.03  # of the score, by which an off-ramp is better than a final classifier that needs more training
+MOST_REPEATS, SECONDS_OF_REPEATS = 5, 30.0  # a timed sweep is repeated until it has taken so long; medians count
 MORE_TRAINING = "train again with more epochs (EPOCHS, --num_train_epochs) or a higher --learning_rate"
 
 
@@ -22,17 +25,16 @@ class Evaluation:
     """checkpoint: the model's folder. exits: the logits of all its exits on the split."""
 
     def __init__(self, experiment: Experiment, checkpoint: Path, model, split: str, exits: AllExits):
-        self.experiment, self.args, self.task, self.say = experiment, experiment.args, experiment.task, experiment.say
+        self.dev_sets, self.task, self.say = experiment.dev_sets, experiment.task, experiment.say
         self.checkpoint, self.model, self.split, self.exits = checkpoint, model, split, exits
-        name = self.args.model_name_or_path if checkpoint == experiment.output_dir else str(checkpoint)
+        args, self.wanted, self.seed = experiment.args, experiment.args.evaluation, experiment.args.training.seed
+        # results of a model that this run trained, or of a checkpoint, have its own name, not that of its start
+        own_name = args.run.do_train or checkpoint != experiment.output_dir
         self.suffix = eval_splits(self.task)[split]
-        self.folder = results.result_dir(self.args.plot_data_dir, name, self.suffix)
+        self.folder = results.result_dir(
+            args.run.plot_data_dir, str(checkpoint) if own_name else args.model.model_name_or_path, self.suffix
+        )
         self.scores: dict[str, float] = {}  # the lines of eval_results.txt
-
-    @property
-    def first_split(self) -> bool:
-        """Only on the first dev set a threshold is chosen."""
-        return not self.suffix
 
     def write_config(self) -> None:
         with replacing(self.checkpoint / "config.json") as file:
@@ -43,7 +45,7 @@ class Evaluation:
         each_layer = all_exits.layer_scores(self.task, self.exits)
         self.scores = dict(each_layer[self.exits.num_layers])
         self.say(f"Result of {self.checkpoint} on {self.split}: {show(self.scores)}")
-        if self.args.eval_each_highway:
+        if self.wanted.eval_each_highway:
             results.write_each_layer(self.folder, each_layer)
             self.exits.save(self.folder / "all_exits.npz")
             percents = tables.percents(each_layer)
@@ -80,7 +82,7 @@ class Evaluation:
 
         With --eval_each_highway, as each_layer.csv.
         """
-        if not self.args.eval_each_highway or "f1_macro" not in self.task.metrics:
+        if not self.wanted.eval_each_highway or "f1_macro" not in self.task.metrics:
             return
         exits, config = self.exits, self.model.config
         full, macro = metrics.class_f1(exits.logits[:, -1], exits.labels)
@@ -104,8 +106,8 @@ class Evaluation:
 
         Where there is none, one that was stored before for the same rule is removed: it may not keep this target.
         """
-        target, config = self.args.target, self.model.config
-        choice = threshold_selection.choose(self.task, self.exits, target, self.args.seed)
+        target, config = SelectionTarget(self.wanted.target_drop, self.wanted.risk), self.model.config
+        choice = threshold_selection.choose(self.task, self.exits, target, self.seed)
         self.say(threshold_selection.report(choice, target, len(self.exits.labels)))
         facts = {"target": asdict(target), **asdict(choice)}
         file, before = self.checkpoint / "config.json", load_config(str(self.checkpoint))
@@ -125,8 +127,8 @@ class Evaluation:
 
     def measure_latency(self, threshold: float | list[float]) -> dict[str, float]:
         """The median times of some texts, one at a time, with this threshold and with the full model."""
-        dev_sets = self.experiment.dev_sets
-        latency = timing.median_latency(self.model, dev_sets.features[self.split], dev_sets.collate, threshold)
+        features, collate = self.dev_sets.features[self.split], self.dev_sets.collate
+        latency = timing.median_latency(self.model, features, collate, threshold)
         self.say(
             f"the median time of a text is {latency.early_ms:.1f} ms in place of {latency.full_ms:.1f} "
             f"({latency.texts} texts, one at a time, on {self.model.device.type})"
@@ -135,14 +137,14 @@ class Evaluation:
 
     def sweep(self) -> None:
         """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""
-        thresholds = [threshold for threshold in self.args.exit_threshold if threshold >= 0]
-        if self.args.eval_highway and not thresholds:
+        thresholds = [threshold for threshold in self.wanted.exit_threshold if threshold >= 0]
+        if self.wanted.eval_highway and not thresholds:
             thresholds = all_exits.spread_thresholds(self.exits)
             self.say(f"--eval_highway without --exit_threshold: {' '.join(f'{x:g}' for x in thresholds)}")
         if not thresholds:
             return
         rows = all_exits.sweep(self.task, self.exits, thresholds)
-        if self.args.eval_highway:
+        if self.wanted.eval_highway:
             rows = self.measure_times(rows)
         self.say(tables.sweep_table(rows))
         for row in rows:
@@ -154,13 +156,15 @@ class Evaluation:
         """The rows with their times. The thresholds take turns; the files are written after each repeat."""
         dense = all_exits.dense_thresholds(self.exits)
         results.write_sweep(self.folder, all_exits.sweep(self.task, self.exits, dense), results.CURVE)
-        dev_sets, size = self.experiment.dev_sets, self.args.per_gpu_eval_batch_size
-        features, repeats = dev_sets.features[self.split], self.args.timing_repeats
-        timed = rows
-        for timed in timing.timed_sweep(rows, self.exits, self.model, features, dev_sets.collate, size, repeats):
+        features, collate = self.dev_sets.features[self.split], self.dev_sets.collate
+        size = self.wanted.per_gpu_eval_batch_size
+        timed, started = rows, time.perf_counter()
+        for timed in timing.timed_sweep(rows, self.exits, self.model, features, collate, size, MOST_REPEATS):
             results.write_sweep(self.folder, timed)
             for row in timed:
                 results.write_entropy(self.folder, row)
+            if time.perf_counter() - started > SECONDS_OF_REPEATS:
+                break
         for row in timed:
             if row.other_exits:
                 self.say(

@@ -1,13 +1,12 @@
-"""What the steps of run_glue_deebert.py share: the flags, the task, the model's config, tokenizer, data and devices."""
+"""What the steps of a run share: the flags, the task, the model's config, tokenizer, data and devices."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -20,28 +19,38 @@ from accelerate.utils import (
 from transformers import PreTrainedTokenizerBase
 
 from deebert.data.batching import collator
+from deebert.data.encoding import MIN_TOKENS
 from deebert.data.features import Features, fingerprint, load_features
-from deebert.data.tasks import Task, label_order
-from deebert.experiment import checks
-from deebert.experiment.arguments import OFF_RAMP_FLAGS, Arguments
+from deebert.data.own_data import OwnFiles, own_task
+from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
+from deebert.experiment import earlier_run
+from deebert.experiment.arguments import (
+    RECIPES,
+    VALIDATION_SPLIT,
+    Arguments,
+    DataArguments,
+    ModelArguments,
+    OwnDataArguments,
+)
 from deebert.experiment.dev_sets import DevSets
-from deebert.experiment.record import RunRecord, decide_resume
+from deebert.experiment.earlier_run import RunRecord
 from deebert.modeling.checkpoints import (
+    check_threshold,
     disable_cudnn_attention,
     load_config,
-    load_final_classifier,
     load_model,
     load_tokenizer,
+    max_tokens,
     quiet_transformers,
     set_labels,
 )
+from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH, config_rule
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.cached_features import cached_features
-from deebert.training.checkpointing import TEACHER_LOGITS, newest_checkpoint, saved_steps
+from deebert.training.checkpointing import newest_checkpoint, saved_steps
 from deebert.training.strategies import STRATEGIES
-from deebert.training.train_data import TaughtData, TokenData, TrainData, final_logits
+from deebert.training.train_data import TokenData, TrainData
 from deebert.utils.errors import InputError
-from deebert.utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,6 @@ class Experiment:
     """One run of the driver, with checked input.
 
     config: of the model to be trained, or of the one in output_dir. train_features: None without --do_train.
-    dev_sets: a test file of own data is one of them.
     previous_record: run.json of the training that this run resumes, None if it resumes none.
     """
 
@@ -64,63 +72,40 @@ class Experiment:
     record: RunRecord
 
     @classmethod
-    def from_args(cls, args: Arguments) -> "Experiment":
+    def from_args(cls, args: Arguments, accelerator: Accelerator) -> "Experiment":
         """Checks the input and loads config, tokenizer and data. Writes nothing. Raises InputError."""
-        task = args.task
-        checks.check_flags(args, task)
-        previous_record = decide_resume(args)
-        checks.check_output_dir(args, resumes=previous_record is not None)
-        checks.check_first_stage(args, resumes=previous_record is not None)
-        checks.check_split(args)
         quiet_transformers()
-        accelerator = make_accelerator(args)
-        set_seed(args.seed)
+        set_seed(args.training.seed)
+        if args.run.do_train:
+            task, source = find_task(args.data, args.own), args.model.model_name_or_path
+            settings = earlier_run.training_settings(args, task)
+            previous = earlier_run.training_to_resume(args.run, settings)
+            config = config_to_train(args, task)
+        else:
+            config, task = trained_config_and_task(args)
+            source, settings, previous = args.run.output_dir, {}, None
+        check_config(args, task, config, source)
         for note in task.notes:
             accelerator.print(note, flush=True)
-
-        source = args.model_name_or_path if args.do_train else args.output_dir
-        config = config_with_rule(args, args.config_name if args.do_train and args.config_name else source)
-        labels = label_order(task, config.model_type, config.id2label)
-        if args.do_train:
-            checks.check_head(args, config, source)
-            set_labels(config, labels, task.problem_type)
-            config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
-            config.exit_histogram = None
-            config.max_seq_length = args.max_seq_length
-            for name in OFF_RAMP_FLAGS:
-                if getattr(args, name) is not None:
-                    setattr(config, name, getattr(args, name))
-        checks.check_config(args, task, config, source)
-        if args.teacher and args.teacher != "first_stage":
-            checks.check_teacher_config(args, config, load_config(args.teacher, args.model_type))
-        tokenizer = load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
-        if previous_record is not None:
-            checks.check_tokenizer(args, previous_record["tokenizer"], fingerprint(tokenizer))
-
-        def features(split: str) -> Features:
-            with accelerator.local_main_process_first():  # the others find the features in the cache
-                overwrite = args.overwrite_cache and accelerator.is_local_main_process
-                return load_features(
-                    task, args.data_dir, split, labels, tokenizer, args.max_seq_length, overwrite_cache=overwrite
-                )
-
-        collate = collator(config, args.max_seq_length if args.pad_to_max_length else None)
-        dev_features = {split: features(split) for split in checks.dev_splits(args, task)}
+        tokenizer = load_tokenizer(args.model.tokenizer_name or source, args.model.do_lower_case, args.model.cache_dir)
+        if previous is not None:
+            earlier_run.check_tokenizer(args, previous["tokenizer"], fingerprint(tokenizer))
+        dev_features, train_features = load_data(args, task, config, tokenizer, accelerator)
         return cls(
             args=args,
             task=task,
             accelerator=accelerator,
             config=config,
             tokenizer=tokenizer,
-            train_features=features("train") if args.do_train else None,
-            dev_sets=DevSets(task, dev_features, collate, accelerator),
-            previous_record=previous_record,
-            record=RunRecord(args, accelerator, fingerprint(tokenizer)),
+            train_features=train_features,
+            dev_sets=DevSets(task, dev_features, collator(config), accelerator),
+            previous_record=previous,
+            record=RunRecord(args, accelerator, fingerprint(tokenizer), settings),
         )
 
     @property
     def output_dir(self) -> Path:
-        return Path(self.args.output_dir)
+        return Path(self.args.run.output_dir)
 
     @property
     def finished(self) -> bool:
@@ -130,7 +115,7 @@ class Experiment:
 
     @property
     def num_stages(self) -> int:
-        return len(STRATEGIES[self.args.train_strategy])
+        return len(STRATEGIES[self.args.training.train_strategy])
 
     def checkpoint_to_resume(self) -> Path | None:
         """The checkpoint that the training continues from, None for a start from the beginning."""
@@ -138,81 +123,165 @@ class Experiment:
 
     def models_to_evaluate(self) -> list[Path]:
         """The model in output_dir; before it, with --eval_all_checkpoints, the checkpoints of its training."""
-        return [*(saved_steps(self.output_dir) if self.args.eval_all_checkpoints else []), self.output_dir]
+        checkpoints = saved_steps(self.output_dir) if self.args.evaluation.eval_all_checkpoints else []
+        return [*checkpoints, self.output_dir]
 
     def load_trained(self, folder: Path):
         """A trained model, on the device. Raises InputError if it does not fit the flags."""
-        config = config_with_rule(self.args, str(folder))
-        checks.check_config(self.args, self.task, config, str(folder))
+        config = config_with_rule(self.args.model, str(folder))
+        check_config(self.args, self.task, config, str(folder))
         return load_model(str(folder), config).to(self.accelerator.device)
 
     @contextmanager
     def train_data(self, model, stage: int) -> Iterator[TrainData]:
-        """The data of a stage: tokens, or with --cache_features and a frozen backbone the off-ramps' pooled states.
-
-        In the last stage the logits of --teacher come with them.
-        """
-        args, collate = self.args, self.dev_sets.collate
-        teach = (
-            partial(TaughtData, teacher_logits=self.teacher_logits(model)) if self.has_teacher(stage) else lambda d: d
-        )
-        if args.cache_features and not STRATEGIES[args.train_strategy][stage - 1].backbone:
+        """The data of a stage: tokens; of a frozen backbone, where the recipe caches, the off-ramps' pooled states."""
+        collate, frozen = self.dev_sets.collate, not STRATEGIES[self.args.training.train_strategy][stage - 1].backbone
+        if frozen and RECIPES[self.args.model.recipe].cache_features:
             with cached_features(model, self.train_features, collate, self.accelerator, self.output_dir) as features:
-                yield teach(features)
+                yield features
         else:
-            yield teach(TokenData(self.train_features, collate, args.dataloader_num_workers))
-
-    def has_teacher(self, stage: int) -> bool:
-        """Whether --teacher teaches in this stage."""
-        return self.args.teacher is not None and stage == self.num_stages
-
-    def teacher_logits(self, model) -> np.ndarray:
-        """The teacher's logits (S, C) for the training samples. They are stored: later, the model is another one."""
-        file = self.output_dir / TEACHER_LOGITS
-        if file.is_file():  # a training that is resumed
-            return np.load(file)
-        if self.args.teacher != "first_stage":
-            config = load_config(self.args.teacher, self.args.model_type)
-            model = load_final_classifier(self.args.teacher, config).to(self.accelerator.device)
-        logits = final_logits(model, self.train_features, self.dev_sets.collate, self.accelerator)
-        if self.accelerator.is_main_process:
-            with replacing(file, "wb") as opened:
-                np.save(opened, logits)
-        self.accelerator.wait_for_everyone()
-        return logits
+            yield TokenData(self.train_features, collate)
 
     def say(self, text: str) -> None:
         """Prints in the first process only."""
         self.accelerator.print(text, flush=True)
 
 
-def config_with_rule(args: Arguments, name_or_path: str):
-    """A checkpoint's config with the exit rule of the flags. A threshold for another rule is removed."""
-    config = load_config(name_or_path, args.model_type, args.cache_dir)
-    if args.exit_rule not in (None, config.exit_rule):
-        config.exit_rule, config.exit_threshold = args.exit_rule, NO_EXIT
-    config.patience_tolerance = args.patience_tolerance or config.patience_tolerance
+def find_task(data: DataArguments, own: OwnDataArguments, **trained) -> Task:
+    """The task of --task_name, or the one that own files make. trained: fields of OwnFiles. Raises InputError."""
+    if data.task_name and data.data_dir:
+        return get_task(data.task_name)
+    if not own.files:
+        raise InputError("no data: give --train_file with your own, or --task_name and --data_dir")
+    if not (own.train_file or own.validation_file):
+        raise InputError(f"--test_file {own.test_file}: give --validation_file, too")
+    paths = {
+        name: Path(path) if path else None for name, path in asdict(own).items() if name.endswith(("_file", "_names"))
+    }
+    text_column, _, pair_column = (own.text_column or "").partition(",")
+    return own_task(
+        OwnFiles(
+            **{"problem_type": own.problem_type} | trained,
+            train=paths["train_file"],
+            validation=paths["validation_file"],
+            test=paths["test_file"],
+            text_column=text_column.strip() or None,
+            text_pair_column=pair_column.strip() or None,
+            label_column=own.label_column,
+            column_names=tuple(name.strip() for name in own.column_names.split(",")) if own.column_names else (),
+            label_names=paths["label_names"],
+            label_separator=own.label_separator,
+            validation_split=own.validation_split or VALIDATION_SPLIT,
+        )
+    )
+
+
+def trained_config_and_task(args: Arguments) -> tuple:
+    """For an evaluation: the config of the model in output_dir, and its task. Raises InputError."""
+    folder = Path(args.run.output_dir)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--output_dir {folder}: no trained model there; train one with --do_train")
+    config, record = config_with_rule(args.model, str(folder)), earlier_run.read_record(folder)
+    own = args.own if args.data.task_name else earlier_run.data_of_training(args.own, record)
+    labels = tuple(config.id2label[i] for i in sorted(config.id2label))
+    task = find_task(args.data, own, labels=labels, problem_type=config.problem_type)
+    earlier_run.check_held_out_part(own, task, folder, record)
+    set_text_length(config, args.data.max_seq_length or config.max_seq_length)
+    return config, task
+
+
+def config_to_train(args: Arguments, task: Task):
+    """The config of the model that will be trained. Raises InputError."""
+    source, wanted = args.model.config_name or args.model.model_name_or_path, args.model.off_ramps()
+    config = config_with_rule(args.model, source)
+    has_off_ramps = any(architecture.startswith("Dee") for architecture in config.architectures or ())
+    if has_off_ramps and wanted.get("highway_head", config.highway_head) != config.highway_head:
+        raise InputError(
+            f"--recipe {args.model.recipe}: the classifiers of {source}'s off-ramps are of another kind, "
+            f"{config.highway_head}; choose another recipe, or start from a model without off-ramps"
+        )
+    set_labels(config, label_order(task, config.model_type, config.id2label), task.problem_type)
+    config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
+    config.exit_histogram = None
+    set_text_length(config, args.data.max_seq_length)
+    for name, value in wanted.items():
+        setattr(config, name, value)
     return config
+
+
+def set_text_length(config, length: int | None) -> None:
+    """Sets the number of tokens that texts are cut to. None: the default, or what the model has positions for."""
+    limit = max_tokens(config)
+    if length is not None and not MIN_TOKENS <= length <= limit:
+        raise InputError(f"--max_seq_length {length}: this model takes {MIN_TOKENS} to {limit} tokens")
+    config.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, limit) if length is None else length
+
+
+def check_config(args: Arguments, task: Task, config, name: str) -> None:
+    """A model, to be trained or evaluated, must fit the flags and the task. name: of the model, for messages."""
+    if config.num_hidden_layers < 2:
+        raise InputError(f"{name}: a model of one layer has no off-ramps")
+    check_num_labels(task, config.num_labels, name)
+    if args.model.highway_pooling not in (None, config.highway_pooling):
+        raise InputError(
+            f"--highway_pooling {args.model.highway_pooling}: {name} has {config.highway_pooling}; leave it out"
+        )
+    if args.evaluation.chooses_threshold and not config_rule(config).supported:
+        raise InputError(
+            f"{task.name}: no threshold can be chosen for the exit rule {config.exit_rule}: with one label its "
+            "uncertainty is always 0; use --exit_rule patience"
+        )
+    for threshold in args.evaluation.exit_threshold:
+        check_threshold(threshold, config)
+
+
+def config_with_rule(model: ModelArguments, name_or_path: str):
+    """A checkpoint's config with the exit rule of the flags. A threshold for another rule is removed."""
+    config = load_config(name_or_path, model.model_type, model.cache_dir)
+    if model.exit_rule not in (None, config.exit_rule):
+        config.exit_rule, config.exit_threshold = model.exit_rule, NO_EXIT
+    return config
+
+
+def scored_splits(args: Arguments, task: Task) -> list[str]:
+    """The dev files that this run scores; a test file only at the end."""
+    run, watched = args.run, args.evaluation.eval_after_first_stage or args.checkpoints.evaluate_during_training
+    return [split for split in eval_splits(task) if run.do_eval or (watched and split != "test")]
+
+
+def load_data(args: Arguments, task: Task, config, tokenizer, accelerator: Accelerator) -> tuple:
+    """The features of the dev sets that are scored, by split, and those of the training set, None without training."""
+    labels = label_order(task, config.model_type, config.id2label)
+
+    def features(split: str) -> Features:
+        with accelerator.local_main_process_first():  # the others read the features from the cache
+            overwrite = args.data.overwrite_cache and accelerator.is_local_main_process
+            folder, length = args.data.data_dir, config.max_seq_length
+            return load_features(task, folder, split, labels, tokenizer, length, overwrite_cache=overwrite)
+
+    dev_features = {split: features(split) for split in scored_splits(args, task)}
+    return dev_features, features("train") if args.run.do_train else None
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
     """Devices and processes as torchrun or accelerate launch set them up. Raises InputError if they are unsupported."""
-    if args.fp16 and args.bf16:
-        raise InputError("--fp16 and --bf16: choose one")
-    if args.fp16 and (args.no_cuda or not torch.cuda.is_available()):
-        raise InputError("--fp16 needs a GPU; leave it out, or use --bf16")
+    run = args.run
+    if run.fp16 and (run.no_cuda or not torch.cuda.is_available()):
+        raise InputError("--fp16 needs a GPU; leave it out")
     disable_cudnn_attention()
     accelerator = Accelerator(
-        cpu=args.no_cuda,
-        mixed_precision="fp16" if args.fp16 else "bf16" if args.bf16 else None,  # None: as accelerate launch says
+        cpu=run.no_cuda or not torch.accelerator.is_available(),  # else accelerate connects no processes on a CPU
+        mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
         kwargs_handlers=[
             # in every second step the off-ramps have no gradient
-            DistributedDataParallelKwargs(find_unused_parameters=args.train_strategy == "alternating"),
+            DistributedDataParallelKwargs(find_unused_parameters=args.training.train_strategy == "alternating"),
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
         ],
     )
-    kind = accelerator.distributed_type
+    kind, processes = accelerator.distributed_type, os.environ.get("WORLD_SIZE", "1")
     if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise InputError(f"accelerate's {kind.value} is not supported; use its MULTI_GPU, MULTI_CPU or NO")
+    if processes != str(accelerator.num_processes):
+        raise InputError(f"{processes} processes were started, and {accelerator.num_processes} is connected; start one")
     return accelerator

@@ -1,14 +1,13 @@
-"""README.md of a trained model: what it is, what its exits score, what its threshold costs and saves, how to load it.
+"""README.md of a trained model: what it is, how to load it, and as metadata of the hub what its exits score.
 
-A card carries the hash of its own text in its last line. Where text and hash differ, or there is no hash, a person has
-written in it, and it stays as it is.
+The text is written once, so that it is the user's from then on. Evaluations change the scores in the metadata alone.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
 
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, layer_scores
@@ -16,10 +15,19 @@ from deebert.evaluation.metrics import primary_score
 from deebert.utils.files import replacing
 
 CARD = "README.md"
-MARK = re.compile(r"<!-- written by deebert, which replaces this file until you edit it: ([0-9a-f]{64}) -->\n\Z")
 MOST_LABELS = 100
 
-LOADING = """
+TEXT = """
+# {name}
+
+A model of {layers} layers ({model_type}) with early exit (DeeBERT, Xin et al., ACL 2020){origin}.
+
+- Task: {task}
+- Labels: {labels}
+- Exit rule: {rule}. The threshold is `exit_threshold` in `config.json`; at 0 or below no sample exits early.
+
+## How to load it
+
 In Python, with the package `deebert` installed, and FOLDER this folder or its name on the hub:
 
 ```python
@@ -35,81 +43,58 @@ from transformers import pipeline
 classify = pipeline("text-classification", model="FOLDER")
 ```
 
-```python
-from transformers import AutoModelForSequenceClassification
+On the command line: `deebert predict --model FOLDER < texts.txt`. Tools that know the plain encoder only read it as the
+full model, without early exit.
 
-model = AutoModelForSequenceClassification.from_pretrained("FOLDER", trust_remote_code=True).eval()
-```
+## Licence
 
-On the command line: `deebert predict --model FOLDER < texts.txt`. Tools that know {plain} only read it as the full
-model, without early exit.
+None is chosen here. Add a line `license: ...` at the top. Mind the licences of base model and data.
 """
 
 
 def write_card(
-    folder: Path,
-    config,
-    task: Task,
-    base_model: str | None,
-    on_hub: bool,
-    split: str = "dev",
-    exits: AllExits | None = None,
-) -> bool:
-    """Writes the card of the model in `folder`. False where a person has edited the card: it is left as it is.
+    folder: Path, config, task: Task, record: dict, split: str = "dev", exits: AllExits | None = None
+) -> None:
+    """Writes the card of the model in `folder`, or only the scores into the metadata of one that is there.
 
-    config: the model's. base_model: a name on the hub (on_hub) or a folder, None if it is not known. exits: of the dev
-    set `split`; None: the model has not been scored.
+    config: the model's. record: of its training, as in run.json. exits: of the dev set `split`; None: not scored yet.
     """
     file = folder / CARD
-    if file.exists() and not is_ours(file):
-        return False
-    text = card_text(folder, config, task, base_model, on_hub, split, exits)
-    with replacing(file) as card:
-        card.write(f"{text}\n{mark(text)}\n")
-    return True
+    try:
+        card = ModelCard.load(file) if file.exists() else new_card(folder, config, task, record)
+    except (ValueError, YAMLError):  # a person's own text
+        return
+    if file.exists() and exits is None:
+        return
+    if exits is not None:
+        card.data.model_name = card.data.model_name or folder.resolve().name
+        card.data.eval_results = list(scores(config, task, split, exits))
+    with replacing(file) as opened:
+        opened.write(f"{card}")
 
 
-def is_ours(file: Path) -> bool:
-    """Whether nobody has edited this card since it was written."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    found = MARK.search(text)
-    return found is not None and mark(text[: found.start() - 1]) == found[0].rstrip()
-
-
-def mark(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f"<!-- written by deebert, which replaces this file until you edit it: {digest} -->"
-
-
-def card_text(
-    folder: Path, config, task: Task, base_model: str | None, on_hub: bool, split: str, exits: AllExits | None
-) -> str:
-    """The card, without its mark."""
-    backbone = (
-        type(config)
-        .__name__.removeprefix("Dee")
-        .removesuffix("Config")
-        .replace("Bert", "BERT")
-        .replace("Roberta", "RoBERTa")
+def new_card(folder: Path, config, task: Task, record: dict) -> ModelCard:
+    """The card of a model that has none."""
+    start, name = record["arguments"].get("model_name_or_path"), folder.resolve().name
+    origin = f", fine-tuned from `{start if record['from_hub'] else Path(start).name}`" if start else ""
+    facts = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["deebert", "early-exit"],
+        base_model=start if record["from_hub"] else None,
+        model_name=name,
     )
-    facts = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": ["deebert", "early-exit"]}
-    facts |= {"base_model": base_model} if on_hub else {}
-    head = "\n".join(f"{name}: {json.dumps(value)}" for name, value in facts.items())  # JSON is YAML
-    origin = "" if base_model is None else f", fine-tuned from `{base_model if on_hub else Path(base_model).name}`"
-    parts = [
-        f"---\n{head}\n---\n",
-        f"# {folder.resolve().name}\n",
-        f"A {backbone} of {config.num_hidden_layers} layers with early exit (DeeBERT, Xin et al., ACL 2020){origin}.\n",
-        f"- Task: {task.name}\n- Labels: {labels(config)}",
-        f"- Exit rule: {config.exit_rule}, threshold {threshold_text(config.exit_threshold)}\n",
-        "## Scores\n",
-        "It has not been scored." if exits is None else scores_text(config, task, split, exits),
-        "\n## How to load it",
-        LOADING.format(model_class=config.architectures[0], plain=backbone),
-        "## Licence\n",
-        "None is chosen here. Add a line `license: ...` at the top. Mind the licences of base model and data.",
-    ]
-    return "\n".join(parts)
+    text = TEXT.format(
+        name=name,
+        layers=config.num_hidden_layers,
+        model_type=config.model_type,
+        origin=origin,
+        task=task.name,
+        labels=labels(config),
+        rule=config.exit_rule,
+        model_class=config.architectures[0],
+    )
+    return ModelCard(f"---\n{facts.to_yaml()}\n---\n{text}")
 
 
 def labels(config) -> str:
@@ -121,30 +106,23 @@ def labels(config) -> str:
     return ", ".join(names[:MOST_LABELS]) + more
 
 
-def threshold_text(threshold: float | Sequence[float]) -> str:
-    values = [threshold] if isinstance(threshold, int | float) else threshold
-    shown = " ".join(f"{value:g}" for value in values)
-    return shown if any(value > 0 for value in values) else f"{shown} (no sample exits early until you set one)"
-
-
-def scores_text(config, task: Task, split: str, exits: AllExits) -> str:
-    """The exits' scores on a dev set, and what the stored threshold costs and saves there."""
+def scores(config, task: Task, split: str, exits: AllExits) -> Iterator[EvalResult]:
+    """The score of every exit, and what the stored threshold scores and costs, as entries of the hub's metadata."""
     metric = task.primary_metric
-    lines = [
-        f"On {len(exits.logits):,} samples of `{split}`:\n",
-        f"| exit after layer | {metric} (%) |",
-        "| ---: | ---: |",
-    ]
-    each_layer = layer_scores(task, exits)
-    lines += [f"| {layer} | {100 * scores[metric]:.2f} |" for layer, scores in each_layer.items()]
+    values = {f"{metric} after layer {i}": each[metric] for i, each in layer_scores(task, exits).items()}
     threshold = config.exit_threshold
     if max(exits.cutoffs(threshold), default=0) > 0:
         layers = exits.exit_layers(threshold)
-        score, cost = primary_score(task, exits.logits_at(layers), exits.labels), exits.cost(layers, threshold)
-        saved = [f"{100 * (1 - layers.mean() / exits.num_layers):.1f} % of the layers"]
-        saved += [f"{100 * (1 - cost):.1f} % of the cost (floating-point operations)"]
-        change = 100 * (score - exits.full_score(task))
-        saving = f"The stored threshold saves {' and '.join(saved)}"
-        lines.append(f"\n{saving}; {metric} is {100 * score:.2f} ({change:+.2f} points).")
-        lines.append("Where it was chosen on these samples, both are a little flattering.")
-    return "\n".join(lines)
+        values[f"{metric} at the stored threshold"] = primary_score(task, exits.logits_at(layers), exits.labels)
+        if (cost := exits.cost(layers, threshold)) is not None:
+            values["cost at the stored threshold"] = cost.mean()
+    for name, value in values.items():
+        yield EvalResult(
+            task_type="text-classification",
+            dataset_type=task.name.lower(),
+            dataset_name=task.name,
+            dataset_split=split,
+            metric_type=name.split()[0],
+            metric_name=name,
+            metric_value=round(float(value), 4),
+        )

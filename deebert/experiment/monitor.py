@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 from safetensors.torch import load_model as load_weights
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -22,11 +21,11 @@ from deebert.utils.files import remove_folder
 class Monitor:
     """`log` and `save` are the callbacks of StageTraining.run; every process has a monitor."""
 
-    def __init__(self, args: Arguments, model, tokenizer, dev_sets: DevSets, accelerator: Accelerator):
-        self.args, self.model, self.tokenizer = args, model, tokenizer
-        self.dev_sets, self.accelerator, self.output_dir = dev_sets, accelerator, Path(args.output_dir)
+    def __init__(self, args: Arguments, model, tokenizer, dev_sets: DevSets):
+        self.wanted, self.model, self.tokenizer = args.checkpoints, model, tokenizer
+        self.dev_sets, self.accelerator, self.output_dir = dev_sets, dev_sets.accelerator, Path(args.run.output_dir)
         self.best_in_last_checkpoint: Path | None = None  # the best weights so far, when it was written
-        self.writer = SummaryWriter(str(self.output_dir / "tensorboard")) if accelerator.is_main_process else None
+        self.writer = SummaryWriter(str(self.output_dir / "tensorboard")) if self.accelerator.is_main_process else None
 
     def resume(self, training: StageTraining) -> None:
         """Has to be called when a checkpoint's state has been loaded."""
@@ -34,7 +33,7 @@ class Monitor:
 
     def log(self, training: StageTraining, scalars: dict[str, float]) -> None:
         """Writes scalars, and with --evaluate_during_training the dev scores."""
-        if self.args.evaluate_during_training:
+        if self.wanted.evaluate_during_training:
             scalars = scalars | self.dev_scores(training)
         if self.writer is not None:
             self.flush()
@@ -57,7 +56,7 @@ class Monitor:
             if self.accelerator.is_main_process:
                 shown = " ".join(f"{100 * score:.2f}" for score in primary)
                 tqdm.write(f"stage {training.stage}, step {training.steps}: {name} {shown}")
-            if self.args.load_best_model_at_end and not suffixes[split]:
+            if self.wanted.load_best_model_at_end and not suffixes[split]:
                 self.keep_if_best(training, float(np.mean(primary)))
         return scalars
 
@@ -81,13 +80,13 @@ class Monitor:
     def save(self, training: StageTraining) -> None:
         """Writes a checkpoint, and deletes what --save_total_limit no longer allows."""
         self.flush()  # a training that is resumed here does not write these scalars again
-        last_stage = training.stage == len(STRATEGIES[self.args.train_strategy])
-        if last_stage and training.steps == training.total and self.args.save_steps <= 0:
+        last_stage = training.stage == len(STRATEGIES[training.settings.train_strategy])
+        if last_stage and training.steps == training.total and not training.settings.save_steps:
             return  # the finished model is saved next
         folder = checkpoint_folder(self.output_dir, training.stage, training.steps)
         write_checkpoint(folder, self.model, self.tokenizer, training, self.accelerator)
         if self.accelerator.is_main_process:
-            keep_newest(self.output_dir, self.args.save_total_limit)
+            keep_newest(self.output_dir, self.wanted.save_total_limit)
             self.best_in_last_checkpoint = self.best_folder(training)
             self.delete_stale_best(training)
 

@@ -1,4 +1,4 @@
-"""--cache_features: run the frozen backbone once, store what each off-ramp pools, and train the off-ramps on that.
+"""Cached features: run the frozen backbone once, store what each off-ramp pools, and train the off-ramps on that.
 
 This differs from the paper: the frozen backbone has no dropout, so a sample's features are the same in every epoch.
 Shapes: S samples, B batch, E exits, H hidden, C labels.
@@ -24,7 +24,6 @@ from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import mean_weights
 from deebert.utils.errors import InputError
-from deebert.utils.files import check_disk_space
 
 IN_MEMORY = 2**30  # bytes; larger caches are a memory-mapped file
 BATCH_SIZE = 32
@@ -84,7 +83,7 @@ def cached_features(
 
     final_logits = np.empty((len(features), config.num_labels), np.float32)
     shape = (len(features), len(off_ramps), config.hidden_size)
-    with _array(shape, folder, accelerator.num_processes) as pooled:
+    with _array(shape, folder) as pooled:
         batches = map_batches(
             pool_states, features, collate, BATCH_SIZE, model.device, accelerator, progress="caching features"
         )
@@ -94,13 +93,12 @@ def cached_features(
 
 
 @contextmanager
-def _array(shape: tuple[int, ...], folder: Path, processes: int) -> Iterator[np.ndarray]:
+def _array(shape: tuple[int, ...], folder: Path) -> Iterator[np.ndarray]:
     """An array in memory, or a large one in a temporary file of this process."""
     size = 4 * math.prod(shape)
     if size <= IN_MEMORY:
         yield np.empty(shape, np.float32)
         return
-    check_disk_space(folder, size * processes, "the features of --cache_features")
     with tempfile.TemporaryDirectory(prefix=".features-", dir=folder) as place:
         file = Path(place, "pooled.npy")
         array = np.lib.format.open_memmap(file, "w+", np.float32, shape)

@@ -15,7 +15,6 @@ from deebert.utils.errors import InputError
 from deebert.utils.files import complete_folder, remove_folder
 
 STATE = "training_state.pt"  # beside the model's files: optimizer, schedule, random states, position
-TEACHER_LOGITS = "teacher_logits.npy"  # in the output folder, while the last stage is trained with a teacher
 
 
 def checkpoint_folder(output_dir: Path, stage: int, step: int) -> Path:
@@ -76,7 +75,6 @@ def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
             remove_folder(folder)
     for folder in output_dir.glob("best-stage*"):
         remove_folder(folder)
-    (output_dir / TEACHER_LOGITS).unlink(missing_ok=True)
 
 
 def random_state() -> dict:

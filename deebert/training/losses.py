@@ -1,4 +1,4 @@
-"""The losses of the exits: against the labels, against a teacher's logits, and their weighted sum.
+"""The losses of the exits: against the labels, against the final classifier's logits, and their weighted sum.
 
 Shapes: B batch, E exits, C labels.
 """
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from deebert.modeling.exit_rules import binary_logits
+
+TEMPERATURE = 2.0  # softens both logits of distillation
 
 
 def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
@@ -26,8 +28,10 @@ def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(all_logits.transpose(1, 2), labels, reduction="none")
 
 
-def distillation_losses(students: Tensor, teacher: Tensor, temperature: float, several_labels: bool = False) -> Tensor:
-    """The distance (B, M) of M students' logits (B, M, C) from a teacher's (B, C), which gets no gradient.
+def distillation_losses(
+    students: Tensor, teacher: Tensor, several_labels: bool = False, temperature: float = TEMPERATURE
+) -> Tensor:
+    """The distance (B, M) of M off-ramps' logits (B, M, C) from the final ones (B, C), which get no gradient.
 
     T^2 KL(softmax(teacher / T) || softmax(student / T)), Hinton et al. (2015); squared error if there is one label; the
     mean over several labels, each of them a prediction of no and yes.
@@ -50,17 +54,14 @@ def training_loss(
     labels: Tensor,
     weights: Sequence[float],
     distill: float = 0.0,
-    temperature: float = 2.0,
-    teacher_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the exits' losses, and each exit's own loss against the labels (E,), without gradient.
 
     Args:
         output: the model's; with all_logits (B, E, C) if any off-ramp has a weight, else with logits (B, C) only.
         weights: E numbers, one for each exit's loss.
-        distill: the share of an exit's loss that is the distillation loss, with this temperature.
-        teacher_logits: (B, C), from which all exits learn; without them the off-ramps learn from the final classifier
-            (FastBERT's self-distillation, Liu et al., 2020).
+        distill: the share of an off-ramp's loss that is its distance from the final classifier (FastBERT's
+            self-distillation, Liu et al., 2020).
 
     Without all_logits the off-ramps' own losses are 0.
     """
@@ -68,8 +69,6 @@ def training_loss(
     losses = exit_losses(all_logits, labels)  # (B, M)
     own = functional.pad(losses.detach().mean(dim=0), (len(weights) - losses.shape[1], 0))
     if distill > 0:
-        teacher = all_logits[:, -1] if teacher_logits is None else teacher_logits
-        students = losses.shape[1] - (teacher_logits is None)
-        soft = distillation_losses(all_logits[:, :students], teacher, temperature, several_labels=labels.dim() == 2)
-        losses = torch.cat([torch.lerp(losses[:, :students], soft, distill), losses[:, students:]], dim=1)
+        soft = distillation_losses(all_logits[:, :-1], all_logits[:, -1], several_labels=labels.dim() == 2)
+        losses = torch.cat([torch.lerp(losses[:, :-1], soft, distill), losses[:, -1:]], dim=1)
     return losses.mean(dim=0) @ losses.new_tensor(weights[-losses.shape[1] :]), own

@@ -28,7 +28,6 @@ class TrainSettings:
         help="share of an off-ramp's loss that is its distance from the final classifier's logits; 0.5 if bare",
         metadata={"nargs": "?", "const": 0.5},
     )
-    distill_temperature: float = HfArg(default=2.0, help="temperature that softens both logits of distill")
     per_gpu_train_batch_size: int = HfArg(default=8, help="samples of a micro-batch in each process")
     gradient_accumulation_steps: int = HfArg(default=1, help="micro-batches of an optimizer step")
     learning_rate: float = HfArg(default=5e-5, help="peak of the linear schedule")
@@ -50,9 +49,7 @@ class TrainSettings:
     def __post_init__(self):
         check_choice(self, "train_strategy", STRATEGIES)
         check_numbers(self, "per_gpu_train_batch_size", "gradient_accumulation_steps", at_least=1)
-        check_numbers(
-            self, "learning_rate", "highway_learning_rate", "num_train_epochs", "distill_temperature", above=0
-        )
+        check_numbers(self, "learning_rate", "highway_learning_rate", "num_train_epochs", above=0)
         check_numbers(self, "weight_decay", "adam_epsilon", "max_grad_norm", at_least=0)
         check_numbers(self, "warmup_steps", "seed", "logging_steps", "save_steps", at_least=0)
         check_numbers(self, "distill", at_least=0, at_most=1)

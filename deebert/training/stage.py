@@ -153,12 +153,11 @@ class StageTraining:
         self.module.train()  # an evaluation between two steps sets eval mode
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         batch.pop("index", None)
-        labels, teacher_logits = batch.pop("labels"), batch.pop("teacher_logits", None)
-        weights, distill, temperature = self.weights(), self.settings.distill, self.settings.distill_temperature
+        labels, weights = batch.pop("labels"), self.weights()
         synchronise = nullcontext() if part.last else self.accelerator.no_sync(self.module)
         with synchronise:
             output = self.module(**batch, output_all_exits=any(weights[:-1]), train_highway=not self.plan.backbone)
-            loss, exit_losses = training_loss(output, labels, weights, distill, temperature, teacher_logits)
+            loss, exit_losses = training_loss(output, labels, weights, self.settings.distill)
             self.accelerator.backward(part.weight * loss)
         return torch.cat([loss.detach().reshape(1), exit_losses]) * (part.weight / self.accelerator.num_processes)
 

@@ -1,21 +1,18 @@
-"""What a stage of training takes: an interface, its form for tokenized texts, and the same with a teacher's logits.
+"""What a stage of training takes: an interface, and its form for tokenized texts.
 
 The form for off-ramps alone is in cached_features.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import tee
 from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deebert.data.batching import Collator, data_loader, map_batches
+from deebert.data.batching import Collator, data_loader
 from deebert.data.features import Features
-from deebert.modeling.exit_rules import NO_EXIT
 
 
 class TrainData(Protocol):
@@ -32,57 +29,17 @@ class TrainData(Protocol):
 
 @dataclass(frozen=True)
 class TokenData:
-    """Tokenized texts, for the full model. workers: processes that collate batches; 0: the main process does it."""
+    """Tokenized texts, for the full model."""
 
     features: Features
     collate: Collator
-    workers: int = 0
 
     @property
     def lengths(self) -> np.ndarray:
         return self.features.lengths
 
     def load(self, batches: Iterable[list[int]]) -> Iterable[dict[str, Tensor]]:
-        return data_loader(self.features, batches, self.collate, self.workers, pin_memory=torch.cuda.is_available())
+        return data_loader(self.features, batches, self.collate, pin_memory=torch.cuda.is_available())
 
     def trainee(self, model) -> nn.Module:
         return model
-
-
-TEACHER_BATCH_SIZE = 32
-
-
-@dataclass(frozen=True)
-class TaughtData:
-    """Data with a teacher's logits (S, C) for its S samples: batches have teacher_logits (B, C), too."""
-
-    data: TrainData
-    teacher_logits: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.data.lengths
-
-    def load(self, batches: Iterable[list[int]]) -> Iterator[dict[str, Tensor]]:
-        batches, indices = tee(batches)
-        for batch, rows in zip(self.data.load(batches), indices, strict=True):
-            yield batch | {"teacher_logits": torch.from_numpy(self.teacher_logits[rows])}
-
-    def trainee(self, model) -> nn.Module:
-        return self.data.trainee(model)
-
-
-def final_logits(model, features: Features, collate: Collator, accelerator: Accelerator) -> np.ndarray:
-    """The logits (S, C) of the final classifier, without dropout. All processes share the work."""
-    model.eval()
-    logits = np.empty((len(features), model.config.num_labels), np.float32)
-
-    def forward_fn(batch: dict[str, Tensor]) -> tuple[Tensor]:
-        with accelerator.autocast():
-            return (model(**batch, exit_threshold=NO_EXIT).logits,)
-
-    for index, values in map_batches(
-        forward_fn, features, collate, TEACHER_BATCH_SIZE, model.device, accelerator, "teacher"
-    ):
-        logits[index] = values
-    return logits

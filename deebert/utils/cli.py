@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import NoReturn
 
 from deebert.utils.errors import InputError, Interrupted
@@ -35,8 +36,15 @@ class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
     """--help with the defaults, where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.required or action.default in (None, False, [])
+        silent = action.required or action.default is None or action.default is False or action.default == []
         return action.help if silent else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """Without what HfArgumentParser adds: a second spelling of each flag, and a value of each switch."""
+        action = copy(action)
+        action.nargs = 0 if action.const is True else action.nargs
+        action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
+        return super()._format_action_invocation(action)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -124,14 +132,6 @@ def fraction(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
-
-
-def up_to_half(text: str) -> float:
-    """An argparse type: a number above 0 and not above 0.5."""
-    value = _number(text)
-    if not 0 < value <= 0.5:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and up to 0.5")
     return value
 
 

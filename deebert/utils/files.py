@@ -1,6 +1,5 @@
 """Safe writing: to a temporary name first, then renamed, so that a file is either complete or absent."""
 
-import errno
 import os
 import shutil
 import tempfile
@@ -9,15 +8,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
+
 from deebert.utils.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-
+LOCK = ".lock"
 # Temporary files of a process that was killed.
-LEFTOVERS = (".*.partial", ".*.removed", ".saving-*", ".features-*", ".writable-*")
+LEFTOVERS = (".*.partial", ".*.removed", ".saving-*", ".features-*")
 
 
 @contextmanager
@@ -121,75 +118,35 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-_reserved: set[int] = set()  # file descriptors
-
-
-def _release_in_child() -> None:
-    """A process that was forked, such as one that prepares batches, must not keep the folder when its parent dies."""
-    while _reserved:
-        os.close(_reserved.pop())
-
-
-if fcntl:
-    os.register_at_fork(after_in_child=_release_in_child)
-
-
 @contextmanager
-def reserved(folder: Path, exclusive: bool) -> Iterator[None]:
-    """Makes a folder and keeps other processes from reserving it, from any if exclusive, else from exclusive ones.
+def reserved(folder: Path, wanted: bool = True) -> Iterator[None]:
+    """Makes a folder, and keeps other processes from reserving it. wanted: False in processes that share a run.
 
-    Nothing is written for that, and a folder that is still empty at the end is removed if it was made here. A process
-    that is killed reserves nothing. Systems and file systems that know no locks are used without. Raises InputError.
+    A process that is killed reserves nothing. A folder that is still empty at the end is removed if it was made here.
+    Raises InputError.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder)
-    if not fcntl:
+    if not wanted:
         yield
         return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{folder}: another run uses this folder; wait for it, or choose another") from None
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
-    _reserved.add(descriptor)
+        raise InputError(f"{folder}: nothing can be written there ({error.strerror})") from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH))
-        except OSError as error:
-            if error.errno == errno.EWOULDBLOCK:
-                raise InputError(f"{folder}: another run uses this folder; wait for it, or choose another") from None
         yield
     finally:
-        if descriptor in _reserved:
-            _reserved.remove(descriptor)
-            os.close(descriptor)
+        (folder / LOCK).unlink(missing_ok=True)  # while it is held: who opened it meanwhile is refused
+        lock.release()
         for path in made:
             with suppress(OSError):  # there are results in it
                 path.rmdir()
 
 
-def check_writable(folder: Path, flag: str) -> None:
-    """Makes a folder for results and checks that a file can be written there. Raises InputError."""
-    make_folder(folder)
-    try:
-        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise InputError(f"{flag} {folder}: nothing can be written there ({error.strerror})") from None
-
-
 def size_of(folders: Iterable[Path]) -> int:
     """The bytes of all files in these folders."""
     return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
-
-
-def check_disk_space(folder: Path, size: int, what: str, reusable: int = 0) -> None:
-    """Raises InputError if fewer than `size` bytes are free. what: the subject of the message, in the plural.
-
-    reusable: bytes of files there that will be removed, or that are a part of `size`.
-    """
-    from tqdm import tqdm  # not needed by exported models
-
-    free = shutil.disk_usage(folder).free + reusable
-    if size > free:
-        needed, there = (tqdm.format_sizeof(number, "B") for number in (size, free))
-        raise InputError(f"{folder}: {what} take up to {needed}, and {there} are free")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,11 +11,14 @@ import torch
 from paper_table import choose_thresholds
 
 import run_glue_deebert
+from deebert.data.batching import collator
 from deebert.data.tasks import Task, eval_splits
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import Arguments, parse_args
-from deebert.experiment.record import decide_resume
+from deebert.experiment.earlier_run import same_training, training_settings
+from deebert.experiment.experiment import Experiment, make_accelerator
+from deebert.experiment.run import evaluate
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Run:
     def evaluation(self, thresholds: Sequence[float]) -> list[str]:
         """The second command, the paper's protocol: one sample at a time, padded. It writes the folder `results`."""
         timed = ["--do_eval", "--eval_each_highway", "--eval_highway", "--exit_threshold", *map(str, thresholds)]
-        protocol = ["--per_gpu_eval_batch_size", "1", "--pad_to_max_length"]
-        return self.argv(*timed, *protocol, "--model_name_or_path", "results", "--plot_data_dir", str(self.folder))
+        place = ["--model_name_or_path", "results", "--plot_data_dir", str(self.folder)]
+        return self.argv(*timed, "--per_gpu_eval_batch_size", "1", *place)
 
     @cached_property
     def args(self) -> Arguments:
@@ -59,7 +62,7 @@ class Run:
     @property
     def trained(self) -> dict | None:
         """The record of the finished training with these flags and data, None where there is none."""
-        record = decide_resume(self.args)
+        record = same_training(self.folder / "model", training_settings(self.args, self.task))
         return record if record and record["finished"] else None
 
     @property
@@ -85,9 +88,9 @@ class Run:
         """Trains unless that is done, chooses thresholds and times them. Raises InputError, Interrupted."""
         with self.log():
             run_glue_deebert.main(self.training)
-            scores = results.result_dir(self.folder / "scores", self.name) / "all_exits.npz"
+            scores = results.result_dir(self.folder / "scores", str(self.folder / "model")) / "all_exits.npz"
             chosen = choose_thresholds(self.task, AllExits.load(scores))
-            run_glue_deebert.main(self.evaluation(sorted({*timed_thresholds(self.task.num_labels), *chosen})))
+            evaluate_padded(self.evaluation(sorted({*timed_thresholds(self.task.num_labels), *chosen})))
         facts = {"trained": self.trained["started"], "argv": self.evaluation([]), "thresholds": chosen}
         facts |= {"device": device_name(self.args)}
         results.write_json(self.record, facts)
@@ -98,6 +101,14 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file, redirect_stdout(file):
             yield
+
+
+def evaluate_padded(argv: Sequence[str]) -> None:
+    """Runs the driver's evaluation on inputs that are all padded to the same length, as the paper's are."""
+    args = parse_args(argv)
+    experiment = Experiment.from_args(args, make_accelerator(args))
+    padded = replace(experiment.dev_sets, collate=collator(experiment.config, experiment.config.max_seq_length))
+    evaluate(replace(experiment, dev_sets=padded), experiment.output_dir)
 
 
 def timed_thresholds(num_labels: int) -> list[float]:
@@ -112,7 +123,7 @@ def label(name: str) -> str:
 
 def device_name(args: Arguments) -> str:
     """The device of the driver, in words."""
-    if torch.cuda.is_available() and not args.no_cuda:
+    if torch.cuda.is_available() and not args.run.no_cuda:
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
     return f"{threads} CPU thread{'' if threads == 1 else 's'}"

@@ -19,7 +19,6 @@ from paper_table import Block, notes, read_result, write_table
 from deebert.data.download import download
 from deebert.data.tasks import TASKS, Task, eval_splits, get_task
 from deebert.experiment.arguments import parse_args
-from deebert.experiment.checks import check_flags
 from deebert.modeling.checkpoints import load_config
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive_float
@@ -62,9 +61,8 @@ def make_runs(args: argparse.Namespace, tasks: Sequence[Task], flags: Sequence[s
             epochs = args.roberta_epochs if config.model_type == "roberta" else args.epochs
             runs.append(Run(name, config, task, args.data_dir / task.name, folder, epochs, flags))
     for run in runs:
-        check_flags(run.args, run.task)
-        if run.args.exit_rule not in (None, "entropy"):
-            raise InputError(f"--exit_rule {run.args.exit_rule}: the paper's is entropy; leave it out")
+        if run.args.model.exit_rule not in (None, "entropy"):
+            raise InputError(f"--exit_rule {run.args.model.exit_rule}: the paper's is entropy; leave it out")
     return runs
 
 
@@ -122,7 +120,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     args, flags = parse()
     tasks = list(dict.fromkeys(get_task(name) for name in args.tasks))
-    parse_args(["--output_dir", "any", "--model_name_or_path", "any", *flags])  # reports wrong flags first
+    parse_args(
+        ["--do_train", "--output_dir", "any", "--model_name_or_path", "any", *flags]
+    )  # reports wrong flags first
     need_data(tasks, args.data_dir)
     for task in tasks:
         read_all(task, args.data_dir)

@@ -1,12 +1,10 @@
 """Trains settings of run_glue_deebert.py with several seeds and compares what they score and save. compare.sh runs it.
 
 COMPARISON_DIR/runs/FLAGS/seed{n}/all_exits.npz is the result of a finished training; the model is deleted once that
-file is written. first_stage/ holds the models after stage 1; settings with the same stage 1 share one.
+file is written. Settings that differ in the exit rule only share a training.
 """
 
 import argparse
-import hashlib
-import json
 import shutil
 import sys
 import time
@@ -26,11 +24,9 @@ from deebert.data.tasks import Task
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import parse_args
-from deebert.experiment.checks import check_flags
-from deebert.experiment.compatibility import first_stage_settings
+from deebert.experiment.experiment import find_task
 from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.training.strategies import shares_first_stage
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser
 from deebert.utils.errors import InputError
@@ -62,22 +58,21 @@ class Comparison:
 
     @cached_property
     def task(self) -> Task:
-        return parse_args(self.argv([], 0)).task
+        args = parse_args(self.argv([], 0))
+        return find_task(args.data, args.own)
 
     @property
     def layers(self) -> int:
         """The number of layers of the model that all trainings start from. Raises InputError."""
-        args = parse_args(self.argv([], 0))
-        return load_config(
-            args.config_name or args.model_name_or_path, args.model_type, args.cache_dir
-        ).num_hidden_layers
+        model = parse_args(self.argv([], 0)).model
+        source = model.config_name or model.model_name_or_path
+        return load_config(source, model.model_type, model.cache_dir).num_hidden_layers
 
     def check(self, flags: list[str]) -> None:
         """Raises InputError for a setting that is wrong, before anything is trained."""
         if gives_seed(flags):
             raise InputError("give seeds in SEEDS, not in a setting's line")
-        args = parse_args(self.argv(AFTER_TRAINING.parse_known_args(flags)[1], 0))
-        check_flags(args, self.task)
+        parse_args(self.argv(AFTER_TRAINING.parse_known_args(flags)[1], 0))
 
     def result(self, flags: list[str], seed: int) -> AllExits:
         """The logits of one setting with one seed; trains the model unless they are there."""
@@ -106,25 +101,14 @@ class Comparison:
     def train(self, training: list[str], seed: int, stored: Path) -> None:
         """Trains and evaluates one model, and keeps only the logits of its exits."""
         run, argv = self.run_dir(training, seed), self.argv(training, seed)
-        args = parse_args(argv)
-        if shares_first_stage(args.train_strategy):
-            argv += ["--first_stage", str(self.first_stage(args))]
         print(f"\n{' '.join(training) or 'as given'}, seed {seed}", flush=True)
         started = time.perf_counter()
         run_glue_deebert.main(argv)
         results.write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})
-        written = results.result_dir(args.plot_data_dir, args.model_name_or_path) / stored.name
+        written = results.result_dir(run / "results", str(run / "model")) / stored.name
         results.write_json(self.record, self.common)
         written.replace(stored)
         shutil.rmtree(run / "model")
-
-    def first_stage(self, args: argparse.Namespace) -> Path:
-        """The folder of the model after stage 1; settings with the same stage 1 share it."""
-        settings = json.dumps(first_stage_settings(args), sort_keys=True)
-        folder = self.folder / "first_stage" / hashlib.sha256(settings.encode()).hexdigest()[:12]
-        if not (folder / "first_stage.json").is_file():  # the training was interrupted while it wrote the folder
-            shutil.rmtree(folder, ignore_errors=True)
-        return folder
 
 
 def main() -> None:

@@ -1,174 +1,170 @@
-"""The flags as data: what each decides, what --help shows, and that records of 0.5 stay comparable."""
+"""The flags as data: what --help shows, what a wrong one says, and which of them decide a training."""
 
+import json
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import pytest
 from helpers import ROOT
 
-from deebert.experiment.arguments import Arguments, make_parser, parse_args
-from deebert.experiment.compatibility import first_difference, first_stage_settings, training_settings
-from deebert.experiment.data_arguments import FILES
-from deebert.experiment.flags import flag, help_of
-from deebert.experiment.training_arguments import RECIPES
+from deebert.data.tasks import get_task
+from deebert.experiment.arguments import EVALUATED, RECIPES, Arguments, make_parser, parse_args
+from deebert.experiment.earlier_run import FREE, first_difference, training_settings
+from deebert.training.settings import TrainSettings
 from deebert.utils.errors import InputError
 
-# the keys of "settings" in a run.json of 0.5, without those of the data and the launch
-FIRST_STAGE_0_5 = [
-    "model_name_or_path",
-    "task_name",
-    "max_seq_length",
-    "pad_to_max_length",
-    "do_lower_case",
-    "per_gpu_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "weight_decay",
-    "adam_epsilon",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "warmup_steps",
-    "fp16",
-    "bf16",
-    "seed",
-    "config_name",
-    "tokenizer_name",
-    "load_best_model_at_end",
-]
-TRAINING_0_5 = [
-    "train_strategy",
-    "highway_pooling",
-    "highway_learning_rate",
-    "highway_epochs",
-    "distill",
-    "distill_temperature",
-    "exit_rule",
-    "cache_features",
-]
-LAUNCH = ["WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"]
-
-# The flags without which nothing can be parsed
-REQUIRED = [
-    *("--model_type", "bert", "--model_name_or_path", "m", "--task_name", "SST-2"),
-    *("--output_dir", "o", "--data_dir", "d"),
-]
+# the original's flags, all of them with a value that is not their default
+ORIGINAL = """
+    --data_dir d --model_type bert --model_name_or_path m --task_name SST-2 --output_dir o --plot_data_dir p
+    --config_name c --tokenizer_name t --cache_dir h --max_seq_length 64 --do_train --do_eval
+    --evaluate_during_training --do_lower_case --eval_each_highway --eval_after_first_stage --eval_highway
+    --per_gpu_train_batch_size 2 --per_gpu_eval_batch_size 1 --gradient_accumulation_steps 2 --learning_rate 1e-4
+    --weight_decay 0.1 --adam_epsilon 1e-6 --max_grad_norm 2 --num_train_epochs 2 --max_steps 7 --warmup_steps 1
+    --early_exit_entropy 0.1 --logging_steps 5 --save_steps 5 --eval_all_checkpoints --no_cuda
+    --overwrite_output_dir --overwrite_cache --seed 1 --fp16
+"""
+ORIGINAL = ORIGINAL.split()
+REQUIRED = ["--do_train", "--do_eval", "--model_name_or_path", "m", "--output_dir", "o"]
+REQUIRED += ["--task_name", "SST-2", "--data_dir", "d"]
 
 
 @pytest.fixture
 def args(tiny_data) -> Arguments:
-    flags = (
-        f"--model_type bert --model_name_or_path m --task_name SST-2 --output_dir o --data_dir {tiny_data / 'SST-2'}"
-    )
-    return parse_args(flags.split())
+    return parse_args([*REQUIRED, "--data_dir", str(tiny_data / "SST-2")])
 
 
-@pytest.mark.parametrize("field", fields(Arguments), ids=lambda field: field.name)
-def test_every_flag_declares_what_it_decides_and_shows_one_default(field):
-    assert field.metadata["decides"] in ("first_stage", "training", None)
-    assert field.metadata["only_with"] in (None, *(other.name for other in fields(Arguments)))
-    text = help_of(field)
-    assert text.count("(default: ") + text.count("(required)") == 1
-    assert text.endswith(")")
-    assert "default: None" not in text
+def flags() -> list:
+    """The parser's flags, without --help."""
+    return make_parser()._actions[1:]
 
 
-def test_a_flag_that_does_not_declare_what_it_decides_cannot_be_defined():
-    with pytest.raises(TypeError, match="decides"):
-        flag("a new flag", default=0)
+def test_the_flags_of_the_original_are_here_and_few_others():
+    given = parse_args(ORIGINAL).as_dict()
+    defaults = {flag.dest: flag.default for flag in flags()}
+    assert {name for name, value in given.items() if value != defaults[name]} >= {
+        name[2:] for name in ORIGINAL if name.startswith("--") and name != "--early_exit_entropy"
+    }
+    assert given["exit_threshold"] == [0.1]
+    assert len(flags()) <= 58
 
 
-def test_help_is_grouped():
-    text = make_parser().format_help()
-    titles = ["Run: ", "Model: ", "Data: ", "Own data: ", "Training: ", "Logging and checkpoints: ", "Evaluation: "]
-    assert [text.index(f"\n{title}") for title in titles] == sorted(text.index(f"\n{title}") for title in titles)
-    options = text[text.index("Run: ") :]
-    assert options.count("(default: ") + options.count("(default:\n") + options.count("(required)") == len(
-        fields(Arguments)
-    )
+def test_the_defaults_of_the_original():
+    args = parse_args(REQUIRED)
+    assert args.training == TrainSettings()
+    expected = {"plot_data_dir": "./plotting/", "exit_threshold": [-1.0], "per_gpu_eval_batch_size": 8, "fp16": False}
+    assert args.as_dict() | expected == args.as_dict()
+
+
+def test_help_is_grouped_and_shows_defaults():
+    text = " ".join(make_parser().format_help().split())
+    titles = ["Run: ", "Model: ", "Data: ", "Own data: ", "Training: ", "Checkpoints: ", "Evaluation: "]
+    assert [text.index(f" {title}") for title in titles] == sorted(text.index(f" {title}") for title in titles)
+    assert "peak of the linear schedule (default: 5e-05)" in text
+    assert "biases and LayerNorm weights have none (default: 0.0)" in text
+    assert "--max-seq-length" not in text
+    assert all(flag.help for flag in flags())
+
+
+def test_a_wrong_flag_is_named_before_anything_slow_is_imported():
+    code = "import sys, run_glue_deebert as r\ntry: r.main(['--output_dir', 'o', '--seeds', '3'])\n"
+    code += "except ValueError as error: print('torch' in sys.modules, error)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False unrecognized arguments: --seeds 3 (")
 
 
 def test_arguments_cannot_be_changed(args):
     with pytest.raises(AttributeError):
-        args.seed = 1
-    assert replace(args, exit_threshold=[0.1]).exit_threshold == [0.1]
-    assert args.exit_threshold == [-1.0]
+        args.training.seed = 1
 
 
-def test_the_original_name_of_the_threshold(args):
-    assert parse_args([*REQUIRED, "--early_exit_entropy", "0.1", "2"]).exit_threshold == [0.1, 2.0]
-    assert parse_args([*REQUIRED, "--distill"]).distill == 0.5
-    with pytest.raises(InputError, match="argument --exit_threshold/--early_exit_entropy: invalid float value: 'x'"):
+def test_the_original_name_of_the_threshold():
+    assert parse_args([*REQUIRED, "--early_exit_entropy", "0.1", "2"]).evaluation.exit_threshold == [0.1, 2.0]
+    assert parse_args([*REQUIRED, "--distill"]).training.distill == 0.5
+    with pytest.raises(InputError, match="--early_exit_entropy: invalid float value: 'x'"):
         parse_args([*REQUIRED, "--exit_threshold", "x"])
 
 
 def test_negative_numbers_of_every_spelling_are_values():
     spelled = ["-1", "-.5", "-1e-3", "-inf", "-Infinity"]
-    assert parse_args([*REQUIRED, "--exit_threshold", *spelled]).exit_threshold == [float(x) for x in spelled]
-    assert parse_args([*REQUIRED, "--weight_decay", "0.00"]).weight_decay == 0
-    with pytest.raises(InputError, match="--weight_decay: -1 is not a number from 0"):
-        parse_args([*REQUIRED, "--weight_decay", "-1"])
-
-
-def test_records_of_0_5_stay_comparable(args):
-    assert {*first_stage_settings(args)} == {*FIRST_STAGE_0_5, *LAUNCH, "train.tsv"}
-    settings = training_settings(args)
-    new = {*settings} - {*FIRST_STAGE_0_5, *TRAINING_0_5, *LAUNCH, "train.tsv"}
-    assert new == {"highway_head", "exit_before_first_layer", "teacher"}
-    recorded = {name: value for name, value in settings.items() if name not in new}  # 0.5 did not record these flags
-    assert first_difference(recorded, settings) is None
-    linear = training_settings(replace(args, highway_head="linear"))
-    assert first_difference(recorded, linear) == "highway_head, None; this run has linear"
-    best = replace(args, load_best_model_at_end=True)  # then the dev set decides, and when it is scored
-    assert {*training_settings(best)} - {*training_settings(args)} == {"logging_steps", "dev.tsv"}
-
-
-def test_a_recipe_sets_defaults_and_flags_win():
-    paper = parse_args(REQUIRED)
-    assert (paper.highway_head, paper.highway_pooling, paper.cache_features) == (None, None, False)
-    fast = parse_args([*REQUIRED, "--recipe", "fast", "--highway_epochs", "2"])
-    assert (fast.highway_head, fast.highway_pooling, fast.cache_features) == ("linear", "mean", True)
-    assert (fast.highway_learning_rate, fast.highway_epochs) == (5e-3, 2.0)
-    assert not parse_args([*REQUIRED, "--recipe", "fast", "--train_strategy", "joint"]).cache_features  # no use of it
-    assert not parse_args([*REQUIRED, "--recipe", "fast", "--no-cache_features"]).cache_features
-    mixed = ["--recipe", "fast", "--train_strategy", "mixed"]  # six epochs are for off-ramps alone
-    assert parse_args([*REQUIRED, *mixed]).highway_epochs is None
-    assert parse_args([*REQUIRED, *mixed, "--highway_epochs", "3"]).highway_epochs == 3.0
-
-
-def test_an_evaluation_cuts_texts_as_the_training_did(tmp_path):
-    (tmp_path / "config.json").write_text('{"max_seq_length": 96}')
-    folder = [*REQUIRED, "--output_dir", str(tmp_path)]
-    assert parse_args([*folder, "--do_eval"]).max_seq_length == 96
-    assert parse_args([*folder, "--do_eval", "--max_seq_length", "64"]).max_seq_length == 64
-    assert parse_args([*folder, "--do_train", "--do_eval"]).max_seq_length == 128
-    (tmp_path / "config.json").write_text("{}")  # of a version that did not keep it
-    assert parse_args([*folder, "--do_eval"]).max_seq_length == 128
-
-
-def test_a_recipe_may_set_the_exit_before_the_first_layer(monkeypatch):
-    monkeypatch.setitem(RECIPES, "fast", RECIPES["fast"] | {"exit_before_first_layer": True})
-    fast = [*REQUIRED, "--recipe", "fast"]
-    assert parse_args(fast).exit_before_first_layer is True
-    assert parse_args([*fast, "--no-exit_before_first_layer"]).exit_before_first_layer is False
-    assert parse_args([*fast, "--highway_pooling", "first"]).exit_before_first_layer is None
+    given = parse_args([*REQUIRED, "--exit_threshold", *spelled]).evaluation.exit_threshold
+    assert given == [float(x) for x in spelled]
 
 
 @pytest.mark.parametrize(
-    "name", [field.name for field in fields(Arguments) if field.name not in ("task_name", "data_dir", *FILES)]
+    ("more", "message"),
+    [
+        ("--weight_decay -1", "--weight_decay -1.0: give a number from 0"),
+        ("--per_gpu_eval_batch_size 0", "--per_gpu_eval_batch_size 0: give a number from 1"),
+        ("--validation_split 0.7", "--validation_split 0.7: give a number above 0 up to 0.5"),
+        ("--warmup_steps 1.5", "invalid int value: '1.5'"),
+        ("--train_strategy three_stage", "invalid choice: 'three_stage'"),
+        ("--do_train maybe", "Truthy value expected"),
+        ("--label_column x", "--label_column has no effect without --train_file or --validation_file or"),
+        ("--train_file a.csv", "--task_name and --data_dir are for GLUE's files"),
+        ("--evaluate_during_training --logging_steps 0", "it scores every --logging_steps, and that is 0"),
+        ("--load_best_model_at_end", "--load_best_model_at_end needs scores: add --evaluate_during_training"),
+        ("--output_dir .", "--output_dir .: give a folder's name"),
+    ],
 )
-def test_only_flags_that_decide_something_make_a_difference(args, name):
-    other = replace(args, **{name: "another value"})
-    field = next(field for field in fields(Arguments) if field.name == name)
-    for settings, results in (
-        (first_stage_settings, {"first_stage"}),
-        (training_settings, {"first_stage", "training"}),
-    ):
-        decides = field.metadata["decides"] in results and field.metadata["only_with"] is None
-        assert (first_difference(settings(args), settings(other)) is not None) == decides
+def test_a_wrong_value_gets_one_line(more, message):
+    with pytest.raises(InputError) as error:
+        parse_args([*REQUIRED, *more.split()])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_a_flag_without_effect_is_a_mistake(name):
+    value = [] if name.startswith("eval") else ["0.1"]
+    train = [flag for flag in REQUIRED if flag != "--do_eval"]
+    with pytest.raises(InputError, match=f"--{name} has no effect without --do_eval: add it, or leave --{name} out"):
+        parse_args([*train, f"--{name}", *value])
+    assert vars(parse_args([*REQUIRED, f"--{name}", *value]).evaluation)[name]
+
+
+def test_a_run_needs_work_and_a_model_to_start_from():
+    with pytest.raises(InputError, match="nothing to do: give --do_train or --do_eval"):
+        parse_args(["--output_dir", "o"])
+    with pytest.raises(InputError, match="--do_train needs --model_name_or_path"):
+        parse_args(["--output_dir", "o", "--do_train"])
+    assert parse_args(["--output_dir", "o", "--do_eval"]).model.model_name_or_path == "o"  # the name of its results
+
+
+def test_a_recipe_sets_what_is_not_given():
+    paper, fast = parse_args(REQUIRED), parse_args([*REQUIRED, "--recipe", "fast"])
+    assert (paper.model.recipe, paper.model.off_ramps()) == ("paper", {})
+    assert paper.stage_settings(2) == paper.training
+    assert fast.model.off_ramps() == RECIPES["fast"].off_ramps
+    assert [fast.stage_settings(stage).num_train_epochs for stage in (1, 2)] == [3, 6]
+    assert fast.stage_settings(2).highway_learning_rate == 5e-3
+    given = parse_args([*REQUIRED, "--recipe", "fast", "--highway_learning_rate", "1e-3", "--highway_pooling", "first"])
+    assert given.stage_settings(2).highway_learning_rate == 1e-3
+    assert given.model.off_ramps()["exit_before_first_layer"] is False  # the first token's embedding is no feature
+    mixed = parse_args([*REQUIRED, "--recipe", "fast", "--train_strategy", "mixed"])
+    assert mixed.stage_settings(2).num_train_epochs == 3  # six epochs are for off-ramps alone
+
+
+def test_all_flags_but_a_few_decide_a_training(args):
+    """Those without influence are named; the others end a training with another value."""
+    settings = training_settings(args, get_task("SST-2"))
+    evaluation = {field.name for field in fields(args.evaluation)}
+    assert {*args.as_dict()} - {*settings} == FREE | evaluation
+    assert {*settings} - {*args.as_dict()} == {"train.tsv", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"}
+    assert first_difference(json.loads(json.dumps(settings)), settings) is None
+    other = training_settings(replace(args, training=replace(args.training, seed=1)), get_task("SST-2"))
+    assert first_difference(settings, other) == "seed, 42; this run has 1"
+    best = replace(args.checkpoints, evaluate_during_training=True, load_best_model_at_end=True)
+    assert "dev.tsv" in training_settings(replace(args, checkpoints=best), get_task("SST-2"))
+
+
+def test_groups_share_no_name():
+    names = [field.name for group in fields(Arguments) for field in fields(group.type)]
+    assert len(names) == len(set(names)) == len(flags())
 
 
 def test_every_flag_of_the_scripts_exists():
-    known = {name for action in make_parser()._actions for name in action.option_strings}
+    known = {name for flag in flags() for name in flag.option_strings}
     for script in ("train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh"):
         text = (ROOT / "scripts" / script).read_text()
         used = {

@@ -1,16 +1,19 @@
-"""The card of a trained model: what it says, and that nobody's edits are lost."""
+"""The card of a trained model: what it says, what the hub reads of it, and that nobody's words are lost."""
 
 import re
 
+import numpy as np
 import pytest
 from helpers import simulated, with_costs
+from huggingface_hub import ModelCard
 from tiny import tiny_config
 
 from deebert.data.tasks import get_task
 from deebert.evaluation.metrics import primary_score
-from deebert.experiment.model_card import is_ours, write_card
+from deebert.experiment.model_card import write_card
 
 TASK = get_task("SST-2")
+RECORD = {"arguments": {"model_name_or_path": "bert-base-uncased"}, "from_hub": True}
 
 
 @pytest.fixture
@@ -21,54 +24,54 @@ def config():
     return config
 
 
-def test_the_card_has_the_scores_and_what_the_threshold_costs_and_saves(config, tmp_path):
+def metrics(folder) -> dict[str, float]:
+    """What the hub shows as the evaluation's results."""
+    return {
+        result.metric_name: result.metric_value for result in ModelCard.load(folder / "README.md").data.eval_results
+    }
+
+
+def test_the_hub_reads_the_scores_and_what_the_threshold_costs(config, tmp_path):
     exits = with_costs(simulated(300, seed=0))
-    assert write_card(tmp_path, config, TASK, "bert-base-uncased", True, "dev", exits)
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: ")
-    assert 'base_model: "bert-base-uncased"' in text
-    assert "license:" not in text.split("---")[1]
-    for layer in range(5):
-        score = (exits.logits[:, layer].argmax(-1) == exits.labels).mean()
-        assert f"| {layer + 1} | {100 * score:.2f} |" in text
+    write_card(tmp_path, config, TASK, RECORD, "dev", exits)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.base_model, card.data.pipeline_tag) == ("bert-base-uncased", "text-classification")
+    assert "license" not in card.data.to_dict()
     layers = exits.exit_layers(0.4)
-    score = primary_score(TASK, exits.logits_at(layers), exits.labels)
-    saved = 1 - exits.cost(layers, 0.4)
-    assert f"saves {100 * (1 - layers.mean() / 5):.1f} % of the layers and {100 * saved:.1f} % of the cost" in text
-    assert f"acc is {100 * score:.2f}" in text
-    assert "`bad`, `go|od x`" in text
-    assert len(re.findall("```python", text)) == 3
+    expected = {f"acc after layer {i + 1}": (exits.logits[:, i].argmax(-1) == exits.labels).mean() for i in range(5)}
+    expected["acc at the stored threshold"] = primary_score(TASK, exits.logits_at(layers), exits.labels)
+    expected["cost at the stored threshold"] = np.asarray(exits.cost(layers, 0.4)).mean()
+    assert metrics(tmp_path) == pytest.approx(expected, abs=1e-4)
+    assert "`bad`, `go|od x`" in card.text
+    assert len(re.findall("```python", card.text)) == 2
 
 
-def test_a_card_without_scores_threshold_or_name_on_the_hub(config, tmp_path):
-    config.exit_threshold = [-1.0] * 4
+def test_a_card_without_scores_or_a_name_on_the_hub(config, tmp_path):
     (tmp_path / "secret" / "base").mkdir(parents=True)
-    assert write_card(tmp_path, config, TASK, str(tmp_path / "secret" / "base"), False)
+    record = {"arguments": {"model_name_or_path": str(tmp_path / "secret" / "base")}, "from_hub": False}
+    write_card(tmp_path, config, TASK, record)
     text = (tmp_path / "README.md").read_text()
-    assert "has not been scored" in text
-    assert "no sample exits early until you set one" in text
     assert "from `base`" in text
     assert "secret" not in text
     assert "base_model" not in text
+    assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
 
 
-@pytest.mark.parametrize(
-    "edit", [lambda t: t + "my words\n", lambda t: t.replace("bad", "good"), lambda t: "mine", lambda t: ""]
-)
-def test_an_edited_card_is_never_overwritten(config, tmp_path, edit):
+def test_a_persons_words_stay(config, tmp_path):
     card, exits = tmp_path / "README.md", simulated(50, seed=0)
-    assert write_card(tmp_path, config, TASK, None, False)
-    before = card.read_text()
-    assert write_card(tmp_path, config, TASK, None, False, "dev", exits)
-    assert card.read_text() != before
-    edited = edit(card.read_text())
-    card.write_text(edited)
-    assert not is_ours(card)
-    assert not write_card(tmp_path, config, TASK, None, False)
-    assert card.read_text() == edited
+    write_card(tmp_path, config, TASK, RECORD)
+    card.write_text(card.read_text().replace("---\n\n", "license: mit\n---\n\n", 1) + "my words\n")
+    write_card(tmp_path, config, TASK, RECORD, "dev", exits)
+    assert "my words" in card.read_text()
+    assert ModelCard.load(card).data.license == "mit"
+    assert len(metrics(tmp_path)) >= 5
+    written = card.read_text()
+    write_card(tmp_path, config, TASK, RECORD)  # a new training
+    assert card.read_text() == written
 
 
-def test_a_readme_that_is_no_text_stays(config, tmp_path):
-    (tmp_path / "README.md").write_bytes(b"\xff\xfe")
-    assert not write_card(tmp_path, config, TASK, None, False)
-    assert (tmp_path / "README.md").read_bytes() == b"\xff\xfe"
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"---\n- a: [\n---\nmine", b"---\nlicense\n---\n"])
+def test_a_readme_that_is_no_card_stays(config, tmp_path, text):
+    (tmp_path / "README.md").write_bytes(text)
+    write_card(tmp_path, config, TASK, RECORD, "dev", simulated(50, seed=0))
+    assert (tmp_path / "README.md").read_bytes() == text

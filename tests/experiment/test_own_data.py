@@ -51,7 +51,7 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     names = ("good", "bad")
     write_csv(tmp_path / "films.csv", [(text, names[label]) for text, label in sentences(60, 1)])
     write_csv(tmp_path / "test.csv", [(text, names[label]) for text, label in sentences(12, 2)])
-    own(f"{TRAIN} --train_file films.csv --validation_split 0.3 --highway_epochs 2")
+    own(f"{TRAIN} --train_file films.csv --validation_split 0.3")
     printed = capsys.readouterr().out
     assert "films.csv: 60 lines, text from 'text', label from 'label', one of 2 labels each: bad, good" in printed
     assert "films.csv: 18 of its lines are the dev set, 42 the training set (validation_split 0.3)" in printed
@@ -75,10 +75,15 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     assert "warning: 60 of 60 texts in films.csv are in films.csv, too" in printed
     assert len(AllExits.load(tmp_path / "plotting/out-test/all_exits.npz").labels) == 12
 
-    for flags in ("--train_file films.csv --validation_split 0.2", "--train_file test.csv"):
+    seen = "a part of this one may hold texts that it has seen; give --validation_file"
+    for flags, message in (
+        ("--train_file films.csv --validation_split 0.2", seen),
+        ("--train_file test.csv", seen),
+        ("--test_file test.csv", "--test_file test.csv: give --validation_file, too"),
+    ):
         with pytest.raises(SystemExit):
             own(f"{EVALUATE} {flags}")
-        assert "a part of this one may hold texts that it has seen; give --validation_file" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_texts_with_several_labels(own, tmp_path, capsys):
@@ -120,7 +125,7 @@ def test_numbers(own, tmp_path):
 def test_a_final_classifier_that_learned_too_little_is_named(own, tmp_path, capsys):
     names = ("good", "bad")
     write_csv(tmp_path / "films.csv", [(text, names[label]) for text, label in sentences(60, 1)])
-    own(f"{TRAIN} --train_file films.csv --learning_rate 1e-9 --highway_learning_rate 3e-2 --highway_epochs 6")
+    own(f"{TRAIN} --train_file films.csv --learning_rate 1e-9 --highway_learning_rate 3e-2")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: the final classifier")]
     assert len(lines) == 1
     assert "the full model is not trained enough" in lines[0]
@@ -143,10 +148,12 @@ def test_exits_at_chance_are_named(own, tmp_path, capsys):
         ("--do_train --task_name SST-2", "no data: give --train_file with your own, or --task_name and --data_dir"),
         ("--do_train --train_file a.csv --task_name SST-2", "--task_name and --data_dir are for GLUE's files"),
         ("--do_train --validation_file a.csv", "--do_train needs --train_file"),
-        ("--do_eval --test_file a.csv", "--test_file a.csv: give --validation_file, too"),
         ("--do_eval --validation_file a.csv", "--output_dir out: no trained model there"),
         ("--do_train --train_file a.csv", "a.csv: no such file"),
-        ("--do_train --train_file a.csv --validation_split 0.7", "0.7 is not a number above 0 and up to 0.5"),
+        (
+            "--do_train --train_file a.csv --validation_split 0.7",
+            "--validation_split 0.7: give a number above 0 up to 0.5",
+        ),
     ],
 )
 def test_flags_that_do_not_fit_get_one_clear_line(own, tmp_path, capsys, flags, message):
@@ -167,4 +174,4 @@ def test_the_recipe_follows_from_the_data(tmp_path, monkeypatch):
         ("--do_eval --train_file a.csv", "paper"),  # an evaluation takes the model's off-ramps as they are
     ):
         args = parse_args(f"{common} {flags}".split())
-        assert (args.recipe, args.highway_head) == (recipe, "linear" if recipe == "fast" else None)
+        assert args.model.recipe == recipe

@@ -3,9 +3,7 @@
 import csv
 import json
 import re
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import compare
 import comparison
@@ -17,7 +15,7 @@ from helpers import ROOT, simulated, with_costs
 import run_glue_deebert
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits
-from deebert.experiment.arguments import OFF_RAMP_FLAGS, parse_args
+from deebert.experiment.arguments import parse_args
 from deebert.utils import cli
 
 SST2 = TASKS["SST-2"]
@@ -114,7 +112,7 @@ def test_bad_settings_files_are_refused(tmp_path, text, message):
 @pytest.mark.parametrize("name", ["compare_settings", "frontier_settings"])
 def test_bundled_settings_are_valid(name):
     settings = comparison.for_each_depth(read_settings(ROOT / f"scripts/studies/{name}.txt"), 6)
-    assert len(settings) >= 6
+    assert len(settings) >= 5
     required = [
         "--data_dir",
         "x",
@@ -126,14 +124,15 @@ def test_bundled_settings_are_valid(name):
         "SST-2",
         "--output_dir",
         "x",
+        "--do_train",
     ]
     for setting, flags in settings.items():
         args = parse_args([*required, *flags])
         own = parse_args(
             ["--train_file", "x.csv", "--do_train", "--model_name_or_path", "x", "--output_dir", "x", *flags]
         )
-        for flag in (*OFF_RAMP_FLAGS, "highway_epochs"):  # with own data --recipe fast is the default
-            assert getattr(args, flag) == getattr(own, flag), setting
+        assert args.model.off_ramps() == own.model.off_ramps(), setting  # with own data --recipe fast is the default
+        assert args.stage_settings(1) == own.stage_settings(1), setting
 
 
 def test_a_setting_for_each_depth():
@@ -171,11 +170,6 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     monkeypatch.setattr(comparison, "outcome", lambda task, exits: (measured.append(exits), outcome(task, exits))[1])
     compare_all()
     assert len(trained) == 6  # two seeds of three trainings, none of them twice
-    printed = capsys.readouterr().out
-    assert printed.count("stage 1: mean loss") == 2  # paper, mean and mixed share theirs
-    stages = [Path(argv[argv.index("--first_stage") + 1]) for argv in trained[-2:]]
-    assert all((stage / "first_stage.json").is_file() for stage in stages)
-    assert stages[0] != stages[1]  # each seed has its own
     folder = tmp_path / "compared"
     assert not list(folder.glob("runs/*/*/model"))
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
@@ -194,7 +188,6 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     }
     before = [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")]
     assert {f"| {name} |" for name in ("paper", "mean", "sure", "mixed")} <= set(re.findall(r"\| [^|]+ \|", before[1]))
-    shutil.rmtree(folder / "first_stage")
     compare_all()
     assert len(trained) == 6
     assert [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")] == before
@@ -220,7 +213,7 @@ def test_a_setting_with_a_wrong_flag_gets_one_line(tmp_path, tiny_data, monkeypa
 
 @pytest.mark.parametrize("several", [False, True])
 def test_own_data_are_compared(tmp_path, tiny_checkpoints, figures_not_drawn, monkeypatch, capsys, several):
-    (tmp_path / "settings.txt").write_text("fast: --recipe fast --highway_epochs 1\nplain:\n")
+    (tmp_path / "settings.txt").write_text("fast: --recipe fast\nplain:\n")
     labels = [["red"], ["green"], ["blue"]] * 12
     lines = [
         json.dumps({"text": f"{label[0]} text {i}", "label": label if several else label[0]})

@@ -1,0 +1,190 @@
+"""A run of the driver: training, the score of every exit, sweeps of thresholds, a chosen threshold."""
+
+import re
+import time
+from pathlib import Path
+from signal import SIGTERM
+
+from accelerate.utils import gather_object, set_seed
+
+from deebert.data.tasks import eval_splits
+from deebert.evaluation.all_exits import AllExits, layer_scores
+from deebert.experiment.arguments import Arguments
+from deebert.experiment.earlier_run import FIELDS, read_record
+from deebert.experiment.evaluation import Evaluation, show
+from deebert.experiment.experiment import Experiment, make_accelerator
+from deebert.experiment.model_card import write_card
+from deebert.experiment.monitor import Monitor
+from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, save_model
+from deebert.modeling.off_ramps import is_off_ramp
+from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
+from deebert.training.stage import StageTraining
+from deebert.training.strategies import STRATEGIES
+from deebert.utils.errors import InputError, Interrupted
+from deebert.utils.files import remove_leftovers, reserved
+from deebert.utils.stop_signal import StopSignal
+
+
+def run(args: Arguments) -> dict[str, float]:
+    """Trains and evaluates as the flags say. Returns the scores of each evaluated model. Raises InputError."""
+    accelerator = make_accelerator(args)
+    with reserved(Path(args.run.output_dir), accelerator.is_main_process):
+        experiment, scores = Experiment.from_args(args, accelerator), {}
+        if args.run.do_train and experiment.finished:
+            tidy_up(experiment, keep_models=True)
+            experiment.say(f"the training in {experiment.output_dir} is finished; nothing to resume")
+        elif args.run.do_train:
+            train(experiment)
+        if args.run.do_eval:
+            folders = experiment.models_to_evaluate()
+            for folder in folders:
+                step = folder.name.rpartition("-")[2] if len(folders) > 1 else ""
+                scores |= {f"{name}_{step}": score for name, score in evaluate(experiment, folder).items()}
+        accelerator.end_training()  # without it, threads of the process group make the process abort at exit
+    return scores
+
+
+def train(experiment: Experiment) -> None:
+    """The stages of the strategy, from the beginning or from a checkpoint, and the saved model."""
+    args, accelerator = experiment.args, experiment.accelerator
+    checkpoint = experiment.checkpoint_to_resume()
+    with StopSignal() as stop:
+        model, first, state = load_start(experiment, checkpoint)
+        model.to(accelerator.device)
+        clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
+        experiment.record.begin(experiment.task, experiment.previous_record)
+        monitor = Monitor(args, model, experiment.tokenizer, experiment.dev_sets)
+        for stage in range(first, experiment.num_stages + 1):
+            if stage > first and any(gather_object([stop()])):
+                message = f"stopped after stage {stage - 1}; {how_to_resume(experiment.output_dir)}"
+                raise Interrupted(message, stop.number or SIGTERM)
+            train_stage(experiment, model, monitor, stage, state, stop)
+            if stage == 1 and args.evaluation.eval_after_first_stage:
+                score_final_classifier(experiment, model)
+            state = None
+        monitor.close()
+        if accelerator.is_main_process:
+            save_model(model, experiment.tokenizer, experiment.output_dir)
+            write_card(experiment.output_dir, model.config, experiment.task, experiment.record.facts)
+            experiment.record.finish()
+            tidy_up(experiment, keep_models=args.training.save_steps > 0)
+        accelerator.wait_for_everyone()
+        if stop():
+            raise Interrupted(f"stopped; the training in {experiment.output_dir} is finished", stop.number)
+
+
+def clean_output_dir(experiment: Experiment, keep_checkpoints: bool) -> None:
+    """Removes what a killed process left, and model and checkpoints of a training that is overwritten."""
+    if experiment.accelerator.is_main_process:
+        remove_leftovers(experiment.output_dir)
+        if not keep_checkpoints:
+            (experiment.output_dir / "config.json").unlink(missing_ok=True)  # the model of before is none any more
+            remove_checkpoints(experiment.output_dir)
+    experiment.accelerator.wait_for_everyone()
+
+
+def tidy_up(experiment: Experiment, keep_models: bool) -> None:
+    """Removes what a finished training no longer needs. If this is interrupted, the next run does it."""
+    if experiment.accelerator.is_main_process:
+        remove_leftovers(experiment.output_dir)
+        remove_checkpoints(experiment.output_dir, keep_models)
+
+
+def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
+    """The model to start from, the first stage that is left to train, and that stage's state (None: from its start)."""
+    if checkpoint:
+        experiment.say(f"resuming from {checkpoint}")
+        state = read_state(checkpoint)
+        return load_model(str(checkpoint), experiment.config), state["stage"], state
+    source = experiment.args.model
+    model, new = load_pretrained(source.model_name_or_path, experiment.config, source.cache_dir)
+    experiment.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
+    return model, 1, None
+
+
+def new_parts(names: list[str]) -> list[str]:
+    """The modules of these weights, off-ramps only counted: ['classifier', '5 off-ramps']."""
+    modules = sorted({name.rsplit(".", 1)[0] for name in names if not is_off_ramp(name)})
+    off_ramps = {match[0] for name in names if (match := re.search(r"\.highway(\.\d+|_embeddings)\.", name))}
+    return [*modules, *([f"{len(off_ramps)} off-ramp{'s' if len(off_ramps) > 1 else ''}"] if off_ramps else [])]
+
+
+def how_to_resume(output_dir: Path) -> str:
+    newest = newest_checkpoint(output_dir)
+    return f"the same command with --resume goes on from {newest}" if newest else "nothing has been saved yet"
+
+
+def train_stage(
+    experiment: Experiment, model, monitor: Monitor, stage: int, state: dict | None, stop: StopSignal
+) -> None:
+    """One stage, from its start or from a checkpoint's state. Raises Interrupted after Ctrl-C or SIGTERM."""
+    settings, accelerator = experiment.args.stage_settings(stage), experiment.accelerator
+    process = accelerator.process_index
+    if stage > 1 or process > 0:  # random numbers differ between stages and between processes
+        set_seed(settings.seed + stage + 1000 * process)
+    plan = STRATEGIES[settings.train_strategy][stage - 1]
+    trained = {"the backbone and its classifier": plan.backbone, "the off-ramps": plan.highways}
+    experiment.say(
+        f"stage {stage}: training {' and '.join(name for name, is_trained in trained.items() if is_trained)}"
+    )
+    started = time.perf_counter()
+    with experiment.train_data(model, stage) as data:
+        preparation = time.perf_counter() - started
+        training = StageTraining(stage, model, data, settings, accelerator)
+        if state:
+            try:
+                training.load_state_dict(state["training"])
+            except ValueError as error:  # of a version that gave the optimizer other groups of weights
+                folder = experiment.output_dir
+                message = f"{folder}: the checkpoint does not fit ({error}); --overwrite_output_dir starts again"
+                raise InputError(message) from None
+            set_random_state(state["random"][process])
+            monitor.resume(training)
+        if not training.run(monitor.log, monitor.save, stop):
+            where = f"stopped in stage {stage} after step {training.steps} of {training.total}"
+            raise Interrupted(f"{where}; {how_to_resume(experiment.output_dir)}", stop.number or SIGTERM)
+    monitor.load_best(training)
+    experiment.record.add_stage(training, preparation)
+    cached = f" after {preparation:.0f} s of preparation" if preparation > 1 else ""
+    experiment.say(
+        f"stage {stage}: mean loss {training.mean_loss:.4f}, {training.seconds:.0f} s{cached}, "
+        f"{training.samples_per_second:.1f} samples/s, peak memory {training.peak_memory / 2**30:.2f} GiB"
+    )
+
+
+def score_final_classifier(experiment: Experiment, model) -> None:
+    """The evaluation of --eval_after_first_stage."""
+    for split, exits in experiment.dev_sets.all_exits(model, test=False):
+        experiment.say(
+            f"After the first stage, {split}: {show(layer_scores(experiment.task, exits)[exits.num_layers])}"
+        )
+
+
+def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
+    """Scores one saved model on the task's dev sets and writes the result files. Returns the full model's scores."""
+    model, scores = experiment.load_trained(folder), {}
+    if not experiment.record.facts:  # neither trained before, nor another model evaluated
+        experiment.record.begin(experiment.task)
+    exits = dict(experiment.dev_sets.all_exits(model))
+    if not experiment.accelerator.is_main_process:
+        return scores  # one process scores, and times early exit
+    for split, suffix in eval_splits(experiment.task).items():
+        evaluation = Evaluation(experiment, folder, model, split, exits[split])
+        evaluation.score()
+        first = folder == experiment.output_dir and not suffix
+        if first and experiment.args.evaluation.chooses_threshold:
+            evaluation.choose_threshold()
+        evaluation.score_classes()
+        evaluation.sweep()
+        evaluation.write_scores()
+        scores |= {f"{name}{suffix}": evaluation.scores[name] for name in experiment.task.metrics}
+        if first:
+            update_card(experiment, model.config, split, evaluation.exits)
+    return scores
+
+
+def update_card(experiment: Experiment, config, split: str, exits: AllExits) -> None:
+    """The model's card with the scores of this evaluation, unless that tried another rule than the model's."""
+    folder = experiment.output_dir
+    if load_config(str(folder)).exit_rule == config.exit_rule:
+        write_card(folder, config, experiment.task, read_record(folder) or FIELDS, split, exits)
