@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Early exit at a row of thresholds, timed -> entropy_{threshold}.npy, entropy_sweep.csv and entropy_curve.csv.
 # Settings and further arguments: as for train_deebert.sh. One process does them all; batch size 1 as in the paper.
-#   ENTROPIES="0.05 0.15" bash scripts/entropy_eval.sh --timing_repeats 5
+#   ENTROPIES="0.05 0.15" bash scripts/entropy_eval.sh --exit_rule confidence
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -25,7 +25,8 @@ from deebert.data.batching import collator
 from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.evaluation.cost import costs_of
-from deebert.experiment.model_card import card_text
+from deebert.experiment.earlier_run import FIELDS
+from deebert.experiment.model_card import new_card
 from deebert.modeling.backbones import MODELS, NAMES
 from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, max_tokens, save_model
 from deebert.modeling.exit_rules import NO_EXIT
@@ -236,7 +237,7 @@ def test_a_saved_folder_exits_wherever_it_is_loaded(name, tmp_path):
     predicted = deebert.Classifier(str(tmp_path))(TEXTS)
     one = deebert.Classifier(str(tmp_path), batch_size=1)(TEXTS)
     assert [x.exit_layer for x in predicted] == [x.exit_layer for x in one]
-    assert "layers with early exit" in card_text(tmp_path, again.config, TASKS["SST-2"], None, False, "dev", None)
+    assert "with early exit" in new_card(tmp_path, again.config, TASKS["SST-2"], FIELDS).text
     with pytest.raises(ValueError, match="checkpoint; DeeBertForSequenceClassification reads bert checkpoints"):
         deebert.DeeBertForSequenceClassification.from_pretrained(tmp_path)
 

@@ -7,7 +7,8 @@ from signal import SIGTERM
 
 from accelerate.utils import gather_object, set_seed
 
-from deebert.data.tasks import eval_splits
+from deebert.data.label_values import listing
+from deebert.data.tasks import eval_splits, names_other_labels
 from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.earlier_run import FIELDS, read_record
@@ -96,8 +97,13 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
         experiment.say(f"resuming from {checkpoint}")
         state = read_state(checkpoint)
         return load_model(str(checkpoint), experiment.config), state["stage"], state
-    source = experiment.args.model
-    model, new = load_pretrained(source.model_name_or_path, experiment.config, source.cache_dir)
+    start, cache_dir = experiment.args.model.model_name_or_path, experiment.args.model.cache_dir
+    names = load_config(start, None, cache_dir).id2label
+    others = names_other_labels(experiment.task, names)
+    model, new = load_pretrained(start, experiment.config, cache_dir, other_labels=others)
+    if others:
+        labels = listing([str(name) for name in names.values()])
+        experiment.say(f"{start}: its classifier is of other labels, {labels}; a new one is trained")
     experiment.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
     return model, 1, None
 

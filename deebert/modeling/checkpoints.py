@@ -164,11 +164,11 @@ def load_model(name_or_path: str, config, cache_dir: str | None = None):
     return model
 
 
-def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
+def load_pretrained(name_or_path: str, config, cache_dir: str | None = None, other_labels: bool = False):
     """A model to be trained, and the names of its weights that are new. The config may have fewer layers.
 
     New off-ramps begin with copies of the model's pooler, where the checkpoint has one. Classifiers of another number
-    of labels are new, too: a model of one task may be the start of another.
+    of labels are new, too: a model of one task may be the start of another. other_labels: all classifiers are new.
     """
     model, missing = _load(name_or_path, config, cache_dir, trained=False)
     unknown = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and not is_off_ramp(name)]
@@ -180,7 +180,12 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None):
     for name, module in model.named_modules() if pooler is not None else ():
         if isinstance(module, HighwayPooler) and f"{name}.dense.weight" in missing:
             module.load_state_dict(pooler.state_dict())
-    return model, missing
+    classifiers = [name for name, _ in model.named_modules() if other_labels and name.split(".")[-1] == "classifier"]
+    for name in classifiers:
+        classifier = model.get_submodule(name)
+        torch.nn.init.normal_(classifier.weight, std=config.initializer_range)
+        torch.nn.init.zeros_(classifier.bias)
+    return model, sorted({*missing, *(f"{name}.{kind}" for name in classifiers for kind in ("weight", "bias"))})
 
 
 def load_final_classifier(name_or_path: str, config):

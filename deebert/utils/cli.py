@@ -119,14 +119,6 @@ def positive_float(text: str) -> float:
     return value
 
 
-def non_negative_float(text: str) -> float:
-    """An argparse type: a finite number from 0."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
-    return value
-
-
 def fraction(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
     value = _number(text)

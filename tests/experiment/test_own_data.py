@@ -5,8 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from tiny import sentences
+from tiny import sentences, tiny_config, tiny_tokenizer
+from transformers import BertConfig, BertForSequenceClassification
 
 import run_glue_deebert
 from deebert import Classifier
@@ -34,6 +37,15 @@ def own(monkeypatch, tmp_path, tiny_checkpoints):
 def write_csv(path, rows: list[tuple], header: tuple = ("text", "label")) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
+
+
+def stock_classifier(folder, names: tuple[str, ...]) -> BertForSequenceClassification:
+    """An ordinary fine-tuned classifier with these names of its outputs."""
+    config = BertConfig(**tiny_config("bert").to_diff_dict() | {"id2label": dict(enumerate(names))})
+    model = BertForSequenceClassification(config)
+    model.save_pretrained(folder)
+    tiny_tokenizer("bert").save_pretrained(folder)
+    return model
 
 
 def results_of(folder) -> tuple[AllExits, list[dict], dict]:
@@ -139,6 +151,23 @@ def test_exits_at_chance_are_named(own, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "of 4: no better than always 'common' (91.7 %); train again with more epochs (EPOCHS," in printed
     assert "warning: 12 of 12 texts in train.csv are in train.csv, too" in printed
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "kept"),
+    [(("Good", "BAD"), ("good", "bad"), True), (("cat", "dog"), ("bad", "good"), False)],
+    ids=["in another case", "other labels"],
+)
+def test_a_fine_tuned_start_keeps_its_rows_by_their_names(own, tmp_path, capsys, names, order, kept):
+    """Whatever the order in which the file has the labels. A classifier of other labels is replaced."""
+    write_csv(tmp_path / "films.csv", [(text, ("good", "bad")[label]) for text, label in sentences(60, 1)])
+    stock = stock_classifier(tmp_path / "start", names)
+    own(f"{TRAIN} --train_file films.csv --model_name_or_path start --learning_rate 1e-12 --highway_learning_rate 1e-3")
+    printed = capsys.readouterr().out
+    assert ("start: its classifier is of other labels, cat, dog; a new one is trained" in printed) != kept
+    assert json.loads((tmp_path / "out/config.json").read_text())["id2label"] == dict(zip("01", order, strict=True))
+    trained = load_file(tmp_path / "out/model.safetensors")["classifier.weight"]
+    assert torch.allclose(trained, stock.classifier.weight, atol=1e-5) == kept
 
 
 @pytest.mark.parametrize(
