@@ -114,8 +114,7 @@ def scores(config, task: Task, split: str, exits: AllExits) -> Iterator[EvalResu
     if max(exits.cutoffs(threshold), default=0) > 0:
         layers = exits.exit_layers(threshold)
         values[f"{metric} at the stored threshold"] = primary_score(task, exits.logits_at(layers), exits.labels)
-        if (cost := exits.cost(layers, threshold)) is not None:
-            values["cost at the stored threshold"] = cost.mean()
+        values["cost at the stored threshold"] = exits.cost(layers, threshold)
     for name, value in values.items():
         yield EvalResult(
             task_type="text-classification",
