@@ -17,7 +17,7 @@ from deebert.utils.errors import InputError
 
 # What a file holds, by its ending. Training and predict read the same.
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}  # of a .csv, the likeliest first
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}  # of a .csv
 
 Source = Path | IO[str]  # a file, or a stream of text that escapes what is not UTF-8
 Record = tuple[str, dict[str, Any]]  # the place where it begins, such as "x.csv, line 3", and its values by column
@@ -77,9 +77,10 @@ def csv_records(source: Source, tabs: bool, column_names: Sequence[str] = ()) ->
     """
     lines = read_lines(source)
     first = next(lines, "")
-    named = None if tabs else re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
+    named = None if tabs else re.fullmatch(r'"?sep=([^"\w \r\n])"?\s*', first, re.IGNORECASE)
     unquoted = re.sub('"[^"]*"', "", first)
-    mark = "\t" if tabs else named[1] if named else next((mark for mark in SEPARATORS if mark in unquoted), ",")
+    tabs_or_most = "\t" if tabs or "\t" in unquoted else max(SEPARATORS, key=unquoted.count)
+    mark = named[1] if named else tabs_or_most
     columns, number = tuple(column_names), 2 if named else 1
     for line, fields in _fields(lines if named else chain([first], lines), mark, not tabs, source, number):
         place = place_in(source, line)
