@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def label_name(value: Any, advice: str = "") -> str:
     if isinstance(value, list | dict):
         raise ValueError(f"{json.dumps(value)[:40]} is not one label{advice}")
     name = "" if value is None else value.strip() if isinstance(value, str) else json.dumps(value)
-    if not name:
+    if not name or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError("there is no label")
     return name
 
@@ -207,7 +208,6 @@ def hidden_separator(labels: Sequence[str]) -> str | None:
 
 
 def is_number(text: str) -> bool:
-    try:
+    with suppress(ValueError):
         return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return False

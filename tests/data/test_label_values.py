@@ -86,6 +86,7 @@ def test_vectors_at_an_evaluation_have_a_place_for_each_label_of_the_model(tmp_p
         ),
         ([[1, 1, 0], [1, 0, 0, 1], [0, 1, 1]], "line 2, column 'label': 4 numbers, where there are 3 labels"),
         ([["a"], ["b", None]], "line 2, column 'label': there is no label"),
+        (["[1, 2]", "[1, NaN]"], "line 2, column 'label': there is no label"),
     ],
 )
 def test_vectors_that_do_not_fit_are_named(task, values, message):
@@ -151,7 +152,7 @@ def test_the_columns_of_json_lines_are_those_of_all_lines(task):
     assert made.label_column == "label"
 
 
-@pytest.mark.parametrize("value", ["NaN", "null", '""', '" "'])
+@pytest.mark.parametrize("value", ["NaN", "null", '""', '" "', "1e400", "-Infinity"])
 def test_no_label_is_no_class(task, value):
     lines = f'{{"text": "x", "label": "a"}}\n{{"text": "y", "label": {value}}}\n{{"text": "z", "label": "b"}}\n'
     with pytest.raises(InputError, match="line 2, column 'label': there is no label"):
