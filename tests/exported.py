@@ -20,7 +20,7 @@ from deebert.runtime import onnx_export
 from deebert.utils import cli
 
 CONFIGS = {  # between them: both backbones, both poolings, both heads, an exit before the first layer
-    "bert": {"exit_rule": "learned", "num_labels": 3},
+    "bert": {"exit_rule": "confidence", "num_labels": 3},
     "roberta": {
         "highway_pooling": "mean",
         "highway_head": "linear",
@@ -33,9 +33,6 @@ NAN_TOKEN = 4  # no random batch has it
 
 def model_to_export(backbone: str):
     model = tiny_model(backbone, num_hidden_layers=LAYERS, **CONFIGS[backbone])
-    for name, parameter in model.named_parameters():
-        if "learn_to_exit" in name:
-            torch.nn.init.normal_(parameter)
     model.get_input_embeddings().weight.data[NAN_TOKEN] = math.nan
     return model
 

@@ -69,7 +69,7 @@ def make(name: str, **overrides):
 def test_weight_decay_spares_biases_and_layer_norms(name):
     """Whatever a backbone calls its norms: their weights and all biases are vectors. The only other is a query."""
     model = make(name)
-    model.set_trained(backbone=True, highways=True)
+    model.train_stage("all")
     groups = parameter_groups(model, TrainSettings(weight_decay=0.1))
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     matrices = {id(p) for name, p in model.named_parameters() if p.dim() == 2 or name.endswith("query")}

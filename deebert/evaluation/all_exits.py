@@ -28,7 +28,7 @@ from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
-PER_SAMPLE = ("logits", "labels", "certainties", "layer_operations", "off_ramp_operations")  # arrays (S, ...)
+PER_SAMPLE = ("logits", "labels", "layer_operations", "off_ramp_operations")  # arrays (S, ...)
 UNTIMED_BATCH_SIZE = 32  # of the all-exits pass; its logits do not depend on the batch size
 
 
@@ -38,7 +38,6 @@ class AllExits:
 
     logits: (S, E, C) float32.
     labels: (S,), or (S, C) of 0 and 1 where a sample may have several; None for unlabelled data.
-    certainties: (S, E-1) of the learning-to-exit head, None where the model has none.
     rule, tolerance, several_labels: the arguments of `exit_rules.make_rule`.
     layer_operations, off_ramp_operations: (S, N) and (S, E-1), see `Costs`; None: each layer counts 1, off-ramps 0.
     first_layer: the layer of the first exit: 1, or 0 where it is before the first layer.
@@ -46,7 +45,6 @@ class AllExits:
 
     logits: np.ndarray
     labels: np.ndarray | None
-    certainties: np.ndarray | None = None
     rule: str = "entropy"
     tolerance: float = 0.5
     layer_operations: np.ndarray | None = None
@@ -148,8 +146,7 @@ class AllExits:
     @cached_property
     def uncertainties(self) -> np.ndarray:
         """The rule's uncertainty (S, E-1) of each sample after each off-ramp."""
-        certainties = None if self.certainties is None else torch.from_numpy(self.certainties)
-        return self.exit_rule.uncertainties(torch.from_numpy(self.logits), certainties).numpy()
+        return self.exit_rule.uncertainties(torch.from_numpy(self.logits)).numpy()
 
 
 def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int | None = None) -> Features:
@@ -178,26 +175,20 @@ def run_all_exits(
     model.eval()
     layers = model.config.exit_layers
     logits = np.empty((len(features), len(layers), model.config.num_labels), np.float32)
-    certainties = None
 
-    def forward_fn(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        output = model(**batch, output_all_exits=True, exit_threshold=NO_EXIT)
-        return output.all_logits, *([] if output.all_certainties is None else [output.all_certainties])
+    def forward_fn(batch: dict[str, Tensor]) -> tuple[Tensor]:
+        return (model(**batch, output_all_exits=True, exit_threshold=NO_EXIT).all_logits,)
 
     progress_name = "all exits" if progress else None
-    for index, batch_logits, *batch_certainties in map_batches(
+    for index, batch_logits in map_batches(
         forward_fn, features, collate, batch_size, model.device, accelerator, progress_name
     ):
         logits[index] = batch_logits
-        if batch_certainties:
-            certainties = np.empty(logits[:, 1:, 0].shape, np.float32) if certainties is None else certainties
-            certainties[index] = batch_certainties[0]
     _check_logits(logits, layers)
     config, costs = model.config, costs_of(model.config, features.lengths)
     return AllExits(
         logits=logits,
         labels=features.labels,
-        certainties=certainties,
         rule=config.exit_rule,
         tolerance=config.patience_tolerance,
         layer_operations=costs.layers,

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deebert.modeling.config import config_rule
-
 
 @dataclass(frozen=True)
 class Costs:
     """The operations of each part of a model, for each sample.
 
     layers: (S, N) of each layer; the last one includes the final pooler and classifier. Their sum is the full model.
-    off_ramps: (S, E-1) of each off-ramp, with its learning-to-exit head. The last of them is after layer N-1.
+    off_ramps: (S, E-1) of each off-ramp. The last of them is after layer N-1.
     """
 
     layers: np.ndarray
@@ -81,8 +79,7 @@ def head_operations(config, has_pooler: bool) -> int:
 
 
 def off_ramp_operations(config, tokens: np.ndarray) -> np.ndarray:
-    """Those (S,) of one off-ramp: pooling over `tokens` (S,) tokens, pooler, classifier, learning-to-exit head."""
+    """Those (S,) of one off-ramp: pooling over `tokens` (S,) tokens, pooler, classifier."""
     pooling = 2 * tokens * config.hidden_size if config.highway_pooling == "mean" else np.zeros_like(tokens)
     has_pooler = config.highway_head == "pooler"
-    learning_to_exit = 2 * config.hidden_size if config_rule(config).learned else 0
-    return pooling + head_operations(config, has_pooler) + learning_to_exit
+    return pooling + head_operations(config, has_pooler)

@@ -154,8 +154,6 @@ def encoding_facts(config, tokenizer: PreTrainedTokenizerBase) -> dict:
 def load_model(name_or_path: str, config, cache_dir: str | None = None):
     """A trained model. Raises InputError where the checkpoint lacks weights: they would be random."""
     model, missing = _load(name_or_path, config, cache_dir)
-    if missing and all(".learn_to_exit." in name for name in missing):
-        raise InputError(f"{name_or_path}: trained without --exit_rule learned, so it cannot exit by it")
     if missing:
         raise InputError(
             f"{name_or_path}: not a trained DeeBERT, it has no {missing[0]}"

@@ -4,8 +4,8 @@ Shapes: B batch, T tokens, H hidden, N layers, E exits (see config.exit_layers),
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -15,30 +15,51 @@ from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOut
 from transformers.utils import can_return_tuple
 
 from deebert.modeling.config import add_highway_fields, config_cutoffs, config_rule, has_several_labels, set_rule
-from deebert.modeling.early_exit import (
-    ActiveBatch,
-    ExitedSamples,
-    ExitOutput,
-    output_of_all_exits,
-    run_with_exits,
-    token_lengths,
-)
+from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.modeling.first_token import needs_full_last_layer
-from deebert.modeling.off_ramps import OwnInit, classifier_dropout, is_off_ramp, mean_weights
+from deebert.modeling.off_ramps import classifier_dropout, is_off_ramp, mean_weights
+from deebert.utils.arrays import token_lengths
+
+STAGES = ("backbone", "off_ramps", "all")
 
 
 @dataclass
-class HighwayClassifierOutput(ExitOutput, SequenceClassifierOutput):
-    """HF's classifier output (loss, logits, hidden_states, attentions) and what early exit adds, as tensors."""
+class HighwayClassifierOutput(SequenceClassifierOutput):
+    """HF's classifier output (loss, logits, hidden_states, attentions), and what early exit adds.
+
+    logits: (B, C) of each sample's exit.
+    exit_layer: (B,) the layer, from 1, at which each sample exited; 0: before the first layer.
+    entropy: (B,) of `logits`, in nats; where a sample may have several labels, the largest binary entropy of a label.
+    all_logits: (B, E, C) of every exit, the final classifier last; only if requested.
+    """
+
+    exit_layer: Tensor | None = None
+    entropy: Tensor | None = None
+    all_logits: Tensor | None = None
 
 
-class HighwayClassifier(OwnInit):
+@dataclass
+class AllExitsRequest(ExitRequest):
+    """A pass in which every off-ramp runs for every sample, and no sample exits."""
+
+    all_logits: list[Tensor] = field(default_factory=list)  # (B, C) of each off-ramp
+
+    def consults(self, i: int) -> bool:
+        return i < len(self.cutoffs)
+
+    def let_exit(self, i: int, logits: Tensor) -> None:
+        self.all_logits.append(logits)
+
+
+class HighwayClassifier:
     """Mixin in front of an HF sequence classification class."""
 
     # The original has an off-ramp after the last layer too: never trained, yet consulted. It is not carried over.
-    # A model that exits by another rule does not need the learning-to-exit head; exit 0 can be switched off.
+    # Exit 0 can be switched off; 0.10 had a learning-to-exit head.
     _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.(highway\.\d+|highway_embeddings|learn_to_exit)\."]
+
+    stage = "backbone"  # of the training, see `train_stage`
 
     def init_head(self, config) -> None:
         self.num_labels = config.num_labels
@@ -52,16 +73,21 @@ class HighwayClassifier(OwnInit):
     set_early_exit_entropy = set_exit_threshold  # the original's name
 
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
-        """Sets rule (a key of EXIT_RULES) and threshold, which are saved with the model. Raises ValueError.
+        """Sets rule (a key of EXIT_RULES) and threshold, which are saved with the model. Raises ValueError."""
+        set_rule(self.config, name, threshold)
 
-        A model saved with another rule than learned is loaded without the learning-to-exit head.
+    def train_stage(self, stage: str) -> None:
+        """Chooses what is trained, and on which loss: in training mode `forward(labels=...)` returns that of the stage.
+
+        "backbone": the backbone and the final classifier, on its loss (the paper's stage 1). "off_ramps": these alone,
+        on the sum of their losses (stage 2). "all": everything, on the sum of the losses of all exits. What is not
+        trained is frozen. Raises ValueError.
         """
-        set_rule(self.config, name, threshold, self.base_model.encoder.learn_to_exit is not None)
-
-    def set_trained(self, *, backbone: bool, highways: bool) -> None:
-        """Chooses what is trained: the backbone with its classifier, and the off-ramps with all that exits need."""
+        if stage not in STAGES:
+            raise ValueError(f"stage is {stage!r}; choose one of {', '.join(STAGES)}")
+        self.stage = stage
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(highways if is_off_ramp(name) else backbone)
+            parameter.requires_grad_(stage in ("all", "off_ramps" if is_off_ramp(name) else "backbone"))
 
     @can_return_tuple
     def forward(
@@ -86,10 +112,12 @@ class HighwayClassifier(OwnInit):
             input_ids, attention_mask, token_type_ids, position_ids: (B, T), as for HF's models.
             inputs_embeds: (B, T, H) in place of input_ids.
             labels: (B,) long, or float where there is one label; (B, C) of 0 and 1 for
-                `problem_type="multi_label_classification"`. Adds the loss of the returned logits.
-            train_highway: no gradient is kept for the backbone. All exits are returned, and the loss is the sum of the
-                off-ramps' losses (paper, section 3.2; our trainings compute theirs in training/losses.py).
-            output_layer: from 0 (exit 0: -1); every sample gets this exit's logits, and nothing after it runs.
+                `problem_type="multi_label_classification"`. Adds the loss of the returned logits; in training mode that
+                of the stage (see `train_stage`).
+            train_highway: the original's switch for stage 2: as in training mode after `train_stage("off_ramps")`, also
+                where the backbone is not frozen. All exits are returned.
+            output_layer: from 0, as in the original (the exit after layer 1; exit 0: -1); every sample gets this exit's
+                logits, and nothing after it runs.
             output_all_exits: also return `all_logits` (B, E, C). Runs every layer.
             exit_threshold: in place of the config's, for this call. In training mode no sample exits.
             early_exit_entropy: the original's name for exit_threshold.
@@ -98,99 +126,85 @@ class HighwayClassifier(OwnInit):
 
         Raises ValueError for thresholds, a rule or an output_layer that the model does not have.
         """
-        inputs = {
+        inputs = kwargs | {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
             "return_dict": True,
         }
-        if labels is not None and labels.is_floating_point() and self.num_labels > 1 and not self.config.problem_type:
-            self.config.problem_type = "multi_label_classification"  # as HF's loss would do, after samples have exited
         if self.config.type_vocab_size:  # backbones without token types do not take them
             inputs["token_type_ids"] = token_type_ids
-        threshold = early_exit_entropy if exit_threshold is None else exit_threshold
-        rule, cutoffs = self._cutoffs(threshold, output_layer, exit_rule)
-        can_exit, full_batches = any(cutoff > 0 for cutoff in cutoffs), self._needs_full_batches(kwargs)
-        last_layer = self._short_last_layer(full_batches or any(map(_given, kwargs.values())))
-        if output_all_exits or train_highway or (can_exit and full_batches):
-            output = self._run_all_exits(inputs | kwargs, last_layer, rule, cutoffs, train_highway)
+        if labels is not None and labels.is_floating_point() and self.num_labels > 1 and not self.config.problem_type:
+            self.config.problem_type = "multi_label_classification"  # as HF's loss would do, after samples have exited
+        stage = "off_ramps" if train_highway else self.stage if self.training and labels is not None else "backbone"
+        rule, cutoffs = self._cutoffs(
+            early_exit_entropy if exit_threshold is None else exit_threshold, output_layer, exit_rule
+        )
+        can_exit, all_exits = any(cutoff > 0 for cutoff in cutoffs), output_all_exits or stage != "backbone"
+        short = not needs_full_last_layer(
+            self.config, self.base_model.encoder.layer[-1], any(map(_given, kwargs.values()))
+        )
+        if all_exits or (can_exit and self._needs_full_batches(kwargs)):
+            output = self._all_exits(inputs, rule, cutoffs, short, stage)
+        elif can_exit or short:
+            output = self._with_exits(inputs, rule, cutoffs, short)
         else:
-            output = self._run_early_exit(inputs | kwargs, last_layer, rule, cutoffs, can_exit)
-        output.entropy = prediction_entropy(output.logits.detach(), has_several_labels(self.config))
-        if labels is not None:
-            trained = output.all_logits[:, :-1].unbind(dim=1) if train_highway else [output.logits]
-            output.loss = sum(self._loss(logits, labels) for logits in trained)
-        if not (output_all_exits or train_highway):
-            output.all_logits = output.all_certainties = None
-        return output
+            output = self._plain(inputs)
+        return self._with_loss(output, labels, stage, all_exits)
 
-    def _run_early_exit(
-        self, inputs: dict, last_layer: list[Callable], rule: ExitRule, cutoffs: list[float], can_exit: bool
+    def _plain(self, inputs: dict) -> HighwayClassifierOutput:
+        """Path 1: Hugging Face's own pass, as in training the backbone."""
+        outputs = self.base_model(**inputs)
+        logits = self._logits_of(outputs, self.pooling_weights(inputs["attention_mask"], off_ramps=False))
+        return _output(logits, torch.full_like(logits[:, 0], self.config.num_hidden_layers, dtype=torch.long), outputs)
+
+    def _with_exits(
+        self, inputs: dict, rule: ExitRule, cutoffs: Sequence[float], short: bool
     ) -> HighwayClassifierOutput:
-        """Path 1: samples exit on their way through the layers."""
-        if not can_exit and not last_layer:  # stage 1, for one, runs the backbone as it is
-            logits, outputs = self.full_model(**inputs)
-            exit_layer = torch.full((len(logits),), self.config.num_hidden_layers, device=logits.device)
-            return HighwayClassifierOutput(
-                logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-            )
-        mask, exited = inputs["attention_mask"], ExitedSamples()
-        batch = ActiveBatch(index=np.arange(0))
-
-        def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-            batch.index = np.arange(len(hidden_states))
-            batch.hidden_states, batch.attention_mask = hidden_states, attention_mask
-            batch.pooling_weights = self.pooling_weights(mask, can_exit)
-            if can_exit:
-                batch.lengths = None if len(batch) == 1 else token_lengths(mask)  # a batch of one never shrinks
-            layers = layers[:-1] + (last_layer or layers[-1:])
-            off_ramps = self.base_model.encoder.off_ramps() if can_exit else []
-            run_with_exits(layers, off_ramps, batch, exited, rule, cutoffs, self.config.exit_layers)
-            return batch.hidden_states[: len(batch)]
-
-        outputs = self.base_model(**inputs, layer_loop=loop)
+        """Path 2: samples exit on their way through the layers. short: the last one for the first token only."""
+        batch = self._batch(inputs, off_ramps=any(cutoff > 0 for cutoff in cutoffs))
+        request = ExitRequest(batch, rule, cutoffs, self.config.exit_layers, short)
+        outputs = self.base_model(**inputs, exits=request)
         if len(batch):
             logits = self._logits_of(outputs, batch.pooling_weights)
-            exited.add(batch.index, logits, self.config.num_hidden_layers)
-        logits, exit_layer = exited.in_input_order()
-        return HighwayClassifierOutput(
-            logits=logits, exit_layer=exit_layer, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+            request.exited.add(batch.index, logits, self.config.num_hidden_layers)
+        return _output(*request.exited.in_input_order(), outputs)
 
-    def _run_all_exits(
-        self, inputs: dict, last_layer: list[Callable], rule: ExitRule, cutoffs: list[float], train_highway: bool
+    def _all_exits(
+        self, inputs: dict, rule: ExitRule, cutoffs: Sequence[float], short: bool, stage: str
     ) -> HighwayClassifierOutput:
-        """Path 2: every layer and every off-ramp run for every sample; where each would exit follows from that."""
-        exits = []  # of each off-ramp: logits (B, C) and certainty (B,) or None
-        pooling_weights, train_off_ramps = self.pooling_weights(inputs["attention_mask"]), torch.is_grad_enabled()
+        """Path 3: every layer and every off-ramp run for every sample; where each would exit follows from that."""
+        batch, gradients = self._batch(inputs), torch.is_grad_enabled()
+        request = AllExitsRequest(batch, rule, cutoffs, self.config.exit_layers, short, train_off_ramps=gradients)
+        with torch.set_grad_enabled(gradients and stage != "off_ramps"):
+            outputs = self.base_model(**inputs, exits=request)
+            final_logits = self._logits_of(outputs, batch.pooling_weights)
+        all_logits = torch.stack([*request.all_logits, final_logits], dim=1)
+        logits, exit_layer = exits_of(all_logits, rule, cutoffs, self.config.exit_layers)
+        return _output(logits, exit_layer, outputs, all_logits)
 
-        def loop(layers: list[Callable], hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-            for layer, off_ramp in zip(layers[:-1], self.base_model.encoder.off_ramps(), strict=True):
-                hidden_states = layer(hidden_states, attention_mask)
-                with torch.set_grad_enabled(train_off_ramps):
-                    exits.append(off_ramp(hidden_states, pooling_weights))
-            (last,) = last_layer or layers[-1:]
-            return last(hidden_states, attention_mask)
-
-        with torch.set_grad_enabled(train_off_ramps and not train_highway):
-            outputs = self.base_model(**inputs, layer_loop=loop)
-            final_logits = self._logits_of(outputs, pooling_weights)
-        output = output_of_all_exits([*exits, (final_logits, None)], rule, cutoffs, self.config.exit_layers)
+    def _with_loss(
+        self, output: HighwayClassifierOutput, labels: Tensor | None, stage: str, all_exits: bool
+    ) -> HighwayClassifierOutput:
+        """The output with the loss of a stage, and the entropy of its logits."""
+        results, loss = dict(output), None
+        all_logits = results.pop("all_logits", None)
+        if labels is not None:
+            exits = {"backbone": slice(0), "off_ramps": slice(-1), "all": slice(None)}[stage]
+            trained = [output.logits] if stage == "backbone" else all_logits[:, exits].unbind(dim=1)
+            loss = sum(self._loss(logits, labels) for logits in trained)
+        entropy = prediction_entropy(output.logits.detach(), has_several_labels(self.config))
         return HighwayClassifierOutput(
-            **vars(output), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss, **results, entropy=entropy, all_logits=all_logits if all_exits else None
         )
 
-    def _short_last_layer(self, outputs_requested: bool) -> list[Callable]:
-        """What may take the last layer's place: one callable, or none where the backbone's own has to run."""
-        encoder = self.base_model.encoder
-        needs_full = needs_full_last_layer(self.config, encoder.layer[-1], outputs_requested)
-        return [] if needs_full else [encoder.first_token_layer]
-
-    def full_model(self, **inputs) -> tuple[Tensor, BaseModelOutput]:
-        """The logits (B, C) of the model without exits, and the backbone's output. inputs: the backbone's."""
-        outputs = self.base_model(**inputs)
-        return self._logits_of(outputs, self.pooling_weights(inputs["attention_mask"], off_ramps=False)), outputs
+    def _batch(self, inputs: dict, off_ramps: bool = True) -> ActiveBatch:
+        """All samples, before the first layer. off_ramps: whether any runs, and not the final classifier alone."""
+        mask, given = inputs["attention_mask"], inputs["input_ids"]
+        size = len(inputs["inputs_embeds"] if given is None else given)
+        lengths = token_lengths(mask) if off_ramps and size > 1 else None  # a batch of one never shrinks
+        return ActiveBatch(np.arange(size), lengths, pooling_weights=self.pooling_weights(mask, off_ramps))
 
     def _logits_of(self, outputs: BaseModelOutput, pooling_weights: Tensor | None) -> Tensor:
         state = getattr(outputs, "pooler_output", None)
@@ -243,6 +257,16 @@ class HighwayClassifier(OwnInit):
 
 def _given(value) -> bool:
     return value is not None and value is not False
+
+
+def _output(logits: Tensor, exit_layer: Tensor, outputs: BaseModelOutput, all_logits: Tensor | None = None):
+    return HighwayClassifierOutput(
+        logits=logits,
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+        exit_layer=exit_layer,
+        all_logits=all_logits,
+    )
 
 
 class StockHeadClassifier(HighwayClassifier):

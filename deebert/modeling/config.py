@@ -161,6 +161,7 @@ def check_fields(config) -> None:
     for name in ("exit_rule", "highway_pooling", "highway_head"):
         if not isinstance(getattr(config, name), str):
             raise ValueError(f"{name} is {getattr(config, name)!r}; give a name")
+    config_rule(config)
     if not isinstance(config.exit_before_first_layer, bool):
         raise ValueError(f"exit_before_first_layer is {config.exit_before_first_layer!r}; give true or false")
     length = config.max_seq_length
@@ -236,11 +237,9 @@ def set_threshold(config, value: float | Sequence[float]) -> None:
     config.exit_threshold = plain_threshold(value)
 
 
-def set_rule(config, name: str, threshold: float | Sequence[float], has_head: bool) -> None:
-    """Stores rule and threshold in a config of a model with or without a learning-to-exit head. Raises ValueError."""
-    rule = config_rule(config, name)
-    rule.cutoffs(threshold, len(config.exit_layers))
-    rule.check_head(has_head)
+def set_rule(config, name: str, threshold: float | Sequence[float]) -> None:
+    """Stores rule and threshold in a config. Raises ValueError."""
+    config_cutoffs(config, threshold, name)
     config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)
 
 

@@ -3,17 +3,14 @@
     exits_now        the decision     is this sample certain enough? (first_exit_layer: for all layers at once)
     ActiveBatch      the compaction   the samples still in the network, padded no longer than the longest of them
     ExitedSamples    the gathering    logits and exit layers, given back in input order
-    run_with_exits   the loop         that uses all three
+    run_with_exits   the loop         that uses all three, on the state of one forward pass, an ExitRequest
 
-This file knows neither BERT nor off-ramps. Read on in exit_rules.py (uncertainties), off_ramps.py (logits), then
-classifier.py (how the loop gets into the model). The runtimes in deebert/runtime use the same decision, compaction and
-gathering; the ONNX graph has to repeat the decision as operators of its own. Layers compute with tensors or, in ONNX
-Runtime, with numpy arrays. The positions of the samples are always numpy arrays.
+This file knows neither BERT nor off-ramps. Read on in exit_rules.py (uncertainties), off_ramps.py (logits), encoder.py
+(which runs the loop) and classifier.py (which makes the request and reads the result). Arrays are tensors or, in ONNX
+Runtime, numpy's; the positions of samples are always numpy's.
 
-An exit is an off-ramp or, at the end, the final classifier. Exits are counted by i, from 0. The layer of exit i is
-`config.exit_layers[i]`: layers are counted from 1, and layer 0 is the exit before the first layer.
-
-Shapes: B samples came in, b of them are still active; T tokens, H hidden, N layers, E exits, C labels.
+An exit is an off-ramp or, at the end, the final classifier; i counts them from 0. Layers are counted from 1: layer 0 is
+the exit before the first one. B samples came in, b are still active; T tokens, H hidden, E exits, C labels.
 """
 
 import math
@@ -23,47 +20,36 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deebert.modeling.exit_rules import ExitRule
-from deebert.utils.arrays import Array, functions_of, like, to_numpy, without_gradient
+from deebert.utils.arrays import Array, as_floats, functions_of, like, to_numpy
 
 
-def exits_now(uncertainty, cutoff):
-    """THE decision: does a sample exit here? Elementwise, for floats, numpy arrays and tensors.
-
-    A cut-off of infinity lets every sample exit, also one whose uncertainty is NaN.
-    """
+def exits_now(uncertainty: Array, cutoff: float | Sequence[float]) -> Array:
+    """THE decision: does a sample exit here? Elementwise. At an infinite cut-off each does, also where it is NaN."""
+    cutoff = like(as_floats(cutoff, uncertainty.dtype.itemsize), uncertainty)
     return (uncertainty < cutoff) | (cutoff == math.inf)
 
 
-def cutoff_array(cutoffs: float | Sequence[float] | np.ndarray, compared: Array | None = None) -> np.ndarray:
-    """Cut-offs in the precision of the uncertainties that they are compared with, else in float32.
-
-    Values that are too large for this type become infinite.
-    """
-    precise = compared is not None and compared.dtype.itemsize == 8
-    with np.errstate(over="ignore"):
-        return np.asarray(cutoffs, np.float64 if precise else np.float32)
-
-
 def first_exit_layer(uncertainties: Array, cutoffs: Sequence[float], first: int = 1) -> Array:
-    """The exit layer (B,) of each sample, from its uncertainties (B, E-1) at all off-ramps.
+    """The exit layer (B,) of samples with these uncertainties (B, E-1). first: the layer of the first off-ramp."""
+    return (~exits_now(uncertainties, cutoffs)).cumprod(axis=1).sum(axis=1) + first  # + off-ramps before the first exit
 
-    first: the layer of the first off-ramp.
-    """
-    exits = exits_now(uncertainties, like(cutoff_array(cutoffs, uncertainties), uncertainties))
-    return (~exits).cumprod(axis=1).sum(axis=1) + first  # as many off-ramps as come before the first exit
+
+def exits_of(all_logits: Array, rule: ExitRule, cutoffs: Sequence[float], exit_layers: range) -> tuple[Array, Array]:
+    """From the logits (B, E, C) of all exits: the logits (B, C) and the layer (B,) at which each sample exits."""
+    exit_layer = first_exit_layer(rule.uncertainties(all_logits), cutoffs, exit_layers[0])
+    return all_logits[like(np.arange(len(all_logits)), all_logits), exit_layer - exit_layers[0]], exit_layer
 
 
 @dataclass
 class ActiveBatch:
-    """The samples that are still in the network. Index, lengths and cut-offs are numpy's, on the host."""
+    """The samples that are still in the network."""
 
     index: np.ndarray  # (b,) position of each sample in the input
-    lengths: np.ndarray | None = None  # (b,) position of the last token + 1
-    hidden_states: Array | None = None  # (b, T, H)
+    lengths: np.ndarray | None = None  # (b,) position of the last token + 1; None: the number of tokens never shrinks
+    hidden_states: Array | None = None  # (b, T, H); None: the tensors are elsewhere, as in the CUDA runtime
     attention_mask: Array | None = None  # as the layers take it: (b, T), (b, 1, 1, T) or (b, 1, T, T)
     pooling_weights: Array | None = None  # (b, T) for the off-ramps' pooling; None: there is no padding
     rule_state: Array | None = None  # (b, ...) of a stateful exit rule
-    cutoffs: np.ndarray | None = None  # (b, E-1) of each sample, where samples have their own
 
     def __len__(self) -> int:
         return len(self.index)
@@ -77,8 +63,7 @@ class ActiveBatch:
         """THE compaction: keeps the samples `staying`, (b,) bool, and the tokens up to the longest one."""
         self.index = self.index[staying]
         self.lengths = None if self.lengths is None else self.lengths[staying]
-        self.cutoffs = None if self.cutoffs is None else self.cutoffs[staying]
-        if self.hidden_states is None:  # the tensors are elsewhere, as in the CUDA runtime
+        if self.hidden_states is None:
             return
         rows, tokens = like(np.flatnonzero(staying), self.hidden_states), slice(self.longest)
         self.hidden_states = self.hidden_states[rows, tokens]
@@ -89,13 +74,6 @@ class ActiveBatch:
         if self.attention_mask is not None:
             mask = self.attention_mask[rows]
             self.attention_mask = mask[:, tokens] if mask.ndim == 2 else mask[..., tokens, tokens]
-
-
-def token_lengths(attention_mask: Array | None) -> np.ndarray | None:
-    """(B, T) mask -> (B,): the position of each sample's last token + 1. None for other masks."""
-    if attention_mask is None or attention_mask.ndim != 2:
-        return None
-    return (to_numpy(attention_mask != 0) * np.arange(1, attention_mask.shape[1] + 1)).max(axis=1)
 
 
 @dataclass
@@ -122,91 +100,46 @@ class ExitedSamples:
 
 
 @dataclass
-class ExitOutput:
-    """What early exit gives for a batch.
+class ExitRequest:
+    """State of one forward pass: the exit rule and its cut-offs, the samples still active, and the logits of those that
+    exited. A classifier makes it, the encoder runs it, and the classifier reads the result."""
 
-    logits: (B, C) of each sample's exit.
-    exit_layer: (B,) the layer, from 1, at which each sample exited; 0: before the first layer.
-    entropy: (B,) of `logits`, in nats; where a sample may have several labels, the largest binary entropy of a label.
-    all_logits: (B, E, C) of every exit, the final classifier last; only if requested.
-    all_certainties: (B, E-1) of the learning-to-exit head, with all_logits, where the model has one.
-    """
+    batch: ActiveBatch
+    rule: ExitRule
+    cutoffs: Sequence[float]  # (E-1,) of the off-ramps
+    exit_layers: Sequence[int]  # (E,) the layer of each exit
+    first_token_only: bool = False  # compute only the first token in the last layer; nothing else is used afterwards
+    train_off_ramps: bool = False  # with gradients for the off-ramps, also where the layers run without
+    exited: ExitedSamples = field(default_factory=ExitedSamples)
 
-    logits: Array | None = None
-    exit_layer: Array | None = None
-    entropy: Array | None = None
-    all_logits: Array | None = None
-    all_certainties: Array | None = None
+    def consults(self, i: int) -> bool:
+        """Whether off-ramp i runs."""
+        return self.rule.consults(self.cutoffs, i)
 
-
-def output_of_all_exits(
-    exits: Sequence[tuple[Array, Array | None]], rule: ExitRule, cutoffs: Sequence[float], exit_layers: range
-) -> ExitOutput:
-    """What follows from every exit: where each sample would exit, and with which logits.
-
-    exits: of each, logits (B, C) and, but for the last, the certainty (B,) of a learning-to-exit head or None.
-    exit_layers: the layer of each exit.
-    """
-    xp = functions_of(exits[0][0])
-    all_logits = xp.stack([logits for logits, _ in exits], axis=1)
-    certainties = [certainty for _, certainty in exits[:-1] if certainty is not None]
-    all_certainties = xp.stack(certainties, axis=1) if certainties else None
-    uncertainties = without_gradient(rule.uncertainties(without_gradient(all_logits), all_certainties))
-    exit_layer = first_exit_layer(uncertainties, cutoffs, exit_layers[0])
-    logits = all_logits[like(np.arange(len(all_logits)), all_logits), exit_layer - exit_layers[0]]
-    return ExitOutput(logits, exit_layer, all_logits=all_logits, all_certainties=all_certainties)
+    def let_exit(self, i: int, logits: Array) -> None:
+        """The active samples that are certain enough exit with the logits (b, C) of off-ramp i."""
+        batch, layer = self.batch, self.exit_layers[i]
+        uncertainty, batch.rule_state = self.rule.uncertainty(logits, batch.rule_state)
+        exiting = exits_now(to_numpy(uncertainty), self.cutoffs[i])  # waits for the device, once
+        if exiting.all():
+            self.exited.add(batch.index, logits, layer)
+            batch.index = batch.index[:0]
+        elif exiting.any():
+            self.exited.add(batch.index[exiting], logits[exiting], layer)
+            batch.keep(~exiting)
 
 
-def let_exit(
-    batch: ActiveBatch,
-    exited: ExitedSamples,
-    layer: int,
-    logits: Array,
-    uncertainty: Array | float,
-    cutoff: float | np.ndarray,
-) -> None:
-    """Moves the samples that exit after this layer out of the batch, with their logits (b, C).
-
-    uncertainty: (b,), or a number for a single sample. cutoff: of all, or (b,) of each.
-    """
-    if isinstance(uncertainty, float):
-        exiting = np.array([exits_now(uncertainty, cutoff)])
-    else:
-        uncertainty = to_numpy(uncertainty)  # waits for the device, once
-        exiting = exits_now(uncertainty, cutoff_array(cutoff, uncertainty))
-    count = np.count_nonzero(exiting)
-    if count == len(batch):
-        exited.add(batch.index, logits, layer)
-        batch.index = batch.index[:0]
-    elif count > 0:
-        exited.add(batch.index[exiting], logits[exiting], layer)
-        batch.keep(~exiting)
-
-
-def run_with_exits(
-    layers: Sequence[Callable[[Array, Array | None], Array]],
-    off_ramps: Sequence[Callable[[Array, Array | None], tuple[Array, Array | None]]],
-    batch: ActiveBatch,
-    exited: ExitedSamples,
-    rule: ExitRule,
-    cutoffs: Sequence[float],
-    exit_layers: Sequence[int],
-) -> None:
+def run_with_exits(layers: Sequence[Callable], off_ramps: Sequence[Callable], request: ExitRequest) -> None:
     """THE loop: runs the layers until all samples have exited, or there are no more layers.
 
-    The samples that are left in `batch` are the caller's: it adds them to `exited` with the final classifier's logits.
-
-    layers: what runs before each exit (see `HighwayEncoder.blocks`), (hidden states, attention mask) -> hidden states.
-    off_ramps: (E-1,) (hidden states, pooling weights) -> logits (b, C) and the certainty (b,) of a learning-to-exit
-    head, or None. cutoffs: (E-1,) of the off-ramps. exit_layers: (E,) the layer of each exit.
+    layers: (E,) what runs before each exit, (hidden states, attention mask) -> hidden states.
+    off_ramps: (E-1,) (hidden states, pooling weights) -> logits (b, C).
+    The samples that are left in the batch exit with the final classifier's logits, which are not this loop's.
     """
+    batch = request.batch
     for i, layer in enumerate(layers):
         batch.hidden_states = layer(batch.hidden_states, batch.attention_mask)
-        if not rule.consults(cutoffs, i):
-            continue
-        logits, certainty = off_ramps[i](batch.hidden_states, batch.pooling_weights)
-        uncertainty_of = rule.uncertainty_alone if len(batch) == 1 else rule.uncertainty  # faster for a single sample
-        uncertainty, batch.rule_state = uncertainty_of(logits, certainty, batch.rule_state)
-        let_exit(batch, exited, exit_layers[i], logits, uncertainty, cutoffs[i])
+        if request.consults(i):
+            request.let_exit(i, off_ramps[i](batch.hidden_states, batch.pooling_weights))
         if len(batch) == 0:
             break

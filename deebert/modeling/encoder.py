@@ -1,34 +1,24 @@
-"""The encoder that holds the off-ramps, and the backbone around it: what a new backbone is made of.
+"""The encoder that holds the off-ramps and runs the layers with exits, and the backbone around it.
 
-Shapes: B batch, T tokens, H hidden, C labels, E exits; b samples are still active.
+A new backbone is made of these. Shapes: B batch, T tokens, H hidden, C labels, E exits; b samples are still active.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from deebert.modeling.config import add_highway_fields, config_rule, set_threshold
+from deebert.modeling.config import add_highway_fields, set_threshold
+from deebert.modeling.early_exit import ExitRequest, run_with_exits
 from deebert.modeling.first_token import first_token_layer
-from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway, LearnToExit, OwnInit
-
-LayerLoop = Callable[[list[Callable], Tensor, Tensor | None], Tensor]  # blocks, hidden states, mask -> hidden states
+from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway
 
 
 def unchanged(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
     """What runs before exit 0: no layer."""
     return hidden_states
-
-
-# Hidden states (b, T, H) and pooling weights (b, T) or None -> logits (b, C), and the certainty (b,) of the
-# learning-to-exit head, if there is one.
-OffRamp = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-
-
-def _off_ramp(highway, learn_to_exit, hidden_states, pooling_weights):
-    logits, pooled = highway(hidden_states, pooling_weights)
-    return logits, None if learn_to_exit is None else learn_to_exit(pooled)
 
 
 class HighwayEncoder:
@@ -44,7 +34,6 @@ class HighwayEncoder:
             raise ValueError(NEEDS_ALL_TOKENS)
         self.highway = nn.ModuleList(Highway(config) for _ in range(config.num_hidden_layers - 1))
         self.highway_embeddings = Highway(config) if config.exit_before_first_layer else None
-        self.learn_to_exit = LearnToExit(config) if config_rule(config).learned else None
 
     def set_exit_threshold(self, value: float | Sequence[float]) -> None:
         """Sets the threshold(s), in the config that all modules share. Raises ValueError."""
@@ -53,8 +42,8 @@ class HighwayEncoder:
     set_early_exit_entropy = set_exit_threshold  # the original's name
 
     @property
-    def highways(self) -> list[Highway]:
-        """The modules of all off-ramps, (E-1,) in the order of the exits."""
+    def off_ramps(self) -> list[Highway]:
+        """All off-ramps, (E-1,) in the order of the exits."""
         return list(self.highway) if self.highway_embeddings is None else [self.highway_embeddings, *self.highway]
 
     @property
@@ -75,36 +64,49 @@ class HighwayEncoder:
 
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
-        for highway in self.highways:
-            if highway.pooler is not None:
-                highway.pooler.load_state_dict(pooler.state_dict())
-
-    def off_ramps(self) -> list[OffRamp]:
-        """The off-ramps as functions, looked up once for a pass: a lookup takes as long as a small matrix product."""
-        return [partial(_off_ramp, highway, self.learn_to_exit) for highway in self.highways]
+        for off_ramp in self.off_ramps:
+            if off_ramp.pooler is not None:
+                off_ramp.pooler.load_state_dict(pooler.state_dict())
 
     def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        layer_loop: LayerLoop | None = None,
+        exits: ExitRequest | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """The backbone's own loop over the layers, or `layer_loop` in its place.
+        """The backbone's own pass through the layers, or one with exits, as requested (see `run`).
 
         position_ids serve packed sequences in HF's layers. A classifier has none, and they would not fit a batch that
-        shrinks, so `layer_loop` does not get them.
+        shrinks, so that layers with exits after them do not get them.
         """
-        if layer_loop is None:
+        if exits is None:
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in ("position_ids", "use_cache")}
-        layers = [partial(block, **kwargs) for block in self.blocks]
+        blocks = [partial(block, **kwargs) for block in self.blocks]
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=layer_loop(layers, hidden_states, attention_mask)
+            last_hidden_state=self.run(exits, blocks, hidden_states, attention_mask)
         )
 
+    def run(
+        self, request: ExitRequest, blocks: Sequence[Callable], hidden_states: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        """Runs the blocks with the off-ramps between them on embeddings (B, T, H); the request holds who exits.
 
-class HighwayModel(OwnInit):
+        Returns the hidden states after the last layer, (b, T, H) or (b, 1, H), of the samples that did not exit.
+        """
+        if request.first_token_only:
+            blocks = [*blocks[:-1], self.first_token_layer]
+        off_ramps = self.off_ramps
+        if request.train_off_ramps:
+            off_ramps = [torch.enable_grad()(off_ramp.__call__) for off_ramp in off_ramps]
+        batch = request.batch
+        batch.hidden_states, batch.attention_mask = hidden_states, attention_mask
+        run_with_exits(blocks, off_ramps, request)
+        return batch.hidden_states[: len(batch)]
+
+
+class HighwayModel:
     """Mixin in front of an HF encoder-only model with an `encoder`: replaces that by one with off-ramps."""
 
     encoder_class: type

@@ -16,75 +16,66 @@ from typing import ClassVar
 
 import numpy as np
 
-from deebert.utils.arrays import Array, at_least_float32, functions_of, two_largest
+from deebert.utils.arrays import Array, at_least_float32, functions_of, softmax, two_largest
 
 NO_EXIT = -1.0  # the default threshold: no uncertainty is below it
 EXIT_ALL = 0.001  # above the largest uncertainty: all are below it
 SMALLEST = 1.2e-38  # above the smallest normal float32
 
 
-def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
-    """A threshold, or one per off-ramp, of any kind of numbers (numpy's, a tensor's) as floats. Raises ValueError."""
-    if isinstance(threshold, str):
-        raise ValueError(f"exit_threshold is the string {threshold!r}; give a number")
-    if getattr(threshold, "ndim", None) == 0:  # an array or a tensor of one number
-        threshold = threshold.item()
-    try:
-        return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
-    except TypeError:
-        raise ValueError(f"exit_threshold is {threshold!r}; give a number, or one for each off-ramp") from None
-
-
 @dataclass(frozen=True)
 class ExitRule:
-    """A rule for models of `num_labels` labels. A new one subclasses this and takes a place in EXIT_RULES."""
+    """A rule for models of `num_labels` labels. A new one subclasses this and takes a place in EXIT_RULES.
+
+    Where a sample may have several labels, each label is a prediction of no and yes, and the least certain one counts:
+    with `entropy` the uncertainty is then the largest binary entropy, with `patience` all labels have to agree.
+    """
 
     num_labels: int
     tolerance: float = 0.5  # patience with one label: values that differ by no more than this agree
+    several_labels: bool = False
 
     name: ClassVar[str]
     regression: ClassVar[bool] = False  # whether the rule is defined for a single label
     stateful: ClassVar[bool] = False  # whether it depends on earlier off-ramps too, so that none may be skipped
-    learned: ClassVar[bool] = False  # whether it needs the learning-to-exit head
+
+    def of_prediction(self, logits: Array, state: Array | None) -> tuple[Array, Array | None]:
+        """What a rule defines: the uncertainty (b,) of predictions with logits (b, C), and the rule's next state.
+
+        state: (b, ...) as returned after the previous off-ramp, None after the first.
+        """
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> int:
+        """C of a prediction: the number of labels, or 2, no and yes."""
+        return 2 if self.several_labels else self.num_labels
 
     @property
     def supported(self) -> bool:
         """Whether samples can exit by it: the softmax of a single label is always certain."""
-        return self.regression or self.num_labels > 1
+        return self.regression or self.classes > 1
 
     @property
     def max_uncertainty(self) -> float:
         """The largest uncertainty that the rule gives."""
         return 1.0
 
-    def check_head(self, present: bool) -> None:
-        """Raises ValueError where the rule needs a learning-to-exit head and the model has none."""
-        if self.learned and not present:
-            raise ValueError(
-                f"the exit rule {self.name} needs a model trained with it: there is no learning-to-exit head"
-            )
+    def uncertainty(self, logits: Array, state: Array | None = None) -> tuple[Array, Array | None]:
+        """The uncertainty (b,) after an off-ramp with logits (b, C), and the state for the next one."""
+        if not self.several_labels:
+            return self.of_prediction(logits, state)
+        size = logits.shape[:2]
+        state = None if state is None else state.reshape(-1, *state.shape[2:])  # (b, C, ...) -> (b C, ...)
+        each, state = self.of_prediction(binary_logits(logits).reshape(-1, 2), state)
+        state = None if state is None else state.reshape(*size, *state.shape[1:])
+        return functions_of(logits).amax(each.reshape(size), axis=-1), state
 
-    def uncertainty(self, logits: Array, certainty: Array | None, state: Array | None) -> tuple[Array, Array | None]:
-        """The uncertainty (b,) after one off-ramp, and the rule's state (b, ...) for the next one.
-
-        logits: (b, C) of the off-ramp. certainty: (b,) of the learning-to-exit head, None without one.
-        state: the one returned after the previous off-ramp, None after the first.
-        """
-        raise NotImplementedError
-
-    def uncertainty_alone(
-        self, logits: Array, certainty: Array | None, state: Array | None
-    ) -> tuple[float, Array | None]:
-        """`uncertainty` of a single sample (b = 1), as a number. It leaves the device once."""
-        uncertainty, state = self.uncertainty(logits, certainty, state)
-        return uncertainty.item(), state
-
-    def uncertainties(self, all_logits: Array, certainties: Array | None = None) -> Array:
-        """(B, E-1) of all off-ramps, from the logits (B, E, C) of all exits and the certainties (B, E-1), if any."""
+    def uncertainties(self, all_logits: Array) -> Array:
+        """(B, E-1) of all off-ramps, from the logits (B, E, C) of all exits."""
         columns, state = [], None
         for i in range(all_logits.shape[1] - 1):
-            certainty = None if certainties is None else certainties[:, i]
-            column, state = self.uncertainty(all_logits[:, i], certainty, state)
+            column, state = self.uncertainty(all_logits[:, i], state)
             columns.append(column)
         return functions_of(all_logits).stack(columns, axis=1) if columns else all_logits[:, :0, 0]
 
@@ -116,7 +107,7 @@ class ExitRule:
         if not self.supported and any(v > 0 for v in per_layer):
             raise ValueError(
                 f"the exit rule {self.name} needs at least two labels: with one (regression) every sample would exit "
-                "at the first off-ramp. Use the rule patience or learned, or -1"
+                "at the first off-ramp. Use the rule patience, or the threshold -1"
             )
         return [self.cutoff(v) for v in per_layer]
 
@@ -133,105 +124,26 @@ class ExitRule:
         return abs(uncertainties - functions_of(uncertainties).asarray(cutoffs))
 
 
-def entropy(logits: Array) -> Array:
-    """Entropy in nats of softmax(logits): (..., C) -> (...), in float32 or better.
-
-    Finite for any finite logits (the original's exp overflows) and for logits of -inf; NaN logits give NaN.
-    """
-    p = probabilities(logits)
-    xp = functions_of(p)
-    return xp.sum(-p * xp.log(xp.clip(p, SMALLEST, None)), axis=-1)  # 0 at p = 0
-
-
-def probabilities(logits: Array) -> Array:
-    """softmax over the last dimension, in float32 or better."""
-    logits = at_least_float32(logits)
-    xp = functions_of(logits)
-    exponentials = xp.exp(logits - xp.amax(logits, axis=-1, keepdims=True))  # finite for any finite logits
-    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
-
-
-class ProbabilityRule(ExitRule):
-    """A rule that reads nothing but the probabilities."""
-
-    FEW_LABELS = 16  # up to this many labels, plain arithmetic is faster than tensors for a single sample
-
-    def of_probabilities(self, probabilities: list[float]) -> float:
-        """The uncertainty of one sample, equal to `uncertainty` up to rounding."""
-        raise NotImplementedError
-
-    def uncertainty_alone(self, logits, certainty, state):
-        if not 1 < self.num_labels <= self.FEW_LABELS:
-            return super().uncertainty_alone(logits, certainty, state)
-        (values,) = logits.tolist()
-        top = max(values)
-        exponentials = [math.exp(value - top) for value in values]
-        total = sum(exponentials)
-        return self.of_probabilities([value / total for value in exponentials]), None
-
-
-class Entropy(ProbabilityRule):
+class Entropy(ExitRule):
     """The paper's: the entropy of the prediction, in nats, up to ln C."""
 
     name = "entropy"
 
     @property
     def max_uncertainty(self) -> float:
-        return math.log(self.num_labels)
+        return math.log(self.classes)
 
-    def uncertainty(self, logits, certainty, state):
+    def of_prediction(self, logits, state):
         return entropy(logits), None
 
-    def of_probabilities(self, probabilities: list[float]) -> float:
-        return -sum(p * math.log(p) for p in probabilities if p != 0)  # NaN stays NaN
 
-
-class NormalizedEntropy(Entropy):
-    """Entropy over ln C: one threshold means the same for any number of labels."""
-
-    name = "normalized_entropy"
-
-    @property
-    def max_uncertainty(self) -> float:
-        return 1.0
-
-    @property
-    def scale(self) -> float:
-        return math.log(max(self.num_labels, 2))
-
-    def uncertainty(self, logits, certainty, state):
-        return entropy(logits) / self.scale, None
-
-    def of_probabilities(self, probabilities: list[float]) -> float:
-        return super().of_probabilities(probabilities) / self.scale
-
-
-class Confidence(ProbabilityRule):
+class Confidence(ExitRule):
     """1 - the largest probability: at threshold 0.1 samples exit whose prediction has a probability above 0.9."""
 
     name = "confidence"
 
-    def uncertainty(self, logits, certainty, state):
-        return 1 - functions_of(logits).amax(probabilities(logits), axis=-1), None
-
-    def of_probabilities(self, probabilities: list[float]) -> float:
-        return 1 - max(probabilities)
-
-
-class Margin(ProbabilityRule):
-    """1 - the difference of the two largest probabilities."""
-
-    name = "margin"
-
-    def uncertainty(self, logits, certainty, state):
-        if self.num_labels == 1:
-            return functions_of(logits).zeros_like(logits[..., 0]), None
-        first, second = two_largest(probabilities(logits))
-        return 1 - (first - second), None
-
-    def of_probabilities(self, probabilities: list[float]) -> float:
-        second, first = sorted(probabilities)[-2:]
-        return 1 - (first - second)
+    def of_prediction(self, logits, state):
+        return 1 - functions_of(logits).amax(softmax(logits), axis=-1), None
 
 
 class Patience(ExitRule):
@@ -245,14 +157,14 @@ class Patience(ExitRule):
     regression = True
     stateful = True
 
-    def uncertainty(self, logits, certainty, state):
+    def of_prediction(self, logits, state):
         xp = functions_of(logits)
-        prediction = at_least_float32(logits[:, 0] if self.num_labels == 1 else logits.argmax(axis=-1))
+        prediction = at_least_float32(logits[:, 0] if self.classes == 1 else logits.argmax(axis=-1))
         if state is None:
             count = xp.ones_like(prediction)
         else:
             before, count = state[:, 0], state[:, 1]
-            same = abs(prediction - before) <= self.tolerance if self.num_labels == 1 else prediction == before
+            same = abs(prediction - before) <= self.tolerance if self.classes == 1 else prediction == before
             count = xp.where(same, count + 1, 1)
         return 1 / count, xp.stack([prediction, count], axis=1)
 
@@ -260,9 +172,7 @@ class Patience(ExitRule):
         if threshold <= 0:
             return threshold
         if math.isfinite(threshold) and threshold != round(threshold):
-            raise ValueError(
-                'patience counts off-ramps that agree; give 1, 2, 3, ... (entropy_eval.sh: ENTROPIES="1 2 3")'
-            )
+            raise ValueError("patience counts off-ramps that agree; give 1, 2, 3, ...")
         return 1 / (threshold - 0.5)  # between 1 / k and 1 / (k - 1)
 
     def grid(self, points: int, num_exits: int) -> list[float]:
@@ -274,92 +184,58 @@ class Patience(ExitRule):
     def decision_margin(self, all_logits, uncertainties, cutoffs):
         """A decision turns where one of the predictions so far does."""
         xp = functions_of(all_logits)
-        if self.num_labels == 1:
+        if self.classes == 1:
             values = at_least_float32(all_logits[:, :-1, 0])
             of_steps = abs(abs(xp.diff(values, axis=1)) - self.tolerance)
             margins = xp.concatenate([xp.full_like(values[:, :1], math.inf), of_steps], axis=1)  # (B, E-1)
         else:
-            first, second = two_largest(probabilities(all_logits[:, :-1]))
-            margins = first - second
+            first, second = two_largest(softmax(binary_logits(all_logits) if self.several_labels else all_logits))
+            margins = (first - second)[:, :-1]  # (B, E-1), of several labels (B, E-1, C)
+            margins = xp.amin(margins, axis=-1) if self.several_labels else margins
         return np.minimum.accumulate(margins, axis=1) if xp is np else margins.cummin(dim=1).values
 
 
-class Learned(ExitRule):
-    """1 - the certainty of the learning-to-exit head, trained to predict correctness (BERxiT, Xin et al., 2021)."""
-
-    name = "learned"
-    regression = True
-    learned = True
-
-    def uncertainty(self, logits, certainty, state):
-        self.check_head(certainty is not None)
-        return 1 - certainty, None
-
-
-@dataclass(frozen=True)
-class EachLabel(ExitRule):
-    """A rule where a sample may have several labels: each is a prediction of yes or no, and the least certain counts.
-
-    binary: the rule for two labels. A label with logit z has the logits (0, z), whose softmax is 1 - sigmoid(z) and
-    sigmoid(z). With `entropy` the uncertainty is the largest binary entropy over the labels, with `patience` the
-    number of off-ramps in a row that agree on all labels.
-    """
-
-    binary: ExitRule | None = None
-    supported: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        return self.binary.name
-
-    @property
-    def stateful(self) -> bool:
-        return self.binary.stateful
-
-    @property
-    def max_uncertainty(self) -> float:
-        return self.binary.max_uncertainty
-
-    def uncertainty(self, logits, certainty, state):
-        labels = logits.shape[-1]
-        state = None if state is None else state.reshape(-1, *state.shape[2:])  # (b, C, ...) -> (b C, ...)
-        each, state = self.binary.uncertainty(binary_logits(logits).reshape(-1, 2), certainty, state)
-        state = None if state is None else state.reshape(-1, labels, *state.shape[1:])
-        return functions_of(logits).amax(each.reshape(-1, labels), axis=-1), state
-
-    def cutoff(self, threshold: float) -> float:
-        return self.binary.cutoff(threshold)
-
-    def grid(self, points: int, num_exits: int) -> list[float]:
-        return self.binary.grid(points, num_exits)
-
-    def exit_all_threshold(self) -> float:
-        return self.binary.exit_all_threshold()
-
-    def decision_margin(self, all_logits, uncertainties, cutoffs):
-        if not self.stateful:
-            return super().decision_margin(all_logits, uncertainties, cutoffs)
-        each = binary_logits(all_logits).swapaxes(1, 2)  # (B, C, E, 2)
-        margins = self.binary.decision_margin(each.reshape(-1, *each.shape[2:]), uncertainties, cutoffs)
-        return functions_of(margins).amin(margins.reshape(*each.shape[:2], -1), axis=1)
-
-
-def binary_logits(logits: Array) -> Array:
-    """The logits (..., C) of labels that exclude no other, as those of C predictions of no and yes: (..., C, 2)."""
-    xp = functions_of(logits)
-    return xp.stack([xp.zeros_like(logits), logits], axis=-1)
-
-
-EXIT_RULES = {rule.name: rule for rule in (Entropy, NormalizedEntropy, Confidence, Margin, Patience, Learned)}
+EXIT_RULES = {rule.name: rule for rule in (Entropy, Confidence, Patience)}
 
 
 def make_rule(name: str, num_labels: int, tolerance: float = 0.5, several_labels: bool = False) -> ExitRule:
     """The rule of that name; several_labels: a sample may have any number of them. Raises ValueError."""
     if name not in EXIT_RULES:
-        raise ValueError(f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)}")
-    if several_labels and not EXIT_RULES[name].learned:  # whose uncertainty is not of the logits
-        return EachLabel(num_labels, tolerance, binary=EXIT_RULES[name](2))
-    return EXIT_RULES[name](num_labels, tolerance)
+        raise ValueError(
+            f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)} (0.10.0 is the last with others)"
+        )
+    return EXIT_RULES[name](num_labels, tolerance, several_labels)
+
+
+def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
+    """A threshold, or one per off-ramp, of any kind of numbers (numpy's, a tensor's) as floats. Raises ValueError."""
+    if isinstance(threshold, str):
+        raise ValueError(f"exit_threshold is the string {threshold!r}; give a number")
+    if getattr(threshold, "ndim", None) == 0:  # an array or a tensor of one number
+        threshold = threshold.item()
+    try:
+        return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
+    except TypeError:
+        raise ValueError(f"exit_threshold is {threshold!r}; give a number, or one for each off-ramp") from None
+
+
+def entropy(logits: Array) -> Array:
+    """Entropy in nats of softmax(logits): (..., C) -> (...), in float32 or better.
+
+    Finite for any finite logits (the original's exp overflows) and for logits of -inf; NaN logits give NaN.
+    """
+    p = softmax(logits)
+    xp = functions_of(p)
+    return xp.sum(-p * xp.log(xp.clip(p, SMALLEST, None)), axis=-1)  # 0 at p = 0
+
+
+def binary_logits(logits: Array) -> Array:
+    """The logits (..., C) of labels that exclude no other, as those of C predictions of no and yes: (..., C, 2).
+
+    A label with logit z has the logits (0, z), whose softmax is 1 - sigmoid(z) and sigmoid(z).
+    """
+    xp = functions_of(logits)
+    return xp.stack([xp.zeros_like(logits), logits], axis=-1)
 
 
 def prediction_entropy(logits: Array, several_labels: bool) -> Array:

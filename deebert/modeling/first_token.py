@@ -4,6 +4,7 @@ In evaluation the final classifier reads nothing but the first token's state aft
 saves about four fifths of the layer. The logits are Hugging Face's up to rounding.
 """
 
+import torch
 from torch import Tensor, nn
 
 REPRODUCED = ("eager", "sdpa")  # attention implementations that `first_token_layer` is equal to
@@ -47,7 +48,9 @@ def needs_full_last_layer(config, last_layer: nn.Module, outputs_requested: bool
     """Whether the backbone's own last layer has to run.
 
     That is so where its final classifier reads more than the first token, hidden states or attentions were requested,
-    dropout is on, or the attention is not one that `first_token_layer` reproduces.
+    dropout is on, the attention is not one that `first_token_layer` reproduces, or the model is exported: Hugging
+    Face's own pass is the one that exporters know.
     """
     other_attention = getattr(config, "is_decoder", False) or config._attn_implementation not in REPRODUCED
-    return not config.first_token_only or outputs_requested or last_layer.training or other_attention
+    traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return not config.first_token_only or outputs_requested or last_layer.training or other_attention or traced

@@ -3,33 +3,18 @@
 Shapes: B batch, T tokens, H hidden, C labels. The pooled state (B, H) is what an off-ramp's classifier reads.
 """
 
-import re
-
 import torch
 from torch import Tensor, nn
-from transformers import initialization
-
-OFF_RAMP_PARAMETER = re.compile(r"\.(highway|highway_embeddings|learn_to_exit)\.")
 
 
 def is_off_ramp(parameter_name: str) -> bool:
-    """Whether a parameter belongs to the off-ramps (or their learning-to-exit head) rather than to the backbone."""
-    return OFF_RAMP_PARAMETER.search(parameter_name) is not None
+    """Whether a parameter belongs to the off-ramps rather than to the backbone."""
+    return ".highway." in parameter_name or ".highway_embeddings." in parameter_name
 
 
 def classifier_dropout(config) -> float:
     """The dropout before a classifier, as HF's classification heads choose it."""
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-
-
-class OwnInit:
-    """Mixin in front of an HF model: modules with an `init_parameters` method are initialised by it."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if hasattr(module, "init_parameters"):
-            module.init_parameters()
-        else:
-            super()._init_weights(module)
 
 
 def first_token(hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
@@ -94,10 +79,9 @@ class Highway(nn.Module):
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, H) -> logits (B, C) and the pooled state (B, H)."""
-        pooled = self.pooled_state(hidden_states, pooling_weights)
-        return self.classify(pooled), pooled
+    def forward(self, hidden_states: Tensor, pooling_weights: Tensor | None = None) -> Tensor:
+        """(B, T, H) -> logits (B, C)."""
+        return self.classify(self.pooled_state(hidden_states, pooling_weights))
 
     def pooled_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
         """(B, T, H) -> (B, H), normalised here where the backbone's layers do not normalise their output."""
@@ -108,20 +92,3 @@ class Highway(nn.Module):
         """(B, H) -> logits (B, C)."""
         features = pooled if self.pooler is None else self.pooler(pooled)
         return self.classifier(self.dropout(features) if self.training else features)
-
-
-class LearnToExit(nn.Linear):
-    """BERxiT's learning-to-exit head, one for all layers: pooled state (B, H) -> certainty (B,), from 0 to 1.
-
-    Xin et al., EACL 2021, section 3.3; trained by `training.losses.certainty_losses`. It starts at 1/2.
-    """
-
-    def __init__(self, config):
-        super().__init__(config.hidden_size, 1)
-
-    def init_parameters(self) -> None:
-        initialization.zeros_(self.weight)
-        initialization.zeros_(self.bias)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        return torch.sigmoid(super().forward(pooled).squeeze(-1).float())

@@ -16,11 +16,10 @@ import numpy as np
 
 from deebert.data.encoding import EncodedTexts
 from deebert.modeling.config import config_cutoffs
-from deebert.modeling.early_exit import cutoff_array
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.classifier import Classifier, Prediction
 from deebert.runtime.continuous_batching import ContinuousBatcher, layer_steps
-from deebert.utils.arrays import Array, to_numpy
+from deebert.utils.arrays import Array, as_floats, to_numpy
 
 LONGEST_WAIT = 0.05  # seconds after which samples that wait at deep layers run, however few they are
 
@@ -125,7 +124,7 @@ class BatchingWorker:
         """Adds one batch. Its samples have numbers in the order in which they come in."""
         self.active |= dict(enumerate(batch, self.batcher.samples))
         encoded = EncodedTexts.joined([(request.encoded, row) for request, row in batch])
-        cutoffs = cutoff_array([request.cutoffs for request, _ in batch])
+        cutoffs = as_floats([request.cutoffs for request, _ in batch])
         self.batcher.add(**encoded.padded(range(len(batch))), cutoffs=cutoffs)
 
     def add(self, index: np.ndarray, logits: Array, layer: int) -> None:

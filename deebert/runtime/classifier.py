@@ -91,7 +91,7 @@ class Classifier:
         if exit_threshold is not None:
             config = self.runtime.config
             try:
-                set_rule(config, exit_rule or config.exit_rule, exit_threshold, self.runtime.has_certainty)
+                set_rule(config, exit_rule or config.exit_rule, exit_threshold)
             except ValueError as error:
                 rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
                 raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
@@ -174,8 +174,7 @@ class Classifier:
             return {}
         if exit_threshold is None:
             raise ValueError(f"exit_rule {exit_rule}: give exit_threshold, too; each rule has its own units")
-        rule, _ = config_cutoffs(self.config, exit_threshold, exit_rule)
-        rule.check_head(self.runtime.has_certainty)
+        config_cutoffs(self.config, exit_threshold, exit_rule)
         return {"exit_threshold": exit_threshold, "exit_rule": exit_rule}
 
     def _classify(self, texts: Sequence[str | tuple[str, str]], run: Callable, options: dict) -> list[Prediction]:

@@ -9,9 +9,20 @@ from typing import Protocol
 import numpy as np
 
 from deebert.modeling.config import config_cutoffs, has_several_labels
-from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, ExitOutput, let_exit, token_lengths
+from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, exits_now
 from deebert.modeling.exit_rules import ExitRule, prediction_entropy
-from deebert.utils.arrays import Array, functions_of
+from deebert.runtime.exported import ExitOutput
+from deebert.utils.arrays import Array, functions_of, to_numpy, token_lengths
+
+
+class StreamedBatch(ActiveBatch):
+    """Samples that may have cut-offs (b, E-1) of their own."""
+
+    cutoffs: np.ndarray | None = None
+
+    def keep(self, staying: np.ndarray) -> None:
+        self.cutoffs = None if self.cutoffs is None else self.cutoffs[staying]
+        super().keep(staying)
 
 
 class LayerSteps(Protocol):
@@ -27,30 +38,31 @@ class LayerSteps(Protocol):
         attention_mask: Array,
         token_type_ids: Array | None = None,
         consult: bool = True,
-    ) -> tuple[Array, Array | None, Array | None]:
+    ) -> tuple[Array, Array | None]:
         """Step i, from 0, and the exit after it.
 
         inputs: input_ids (b, T) for the first step, for others the hidden states (b, T, H) of the previous step.
         attention_mask: (b, T). token_type_ids: (b, T), of the first step only. consult: whether the exit runs too.
 
-        Returns hidden states (b, T, H), after the last step perhaps (b, 1, H); logits (b, C); and the certainty (b,) of
-        the learning-to-exit head or None. Without `consult` logits and certainty may be None.
+        Returns hidden states (b, T, H), after the last step perhaps (b, 1, H); logits (b, C). Without `consult`
+        logits may be None.
         """
 
 
-def joined(batches: Sequence[ActiveBatch]) -> ActiveBatch:
+def joined(batches: Sequence[StreamedBatch]) -> StreamedBatch:
     """One batch of several that wait at the same layer, padded to the longest."""
     if len(batches) == 1:
         return batches[0]
     states, cutoffs = [batch.rule_state for batch in batches], [batch.cutoffs for batch in batches]
-    return ActiveBatch(
+    batch = StreamedBatch(
         index=np.concatenate([batch.index for batch in batches]),
         lengths=np.concatenate([batch.lengths for batch in batches]),
         hidden_states=stacked([batch.hidden_states for batch in batches]),
         attention_mask=stacked([batch.attention_mask for batch in batches]),
         rule_state=None if states[0] is None else functions_of(states[0]).concatenate(states),
-        cutoffs=None if cutoffs[0] is None else np.concatenate(cutoffs),
     )
+    batch.cutoffs = None if cutoffs[0] is None else np.concatenate(cutoffs)
+    return batch
 
 
 def stacked(parts: Sequence[Array]) -> Array:
@@ -83,7 +95,7 @@ class ContinuousBatcher:
     ):
         self.steps, self.rule, self.cutoffs, self.batch_size = steps, rule, cutoffs, batch_size
         self.exit_layers = exit_layers
-        self.waiting: list[list[ActiveBatch]] = [[] for _ in exit_layers]  # before each step
+        self.waiting: list[list[StreamedBatch]] = [[] for _ in exit_layers]  # before each step
         self.exited = ExitedSamples() if exited is None else exited
         self.samples = 0
 
@@ -101,7 +113,9 @@ class ContinuousBatcher:
         index = np.arange(self.samples, self.samples + len(input_ids))
         self.samples += len(input_ids)
         ids, mask, types = self.steps.inputs(input_ids, attention_mask, token_type_ids)
-        self._run(ActiveBatch(index, token_lengths(mask), ids, mask, cutoffs=cutoffs), 0, types)
+        batch = StreamedBatch(index, token_lengths(mask), ids, mask)
+        batch.cutoffs = cutoffs
+        self._run(batch, 0, types)
 
     def flush(self) -> None:
         """Runs all that wait to the end."""
@@ -109,7 +123,7 @@ class ContinuousBatcher:
             if batches:
                 self._run(self._with_waiting(None, i), i, flushing=True)
 
-    def _run(self, batch: ActiveBatch, i: int, token_type_ids: Array | None = None, flushing: bool = False) -> None:
+    def _run(self, batch: StreamedBatch, i: int, token_type_ids: Array | None = None, flushing: bool = False) -> None:
         while len(batch):
             waiting = sum(map(len, self.waiting[i]))
             if i > 0 and not flushing and len(batch) + waiting < self.batch_size / 2:
@@ -119,16 +133,16 @@ class ContinuousBatcher:
             self._step(batch, i, token_type_ids)
             i += 1
 
-    def _with_waiting(self, batch: ActiveBatch | None, i: int) -> ActiveBatch:
+    def _with_waiting(self, batch: StreamedBatch | None, i: int) -> StreamedBatch:
         batches = [*self.waiting[i], *([] if batch is None else [batch])]
         self.waiting[i].clear()
         return joined(batches)
 
-    def _step(self, batch: ActiveBatch, i: int, token_type_ids: Array | None) -> None:
+    def _step(self, batch: StreamedBatch, i: int, token_type_ids: Array | None) -> None:
         """Step i, from 0, and the exit after it, unless nothing can exit there."""
         last = i == len(self.cutoffs)
         consult = last or self._consults(batch, i)
-        hidden, logits, certainty = self.steps.step(
+        hidden, logits = self.steps.step(
             i, batch.hidden_states, batch.attention_mask, token_type_ids if i == 0 else None, consult
         )
         batch.hidden_states = hidden
@@ -136,11 +150,14 @@ class ContinuousBatcher:
             self.exited.add(batch.index, logits, self.exit_layers[i])
             batch.index = batch.index[:0]
         elif consult:
-            uncertainty, batch.rule_state = self.rule.uncertainty(logits, certainty, batch.rule_state)
+            uncertainty, batch.rule_state = self.rule.uncertainty(logits, batch.rule_state)
             cutoff = self.cutoffs[i] if batch.cutoffs is None else batch.cutoffs[:, i]
-            let_exit(batch, self.exited, self.exit_layers[i], logits, uncertainty, cutoff)
+            exiting = exits_now(to_numpy(uncertainty), cutoff)
+            if exiting.any():
+                self.exited.add(batch.index[exiting], logits[exiting], self.exit_layers[i])
+                batch.keep(~exiting)
 
-    def _consults(self, batch: ActiveBatch, i: int) -> bool:
+    def _consults(self, batch: StreamedBatch, i: int) -> bool:
         """Whether the off-ramp after step i, from 0, has to run. A state is kept for all samples or for none."""
         if batch.cutoffs is None:
             return self.rule.consults(self.cutoffs, i)

@@ -19,9 +19,10 @@ from torch import Tensor
 from deebert.modeling.checkpoints import max_tokens
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.config import config_cutoffs, has_several_labels
-from deebert.modeling.early_exit import ActiveBatch, exits_now, token_lengths
+from deebert.modeling.early_exit import ActiveBatch, exits_now
 from deebert.modeling.exit_rules import ExitRule, prediction_entropy
 from deebert.runtime.layer_runner import LayerRunner
+from deebert.utils.arrays import token_lengths
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 LONGER = 256  # the lengths of longer texts are multiples of it
@@ -229,12 +230,12 @@ class GraphedDeeBert:
         """Runs step i on the state, and the exit after it where it is consulted."""
         last = i == self.runner.last
         inputs, types = (state.ids, state.types) if i == 0 else (state.hidden, None)
-        hidden, logits, certainty = self.runner.step(i, inputs, state.mask, types, consult=consult or last)
+        hidden, logits = self.runner.step(i, inputs, state.mask, types, consult=consult or last)
         if not last:
             state.hidden.copy_(hidden)
         uncertainty = None
         if consult:
-            uncertainty, rule_state = rule.uncertainty(logits, certainty, state.rule_state if i > 0 else None)
+            uncertainty, rule_state = rule.uncertainty(logits, state.rule_state if i > 0 else None)
             if rule_state is not None:
                 state.set_rule_state(rule_state)
         if consult or last:

@@ -11,8 +11,23 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from deebert.modeling.config import MANIFEST, ExitFields, check_fields, check_labels, check_stored, config_cutoffs
+from deebert.utils.arrays import Array
 from deebert.utils.errors import InputError
 from deebert.utils.files import read_bytes
+
+
+@dataclass
+class ExitOutput:
+    """`HighwayClassifierOutput` of models that run without PyTorch: arrays of numpy, or tensors.
+
+    logits: (B, C). exit_layer: (B,). entropy: (B,). all_logits: (B, E, C), only if requested.
+    """
+
+    logits: Array | None = None
+    exit_layer: Array | None = None
+    entropy: Array | None = None
+    all_logits: Array | None = None
+
 
 FORMAT = 5  # raise it when OnnxDeeBert can no longer run earlier exports
 GRAPH, GRAPH_OF_0_6 = "model.onnx", "layers.onnx"

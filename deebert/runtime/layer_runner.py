@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deebert.modeling.classifier import HighwayClassifierOutput
-from deebert.modeling.early_exit import ExitOutput
+from deebert.runtime.exported import ExitOutput
 from deebert.utils.arrays import Array
 
 
@@ -18,13 +18,8 @@ class LayerRunner:
 
     def __init__(self, model):
         self.model, self.base, self.config = model, model.base_model, model.config
-        self.blocks, self.off_ramps = self.base.encoder.blocks, self.base.encoder.off_ramps()
+        self.blocks, self.off_ramps = self.base.encoder.blocks, self.base.encoder.off_ramps
         self.last = len(self.blocks) - 1
-
-    @property
-    def has_certainty(self) -> bool:
-        """Whether there is a learning-to-exit head."""
-        return self.base.encoder.learn_to_exit is not None
 
     @torch.inference_mode()
     def __call__(self, **batch: np.ndarray | float | str) -> ExitOutput:
@@ -45,12 +40,12 @@ class LayerRunner:
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         consult: bool = True,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """See `LayerSteps.step`."""
         hidden = self.layer(i, inputs, self.additive_mask(attention_mask), token_type_ids)
         if not consult:
-            return hidden, None, None
-        return hidden, *self.exit(i, hidden, self.model.pooling_weights(attention_mask))
+            return hidden, None
+        return hidden, self.exit(i, hidden, self.model.pooling_weights(attention_mask))
 
     def additive_mask(self, attention_mask: Tensor) -> Tensor:
         """(b, T) -> what layers add to their attention scores (b, 1, 1, T)."""
@@ -67,10 +62,10 @@ class LayerRunner:
             return self.base.encoder.first_token_layer(hidden, mask)
         return self.blocks[i](hidden, mask)
 
-    def exit(self, i: int, hidden: Tensor, pooling_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Exit i, also the last: logits (b, C), and the certainty (b,) or None."""
+    def exit(self, i: int, hidden: Tensor, pooling_weights: Tensor | None) -> Tensor:
+        """Exit i, also the last: logits (b, C)."""
         if i == self.last:
-            return self.model.classify(self.model.final_state(hidden, pooling_weights)), None
+            return self.model.classify(self.model.final_state(hidden, pooling_weights))
         return self.off_ramps[i](hidden, pooling_weights)
 
 

@@ -63,14 +63,12 @@ class ExitGraph(nn.Module):
         self.model, self.runner, self.i, self.rule = model, LayerRunner(model), i, config_rule(model.config)
 
     def forward(self, hidden: Tensor, pooling_weights: Tensor | None = None) -> tuple[Tensor, ...]:
-        logits, certainty = self.runner.exit(self.i, hidden, pooling_weights)
-        if certainty is None and self.model.base_model.encoder.learn_to_exit is not None:
-            certainty = torch.ones_like(logits[:, 0])  # the last layer has none, but all exits give the same outputs
+        logits = self.runner.exit(self.i, hidden, pooling_weights)
         if self.rule.stateful:  # the graph keeps no state, so nothing exits by it
             uncertainty = torch.full_like(logits[:, 0], math.inf)
         else:
-            uncertainty, _ = self.rule.uncertainty(logits, certainty, None)
-        return logits, uncertainty, *([] if certainty is None else [certainty])
+            uncertainty, _ = self.rule.uncertainty(logits)
+        return logits, uncertainty
 
 
 def export_parts(model, folder: Path) -> None:
@@ -79,7 +77,6 @@ def export_parts(model, folder: Path) -> None:
     mask, pooling_weights = LayerRunner(model).additive_mask(ids), model.pooling_weights(ids)
     hidden = torch.randn(2, 7, model.config.hidden_size)
     weights = {} if pooling_weights is None else {"pooling_weights": pooling_weights}
-    outputs = ["logits", "uncertainty", "certainty"][: 2 if model.base_model.encoder.learn_to_exit is None else 3]
     save_graph(MasksGraph(model), {"attention_mask": ids}, ["mask", *weights], folder / "masks.onnx")
     last = len(model.config.exit_layers) - 1
     for i in range(last + 1):
@@ -89,7 +86,7 @@ def export_parts(model, folder: Path) -> None:
         save_graph(LayerGraph(model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
         copy_sizes(folder / f"layer_{i}.onnx")
         exit_inputs = {"hidden": hidden} | (weights if i < last or not model.config.first_token_only else {})
-        save_graph(ExitGraph(model, i), exit_inputs, outputs, folder / f"exit_{i}.onnx")
+        save_graph(ExitGraph(model, i), exit_inputs, ["logits", "uncertainty"], folder / f"exit_{i}.onnx")
 
 
 def exportable(model):

@@ -26,6 +26,8 @@ from deebert.modeling.exit_rules import NO_EXIT
 
 MOST_EXITS = 32  # readers of protobuf, and so of ONNX, take messages within messages a hundred deep
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+OUTPUTS = ["logits", "exit_layer", "hidden"]  # of a run, see `merge`
+CARRIED = ["hidden", "logits", "exited", "stop"]  # what a step hands on
 SHARED = {name: name for name in ("attention_mask", "token_type_ids", "mask", "pooling_weights")}
 
 
@@ -36,8 +38,8 @@ class Parts:
     masks: attention_mask (b, T) -> mask (b, 1, 1, T) and, where off-ramps need it, pooling_weights (b, T).
     layers: (E,) of each step: inputs, token ids (b, T) of the first, hidden states (b, T, H) of others, mask, and
         token_type_ids (b, T) of the first -> hidden (b, T, H), of the last (b, 1, H).
-    exits: (E,) hidden and, where they need it, pooling_weights -> logits (b, C), uncertainty (b,) by the model's exit
-        rule (a stateful one as if there were no state) and, where there is a learning-to-exit head, certainty (b,).
+    exits: (E,) hidden and, where they need it, pooling_weights -> logits (b, C), and the uncertainty (b,) by the
+        model's exit rule (of a stateful one as if there were no state).
     exit_layers: (E,) the layer of each exit.
     """
 
@@ -64,22 +66,6 @@ class Parts:
         """The last step, from 0."""
         return len(self.layers) - 1
 
-    @property
-    def exit_outputs(self) -> list[str]:
-        """The names of an exit's outputs that a run returns."""
-        return [output.name for output in self.exits[0].graph.output if output.name != "uncertainty"]
-
-    @property
-    def outputs(self) -> list[str]:
-        """The names of the outputs of a run, see `merge`."""
-        logits, *others = self.exit_outputs
-        return [logits, "exit_layer", *others, "hidden"]
-
-    @property
-    def carried(self) -> list[str]:
-        """What a step hands on."""
-        return ["hidden", *self.exit_outputs, "exited", "stop"]
-
 
 def merge(folder: Path, config, path: Path) -> None:
     """Writes one graph of all parts in a folder, of a model of that config, which has at most MOST_EXITS exits.
@@ -94,8 +80,7 @@ def merge(folder: Path, config, path: Path) -> None:
     Outputs:
         logits (b, C): of each sample's own exit. exit_layer (b,) int64: from 1; 0: before the first layer. Samples that
             have not exited get those of the exit where the run ended.
-        certainty (b,), where the model has a learning-to-exit head, and hidden (b, T, H), after the last layer
-            (b, 1, H): those of the layer where the run ended.
+        hidden (b, T, H), after the last layer (b, 1, H): of the layer where the run ended.
     """
     parts = Parts.load(folder, config.exit_layers)
     nodes, tensors = with_prefix(parts.masks, "masks")
@@ -105,7 +90,6 @@ def merge(folder: Path, config, path: Path) -> None:
         make_tensor("nobody", BOOL, [1, 1], [False]),
         scalar("no", BOOL, False),
         make_tensor("no_logits", FLOAT, [1, config.num_labels], [0.0] * config.num_labels),
-        make_tensor("no_certainty", FLOAT, [0], []),
     ]
     more_nodes, more_tensors = result_nodes(parts)
     nodes += more_nodes
@@ -126,7 +110,7 @@ def merge(folder: Path, config, path: Path) -> None:
     shapes = {"hidden": ["b", "t", config.hidden_size], "logits": ["b", config.num_labels]}
     outputs = [
         make_tensor_value_info(name, INT64 if name == "exit_layer" else FLOAT, shapes.get(name, ["b"]))
-        for name in parts.outputs
+        for name in OUTPUTS
     ]
     opsets = {"": 20}  # from 20 on, ReduceMin takes bools; older exporters write less
     for opset in (opset for part in parts for opset in part.opset_import):
@@ -142,7 +126,7 @@ def merge(folder: Path, config, path: Path) -> None:
 def result_nodes(parts: Parts) -> tuple[list[NodeProto], list[TensorProto]]:
     """The run, and its outputs. Exit layers come as (b, 1), or (1, 1) where all samples exit at the same one."""
     run = steps_from(parts, 0)
-    nodes, outputs = [*run.node], dict(zip(parts.outputs, (x.name for x in run.output), strict=True))
+    nodes, outputs = [*run.node], dict(zip(OUTPUTS, (x.name for x in run.output), strict=True))
     nodes.append(make_node("Shape", [outputs["logits"]], ["batch_size"], start=0, end=1))
     nodes.append(make_node("Reshape", [outputs.pop("exit_layer"), "flat"], ["exit_layers"]))
     nodes.append(make_node("Expand", ["exit_layers", "batch_size"], ["exit_layer"]))
@@ -157,7 +141,7 @@ def steps_from(parts: Parts, i: int) -> GraphProto:
         end = end_subgraph(parts, i, step.output)
         tensors = [*step.initializer, *end.initializer]
         return make_graph([*step.node, *end.node], label, [], end.output, initializer=tensors)
-    here, ends = results(label, parts.carried), results(f"{label}/ends", parts.outputs)
+    here, ends = results(label, CARRIED), results(f"{label}/ends", OUTPUTS)
     nodes = [
         make_node("LessOrEqual", ["layer", f"{label}/step"], [f"{label}/runs"]),
         if_node(f"{label}/runs", step, pass_through(parts, i, f"before_{i}", {"hidden": "hidden_in"}), here),
@@ -169,7 +153,7 @@ def steps_from(parts: Parts, i: int) -> GraphProto:
 def rest_of_the_run(parts: Parts, i: int) -> GraphProto:
     """Runs what follows after step i. Samples that have exited keep what they exited with."""
     label, deeper = f"after_{i}", steps_from(parts, i + 1)
-    outputs = dict(zip(parts.outputs, deeper.output, strict=True))
+    outputs = dict(zip(OUTPUTS, deeper.output, strict=True))
     nodes, tensors = [*deeper.node], [*deeper.initializer, exit_layer_tensor(parts, i, label)]
     for name, own in (("logits", f"level_{i}/logits"), ("exit_layer", f"{label}/number")):
         nodes.append(make_node("Where", [f"level_{i}/exited", own, outputs[name].name], [f"{label}/{name}"]))
@@ -180,8 +164,8 @@ def rest_of_the_run(parts: Parts, i: int) -> GraphProto:
 def end_subgraph(parts: Parts, i: int, here: Sequence[ValueInfoProto]) -> GraphProto:
     """Ends the run with the outputs of step i. here: these; an output's own name is what follows the last slash."""
     label, names = f"end_{i}", {x.name.split("/")[-1]: x.name for x in here} | {"exit_layer": f"end_{i}/number"}
-    nodes = [make_node("Identity", [names[name]], [f"{label}/{name}"]) for name in parts.outputs]
-    return make_graph(nodes, label, [], results(label, parts.outputs), initializer=[exit_layer_tensor(parts, i, label)])
+    nodes = [make_node("Identity", [names[name]], [f"{label}/{name}"]) for name in OUTPUTS]
+    return make_graph(nodes, label, [], results(label, OUTPUTS), initializer=[exit_layer_tensor(parts, i, label)])
 
 
 def exit_layer_tensor(parts: Parts, i: int, label: str) -> TensorProto:
@@ -197,7 +181,7 @@ def step_and_exit(parts: Parts, i: int) -> GraphProto:
     if i == parts.last:
         outputs = [hidden, *exit_.output]
         return make_graph([*nodes, *exit_.node], label, [], outputs, initializer=[*tensors, *exit_.initializer])
-    outputs = results(label, parts.carried[1:])
+    outputs = results(label, CARRIED[1:])
     nodes += [
         make_node("Gather", ["cutoffs", f"{label}/step"], [f"{label}/cutoff"]),
         make_node("Greater", [f"{label}/cutoff", f"{label}/zero"], [f"{label}/consulted"]),
@@ -210,10 +194,10 @@ def step_and_exit(parts: Parts, i: int) -> GraphProto:
 def exit_subgraph(parts: Parts, i: int) -> GraphProto:
     """Runs exit i and, but for the last, decides which samples (b, 1) have exited by now, and whether the run ends."""
     label, cutoff = f"exit_{i}", f"layer_{i}/cutoff"
-    names = {name: f"{label}/{name}" for name in parts.exit_outputs}
-    nodes, tensors = with_prefix(parts.exits[i], label, names | {"hidden": f"layer_{i}/hidden"})
+    names = {"logits": f"{label}/logits", "hidden": f"layer_{i}/hidden"}
+    nodes, tensors = with_prefix(parts.exits[i], label, names)
     if i == parts.last:
-        return make_graph(nodes, label, [], results(label, parts.exit_outputs), initializer=tensors)
+        return make_graph(nodes, label, [], results(label, ["logits"]), initializer=tensors)
     exited = f"{label}/exits" if i == 0 else f"{label}/exited"
     nodes += [
         make_node("Unsqueeze", [f"{label}/uncertainty", f"{label}/one"], [f"{label}/column"]),
@@ -227,14 +211,14 @@ def exit_subgraph(parts: Parts, i: int) -> GraphProto:
         make_node("Xor", [f"{label}/all", "stop_at_first"], [f"{label}/stop"]),
     ]
     tensors += [make_tensor(f"{label}/one", INT64, [1], [1]), scalar(f"{label}/infinity", FLOAT, math.inf)]
-    outputs = [value(exited, BOOL) if x.name.endswith("/exited") else x for x in results(label, parts.carried[1:])]
+    outputs = [value(exited, BOOL) if x.name.endswith("/exited") else x for x in results(label, CARRIED[1:])]
     return make_graph(nodes, label, [], outputs, initializer=tensors)
 
 
 def pass_through(parts: Parts, i: int, label: str, others: Mapping[str, str] | None = None) -> GraphProto:
     """The run continues without the outputs of exit i. others: what else to pass on."""
     before = "nobody" if i == 0 else f"level_{i - 1}/exited"
-    passed = (others or {}) | {name: f"no_{name}" for name in parts.exit_outputs} | {"exited": before, "stop": "no"}
+    passed = (others or {}) | {"logits": "no_logits", "exited": before, "stop": "no"}
     nodes = [make_node("Identity", [x], [f"{label}/{name}"]) for name, x in passed.items()]
     return make_graph(nodes, label, [], results(label, list(passed)))
 

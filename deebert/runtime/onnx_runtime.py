@@ -13,23 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deebert.modeling.config import config_rule, has_several_labels, set_rule, set_threshold
-from deebert.modeling.early_exit import (
-    ActiveBatch,
-    ExitedSamples,
-    ExitOutput,
-    cutoff_array,
-    let_exit,
-    output_of_all_exits,
-    token_lengths,
-)
+from deebert.modeling.config import has_several_labels, set_rule, set_threshold
+from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold, prediction_entropy
-from deebert.runtime.exported import GRAPH, exported_config, read_manifest
-from deebert.utils.arrays import Array, to_numpy
+from deebert.runtime.exported import GRAPH, ExitOutput, exported_config, read_manifest
+from deebert.utils.arrays import Array, as_floats, to_numpy, token_lengths
 from deebert.utils.errors import InputError
 
 NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
 SINGLE_OUTPUTS = ["logits", "exit_layer"]  # what a single text needs
+OUTPUTS = [*SINGLE_OUTPUTS, "hidden"]
 
 
 def open_session(path: Path, threads: int | None = None):
@@ -71,7 +64,7 @@ def rule_and_cutoffs(
     """
     rule = make_rule(name, num_labels, tolerance, several_labels)
     cutoffs = tuple(rule.cutoffs(threshold, num_exits))
-    array = cutoff_array(cutoffs)
+    array = as_floats(cutoffs)
     array.setflags(write=False)
     return rule, cutoffs, array
 
@@ -82,7 +75,6 @@ class GraphOutputs(NamedTuple):
     exit_layer: int  # from 1; 0: before the first layer
     hidden: np.ndarray  # (b, T, H), after the last layer (b, 1, H)
     logits: np.ndarray  # (b, C)
-    certainty: np.ndarray | None = None  # (b,)
 
 
 class OnnxDeeBert:
@@ -107,9 +99,6 @@ class OnnxDeeBert:
         self.config = exported_config(folder, manifest)
         self.exit_layers = self.config.exit_layers
         self.session = open_session(folder / GRAPH, threads)
-        self.has_certainty = "certainty" in [output.name for output in self.session.get_outputs()]
-        if config_rule(self.config).learned and not self.has_certainty:
-            raise InputError(f"{folder}: exported without --exit_rule learned, so it cannot exit by it")
 
     def eval(self) -> "OnnxDeeBert":
         """Nothing to do: there is no training mode. For code that is written for PyTorch models."""
@@ -123,7 +112,7 @@ class OnnxDeeBert:
 
     def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
         """Sets rule and threshold for this object; nothing is stored. Raises ValueError."""
-        set_rule(self.config, name, threshold, self.has_certainty)
+        set_rule(self.config, name, threshold)
 
     def __call__(
         self,
@@ -140,7 +129,6 @@ class OnnxDeeBert:
             raise ValueError("there is nothing to classify")
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
         rule, cutoffs, array = self._rule_and_cutoffs(threshold, exit_rule)
-        rule.check_head(self.has_certainty)
         ids, mask, types = self.inputs(input_ids, attention_mask, token_type_ids)
         mask = np.ones_like(ids) if mask is None else mask
         if output_all_exits:
@@ -148,7 +136,7 @@ class OnnxDeeBert:
         elif rule.name != self.graph_rule or rule.stateful:
             output = self._run_batch(rule, cutoffs, None, ids, mask, types)
         elif len(ids) == 1:
-            output = self._run_single(rule, array, ids, mask, types)
+            output = self._run_single(array, ids, mask, types)
         else:
             output = self._run_batch(rule, cutoffs, array, ids, mask, types)
         if isinstance(input_ids, np.ndarray):
@@ -168,13 +156,13 @@ class OnnxDeeBert:
         attention_mask: np.ndarray,
         token_type_ids: np.ndarray | None = None,
         consult: bool = True,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Step i with the exit after it, see `LayerSteps.step`.
 
         The graph cannot end after a layer whose off-ramp does not run, so `consult` makes no difference here.
         """
         outputs = self.run(i, self._stop_everywhere(), inputs, attention_mask, token_type_ids)
-        return outputs.hidden, outputs.logits, outputs.certainty
+        return outputs.hidden, outputs.logits
 
     def run(
         self,
@@ -186,8 +174,8 @@ class OnnxDeeBert:
     ) -> GraphOutputs:
         """Runs the steps from i to the first where a sample exits by these cut-offs (E-1,). Inputs as for `step`."""
         outputs = self._run_graph(i, cutoffs, inputs, attention_mask, token_type_ids, stop_at_first=True)
-        logits, exit_layer, *others, hidden = outputs
-        return GraphOutputs(int(exit_layer[0]), hidden, logits, *others)
+        logits, exit_layer, hidden = outputs
+        return GraphOutputs(int(exit_layer[0]), hidden, logits)
 
     def _run_graph(
         self,
@@ -200,6 +188,7 @@ class OnnxDeeBert:
         stop_at_first: bool = False,
     ) -> list[np.ndarray]:
         """The outputs of these names, or all, as ONNX Runtime returns them. stop_at_first: see `onnx_graph.merge`."""
+        # an export of 0.10 may have more outputs than these
         feed = {"attention_mask": mask, "exit_threshold": cutoffs}
         if stop_at_first:
             feed["stop_at_first"] = np.array(True)
@@ -207,16 +196,14 @@ class OnnxDeeBert:
             feed |= {"input_ids": inputs, "token_type_ids": np.zeros_like(inputs) if types is None else types}
         else:
             feed |= {"layer": np.array(i), "hidden_in": inputs, "input_ids": NO_IDS, "token_type_ids": NO_IDS}
-        return self.session.run(outputs, feed)
+        return self.session.run(outputs or OUTPUTS, feed)
 
     def _run_single(
-        self, rule: ExitRule, cutoffs: np.ndarray, ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
+        self, cutoffs: np.ndarray, ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
     ) -> ExitOutput:
         """One text is one run of the graph, which ends where the text exits."""
         logits, exit_layer = self._run_graph(0, cutoffs, ids, mask, types, SINGLE_OUTPUTS)
-        in_nats = rule if rule.name == "entropy" else config_rule(self.config, "entropy")
-        nats, _ = in_nats.uncertainty_alone(logits, None, None)
-        return ExitOutput(logits, exit_layer, np.array([nats], np.float32))
+        return ExitOutput(logits, exit_layer, self._entropy(logits))
 
     def _run_batch(
         self,
@@ -236,32 +223,31 @@ class OnnxDeeBert:
             consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
             stops = np.where(consulted, np.float32(math.inf), np.float32(NO_EXIT))
         batch = ActiveBatch(np.arange(len(ids)), token_lengths(mask), ids, mask)
-        exited, i = ExitedSamples(), 0  # the step with which the next run begins
+        request, i = ExitRequest(batch, rule, cutoffs, self.exit_layers), 0  # the step with which the next run begins
         while len(batch):
             outputs = self.run(i, stops, batch.hidden_states, batch.attention_mask, types)
             layer, batch.hidden_states = outputs.exit_layer, outputs.hidden
             if layer == self.exit_layers[-1]:
-                exited.add(batch.index, outputs.logits, layer)
+                request.exited.add(batch.index, outputs.logits, layer)
                 break
-            uncertainty, batch.rule_state = rule.uncertainty(outputs.logits, outputs.certainty, batch.rule_state)
-            stopped = self.exit_layers.index(layer)
-            let_exit(batch, exited, layer, outputs.logits, uncertainty, cutoffs[stopped])
-            i = stopped + 1
-        logits, exit_layer = exited.in_input_order()
+            i = self.exit_layers.index(layer)
+            request.let_exit(i, outputs.logits)
+            i += 1
+        logits, exit_layer = request.exited.in_input_order()
         return ExitOutput(logits, exit_layer, self._entropy(logits))
 
     def _run_all_exits(
         self, rule: ExitRule, cutoffs: Sequence[float], ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
     ) -> ExitOutput:
         """Every layer and every exit for every sample; where each would exit follows from that."""
-        state, exits = ids, []
+        state, exits = ids, []  # of each exit the logits (b, C)
         for i in range(len(self.exit_layers)):
             outputs = self.run(i, self._stop_everywhere(), state, mask, types)
             state = outputs.hidden
-            exits.append((outputs.logits, outputs.certainty))
-        output = output_of_all_exits(exits, rule, cutoffs, self.exit_layers)
-        output.entropy = self._entropy(output.logits)
-        return output
+            exits.append(outputs.logits)
+        all_logits = np.stack(exits, axis=1)
+        logits, exit_layer = exits_of(all_logits, rule, cutoffs, self.exit_layers)
+        return ExitOutput(logits, exit_layer, self._entropy(logits), all_logits)
 
     def _entropy(self, logits: np.ndarray) -> np.ndarray:
         return prediction_entropy(logits, has_several_labels(self.config))

@@ -56,7 +56,7 @@ class OffRamps(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.off_ramps = nn.ModuleList(model.base_model.encoder.highways)
+        self.off_ramps = nn.ModuleList(model.base_model.encoder.off_ramps)
 
     def forward(self, pooled: Tensor, final_logits: Tensor, **_) -> HighwayClassifierOutput:
         """(B, E-1, H), (B, C) -> all_logits (B, E, C). Ignores the full model's switches."""
@@ -71,7 +71,7 @@ def cached_features(
 ) -> Iterator[CachedFeatures]:
     """Runs the backbone once over the features. A large cache is a file in `folder`, deleted when the block ends."""
     model.eval()
-    config, off_ramps = model.config, model.base_model.encoder.highways
+    config, off_ramps = model.config, model.base_model.encoder.off_ramps
 
     def pool_states(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with accelerator.autocast():

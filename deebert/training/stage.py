@@ -57,7 +57,7 @@ class StageTraining:
     def __init__(self, stage: int, model, data: TrainData, settings: TrainSettings, accelerator: Accelerator):
         self.stage, self.model, self.data, self.settings, self.accelerator = stage, model, data, settings, accelerator
         self.plan = STRATEGIES[settings.train_strategy][stage - 1]
-        model.set_trained(backbone=self.plan.backbone, highways=self.plan.highways)
+        model.train_stage(self.plan.trains)
         self.batches = TrainBatches(
             data.lengths,
             settings.per_gpu_train_batch_size,

@@ -19,6 +19,11 @@ class Stage:
     highways: bool
     weights: Callable[[int, int], list[float]]
 
+    @property
+    def trains(self) -> str:
+        """What `HighwayClassifier.train_stage` takes."""
+        return "off_ramps" if not self.backbone else "all" if self.highways else "backbone"
+
 
 def final_exit(exits: int, step: int) -> list[float]:
     return [0.0] * (exits - 1) + [1.0]

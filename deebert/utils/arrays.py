@@ -4,6 +4,7 @@ Most functions have one name in both, and those of PyTorch take numpy's `axis` a
 """
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -28,16 +29,17 @@ def to_numpy(array: Array) -> np.ndarray:
     return (array.float() if array.dtype == functions_of(array).bfloat16 else array).numpy()  # numpy has no bfloat16
 
 
-def without_gradient(array: Array) -> Array:
-    """The same values, of which no gradient is computed."""
-    return array if isinstance(array, np.ndarray) else array.detach()
-
-
 def like(array: np.ndarray, other: Array) -> Array:
     """A numpy array in the form of `other`: a tensor on its device, or unchanged if that is a numpy array, too."""
     if isinstance(other, np.ndarray):
         return array
     return functions_of(other).from_numpy(array).to(other.device)
+
+
+def as_floats(numbers: float | Sequence[float], itemsize: int = 4) -> np.ndarray:
+    """Numbers in float64 where the size of an item is 8 bytes, else in float32; those too large for it are infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(numbers, np.float64 if itemsize == 8 else np.float32)
 
 
 def at_least_float32(array: Array) -> Array:
@@ -47,9 +49,25 @@ def at_least_float32(array: Array) -> Array:
     return array.astype(dtype, copy=False) if xp is np else array.to(dtype)
 
 
+def softmax(logits: Array) -> Array:
+    """Probabilities along the last axis, in float32 or better. Finite for any finite logits."""
+    logits = at_least_float32(logits)
+    if not isinstance(logits, np.ndarray):
+        return logits.softmax(dim=-1)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
 def two_largest(array: Array) -> tuple[Array, Array]:
     """The largest and the second largest value along the last axis."""
     if isinstance(array, np.ndarray):
         ascending = np.sort(array, axis=-1)
         return ascending[..., -1], ascending[..., -2]
     return array.topk(2, dim=-1).values.unbind(dim=-1)
+
+
+def token_lengths(attention_mask: Array | None) -> np.ndarray | None:
+    """(B, T) mask -> (B,): the position of each sample's last token + 1. None for other masks."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    return (to_numpy(attention_mask != 0) * np.arange(1, attention_mask.shape[1] + 1)).max(axis=1)

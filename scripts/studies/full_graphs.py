@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.onnx_export import quiet_exporters, save_graph
 
 
@@ -21,9 +22,7 @@ class FullGraph(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        types = {"token_type_ids": token_type_ids} if self.model.config.type_vocab_size else {}
-        logits, _ = self.model.full_model(input_ids=input_ids, attention_mask=attention_mask, **types)
-        return logits
+        return self.model(input_ids, attention_mask, token_type_ids, exit_threshold=NO_EXIT).logits
 
 
 def export_full(model, folder: Path) -> dict[str, Path]:

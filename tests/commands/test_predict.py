@@ -171,7 +171,7 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
             "argument --batch_size: 0 is not a whole number above 0 (deebert predict --help",
         ),
         ([], ["--exit_rule", "confidence"], "--exit_rule confidence: give --exit_threshold, too"),
-        ([], ["--exit_rule", "learned", "--exit_threshold", "0.1"], "trained without --exit_rule learned"),
+        ([], ["--exit_rule", "learned", "--exit_threshold", "0.1"], "--exit_rule: invalid choice: 'learned'"),
         ([], ["--exit_rule", "patience", "--exit_threshold", "1.5"], "--exit_threshold 1.5: patience counts"),
     ],
 )

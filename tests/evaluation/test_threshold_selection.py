@@ -220,7 +220,7 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     assert "the median time of a text is" in (text := capsys.readouterr().out)
     assert "stored in" in text
 
-    other_rule = argv.replace("--risk 0.9", "--target_drop 0.01 --exit_rule margin")
+    other_rule = argv.replace("--risk 0.9", "--target_drop 0.01 --exit_rule confidence")
     monkeypatch.setattr("sys.argv", other_rule.split())
     before = (tmp_path / "out/config.json").read_text()
     run_glue_deebert.main()

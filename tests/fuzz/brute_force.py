@@ -26,23 +26,21 @@ STOCK = {
     "modernbert": "ModernBert",
 }
 ROBERTA_HEAD = {"classifier.": "classifier.out_proj.", "roberta.pooler.dense.": "classifier.dense."}
-OWN_WEIGHTS = (".highway.", ".highway_embeddings.", ".learn_to_exit.")
-LABEL_RULES = ("entropy", "normalized_entropy", "confidence", "margin")  # they read one off-ramp's probabilities
+OWN_WEIGHTS = (".highway.", ".highway_embeddings.")
+LABEL_RULES = ("entropy", "confidence")  # they read one off-ramp's probabilities
 
 
 @dataclass
 class AllExits:
     """What every exit says about every sample, and what a config says about exits.
 
-    logits: (B, E, C). certainties: (B, E-1) or None. constant: (E-1,) whether an off-ramp gives all texts the same
-    logits, without a rounding error: its weights are zero. sure: whether the head of the certainties is so, too.
+    logits: (B, E, C). constant: (E-1,) whether an off-ramp gives all texts the same logits, without a rounding error:
+    its weights are zero.
     readable: (B,) whether what exits read of a sample has a meaning, see `readable`.
     """
 
     logits: NDArray
-    certainties: NDArray | None
     constant: NDArray
-    sure: bool
     several_labels: bool
     tolerance: float
     readable: NDArray
@@ -90,9 +88,7 @@ class BruteForce:
         logits = [*logits, output.logits.double().numpy()]
         return AllExits(
             np.stack(logits, axis=1),
-            self.certainties(pooled),
             np.array([not self.weight(f"{ramp}classifier.weight").any() for ramp in self.off_ramps], bool),
-            not self.learn_to_exit("weight").any(),
             self.facts["problem_type"] == "multi_label_classification",
             self.facts["patience_tolerance"],
             self.readable(mask),
@@ -112,10 +108,6 @@ class BruteForce:
         (found,) = [array for name, array in self.weights.items() if name.endswith(ending)]
         return found
 
-    def learn_to_exit(self, kind: str) -> NDArray:
-        found = [array for name, array in self.weights.items() if name.endswith(f".learn_to_exit.{kind}")]
-        return found[0] if found else np.ones(1)
-
     def pool(self, tokens: NDArray, real: NDArray) -> NDArray:
         """What an off-ramp reads of the hidden states (T, H) of one sample, of which `real` (T,) are no padding."""
         if self.facts["highway_pooling"] == "first":
@@ -134,13 +126,6 @@ class BruteForce:
             weight, bias = (self.weight(f"{ramp}pooler.dense.{kind}") for kind in ("weight", "bias"))
             state = np.tanh(state @ weight.T + bias)
         return state @ self.weight(f"{ramp}classifier.weight").T + self.weight(f"{ramp}classifier.bias")
-
-    def certainties(self, pooled: Sequence[NDArray]) -> NDArray | None:
-        """(B, E-1) of the learning-to-exit head, where there is one."""
-        if not pooled or not any(".learn_to_exit." in name for name in self.weights):
-            return None
-        scores = np.stack(pooled, axis=1) @ self.learn_to_exit("weight")[0] + self.learn_to_exit("bias")[0]
-        return 1 / (1 + np.exp(-scores))
 
 
 def stock_model(facts: Mapping, weights: Mapping[str, torch.Tensor], dtype: torch.dtype):
@@ -166,13 +151,8 @@ def uncertainty(rule: str, logits: NDArray, several_labels: bool) -> float:
     """Of one prediction with logits (C,), by a rule of LABEL_RULES."""
     if several_labels:  # each label is a prediction of no or yes, and the least certain one counts
         return max(uncertainty(rule, np.array([0.0, score]), False) for score in logits)
-    shares = sorted(softmax(logits))
-    if rule == "confidence":
-        return 1 - shares[-1]
-    if rule == "margin":
-        return 1 - (shares[-1] - shares[-2])
-    nats = -sum(p * math.log(p) for p in shares if p > 0)
-    return nats if rule == "entropy" else nats / math.log(len(shares))
+    shares = softmax(logits)
+    return 1 - max(shares) if rule == "confidence" else -sum(p * math.log(p) for p in shares if p > 0)
 
 
 def decide(exits: AllExits, rule: str, thresholds: Sequence[Sequence[float]]) -> Decisions:
@@ -200,12 +180,8 @@ def measured(exits: AllExits, rule: str, sample: int) -> tuple[list[float], list
     """The uncertainties (E-1,) of a sample, and (E-1,) 0 where they have no rounding error, else 1."""
     values, errors = [], []
     for i, constant in enumerate(exits.constant):
-        if rule == "learned":
-            values.append(1 - exits.certainties[sample, i])
-            known = exits.sure
-        else:
-            values.append(uncertainty(rule, exits.logits[sample, i], exits.several_labels))
-            known = constant and rule in ("confidence", "margin")
+        values.append(uncertainty(rule, exits.logits[sample, i], exits.several_labels))
+        known = constant and rule == "confidence"
         errors.append(0 if known and values[-1] in (0.5, 0.75, 1.0) else 1)  # sums of powers of two
     return values, errors
 

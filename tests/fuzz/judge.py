@@ -68,8 +68,6 @@ def judge(tally: Tally, runtime: str, dtype: str, question: Question, answer: An
     close(tally, dtype, logits, expected, real)
     if answer.all_logits is not None:
         close(tally, dtype, answer.all_logits.double().numpy(), exits.logits, real)
-    if answer.all_certainties is not None:
-        close(tally, dtype, answer.all_certainties.double().numpy(), exits.certainties, real)
     if answer.entropy is not None:
         nats = [uncertainty("entropy", row, exits.several_labels) for row in logits]
         np.testing.assert_allclose(answer.entropy.double().cpu().numpy(), nats, atol=1e-5)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from brute_force import AllExits, per_off_ramp
+from brute_force import per_off_ramp
 from runtimes import ALWAYS, NEVER, Answer, Question, batch, continuous_batching, every_exit, one_at_a_time
 
 from deebert.runtime.exported import GRAPH
@@ -77,9 +77,8 @@ def int8_graph(question: Question, export: Export) -> Answer:
         for i in range(question.exits)
     ]
     logits = np.stack([one["logits"] for one in found], axis=1)
-    certainties = [one["certainty"] for one in found[:-1]] if "certainty" in found[0] else []
     answer = graph(question, export)
-    answer.exits = known(question, logits, np.stack(certainties, axis=1) if certainties else None)
+    answer.exits = replace(question.reference, logits=logits)
     return answer
 
 
@@ -87,13 +86,9 @@ def int8_one_at_a_time(question: Question, export: Export) -> Answer:
     """Texts alone, against the logits of every exit of the same text alone."""
     rows = [question.rows(row) for row in range(len(question))]
     every = [question.model(**row, output_all_exits=True, exit_threshold=NEVER) for row in rows]
-    certainties = [one.all_certainties for one in every if one.all_certainties is not None]
     answer = one_at_a_time(question)
-    answer.exits = known(
-        question,
-        torch.cat([one.all_logits for one in every]).numpy(),
-        torch.cat(certainties).numpy() if certainties else None,
-    )
+    logits = torch.cat([one.all_logits for one in every]).numpy()
+    answer.exits = replace(question.reference, logits=logits)
     return answer
 
 
@@ -102,11 +97,6 @@ def int8_batch(question: Question, export: Export) -> Answer:
     answer = batch(question)
     answer.exits = replace(question.reference, readable=np.zeros(len(question), bool))
     return answer
-
-
-def known(question: Question, logits: np.ndarray, certainties: np.ndarray | None) -> AllExits:
-    """Every exit as a graph of 8 bits computes it, in place of the brute force."""
-    return replace(question.reference, logits=logits, certainties=certainties)
 
 
 def hosted(runtime: Callable[[Question], Answer]) -> Callable[[Question, Export], Answer]:

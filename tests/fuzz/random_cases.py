@@ -36,7 +36,7 @@ def model_settings(choose: Choose, encoder: str, depths: Sequence[int] = (1, 2, 
         "highway_pooling": pooling,
         "highway_head": choose(["pooler", "linear"]),
         "exit_before_first_layer": exit_0,
-        "exit_rule": choose(["learned", "learned", *(LABEL_RULES if labels > 1 or problem else ()), "patience"]),
+        "exit_rule": choose([*(LABEL_RULES if labels > 1 or problem else ()), "patience"]),
         "patience_tolerance": choose([0.5, 0.5, 0.25, 0.0]),
         "pad_token_id": choose([0, 1]),
     }
@@ -54,20 +54,19 @@ def model_settings(choose: Choose, encoder: str, depths: Sequence[int] = (1, 2, 
 
 @dataclass(frozen=True)
 class Weights:
-    """How random weights are made. constant: off-ramps whose classifiers have a bias only, as have the certainties."""
+    """How random weights are made. constant: off-ramps whose classifiers have a bias only."""
 
     seed: int
     scale: float
     sharpness: float
     constant: tuple[int, ...]
-    sure: bool
 
     @classmethod
     def choose(cls, choose: Choose, dtype: str = "float32") -> "Weights":
         """Attention with large weights is a choice between tokens: bfloat16 would take it by rounding errors."""
         scale = 0.5 if dtype == "bfloat16" else choose([0.5, 1.0, 2.0])
         constant = choose([(), (), (0,), (1,), (0, 1), (1, 2)])
-        return cls(choose(range(1 << 32)), scale, choose([1.0, 3.0, 8.0]), constant, choose([False, True]))
+        return cls(choose(range(1 << 32)), scale, choose([1.0, 3.0, 8.0]), constant)
 
     def fill(self, model) -> None:
         rng = np.random.default_rng(self.seed)
@@ -76,21 +75,18 @@ class Weights:
             if "embeddings" in name and parameter.dim() == 2 and "highway" not in name:
                 factor, shift = 1.0, 0.0
             elif parameter.dim() == 2:
-                ours = "highway" in name or "learn_to_exit" in name or name.startswith("classifier")
+                ours = "highway" in name or name.startswith("classifier")
                 factor, shift = (self.sharpness if ours else self.scale) / math.sqrt(parameter.shape[1]), 0.0
             elif "norm" in name.lower() and name.endswith("weight"):
                 factor, shift = 0.3, 1.0
             else:
                 factor, shift = 0.3, 0.0
             parameter.data.copy_(torch.from_numpy(factor * draw + shift))
-        highways = model.base_model.encoder.highways
+        off_ramps = model.base_model.encoder.off_ramps
         for i in self.constant:
-            if i < len(highways):
-                torch.nn.init.zeros_(highways[i].classifier.weight)
-                highways[i].classifier.bias.data.fill_(0.5 * (i % 2) if model.config.num_labels == 1 else 0)
-        head = model.base_model.encoder.learn_to_exit
-        if self.sure and head is not None:
-            head.init_parameters()
+            if i < len(off_ramps):
+                torch.nn.init.zeros_(off_ramps[i].classifier.weight)
+                off_ramps[i].classifier.bias.data.fill_(0.5 * (i % 2) if model.config.num_labels == 1 else 0)
 
 
 def make_model(encoder: str, settings: dict, weights: Weights, dtype: str = "float32", attention: str = "sdpa"):
@@ -196,8 +192,8 @@ LEVEL = st.tuples(
 THRESHOLDS = st.builds(Thresholds, st.booleans(), st.booleans(), st.tuples(*[LEVEL] * 6))
 
 
-def rules_of(config, has_head: bool) -> list[str]:
+def rules_of(config) -> list[str]:
     """The rules that a model can exit by. Patience comes twice: what it remembers is more that can go wrong."""
     several = config.problem_type == "multi_label_classification"
     by_labels = LABEL_RULES if several or config.num_labels > 1 else ()
-    return [*by_labels, "patience", "patience", *(["learned"] if has_head else [])]
+    return [*by_labels, "patience", "patience"]

@@ -63,7 +63,7 @@ class Question:
 class Answer:
     """layers: (B,). logits: (B, C). entropy: (B,) of these logits, where the runtime says it.
 
-    all_logits, all_certainties: of every exit, where the runtime says them. rule, thresholds: by which the samples
+    all_logits: of every exit, where the runtime says them. rule, thresholds: by which the samples
     exited, where these are not the question's; thresholds has those of each sample (B, E-1). exits: an AllExits, where
     the answer has to follow from other logits than those of the brute force.
     """
@@ -72,15 +72,13 @@ class Answer:
     logits: torch.Tensor
     entropy: torch.Tensor | None = None
     all_logits: torch.Tensor | None = None
-    all_certainties: torch.Tensor | None = None
     rule: str | None = None
     thresholds: list[list[float]] | None = None
     exits: AllExits | None = None
 
     @classmethod
     def of(cls, output, **others) -> "Answer":
-        names = ("all_logits", "all_certainties")
-        return cls(output.exit_layer, output.logits, output.entropy, **{n: getattr(output, n) for n in names}, **others)
+        return cls(output.exit_layer, output.logits, output.entropy, output.all_logits, **others)
 
 
 def joined(parts: list) -> Answer:

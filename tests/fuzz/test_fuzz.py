@@ -72,7 +72,7 @@ def compare(case: Case, model, brute: BruteForce, dtype: str, runtimes: dict[str
     """Asks all of the case's runtimes. runtimes: by name the model, and a function from question to answer."""
     batch = case.texts.tensors(model.config)
     reference = brute.all_exits(batch)
-    rules = rules_of(model.config, reference.certainties is not None)
+    rules = rules_of(model.config)
     rule = rules[int(case.rule * len(rules))]
     for name in case.runtimes:
         own_model, answer = runtimes[name]

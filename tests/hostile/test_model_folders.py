@@ -65,7 +65,7 @@ CONFIG_FIELDS = [  # field, value, message
     ("early_exit_entropy", 0.5, LOADS),
     ("early_exit_entropy", 0.3, "early_exit_entropy is 0.3, and exit_threshold, the same, is 0.5; remove one"),
     *(("exit_rule", value, "exit_rule is") for value in (None, [], {}, 3, "boredom", "")),
-    ("exit_rule", "learned", "trained without --exit_rule learned"),
+    ("exit_rule", "learned", "exit_rule is 'learned'; choose one of"),
     ("exit_rule", "patience", "patience counts"),
     ("exit_rule", "confidence", LOADS),
     *(("highway_pooling", value, "highway_pooling is") for value in (None, [], 3, "last")),

@@ -48,7 +48,7 @@ def test_parameter_names_are_the_originals(backbone):
 
 
 def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
-    """A pickled state dict, with an off-ramp behind the last layer too, and a config without our fields."""
+    """A pickled state dict, with an off-ramp after the last layer, too, and a config without our fields."""
     model, p = tiny_model(backbone), backbone
     state = dict(model.state_dict())
     for name in [name for name in state if ".highway.0." in name]:
@@ -98,14 +98,14 @@ def test_new_off_ramps_start_with_the_pretrained_pooler(backbone, tiny_checkpoin
     )
 
 
-def test_trained_off_ramps_are_not_started_anew(tmp_path):
+def test_trained_off_ramps_keep_their_weights(tmp_path):
     tiny_model("bert").save_pretrained(tmp_path)
     model, new = load_pretrained(str(tmp_path), load_config(str(tmp_path)))
     assert not new
     assert not torch.equal(model.bert.encoder.highway[0].pooler.dense.weight, model.bert.pooler.dense.weight)
 
 
-def test_saving_keeps_thresholds_pooling_and_answers(backbone, tmp_path):
+def test_saving_keeps_thresholds_pooling_and_logits(backbone, tmp_path):
     model = tiny_model(backbone, highway_pooling="mean", num_labels=3)
     model.set_exit_threshold([0.2, 0.9, 1.05])
     model.save_pretrained(tmp_path)
@@ -194,7 +194,7 @@ def test_a_linear_off_ramp_is_the_classifier_alone():
     assert names == {"bert.encoder.highway.0.classifier.weight", "bert.encoder.highway.0.classifier.bias"}
     states, highway = torch.randn(2, 5, 32), model.bert.encoder.highway[0]
     expected = states.mean(dim=1) @ highway.classifier.weight.T + highway.classifier.bias
-    torch.testing.assert_close(highway(states)[0], expected)
+    torch.testing.assert_close(highway(states), expected)
     model.bert.init_highway_pooler()  # there is no pooler to copy into
 
 
@@ -252,11 +252,6 @@ def test_float_labels_mean_several_labels_from_the_first_call_on():
     assert first.entropy.max() < 0.694  # ln 2, of one label's yes or no
 
 
-def test_an_untrained_learning_to_exit_head_knows_nothing():
-    head = CLASSES["bert"][1](tiny_config("bert", exit_rule="learned")).bert.encoder.learn_to_exit
-    assert torch.equal(head(torch.randn(5, head.in_features)), torch.full((5,), 0.5))
-
-
 def test_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="choose one of first, mean"):
         DeeBertForSequenceClassification(tiny_config("bert", highway_pooling="last"))
@@ -289,22 +284,37 @@ def test_stage_1_computes_no_off_ramp_and_stage_2_no_backbone_gradient(backbone)
     model(**batch).loss.backward()
     assert not called
     model.zero_grad()
-    model(**batch, train_highway=True).loss.backward()  # even where nobody froze the backbone
+    model(**batch, train_highway=True).loss.backward()  # even where the backbone is not frozen
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
     assert with_gradient == {name for name, _ in model.named_parameters() if ".highway." in name}
 
 
-@pytest.mark.parametrize("rule", ["entropy", "learned"])
-def test_it_can_be_chosen_what_is_trained(backbone, rule):
-    model = tiny_model(backbone, exit_rule=rule)
-    for name, _ in model.named_parameters():
-        assert (".learn_to_exit." in name) <= (rule == "learned")
-    for highways in (True, False):
-        for rest in (True, False):
-            model.set_trained(backbone=rest, highways=highways)
-            for name, parameter in model.named_parameters():
-                head = ".highway." in name or ".learn_to_exit." in name
-                assert parameter.requires_grad == (highways if head else rest), name
+def test_a_stage_freezes_what_it_does_not_train(backbone):
+    model = tiny_model(backbone)
+    for stage, off_ramps, rest in (("backbone", False, True), ("off_ramps", True, False), ("all", True, True)):
+        model.train_stage(stage)
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad == (off_ramps if is_off_ramp(name) else rest), name
+    with pytest.raises(ValueError, match="stage is 'both'; choose one of backbone, off_ramps, all"):
+        model.train_stage("both")
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_in_training_the_loss_is_that_of_the_stage(backbone, num_labels):
+    model = tiny_model(backbone, num_labels=num_labels, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    batch = random_batch(model.config, [4, 9, 20, 3])
+    labels = torch.tensor([0.5, -1.0, 3.0, 2.0]) if num_labels == 1 else torch.tensor([0, 2, 1, 1])
+    batch["labels"] = labels
+    loss = functional.mse_loss if num_labels == 1 else functional.cross_entropy
+    losses = [loss(z.squeeze(1), labels) for z in model(**batch, output_all_exits=True).all_logits.unbind(dim=1)]
+    for stage, expected in (("backbone", losses[-1]), ("off_ramps", sum(losses[:-1])), ("all", sum(losses))):
+        model.train_stage(stage)
+        output = model.train()(**batch)
+        torch.testing.assert_close(output.loss, expected)
+        output.loss.backward()
+        assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+        model.zero_grad()
+        torch.testing.assert_close(model.eval()(**batch).loss, losses[-1])
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")  # its successor is not in 5.10
@@ -326,8 +336,8 @@ def test_pipeline_exits_early(backbone, tiny_checkpoints, caplog):
     ran = []
     model.base_model.encoder.layer[1].register_forward_hook(lambda *_: ran.append(1))
     classify = pipeline("text-classification", model=model, tokenizer=load_tokenizer(str(tiny_checkpoints[backbone])))
-    answers = classify(["a good film", "a very bad and dull scene"], batch_size=2)
-    assert {answer["label"] for answer in answers} <= {"dull", "lovely"}
+    predictions = classify(["a good film", "a very bad and dull scene"], batch_size=2)
+    assert {prediction["label"] for prediction in predictions} <= {"dull", "lovely"}
     assert not ran
     assert "not supported" not in caplog.text
 
@@ -338,7 +348,7 @@ def test_an_untrained_checkpoint_is_no_model_to_evaluate(tiny_checkpoints):
         load_model(folder, load_config(folder))
 
 
-def test_saving_leaves_no_temporary_files_and_replaces_whole_files(tmp_path, tiny_checkpoints):
+def test_saving_leaves_no_temporary_files_and_replaces_files(tmp_path, tiny_checkpoints):
     tokenizer = load_tokenizer(str(tiny_checkpoints["bert"]))
     for seed in (0, 1):
         model = tiny_model("bert", seed=seed)
@@ -470,7 +480,7 @@ def test_the_dev_sets_exits_count_for_their_rule_and_threshold_only(tmp_path):
     model.save_pretrained(tmp_path)
     config = load_config(str(tmp_path))
     assert known_exit_counts(config) == {1: 5, 4: 2}
-    for change in ({"exit_threshold": 0.4}, {"exit_rule": "margin"}, {"exit_histogram": None}):
+    for change in ({"exit_threshold": 0.4}, {"exit_rule": "confidence"}, {"exit_histogram": None}):
         other = copy.deepcopy(config)
         for name, value in change.items():
             setattr(other, name, value)

@@ -1,6 +1,7 @@
-"""The exit rule and the layer loop: every way to get an answer gives the same answer."""
+"""The exit rule and the layer loop: every way to get logits gives the same logits."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deebert.modeling.backbones.bert import entropy
-from deebert.modeling.early_exit import ActiveBatch, ExitedSamples, exits_now, first_exit_layer, let_exit
+from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_now, first_exit_layer
 from deebert.modeling.exit_rules import make_rule
 from deebert.modeling.first_token import first_token_layer, needs_full_last_layer
 from deebert.modeling.off_ramps import mean_weights
@@ -60,15 +61,15 @@ def test_entropy_of_extreme_logits(logits, expected):
 
 def test_sure_samples_exit_and_nan_never():
     logits = torch.tensor([[1e4, -1e4], [math.nan, 1.0], [0.0, 0.0]])
-    uncertainty, _ = make_rule("entropy", 2).uncertainty(logits, None, None)
+    uncertainty, _ = make_rule("entropy", 2).uncertainty(logits)
     assert (uncertainty < 0.5).tolist() == [True, False, False]
     assert entropy(logits[1]).isnan()
 
 
-@pytest.mark.parametrize("kind", [float, np.float32, torch.tensor])
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor])
 def test_an_uncertainty_that_equals_the_threshold_does_not_exit(kind):
     """The paper's decision is entropy < threshold."""
-    assert [bool(exits_now(kind(x), kind(0.5))) for x in (0.25, 0.5, 0.75)] == [True, False, False]
+    assert [bool(exits_now(kind(x), 0.5)) for x in (0.25, 0.5, 0.75)] == [True, False, False]
     assert first_exit_layer(torch.tensor([[0.5, 0.5], [0.5, 0.25]]), [0.5, 0.5]).tolist() == [3, 2]
 
 
@@ -136,10 +137,11 @@ def test_mean_pooling_reads_the_tokens_and_not_the_padding():
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     highway = model.bert.encoder.highway[0]
     expected = torch.stack([states[0, :3].mean(0), states[1].mean(0)])
-    logits, read = highway(states, mean_weights(mask, torch.float32))
+    weights = mean_weights(mask, torch.float32)
+    logits, read = highway(states, weights), highway.pooled_state(states, weights)
     torch.testing.assert_close(read, expected)
     torch.testing.assert_close(logits, highway.classifier(torch.tanh(highway.pooler.dense(expected))))
-    torch.testing.assert_close(highway(states[1:])[1], expected[1:])
+    torch.testing.assert_close(highway.pooled_state(states[1:], None), expected[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -147,11 +149,11 @@ def test_mean_pooling_reads_the_tokens_and_not_the_padding():
 def test_a_row_of_padding_only_has_finite_logits(pooling, dtype):
     model = tiny_model("bert", highway_pooling=pooling).to(dtype)
     weights = mean_weights(torch.tensor([[0, 0, 0], [1, 1, 0]]), dtype)
-    logits, _ = model.bert.encoder.highway[0](torch.randn(2, 3, 32, dtype=dtype), weights)
+    logits = model.bert.encoder.highway[0](torch.randn(2, 3, 32, dtype=dtype), weights)
     assert logits.isfinite().all()
 
 
-def test_those_that_leave_are_not_computed_any_further(monkeypatch):
+def test_samples_that_exited_are_not_computed_any_further(monkeypatch):
     model = MODELS["bert"]
     batch = random_batch(model.config, [4, 20, 6, 9])
     sizes = []
@@ -162,13 +164,13 @@ def test_those_that_leave_are_not_computed_any_further(monkeypatch):
     with torch.no_grad():
         all_logits = model(**batch, output_all_exits=True).all_logits
         first = entropy(all_logits[:, 0])
-        # the longest sample leaves at layer 1, with those that are surer
-        long_leaves = first[1].item()
+        # the longest sample exits at layer 1, with those that are surer
+        of_the_longest = first[1].item()
         sizes.clear()
-        output = model(**batch, exit_threshold=[long_leaves + 1e-5, -1, -1])
+        output = model(**batch, exit_threshold=[of_the_longest + 1e-5, -1, -1])
     for hook in hooks:
         hook.remove()
-    stays = (first > long_leaves + 1e-5).nonzero().squeeze(1)
+    stays = (first > of_the_longest + 1e-5).nonzero().squeeze(1)
     longest = batch["attention_mask"][stays].sum(1).max().item()
     assert 0 < len(stays) < 4
     assert sizes == [(4, 20)] + [(len(stays), longest)] * 2 + [(len(stays), 1)]  # the last: of the first token alone
@@ -197,8 +199,8 @@ def test_a_model_that_never_exits_takes_the_masks_that_its_backbone_takes():
     batch = random_batch(model.config, [7, 4])
     added = LayerRunner(model).additive_mask(batch["attention_mask"]).expand(2, 1, 7, 7)
     with torch.no_grad():
-        found = model(batch["input_ids"], attention_mask=added, exit_threshold=-1)
-        torch.testing.assert_close(found.logits, model(**batch, exit_threshold=-1).logits)
+        output = model(batch["input_ids"], attention_mask=added, exit_threshold=-1)
+        torch.testing.assert_close(output.logits, model(**batch, exit_threshold=-1).logits)
 
 
 @pytest.mark.parametrize("reason", ["attention", "decoder"])
@@ -226,7 +228,7 @@ def test_in_training_mode_the_last_layer_keeps_all_tokens():
     assert sizes == [12]
 
 
-def test_nothing_runs_behind_the_last_exit_of_a_batch():
+def test_nothing_runs_after_the_last_exit_of_a_batch():
     model = MODELS["roberta"]
     ran = []
     hooks = [
@@ -248,7 +250,7 @@ def test_nothing_runs_behind_the_last_exit_of_a_batch():
         hook.remove()
 
 
-def test_output_layer_is_that_exits_answer_even_where_it_is_nan():
+def test_output_layer_gives_that_exits_logits_even_where_they_are_nan():
     model = tiny_model("bert")
     torch.nn.init.constant_(model.bert.encoder.highway[1].classifier.bias, math.nan)
     output = model(**random_batch(model.config, [4, 7]), output_layer=1)
@@ -324,7 +326,7 @@ def test_without_exits_roberta_is_hugging_faces_with_berts_head(tmp_path):
         torch.testing.assert_close(model(**batch, output_hidden_states=True).logits, model.classifier(pooled))
 
 
-def test_hidden_states_are_those_of_whole_batches(backbone):
+def test_hidden_states_are_those_of_full_batches(backbone):
     model = MODELS[backbone]
     batch = random_batch(model.config, [5, 12, 9])
     with torch.no_grad():
@@ -362,11 +364,11 @@ def test_a_row_of_padding_only_harms_no_other(backbone, pooling, threshold):
     with torch.no_grad():
         full = model(**batch, output_all_exits=True).all_logits
         for exit_threshold in [threshold, *(entropy(full[:, :-1]).flatten() + 3e-6).tolist()]:
-            found = model(**batch, exit_threshold=exit_threshold)
-            assert found.logits.isfinite().all()
+            output = model(**batch, exit_threshold=exit_threshold)
+            assert output.logits.isfinite().all()
             others = {name: tensor[[0, 2, 3]] for name, tensor in batch.items()}
             expected = model(**others, exit_threshold=exit_threshold)
-            torch.testing.assert_close(found.logits[[0, 2, 3]], expected.logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(output.logits[[0, 2, 3]], expected.logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -379,8 +381,9 @@ def test_the_last_layer_is_short_with_both_attentions(attention):
 
 def test_a_cutoff_has_the_precision_of_the_uncertainties():
     """0.1 in float32 is a little more than 0.1 in float64, which is not below itself."""
-    batch, exited = ActiveBatch(np.arange(2)), ExitedSamples()
-    let_exit(batch, exited, 1, torch.zeros(2, 2), torch.tensor([0.1, 0.05], dtype=torch.float64), 0.1)
-    assert batch.index.tolist() == [0]
-    assert exited.index[0].tolist() == [1]
+    rule = SimpleNamespace(uncertainty=lambda *_: (torch.tensor([0.1, 0.05], dtype=torch.float64), None))
+    request = ExitRequest(ActiveBatch(np.arange(2)), rule, [0.1], [1, 2])
+    request.let_exit(0, torch.zeros(2, 2))
+    assert request.batch.index.tolist() == [0]
+    assert request.exited.index[0].tolist() == [1]
     assert first_exit_layer(torch.tensor([[0.1], [0.05]], dtype=torch.float64), [0.1]).tolist() == [2, 1]

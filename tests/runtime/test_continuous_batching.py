@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import BACKBONES, random_batch, tiny_model
 
-from deebert.modeling.early_exit import ActiveBatch, first_exit_layer
+from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import make_rule
-from deebert.runtime.continuous_batching import classify_stream, joined
+from deebert.runtime.continuous_batching import StreamedBatch, classify_stream, joined
 
 
 @settings(max_examples=40)
@@ -36,9 +36,8 @@ def test_refilled_batches_are_one_at_a_time(models, backbone, runtime, sizes, qu
         with torch.no_grad():
             fulls = [model(**batch, output_all_exits=True, exit_threshold=-1) for batch in batches]
             logits = torch.cat([full.all_logits for full in fulls])
-            certainties = None if fulls[0].all_certainties is None else torch.cat([f.all_certainties for f in fulls])
         measure = make_rule(model.config.exit_rule, model.config.num_labels)
-        uncertainties = measure.uncertainties(logits, certainties)
+        uncertainties = measure.uncertainties(logits)
         thresholds = 2.0 if rule == "patience" else (torch.quantile(uncertainties, quantile, dim=0) + 3e-6).tolist()
         layers = model.config.exit_layers
         cutoffs = measure.cutoffs(thresholds, len(layers))
@@ -79,7 +78,7 @@ def test_deep_layers_run_on_full_batches():
     batches = [random_batch(model.config, [6] * 8, seed) for seed in range(8)]
     with torch.no_grad():
         first = torch.cat([model(**batch, output_all_exits=True).all_logits[:, 0] for batch in batches])
-    uncertainties, _ = make_rule("entropy", 2).uncertainty(first, None, None)
+    uncertainties, _ = make_rule("entropy", 2).uncertainty(first)
     threshold = [float(uncertainties.quantile(0.75)), -1]  # two of eight stay
     sizes: dict[int, list[int]] = {i: [] for i in range(LAYERS)}
     for i, layer in enumerate(model.bert.encoder.layer):
@@ -94,7 +93,7 @@ def test_deep_layers_run_on_full_batches():
 def test_joined_batches_lose_the_padding_that_none_needs():
     """Once the long text has left."""
     short, long = (
-        ActiveBatch(np.array([tokens]), np.array([tokens]), np.ones((1, tokens, 4)), np.ones((1, tokens)))
+        StreamedBatch(np.array([tokens]), np.array([tokens]), np.ones((1, tokens, 4)), np.ones((1, tokens)))
         for tokens in (3, 9)
     )
     batch = joined([short, long])

@@ -17,7 +17,6 @@ from deebert.runtime.continuous_batching import classify_stream
 from deebert.training.losses import distillation_losses, training_loss
 
 LABELS = 3
-RULES = [name for name in EXIT_RULES if name != "learned"]
 
 
 @pytest.fixture
@@ -27,6 +26,7 @@ def model(models, monkeypatch):
         monkeypatch.setattr(one.config, "problem_type", "multi_label_classification")
         monkeypatch.setattr(one.config, "exit_rule", "entropy")
         monkeypatch.setattr(one.config, "exit_threshold", -1.0)
+    monkeypatch.setattr(models["bert"][1], "graph_rule", "of single labels")
     return models["bert"][0]
 
 
@@ -52,18 +52,16 @@ def brute_force(rule: str, logits: np.ndarray) -> list[float]:
         entropies = scipy_entropy([p, 1 - p])
         of_rule = {
             "entropy": max(entropies),
-            "normalized_entropy": max(entropies) / np.log(2),
             "confidence": max(np.minimum(p, 1 - p)),
-            "margin": 1 - min(abs(2 * p - 1)),
             "patience": 1 / row,
         }
         uncertainties.append(of_rule[rule])
     return uncertainties
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", EXIT_RULES)
 def test_every_runtime_exits_where_brute_force_says(models, model, runtimes, name):
-    batch = random_batch(model.config, [5, 9, 3, 12, 7, 2, 9, 4], seed=2)
+    batch = random_batch(model.config, [5, 9, 3, 12, 7, 2, 9, 4], seed=0)
     batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
     with torch.no_grad():
         full = model(**batch, output_all_exits=True)
@@ -93,7 +91,6 @@ def test_the_loss_is_binary_cross_entropy(model):
     output = model(**batch, labels=labels, train_highway=True)
     each = [functional.binary_cross_entropy_with_logits(x, labels.float()) for x in output.all_logits.unbind(1)]
     torch.testing.assert_close(output.loss, sum(each[:-1]))
-    output.all_certainties = None
     loss, losses = training_loss(output, labels, [1.0] * len(each))
     torch.testing.assert_close(loss, sum(each))
     torch.testing.assert_close(losses, torch.stack(each).detach())
@@ -131,4 +128,3 @@ def test_lost_samples():
 
 def test_the_threshold_of_the_rule_does_not_depend_on_the_number_of_labels():
     assert make_rule("entropy", 28, several_labels=True).max_uncertainty == pytest.approx(np.log(2))
-    assert make_rule("learned", 28, several_labels=True).name == "learned"

@@ -109,10 +109,10 @@ def test_an_unknown_rule_gets_one_clear_line(folder):
 def test_a_call_has_its_own_threshold_and_rule(classifier):
     assert {p.exit_layer for p in classifier(TEXTS, exit_threshold=-1)} == {4}
     assert {p.exit_layer for p in classifier(TEXTS, exit_threshold=1, exit_rule="patience")} == {1}
-    for options in ({"exit_rule": "margin"}, {"exit_threshold": math.nan}, {"exit_threshold": [1, 2]}):
+    for options in ({"exit_rule": "confidence"}, {"exit_threshold": math.nan}, {"exit_threshold": [1, 2]}):
         with pytest.raises(ValueError, match="exit_threshold"):
             classifier(TEXTS, **options)
-    with pytest.raises(ValueError, match="no learning-to-exit head"):
+    with pytest.raises(ValueError, match="exit_rule is 'learned'"):
         classifier(TEXTS, exit_threshold=0.5, exit_rule="learned")
 
 
@@ -121,10 +121,8 @@ def test_threads_do_not_disturb_one_another(folder, exports, exported, monkeypat
     """Each thread has its own thresholds and rules; PyTorch's number of threads stays as it is for all."""
     monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("changed for the whole process"))
     classify = Classifier(str(exports["roberta"] / "export") if exported else folder, batch_size=4)
-    options = [
-        {"exit_threshold": threshold, "exit_rule": rule}
-        for rule, threshold in (("entropy", 0.3), ("entropy", 0.6), ("margin", 0.5), ("patience", 2), ("entropy", -1))
-    ]
+    rules = (("entropy", 0.3), ("entropy", 0.6), ("confidence", 0.3), ("patience", 2), ("entropy", -1))
+    options = [{"exit_threshold": threshold, "exit_rule": rule} for rule, threshold in rules]
     batches = [TEXTS[:1], TEXTS[1:4], TEXTS]
 
     def call(i: int):
@@ -138,9 +136,9 @@ def test_threads_do_not_disturb_one_another(folder, exports, exported, monkeypat
 
 
 def test_a_pickle_loads_the_folder_again(classifier, folder):
-    other = pickle.loads(pickle.dumps(Classifier(folder, 0.2, exit_rule="margin", batch_size=2)))
-    assert (other.batch_size, other.config.exit_rule, other.config.exit_threshold) == (2, "margin", 0.2)
-    expected = classifier(TEXTS, exit_threshold=0.2, exit_rule="margin")
+    other = pickle.loads(pickle.dumps(Classifier(folder, 0.2, exit_rule="confidence", batch_size=2)))
+    assert (other.batch_size, other.config.exit_rule, other.config.exit_threshold) == (2, "confidence", 0.2)
+    expected = classifier(TEXTS, exit_threshold=0.2, exit_rule="confidence")
     assert [(p.label, p.exit_layer) for p in other(TEXTS)] == [(p.label, p.exit_layer) for p in expected]
 
 

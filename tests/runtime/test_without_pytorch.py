@@ -17,7 +17,7 @@ from deebert.data.encoding import TextEncoder
 from deebert.modeling.checkpoints import encoding_facts
 from deebert.runtime.exported import read_tokenizer
 
-CALLS = [{}, {"exit_threshold": 0.5}, {"exit_threshold": 0.5, "exit_rule": "margin"}]
+CALLS = [{}, {"exit_threshold": 0.5}, {"exit_threshold": 0.5, "exit_rule": "confidence"}]
 CALLS += [{"exit_threshold": 2, "exit_rule": "patience"}]
 
 PROGRAM = """

@@ -41,7 +41,7 @@ def test_savings_are_the_largest_at_each_drop():
 
 def test_rules_with_the_same_order_of_samples_save_the_same():
     exits = simulated(300, 3)  # two labels: the entropy falls as the confidence grows
-    rules = ("entropy", "confidence", "margin")
+    rules = ("entropy", "confidence")
     first, *others = [outcome(SST2, replace(exits, rule=rule)).savings for rule in rules]
     for other in others:
         assert other.saved == pytest.approx(first.saved)
@@ -193,7 +193,7 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     assert [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")] == before
     with pytest.raises(cli.InputError, match="runs with other settings"):
         compare_all("--warmup_steps", "3")
-    for flags in (["--exit_rule", "margin"], ["--seed=3"]):
+    for flags in (["--exit_rule", "confidence"], ["--seed=3"]):
         with pytest.raises(cli.InputError, match=r"in a setting's line|runs with other settings"):
             compare_all(*flags)
 

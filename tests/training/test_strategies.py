@@ -20,7 +20,7 @@ from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES
 
 LAYERS = 4
-RULES = tuple(name for name in EXIT_RULES if name != "learned")
+RULES = tuple(EXIT_RULES)
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -153,7 +153,7 @@ def test_every_pair_of_choices_trains_saves_loads_and_exits_alike(backbone, tmp_
         batch = random_batch(model.config, [3, 9, 5, 7])
         y = torch.tensor([0, 1, 1, 0]) if labels == 2 else torch.tensor([0.1, 2.0, 1.0, 0.0])
         for stage in STRATEGIES[strategy]:
-            model.train().set_trained(backbone=stage.backbone, highways=stage.highways)
+            model.train().train_stage(stage.trains)
             model.zero_grad()
             weights = stage.weights(LAYERS + exit_0, 2)
             output = model(**batch, output_all_exits=any(weights[:-1]), train_highway=not stage.backbone)

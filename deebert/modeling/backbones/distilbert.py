@@ -11,7 +11,6 @@ from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
 from deebert.modeling.encoder import HighwayEncoder
 from deebert.modeling.first_token import first_token_distilbert_layer
-from deebert.modeling.off_ramps import OwnInit
 
 
 class DeeDistilBertConfig(HighwayConfig, DistilBertConfig):
@@ -35,7 +34,7 @@ class DeeDistilBertEncoder(HighwayEncoder, Transformer):
         return first_token_distilbert_layer(self.layer[-1], hidden_states, attention_mask)
 
 
-class DeeDistilBertModel(OwnInit, DistilBertModel):
+class DeeDistilBertModel(DistilBertModel):
     """DistilBERT with off-ramps in its encoder; on its own it gives the output of DistilBertModel."""
 
     config_class = DeeDistilBertConfig

@@ -18,8 +18,9 @@ from transformers.utils.output_capturing import capture_outputs
 from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig, add_highway_fields
-from deebert.modeling.encoder import HighwayEncoder, LayerLoop
-from deebert.modeling.off_ramps import OwnInit, mean_of_tokens
+from deebert.modeling.early_exit import ExitRequest
+from deebert.modeling.encoder import HighwayEncoder
+from deebert.modeling.off_ramps import mean_of_tokens
 
 Positions = Callable[[Tensor, str], tuple[Tensor, Tensor]]  # hidden states, kind of attention -> cosines, sines
 
@@ -34,7 +35,7 @@ class DeeModernBertConfig(HighwayConfig, ModernBertConfig):
     first_token_only = False  # published checkpoints classify the mean of all tokens
 
 
-class DeeModernBertModel(OwnInit, HighwayEncoder, ModernBertModel):
+class DeeModernBertModel(HighwayEncoder, ModernBertModel):
     """ModernBERT with off-ramps; on its own it gives the output of ModernBertModel. It is its own encoder."""
 
     config_class = DeeModernBertConfig
@@ -84,16 +85,16 @@ class DeeModernBertModel(OwnInit, HighwayEncoder, ModernBertModel):
         """See HighwayModel."""
         return self.embeddings(input_ids)
 
-    def forward(self, *args, layer_loop: LayerLoop | None = None, **kwargs) -> BaseModelOutput:
-        """HF's own pass, or one with `layer_loop` in place of the loop over the layers (see HighwayEncoder)."""
-        if layer_loop is None:
+    def forward(self, *args, exits: ExitRequest | None = None, **kwargs) -> BaseModelOutput:
+        """HF's own pass, or one with exits (see HighwayEncoder)."""
+        if exits is None:
             return super(HighwayEncoder, self).forward(*args, **kwargs)
-        return self._forward_with(layer_loop, *args, **kwargs)
+        return self._forward_with(exits, *args, **kwargs)
 
     @capture_outputs
     def _forward_with(
         self,
-        layer_loop: LayerLoop,
+        exits: ExitRequest,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -112,8 +113,8 @@ class DeeModernBertModel(OwnInit, HighwayEncoder, ModernBertModel):
                 known[key] = self.positions(states, kind)
             return known[key]
 
-        layers = [partial(block, **kwargs) for block in self._blocks(positions)]
-        return BaseModelOutput(last_hidden_state=layer_loop(layers, hidden_states, mask))
+        blocks = [partial(block, **kwargs) for block in self._blocks(positions)]
+        return BaseModelOutput(last_hidden_state=self.run(exits, blocks, hidden_states, mask))
 
 
 class DeeModernBertForSequenceClassification(AutoLoading, StockHeadClassifier, ModernBertForSequenceClassification):
