@@ -14,7 +14,7 @@ from deebert.runtime.classifier import Classifier
 from deebert.utils.cli import ArgumentParser, DefaultsHelp, fraction, non_negative, positive
 from deebert.utils.errors import InputError
 
-SECONDS_TO_FINISH = 30  # that a shutdown waits for clients who are slow to send or to receive
+SECONDS_TO_FINISH = 10  # that a shutdown waits for predictions, and for clients that are slow to receive them
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,6 +59,7 @@ def main() -> None:
     try:
         import uvicorn
 
+        from deebert.runtime.connections import BACKLOG, BoundedConnection
         from deebert.runtime.service import Limits, create_app
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is missing: pip install fastapi uvicorn prometheus-client") from None
@@ -72,6 +73,14 @@ def main() -> None:
         host, port = listening.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         print(f"serving {args.model} at http://{host}:{port}/predict", flush=True)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
+        config = uvicorn.Config(
+            app,
+            http=BoundedConnection,
+            ws="none",
+            backlog=BACKLOG,
+            log_level="error",
+            access_log=False,
+            timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        )
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends, then raises the signal once more
         uvicorn.Server(config).run(sockets=[listening])

@@ -32,16 +32,6 @@ ForwardFn = Callable[[dict[str, Tensor]], ModelOutput]
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A system that classifies several batches at once: `run` gives one output for all of their samples, in order."""
-
-    run: Callable[[list[dict[str, Tensor]]], ModelOutput]
-
-    def __call__(self, inputs: dict[str, Tensor]) -> ModelOutput:
-        return self.run([inputs])
-
-
-@dataclass(frozen=True)
 class Timing:
     """The times and results of one system.
 
@@ -114,29 +104,12 @@ def _time_chunk(
     forward_fn: ForwardFn, chunk: list[_Batch], device: torch.device
 ) -> Iterator[tuple[_Batch, float, ModelOutput]]:
     """Runs the batches and yields for each the seconds of its forward pass and its output."""
-    if isinstance(forward_fn, Stream):
-        yield from _time_stream(forward_fn, chunk, device)
-        return
     for batch in chunk:
         _synchronize(device)
         started = time.perf_counter()
         output = forward_fn(batch.inputs)
         _synchronize(device)
         yield batch, time.perf_counter() - started, output
-
-
-def _time_stream(
-    stream: Stream, chunk: list[_Batch], device: torch.device
-) -> Iterator[tuple[_Batch, float, ModelOutput]]:
-    """Runs the batches at once. Each gets its share of the seconds, by its number of samples."""
-    _synchronize(device)
-    started = time.perf_counter()
-    output = stream.run([batch.inputs for batch in chunk])
-    _synchronize(device)
-    per_sample = (time.perf_counter() - started) / len(output.logits)
-    sizes = [len(batch.index) for batch in chunk]
-    for batch, logits, layers in zip(chunk, output.logits.split(sizes), output.exit_layer.split(sizes), strict=True):
-        yield batch, per_sample * len(logits), type(output)(logits=logits, exit_layer=layers)
 
 
 def _synchronize(device: torch.device) -> None:

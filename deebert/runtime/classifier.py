@@ -2,8 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,13 @@ from deebert.modeling.config import (
     config_cutoffs,
     config_rule,
     has_several_labels,
-    known_exit_counts,
     longest_text,
     set_rule,
 )
 from deebert.modeling.exit_rules import EXIT_ALL, NO_EXIT
-from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.runtime.watch import Watch
-from deebert.utils.arrays import to_numpy
 from deebert.utils.cli import missing_package
 from deebert.utils.errors import InputError
 
@@ -56,6 +53,18 @@ class Prediction:
     exit_layer: int
     probabilities: dict[str, float]
     truncated: bool = False
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes: one, any number where a text may have several, none of a regression model."""
+        return self.label if isinstance(self.label, list) else [self.label] if isinstance(self.label, str) else []
+
+    def top(self, k: int | None) -> "Prediction":
+        """The same with the k most probable labels in `probabilities`, the first first; None: all, as they are."""
+        if k is None:
+            return self
+        best = sorted(self.probabilities.items(), key=lambda item: -item[1])[:k]
+        return replace(self, probabilities=dict(best))
 
 
 class Classifier:
@@ -98,7 +107,7 @@ class Classifier:
         self.config, self.batch_size, self.audit = self.runtime.config, batch_size, audit
         if audit and self.is_regression:
             raise InputError("--audit compares labels, and a regression model has none; leave it out")
-        self.watch = Watch(self.config.num_hidden_layers, known_exit_counts(self.config))
+        self.watch = Watch(self.config.num_hidden_layers)
 
     def __reduce__(self):
         return type(self), self.arguments
@@ -108,25 +117,62 @@ class Classifier:
         texts: Sequence[str | tuple[str, str]],
         exit_threshold: Threshold = None,
         exit_rule: str | None = None,
+        top_k: int | None = None,
     ) -> list[Prediction]:
         """Classifies any number of texts, or of pairs (text, text), in batches of texts of similar length.
 
-        exit_threshold, exit_rule: for this call only. Raises ValueError for anything else than texts, and for a
-        threshold or rule that the model does not have.
+        exit_threshold, exit_rule: for this call only. top_k: so many labels are left in `probabilities`, the most
+        probable first. Raises ValueError for anything else than texts, and for a threshold or rule that the model does
+        not have.
         """
-        return self._classify(texts, self._run_batches, self._options(exit_threshold, exit_rule))
+        if len(texts) == 0 and not isinstance(texts, str):
+            return []
+        options, start = self.options(exit_threshold, exit_rule), time.perf_counter()
+        encoded = self.encode(as_tuples(texts))
+        predictions = self.classify(encoded, options)
+        self.watch.record_seconds(time.perf_counter() - start)
+        self.run_audit(encoded, predictions)
+        return [prediction.top(top_k) for prediction in predictions]
 
-    def stream(
-        self,
-        texts: Sequence[str | tuple[str, str]],
-        exit_threshold: Threshold = None,
-        exit_rule: str | None = None,
-    ) -> list[Prediction]:
-        """As a call, by continuous batching: batches that have emptied are filled up with samples of later ones."""
-        return self._classify(texts, self._run_stream, self._options(exit_threshold, exit_rule))
+    def options(self, exit_threshold: Threshold, exit_rule: str | None = None) -> dict:
+        """What differs from the model's own threshold and rule, for one call. Raises ValueError."""
+        if exit_threshold is None and exit_rule is None:
+            return {}
+        if exit_threshold is None:
+            raise ValueError(f"exit_rule {exit_rule}: give exit_threshold, too; each rule has its own units")
+        config_cutoffs(self.config, exit_threshold, exit_rule)
+        return {"exit_threshold": exit_threshold, "exit_rule": exit_rule}
+
+    def classify(self, encoded: EncodedTexts, options: dict) -> list[Prediction]:
+        """Predictions for texts of `encode`, in their order, with the options of `options`."""
+        chunks = encoded.by_length(self.batch_size)
+        order = [row for chunk in chunks for row in chunk]
+        outputs = [self.runtime(**encoded.padded(chunk), **options) for chunk in chunks]
+        layers = [layer for output in outputs for layer in output.exit_layer.tolist()]
+        logits = np.concatenate([output.logits for output in outputs])
+        sorted_ = self.predictions(logits, layers, [encoded.truncated[row] for row in order])
+        self.watch.record_texts(layers, [name for p in sorted_ for name in p.labels], sum(encoded.truncated))
+        by_row = dict(zip(order, sorted_, strict=True))
+        return [by_row[row] for row in range(len(order))]
+
+    def run_audit(self, encoded: EncodedTexts, predictions: Sequence[Prediction]) -> None:
+        """Runs the share `audit` of these texts through all layers, and counts the labels that change.
+
+        Texts that have run through all layers already count, too, and cannot change.
+        """
+        audited = [row for row in range(len(predictions)) if random.random() < self.audit]
+        early = [row for row in audited if predictions[row].exit_layer < self.config.num_hidden_layers]
+        changed = 0
+        for i in range(0, len(early), self.batch_size):
+            rows = early[i : i + self.batch_size]
+            output = self.runtime(**encoded.padded(rows), exit_threshold=NO_EXIT)
+            full = self.predictions(output.logits, output.exit_layer.tolist(), [False] * len(rows))
+            changed += sum(predictions[row].label != other.label for row, other in zip(rows, full, strict=True))
+        if audited:
+            self.watch.record_audit(len(audited), changed)
 
     def stats(self) -> dict:
-        """Counts of texts by exit layer, latency percentiles and the shift since the dev set, see `Watch.stats`."""
+        """Counts of texts by exit layer and by label, and latency percentiles, see `Watch.stats`."""
         return self.watch.stats()
 
     def threshold_note(self, given: float | None) -> str | None:
@@ -167,53 +213,6 @@ class Classifier:
                 probability = probabilities[label]
             predicted.append(Prediction(label, probability, layer, probabilities, cut))
         return predicted
-
-    def _options(self, exit_threshold: Threshold, exit_rule: str | None) -> dict:
-        """What differs from the model's own threshold and rule, for one call. Raises ValueError."""
-        if exit_threshold is None and exit_rule is None:
-            return {}
-        if exit_threshold is None:
-            raise ValueError(f"exit_rule {exit_rule}: give exit_threshold, too; each rule has its own units")
-        config_cutoffs(self.config, exit_threshold, exit_rule)
-        return {"exit_threshold": exit_threshold, "exit_rule": exit_rule}
-
-    def _classify(self, texts: Sequence[str | tuple[str, str]], run: Callable, options: dict) -> list[Prediction]:
-        """run: (encoded texts, batches of their positions, options) -> logits and exit layers in the batches' order."""
-        if len(texts) == 0 and not isinstance(texts, str):
-            return []
-        start, encoded = time.perf_counter(), self.encode(as_tuples(texts))
-        chunks = encoded.by_length(self.batch_size)
-        order = [row for chunk in chunks for row in chunk]
-        logits, layers = run(encoded, chunks, options)
-        predicted = self.predictions(logits, layers, [encoded.truncated[row] for row in order])
-        by_row = dict(zip(order, predicted, strict=True))
-        self.watch.record_texts(layers, sum(encoded.truncated), comparable=not options)
-        self.watch.record_seconds(time.perf_counter() - start)
-        if self.audit:
-            self._run_audit(encoded, by_row)
-        return [by_row[row] for row in range(len(order))]
-
-    def _run_batches(self, encoded: EncodedTexts, chunks: list[list[int]], options: dict) -> tuple[np.ndarray, list]:
-        outputs = [self.runtime(**encoded.padded(chunk), **options) for chunk in chunks]
-        logits = np.concatenate([output.logits for output in outputs])
-        return logits, [layer for output in outputs for layer in output.exit_layer.tolist()]
-
-    def _run_stream(self, encoded: EncodedTexts, chunks: list[list[int]], options: dict) -> tuple[np.ndarray, list]:
-        batches = (encoded.padded(chunk) for chunk in chunks)
-        output = classify_stream(self.runtime, batches, self.batch_size, **options)
-        return to_numpy(output.logits), output.exit_layer.tolist()
-
-    def _run_audit(self, encoded: EncodedTexts, predictions: Mapping[int, Prediction]) -> None:
-        """Runs the audited share through all layers; what already has gone through them cannot change."""
-        audited = [row for row in predictions if random.random() < self.audit]
-        early = [row for row in audited if predictions[row].exit_layer < self.config.num_hidden_layers]
-        chunks = [early[i : i + self.batch_size] for i in range(0, len(early), self.batch_size)]
-        changed = 0
-        if chunks:
-            logits, layers = self._run_batches(encoded, chunks, {"exit_threshold": NO_EXIT})
-            full = self.predictions(logits, layers, [False] * len(early))
-            changed = sum(predictions[row].label != other.label for row, other in zip(early, full, strict=True))
-        self.watch.record_audit(len(audited), changed)
 
 
 def load_trained(folder: str, exit_rule: str | None) -> tuple["LayerRunner", "Tokenizer", dict]:

@@ -1,25 +1,25 @@
 """The HTTP service: POST /predict, GET /metrics and GET /health. No text is kept or logged."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 
 from deebert.runtime.batching_worker import BatchingWorker, QueueFullError
 from deebert.runtime.classifier import Classifier, as_tuples
 
-Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # the latency histogram's limits
+BODIES = 32  # as many bodies of the largest size may be half read at the same time
+KINDS = "texts: give a text, a list of texts, or a list of pairs [text, text]"
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,6 @@ class Limits:
     max_texts: int = 256
     max_bytes: int = 1 << 20
     max_queue: int = 1024
-
-
-class PredictRequest(BaseModel):
-    """texts: a text, a list of texts, or a list of pairs. exit_threshold: in place of the model's own."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    texts: str | list[str] | list[Pair]
-    exit_threshold: float | list[float] | None = None
 
 
 class Metrics:
@@ -53,78 +45,82 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
         stats = self.classifier.stats()
-        exits = CounterMetricFamily("deebert_exits", "Texts by the layer at which they exited", labels=["layer"])
-        for layer, count in stats["exits"].items():
-            exits.add_metric([str(layer)], count)
-        yield exits
+        for name, text, label, counts in (
+            ("deebert_exits", "Texts by the layer at which they exited", "layer", stats["exits"]),
+            ("deebert_labels", "Texts by the predicted label", "label", stats["labels"]),
+        ):
+            family = CounterMetricFamily(name, text, labels=[label])
+            for value, count in counts.items():
+                family.add_metric([str(value)], count)
+            yield family
         yield CounterMetricFamily("deebert_truncated_texts", "Texts that were cut", value=stats["truncated"])
         yield CounterMetricFamily("deebert_audited_texts", "Texts that ran through all layers", value=stats["audited"])
         yield CounterMetricFamily(
             "deebert_changed_texts", "Audited texts whose label then changed", value=stats["changed"]
         )
         yield GaugeMetricFamily("deebert_queue_texts", "Texts that wait or are active", value=self.worker.pending)
-        if stats["population_stability_index"] is not None:
-            yield GaugeMetricFamily(
-                "deebert_population_stability_index",
-                "Exit layers of the last 10,000 texts against the dev set's; above 0.25 they have changed much",
-                value=stats["population_stability_index"],
-            )
 
 
-class BodyLimit:
-    """ASGI middleware: a body of more bytes gets status 413, before anything parses it."""
+class Bodies:
+    """Reads the bodies of requests, and bounds each of them and all together, before anything parses them."""
 
-    def __init__(self, app, max_bytes: int):
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.held = max_bytes, 0
 
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                await JSONResponse({"detail": f"more than {self.max_bytes} bytes"}, 413)(scope, receive, send)
-                return
-        messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay():
-            return messages.pop() if messages else await receive()
-
-        await self.app(scope, replay, send)
-
-
-class RequestCounter:
-    """ASGI middleware around all others: counts the requests to /predict by the status of their responses."""
-
-    def __init__(self, app, requests: Counter):
-        self.app, self.requests = app, requests
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/predict":
-            await self.app(scope, receive, send)
-            return
-
-        async def counted(message):
-            if message["type"] == "http.response.start":
-                self.requests.labels(str(message["status"])).inc()
-            await send(message)
-
+    async def read(self, request: Request) -> bytes:
+        """A request's body. Raises HTTPException."""
+        body = bytearray()
         try:
-            await self.app(scope, receive, counted)
-        except Exception:
-            self.requests.labels("500").inc()  # Starlette makes this response outside of all middleware
-            raise
+            async for chunk in request.stream():
+                body += chunk
+                self.held += len(chunk)
+                if len(body) > self.max_bytes:
+                    raise HTTPException(413, f"more than {self.max_bytes} bytes", {"Connection": "close"})
+                if self.held > BODIES * self.max_bytes:
+                    raise HTTPException(503, "too many large requests at once; try again", {"Retry-After": "1"})
+        except ClientDisconnect:
+            raise HTTPException(400, "the client went away") from None
+        finally:
+            self.held -= len(body)
+        return bytes(body)
+
+
+def parse(body: bytes, max_texts: int) -> tuple[list, object, int | None]:
+    """Texts or pairs, the threshold and top_k of a request. Raises HTTPException, with a line that repeats no text.
+
+    By hand: pydantic makes an error for each element, which took seconds and a gigabyte for half a million of them.
+    """
+    try:
+        fields = json.loads(body.decode())
+    except (ValueError, RecursionError):  # also what is no UTF-8
+        raise HTTPException(400, "body: not JSON in UTF-8, or nested too deeply") from None
+    if not isinstance(fields, dict):
+        raise HTTPException(422, 'body: give an object, such as {"texts": ["a text"]}')
+    unknown = [name for name in fields if name not in ("texts", "exit_threshold", "top_k")]
+    if unknown:
+        raise HTTPException(422, f"body: unknown field {unknown[0][:50]!r}")
+    texts = [fields["texts"]] if isinstance(fields.get("texts"), str) else fields.get("texts")
+    if not isinstance(texts, list):
+        raise HTTPException(422, KINDS)
+    if len(texts) > max_texts:
+        raise HTTPException(413, f"texts: {len(texts)}; at most {max_texts} in a request")
+    if not texts:
+        raise HTTPException(422, "texts: give at least one")
+    pairs = all(isinstance(item, list) and len(item) == 2 for item in texts)
+    if not all(isinstance(text, str) for item in texts for text in (item if pairs else [item])):
+        raise HTTPException(422, KINDS)
+    threshold, top_k = fields.get("exit_threshold"), fields.get("top_k")
+    for value in threshold if isinstance(threshold, list) else [threshold]:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise HTTPException(422, "exit_threshold: give a number, or one for each off-ramp")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise HTTPException(422, "top_k: give a whole number above 0")
+    return texts, threshold, top_k
 
 
 def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
     """The service as an ASGI application. When it ends, all requests that have arrived are finished first."""
-    worker = BatchingWorker(classifier, limits.max_queue)
+    worker, bodies = BatchingWorker(classifier, limits.max_queue), Bodies(limits.max_bytes)
     metrics = Metrics(classifier, worker)
 
     @asynccontextmanager
@@ -133,48 +129,39 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
             yield
 
     app = FastAPI(title="DeeBERT", lifespan=lifespan, docs_url=None, redoc_url=None)  # those pages load foreign scripts
-    app.add_middleware(BodyLimit, max_bytes=limits.max_bytes)
-    app.add_middleware(RequestCounter, requests=metrics.requests)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": one_line(error)}, 422)  # FastAPI's own repeats the texts
-
-    @app.post("/predict")
-    async def predict(request: PredictRequest) -> Response:
-        start = perf_counter()
-        texts = [request.texts] if isinstance(request.texts, str) else request.texts
-        if not texts:
-            raise HTTPException(422, "texts: give at least one")
-        if len(texts) > limits.max_texts:
-            raise HTTPException(413, f"texts: {len(texts)}; at most {limits.max_texts} in a request")
+    async def classify(request: Request) -> Response:
+        texts, threshold, top_k = parse(await bodies.read(request), limits.max_texts)
         try:
             encoded = await run_in_threadpool(classifier.encode, as_tuples(texts))
-            future = worker.submit(encoded, request.exit_threshold)
+            future = worker.submit(encoded, threshold)
         except QueueFullError as error:
             raise HTTPException(429, f"{error}; try again", {"Retry-After": "1"}) from None
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise HTTPException(422, str(error)) from None
         predictions = await asyncio.wrap_future(future)
-        response = JSONResponse({"predictions": [vars(prediction) for prediction in predictions]})
-        metrics.seconds.observe(perf_counter() - start)
-        return response
+        return JSONResponse({"predictions": [vars(prediction.top(top_k)) for prediction in predictions]})
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Response:
+        start, status = perf_counter(), 500
+        try:
+            response = await classify(request)
+            status = response.status_code
+            metrics.seconds.observe(perf_counter() - start)
+            return response
+        except HTTPException as error:
+            status = error.status_code
+            raise
+        finally:
+            metrics.requests.labels(str(status)).inc()
 
     @app.get("/metrics")
     async def read_metrics() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         return JSONResponse({"status": "ok" if worker.alive else "stopped"}, 200 if worker.alive else 503)
 
     return app
-
-
-def one_line(error: RequestValidationError) -> str:
-    """What is wrong with a request, without its texts."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if isinstance(part, str)]  # the body, then a field of it
-    if place[1:2] == ["texts"]:
-        return "texts: give a text, a list of texts, or a list of pairs [text, text]"
-    return f"{'.'.join(place[1:2]) or 'body'}: {first['msg']}"

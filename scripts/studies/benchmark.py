@@ -41,9 +41,7 @@ from deebert.modeling.checkpoints import (
     max_tokens,
     quiet_transformers,
 )
-from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.runtime.continuous_batching import classify_stream
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.onnx_export import exportable, quantize, traced_parts, write_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
@@ -96,7 +94,7 @@ class Smaller:
 
     def systems(self, systems: Sequence[System]) -> list[System]:
         """These systems as those of this model."""
-        return [replace(system, threshold=None, stream=None, smaller=self.model.config) for system in systems]
+        return [replace(system, threshold=None, smaller=self.model.config) for system in systems]
 
 
 def in_precision(model: PreTrainedModel, precision: torch.dtype) -> PreTrainedModel:
@@ -146,16 +144,8 @@ def cpu_systems(
 
 
 def early_exit(runner, threshold: float | None, name: str) -> System:
-    """Early exit at one threshold, batch by batch and, but for CUDA graphs, by continuous batching.
-
-    threshold: None is what the model stores.
-    """
-
-    def stream(batches: list[dict]) -> HighwayClassifierOutput:
-        return classify_stream(runner, batches, len(batches[0]["input_ids"]), exit_threshold=threshold)
-
-    continuous = None if isinstance(runner, GraphedDeeBert) else stream
-    return System(name, threshold, lambda batch: runner(**batch, exit_threshold=threshold), continuous)
+    """Early exit at one threshold, batch by batch. threshold: None is what the model stores."""
+    return System(name, threshold, lambda batch: runner(**batch, exit_threshold=threshold))
 
 
 def onnx_systems(model, features: Features, work: Path, name: str = "full") -> list[System]:

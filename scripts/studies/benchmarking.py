@@ -18,7 +18,7 @@ from deebert.evaluation import plotting
 from deebert.evaluation.cost import costs_of, operations
 from deebert.evaluation.metrics import predictions, scores
 from deebert.evaluation.tables import markdown
-from deebert.evaluation.timing import Stream, Timing, timed_passes
+from deebert.evaluation.timing import Timing, timed_passes
 from deebert.modeling.config import config_cutoffs
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
@@ -32,14 +32,12 @@ class System:
     """A way to classify a batch.
 
     threshold: None for a model without off-ramps.
-    stream: a way to classify several batches at once, by continuous batching; None where there is none.
     smaller: the config of a smaller model; None for the benchmarked model and its full model.
     """
 
     name: str
     threshold: float | None
     forward: Callable[[dict], ModelOutput]
-    stream: Callable[[list[dict]], ModelOutput] | None = None
     smaller: PreTrainedConfig | None = None
 
 
@@ -52,7 +50,7 @@ class Row:
     agreement: share of the samples with the label that PyTorch gives at batch size 1: at the same threshold; for a
         smaller model, the full model's.
     p50, p90, p99: latency at batch size 1, over the samples, of each one's median over the repeats.
-    per_sample: by batch size, median over the repeats. continuous: the same for continuous batching, without size 1.
+    per_sample: by batch size, median over the repeats.
     floor: the matrix products of the layers that ran, mean over the samples, at the rate that PyTorch reaches for such
         products in fp32 at batch size 1.
     """
@@ -68,7 +66,6 @@ class Row:
     floor: float
     agreement: float = 1.0
     per_sample: dict[int, float] = field(default_factory=dict)
-    continuous: dict[int, float | None] = field(default_factory=dict)
 
 
 def gemm_rate(config, tokens: float, device: torch.device) -> float:
@@ -94,24 +91,19 @@ def measure(
     rows: list[Row] = []
     reference: dict[float, np.ndarray] = {}  # PyTorch's labels (S,) at each threshold
     for size in batch_sizes:
-        streaming = [i for i, system in enumerate(systems) if system.stream and size > 1]
-        forwards = [system.forward for system in systems] + [Stream(systems[i].stream) for i in streaming]
+        forwards = [system.forward for system in systems]
         *_, timings = timed_passes(forwards, features, collator(config), device, size, repeats)
-        streams = dict(zip(streaming, timings[len(systems) :], strict=True))
         if size == 1:
             rate = gemm_rate(config, features.lengths.mean(), device)
             rows = [
                 latency(system, timing, features, task, config, rate)
                 for system, timing in zip(systems, timings, strict=True)
             ]
-        for i, (row, timing) in enumerate(zip(rows, timings, strict=False)):
-            for each in (timing, streams[i]) if i in streams else (timing,):
-                labels = predictions(each.logits)
-                expected = reference.setdefault(NO_EXIT if row.threshold is None else row.threshold, labels)
-                row.agreement = min(row.agreement, float((labels == expected).mean()))
+        for row, timing in zip(rows, timings, strict=True):
+            labels = predictions(timing.logits)
+            expected = reference.setdefault(NO_EXIT if row.threshold is None else row.threshold, labels)
+            row.agreement = min(row.agreement, float((labels == expected).mean()))
             row.per_sample[size] = per_sample(timing)
-            if size > 1:
-                row.continuous[size] = per_sample(streams[i]) if i in streams else None
     return rows
 
 
@@ -154,11 +146,11 @@ def table(rows: list[Row]) -> str:
     sizes = list(rows[0].per_sample)
     heads = ["system", "threshold", "score (%)", "layers run (%)", "cost (%)", "same label (%)"]
     heads += ["p50", "p90", "p99", "floor"]
-    heads += [f"batch {size}" for size in sizes] + [f"continuous {size}" for size in rows[0].continuous]
+    heads += [f"batch {size}" for size in sizes]
     lines = [heads]
     for row in rows:
         threshold = "-" if row.threshold is None else "never" if row.threshold <= 0 else f"{row.threshold:g}"
-        values = (row.p50, row.p90, row.p99, row.floor, *row.per_sample.values(), *row.continuous.values())
+        values = (row.p50, row.p90, row.p99, row.floor, *row.per_sample.values())
         times = ["-" if value is None else f"{value:.2f}" for value in values]
         shares = (row.score, row.layers_run, row.cost, row.agreement)
         shares = ["-" if value is None else f"{100 * value:.1f}" for value in shares]
@@ -171,7 +163,6 @@ def write_csv(path: Path, rows: list[Row]) -> None:
     flat = []
     for row in rows:
         times = {f"batch_{size}": ms for size, ms in row.per_sample.items()}
-        times |= {f"continuous_{size}": ms for size, ms in row.continuous.items()}
         flat.append({name: value for name, value in asdict(row).items() if not isinstance(value, dict)} | times)
     with replacing(path) as file:
         writer = csv.DictWriter(file, list(flat[0]), lineterminator="\n")

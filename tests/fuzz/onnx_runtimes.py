@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import torch
 from brute_force import per_off_ramp
-from runtimes import ALWAYS, NEVER, Answer, Question, batch, continuous_batching, every_exit, one_at_a_time
+from runtimes import ALWAYS, NEVER, Answer, Question, batch, every_exit, one_at_a_time
 
 from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_runtime import OnnxDeeBert
@@ -108,7 +108,6 @@ FP32 = {
     "ONNX, batch": hosted(batch),
     "ONNX, one at a time": hosted(one_at_a_time),
     "ONNX, every exit": hosted(every_exit),
-    "ONNX, continuous batching": hosted(continuous_batching),
     "model.onnx alone, batch": graph,
     "model.onnx alone, one at a time": graph_one_at_a_time,
 }

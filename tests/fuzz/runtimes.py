@@ -8,7 +8,6 @@ import torch
 from brute_force import AllExits, per_off_ramp
 
 from deebert.modeling.config import config_cutoffs
-from deebert.runtime.continuous_batching import ContinuousBatcher, classify_stream, layer_steps
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 
 NEVER, ALWAYS = -1.0, float("inf")
@@ -116,37 +115,6 @@ def one_exit(question: Question) -> Answer:
     return Answer.of(output, rule="entropy", thresholds=[thresholds] * len(question))
 
 
-def pieces(question: Question) -> list[list[int]]:
-    """The rows in one to four batches."""
-    cuts = np.sort(question.generator.integers(1, len(question) + 1, 3))
-    return [rows.tolist() for rows in np.split(np.arange(len(question)), cuts) if len(rows)]
-
-
-def continuous_batching(question: Question) -> Answer:
-    parts = pieces(question)
-    size = max(map(len, parts)) + int(question.generator.integers(0, 4))
-    batches = [question.masked_rows(*rows) for rows in parts]
-    output = classify_stream(question.model, batches, size, **question.options)
-    return Answer.of(output)
-
-
-def own_thresholds(question: Question) -> Answer:
-    """Continuous batching as in the service, where each request may have a threshold of its own: here, or never."""
-    model, off_ramps = question.model, question.exits - 1
-    rule, cutoffs = config_cutoffs(model.config, **question.options)
-    parts = pieces(question)
-    batcher = ContinuousBatcher(layer_steps(model), rule, cutoffs, model.config.exit_layers, max(map(len, parts)) + 1)
-    for rows in parts:
-        own = np.array([cutoffs if row % 3 else [NEVER] * off_ramps for row in rows])
-        batcher.add(**question.masked_rows(*rows), cutoffs=own)
-    batcher.flush()
-    logits, layers = batcher.exited.in_input_order()
-    threshold = per_off_ramp(question.threshold(question.rule), off_ramps)
-    return Answer(
-        layers, logits, thresholds=[threshold if row % 3 else [NEVER] * off_ramps for row in range(len(question))]
-    )
-
-
 def layer_graphs(question: Question) -> Answer:
     """The CUDA graphs' loop, on the GPU where there is one. It runs twice, since its buffers stay."""
     model = question.model
@@ -163,7 +131,5 @@ PYTORCH = {
     "PyTorch, every exit": every_exit,
     "PyTorch, hidden states": hidden_states,
     "PyTorch, one exit": one_exit,
-    "continuous batching": continuous_batching,
-    "continuous batching, own thresholds": own_thresholds,
     "layer graphs, speculating or not": layer_graphs,
 }

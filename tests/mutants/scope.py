@@ -2,7 +2,7 @@
 
 RANDOM = "fuzz/test_fuzz::test_pytorch"  # random models against a brute force: some seconds, and most faults
 DECISIONS = f"{RANDOM} modeling/test_early_exit modeling/test_exit_rules modeling/test_classifier"
-STREAMS = "runtime/test_continuous_batching runtime/test_several_labels"
+STREAMS = "runtime/test_several_labels"
 ENCODERS = f"{RANDOM} modeling/test_early_exit modeling/test_classifier modeling/test_auto_classes test_encoders"
 FOLDERS = "modeling/test_classifier hostile/test_model_folders"
 LOADERS = "modeling/test_auto_classes runtime/test_text_classifier"
@@ -26,7 +26,7 @@ BY_FILE = {
     "modeling/config.py": f"{DECISIONS} {FOLDERS} test_encoders {STREAMS} modeling/test_auto_classes",
     "modeling/early_exit.py": f"{DECISIONS} {STREAMS} runtime/test_cuda_graphs runtime/test_onnx",
     "modeling/encoder.py": f"{DECISIONS} {EVALUATION} {STREAMS} test_encoders",
-    "modeling/exit_rules.py": f"{DECISIONS} {SELECTION} runtime/test_continuous_batching runtime/test_onnx",
+    "modeling/exit_rules.py": f"{DECISIONS} {SELECTION} runtime/test_onnx",
     "modeling/first_token.py": f"{DECISIONS} {EVALUATION} test_encoders",
     "modeling/modeling_deebert.py": "modeling/test_auto_classes",
     "modeling/off_ramps.py": f"{DECISIONS} {EVALUATION} {TRAINING} test_encoders",
@@ -36,7 +36,6 @@ BY_FILE = {
     "training/losses.py": f"{TRAINING} runtime/test_several_labels experiment/test_driver",
     "training/checkpointing.py": f"{RESUMED} experiment/test_driver",
     "data/batching.py": f"data/test_features {EVALUATION} {TRAINING} {RESUMED}",
-    "runtime/continuous_batching.py": f"{RANDOM} {STREAMS} runtime/test_onnx test_encoders",
 }
 
 

@@ -8,7 +8,7 @@ from scope import LEFT_OUT, TESTS
 
 FILES = (
     *("evaluation/threshold_selection.py", "evaluation/risk_control.py", "training/strategies.py"),
-    *("training/losses.py", "training/checkpointing.py", "data/batching.py", "runtime/continuous_batching.py"),
+    *("training/losses.py", "training/checkpointing.py", "data/batching.py"),
 )
 
 

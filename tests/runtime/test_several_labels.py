@@ -13,7 +13,6 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.metrics import class_f1, exits_at_chance, majority, predictions
 from deebert.evaluation.risk_control import changes
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
-from deebert.runtime.continuous_batching import classify_stream
 from deebert.training.losses import distillation_losses, training_loss
 
 LABELS = 3
@@ -36,8 +35,6 @@ def runtimes(model, models) -> dict:
     exported, graphed = models["bert"][1], GraphedDeeBert(model)
     return {
         "onnx": lambda batch: exported(**batch),
-        "onnx, continuous": lambda batch: classify_stream(exported, [batch], len(batch["input_ids"])),
-        "continuous": lambda batch: classify_stream(model, [batch], len(batch["input_ids"])),
         "graphed": lambda batch: graphed(**batch),
         "batch": lambda batch: model(**batch),
     }

@@ -26,7 +26,7 @@ from deebert.modeling.checkpoints import (
     save_model,
     set_labels,
 )
-from deebert.runtime.watch import ENOUGH, Watch, population_stability_index
+from deebert.runtime.watch import Watch
 from deebert.utils.errors import InputError
 
 
@@ -79,9 +79,9 @@ def test_two_long_texts_are_cut_in_no_time():
     assert (len(encoded.ids[0]), encoded.truncated) == (64, [True])
 
 
-def test_batches_pairs_streams_and_nothing(classifier):
+def test_batches_pairs_and_nothing(classifier):
     alone = [classifier([text])[0] for text in TEXTS]
-    for together in (classifier(TEXTS), classifier([(text,) for text in TEXTS]), classifier.stream(TEXTS)):
+    for together in (classifier(TEXTS), classifier([(text,) for text in TEXTS])):
         assert [(p.label, p.exit_layer) for p in together] == [(p.label, p.exit_layer) for p in alone]
         assert [p.probability for p in together] == pytest.approx([p.probability for p in alone], abs=1e-5)
     assert len({p.exit_layer for p in alone}) > 1
@@ -126,10 +126,10 @@ def test_threads_do_not_disturb_one_another(folder, exports, exported, monkeypat
     batches = [TEXTS[:1], TEXTS[1:4], TEXTS]
 
     def call(i: int):
-        return classify(batches[i % 3], **options[i % 5]), classify.stream(batches[i % 3], **options[i % 5])
+        return classify(batches[i % 3], **options[i % 5])
 
     expected = [call(i) for i in range(15)]
-    assert len({p.exit_layer for found, _ in expected for p in found}) > 1
+    assert len({p.exit_layer for predictions in expected for p in predictions}) > 1
     with ThreadPoolExecutor(4) as pool:
         for i, found in enumerate(pool.map(call, range(90))):
             assert found == expected[i % 15]
@@ -167,22 +167,15 @@ def test_what_is_counted(folder):
     assert stats["changed"] == sum(a.label != b.label for a, b in zip(predictions, full, strict=True))
     assert stats["truncated"] == sum(p.truncated for p in [*predictions, *full]) > 0
     assert 0 < stats["latency_ms"]["p50"] <= stats["latency_ms"]["p99"]
-    assert stats["population_stability_index"] is None  # too few texts
-    while classify.stats()["texts"] < 18 + ENOUGH:
-        classify(TEXTS)
-    shares = {layer: layers[:9].count(layer) for layer in range(1, 5)}
-    expected = population_stability_index({1: 50, 4: 50}, shares)
-    assert classify.stats()["population_stability_index"] == pytest.approx(expected)  # the full ones do not count
-    other = Classifier(folder, exit_threshold=0.1)
-    assert other.watch.reference is None  # the dev set was counted at another threshold
-
-
-def test_the_population_stability_index():
-    assert population_stability_index({1: 10, 2: 30}, {1: 20, 2: 60}) == 0
-    expected = (0.5 - 0.25) * math.log(2) + (0.5 - 0.75) * math.log(0.5 / 0.75)
-    assert population_stability_index({1: 10, 2: 30}, {1: 5, 2: 5}) == pytest.approx(expected)
-    assert 0.25 < population_stability_index({0: 10}, {1: 5, 0: 5}) < math.inf
+    labels = [p.label for p in [*predictions, *full]]
+    assert stats["labels"] == {label: labels.count(label) for label in labels}
     assert Watch(3).stats()["latency_ms"] == {"p50": None, "p95": None, "p99": None}
+
+
+def test_the_most_probable_labels_come_first(folder):
+    (whole,), (top,) = Classifier(folder)(TEXTS[:1]), Classifier(folder)(TEXTS[:1], top_k=1)
+    assert list(top.probabilities) == [whole.label]
+    assert top.probabilities[whole.label] == whole.probability == max(whole.probabilities.values())
 
 
 def test_too_few_tokens_are_refused(folder):
