@@ -33,6 +33,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_texts", type=positive, default=256, help="of one request; more: status 413")
     parser.add_argument("--max_body_kb", type=positive, default=1024, help="of one request; more: status 413")
     parser.add_argument("--max_queue", type=positive, default=1024, help="texts that may wait; more: status 429")
+    parser.add_argument("--max_connections", type=positive, default=512, help="at once; silent ones make room")
+    parser.add_argument("--max_seconds", type=positive, default=10, help="in which a request has to arrive")
     parser.add_argument(
         "--audit", type=fraction, default=0.0, help="share of texts that also run through all layers, to compare"
     )
@@ -75,7 +77,7 @@ def main() -> None:
         print(f"serving {args.model} at http://{host}:{port}/predict", flush=True)
         config = uvicorn.Config(
             app,
-            http=BoundedConnection,
+            http=BoundedConnection.with_limits(args.max_connections, args.max_seconds),
             ws="none",
             backlog=BACKLOG,
             log_level="error",

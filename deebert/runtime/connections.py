@@ -13,8 +13,8 @@ try:
 except ImportError:  # Windows has no such limit
     resource = None
 
-BACKLOG = 128  # connections that asyncio accepts in one turn, before any of them can be closed
-SPARE_FILES = BACKLOG + 32  # file descriptors that are left for these and for all else
+BACKLOG = 32  # connections that asyncio accepts in one turn; it accepts those of three before one can be closed
+SPARE_FILES = 3 * BACKLOG + 32  # file descriptors that are left for these and for all else
 
 
 class BoundedConnection(H11Protocol):
@@ -24,7 +24,13 @@ class BoundedConnection(H11Protocol):
     if there is none, the new one is closed. At a shutdown, requests that have not arrived are given up.
     """
 
-    most, seconds = 512, 10.0
+    most: int
+    seconds: float
+
+    @classmethod
+    def with_limits(cls, most: int, seconds: float) -> type["BoundedConnection"]:
+        """The class for uvicorn, which makes the connections."""
+        return type(cls.__name__, (cls,), {"most": most, "seconds": seconds})
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.deadline: asyncio.TimerHandle | None = None

@@ -1,40 +1,116 @@
-"""The command that serves: what it refuses, and how it ends."""
+"""The command that serves: what it refuses, how it ends, and what hostile clients do to it."""
 
 import json
 import re
+import resource
+import signal
 import socket
+import subprocess
 import sys
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Thread
 from urllib.request import Request, urlopen
 
-import load_test
 import pytest
+from helpers import ROOT
 from saved import TEXTS, save_classifier
 
 from deebert.commands import serve
 from deebert.utils.errors import InputError
 
+HALF = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"  # a body that never ends
 
-def test_sigterm_answers_what_has_arrived(tmp_path):
-    answers = []
 
-    def post(address: str) -> None:
+@contextmanager
+def server(folder: str, *flags: str, files: int | None = None) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A running service and its port. files: the most open files of its process."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    command = [sys.executable, "-m", "deebert", "serve", "--model", folder, "--port", "0", *flags]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=files and limit
+    )
+    try:
+        line = process.stdout.readline()
+        yield process, int(re.search(r":(\d+)/predict", line)[1])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def end(process: subprocess.Popen) -> tuple[float, str]:
+    """The seconds from SIGTERM to the end, which has status 0, and what the service printed as errors."""
+    start = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return time.perf_counter() - start, errors
+
+
+def health(port: int) -> str:
+    with urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as response:
+        return json.load(response)["status"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return save_classifier(tmp_path_factory.mktemp("served"))
+
+
+def test_sigterm_finishes_what_has_arrived(folder):
+    sizes = []
+
+    def post(port: int) -> None:
         body = json.dumps({"texts": TEXTS * 28}).encode()
-        with urlopen(Request(f"http://{address}/predict", body, {"Content-Type": "application/json"})) as answer:
-            answers.append(len(json.load(answer)["predictions"]))
+        with urlopen(Request(f"http://127.0.0.1:{port}/predict", body)) as response:
+            sizes.append(len(json.load(response)["predictions"]))
 
-    with load_test.server(save_classifier(tmp_path), []) as address:  # its end is SIGTERM, and status 0
-        clients = [Thread(target=post, args=(address,)) for _ in range(4)]
+    with server(folder) as (process, port):
+        clients = [Thread(target=post, args=(port,)) for _ in range(4)]
         for thread in clients:
             thread.start()
-        while "deebert_queue_texts 0.0" in urlopen(f"http://{address}/metrics").read().decode():
+        while "deebert_queue_texts 0.0" in urlopen(f"http://127.0.0.1:{port}/metrics").read().decode():
             pass
+        end(process)
     for thread in clients:
         thread.join()
-    assert len(answers) > 0  # a client that was later than the signal got none
-    assert set(answers) == {252}
+    assert len(sizes) > 0  # a client that was later than the signal got nothing
+    assert set(sizes) == {252}
+
+
+@pytest.mark.slow
+def test_half_a_request_delays_no_end(folder):
+    with server(folder) as (process, port), socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(HALF)
+        assert health(port) == "ok"
+        seconds, errors = end(process)
+    assert seconds < serve.SECONDS_TO_FINISH
+    assert errors.replace("note: ", "").count("\n") <= 1  # that the model has no threshold
+
+
+@pytest.mark.slow
+def test_a_request_that_does_not_arrive_is_given_up(folder):
+    with server(folder, "--max_seconds", "1") as (_, port):
+        for sent in (b"", b"POST /pre", HALF):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                client.sendall(sent)
+                with suppress(ConnectionResetError):
+                    assert client.recv(100) == b""
+        assert health(port) == "ok"
+
+
+@pytest.mark.slow
+def test_more_silent_connections_than_files(folder):
+    with server(folder, files=300) as (process, port), ExitStack() as stack:
+        for _ in range(400):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+        assert health(port) == "ok"
+        _, errors = end(process)
+    assert "Traceback" not in errors
 
 
 def test_what_cannot_be_served_gets_one_clear_line(monkeypatch, tmp_path):
@@ -53,54 +129,10 @@ def test_what_cannot_be_served_gets_one_clear_line(monkeypatch, tmp_path):
         serve.main()
 
 
-def test_an_answer_does_not_wait_for_an_acknowledgement():
+def test_a_response_does_not_wait_for_an_acknowledgement():
     with (
         serve.listening_socket("127.0.0.1", 0) as listening,
         socket.create_connection(listening.getsockname()),
         listening.accept()[0] as accepted,
     ):
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
-@pytest.mark.parametrize("status", [200, 429])
-def test_the_load_test_compares_both(tmp_path, monkeypatch, capsys, status):
-    bodies = []
-
-    class Answers(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    flags = []
-
-    @contextmanager
-    def server(model: str, given: list[str]):
-        flags.append(given)
-        with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as http:
-            Thread(target=http.serve_forever, daemon=True).start()
-            try:
-                yield f"127.0.0.1:{http.server_port}"
-            finally:
-                http.shutdown()  # without it the thread spins for ever on the closed socket
-
-    (tmp_path / "texts").write_text("\n".join(TEXTS))
-    monkeypatch.setattr(load_test, "server", server)
-    arguments = ["--model", "m", "--file", str(tmp_path / "texts"), "--exit_threshold", "9", "--clients", "2"]
-    monkeypatch.setattr("sys.argv", ["load_test", *arguments, "--seconds", "0.2", "--repeats", "1"])
-    if status != 200:
-        with pytest.raises(InputError, match="status 429"):
-            load_test.main()
-        return
-    load_test.main()
-    assert flags == [["--exit_threshold=-1"], ["--exit_threshold=9.0"]]
-    assert {body["texts"] for body in bodies} == set(TEXTS)
-    _, _, full, early = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"\| 2 \| full model \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", full)
-    assert re.fullmatch(r"\| 2 \| early exit at 9 \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", early)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from brute_force import AllExits, per_off_ramp
+from brute_force import AllExits
 
-from deebert.modeling.config import config_cutoffs
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 
 NEVER, ALWAYS = -1.0, float("inf")

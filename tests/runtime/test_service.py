@@ -165,7 +165,7 @@ def test_the_most_probable_labels(client, classifier):
     for k in (1, 2, 99):
         (found,) = client.post("/predict", json={"texts": TEXTS[0], "top_k": k}).json()["predictions"]
         assert found["label"] == expected.label
-        assert list(found["probabilities"])[0] == expected.label
+        assert next(iter(found["probabilities"])) == expected.label
         assert len(found["probabilities"]) == min(k, len(expected.probabilities))
         values = list(found["probabilities"].values())
         assert values == sorted(values, reverse=True)
