@@ -34,25 +34,25 @@ class Columns:
         return f"{'text' if len(self.texts) == 1 else 'pairs'} from {texts}, label from {labels}"
 
 
-def choose_columns(
-    path: Path, records: Sequence[Record], text: str | None, pair: str | None, label: str | None
-) -> Columns:
-    """The columns that are given, or else plain by their names. label: one, or several with commas between them.
+def choose_columns(path: Path, records: Sequence[Record], text: str | None, label: str | None) -> Columns:
+    """The columns that are given, or else plain by their names. text, label: one column, or several with commas.
 
     Raises InputError, which lists the columns of the file.
     """
     columns = tuple(dict.fromkeys(chain.from_iterable(row for _, row in records)))  # a JSON line may lack some
-    labels = () if label is None else (label,) if label in columns else tuple(name.strip() for name in label.split(","))
-    has = f"the file has {', '.join(columns)}{advice(path, records, () if labels else columns)}"
-    roles: dict[str, str] = {}
-    for role, name in (("text_column", text), ("text_pair_column", pair), *(("label_column", x) for x in labels)):
-        if name is not None and name not in columns:
-            raise InputError(f"{path}: {role} {name}: no such column; {has}")
-        if name in roles:
-            raise InputError(f"{path}: {role} {name}: the same column as {roles[name]}; {has}")
-        roles |= {} if name is None else {name: role}
-    if pair is not None and text is None:
-        raise InputError(f"{path}: text_pair_column {pair} needs a text_column, too; {has}")
+    has = f"the file has {', '.join(columns)}{advice(path, records, () if label else columns)}"
+    given = []
+    for what, name in (("text_column", text), ("label_column", label)):
+        names = () if name is None else (name,) if name in columns else tuple(map(str.strip, name.split(",")))
+        for each in names:
+            if each not in columns:
+                raise InputError(f"{path}: {what} {each}: no such column; {has}")
+            if [*names, *chain(*given)].count(each) > 1:
+                raise InputError(f"{path}: {what} {each}: this column is given twice; {has}")
+        given.append(names)
+    texts, labels = given[0] or pair_of(columns, given[1]), given[1]
+    if len(texts) > 2:
+        raise InputError(f"{path}: text_column {text}: give one column, or the two of pairs; {has}")
 
     def guess(what: str, names: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
         """The one column with one of these names; else, in a file of two columns, the one beside the taken one."""
@@ -62,7 +62,6 @@ def choose_columns(
             raise InputError(f"{path}: {' and '.join(named)} could be the {what}; name one ({what}_column); {has}")
         return tuple(named or (free if len(columns) == 2 and len(free) == 1 else ()))
 
-    texts = tuple(name for name in (text, pair) if name is not None) or pair_of(columns, labels)
     texts = texts or guess("text", TEXT_NAMES, labels)
     labels = labels or guess("label", LABEL_NAMES, texts)
     texts = texts or guess("text", (), labels)

@@ -34,7 +34,8 @@ METRICS = {
 class OwnFiles:
     """Own files, and how they are read; docs/own_data.md says what is done where a field is None.
 
-    label_column: one, or several with commas between them that hold 0 or 1, one for each label.
+    text_column: one, or the two of pairs with a comma. label_column: one, or with commas several that hold 0 or 1, one
+    for each label.
     labels, problem_type: at an evaluation those of the trained model; in a training labels is None.
     """
 
@@ -42,7 +43,6 @@ class OwnFiles:
     validation: Path | None = None
     test: Path | None = None
     text_column: str | None = None
-    text_pair_column: str | None = None
     label_column: str | None = None
     column_names: tuple[str, ...] = ()
     label_names: Path | None = None
@@ -92,7 +92,7 @@ class Part:
     @classmethod
     def read(cls, path: Path, files: OwnFiles) -> "Part":
         records = read_table(path, files.column_names)
-        columns = choose_columns(path, records, files.text_column, files.text_pair_column, files.label_column)
+        columns = choose_columns(path, records, files.text_column, files.label_column)
         texts = [tuple(text_of(row, name, place) for name in columns.texts) for place, row in records]
         values = [[value_of(row, name, place) for name in columns.labels] for place, row in records]
         values = [value[0] for value in values] if len(columns.labels) == 1 else values

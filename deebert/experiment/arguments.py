@@ -154,7 +154,12 @@ class OwnDataArguments:
     text_column: str | None = HfArg(
         default=None, help="the column of the text, of pairs both with a comma (default: guessed by the names)"
     )
-    label_column: str | None = HfArg(default=None, help="the column of the label (default: guessed by its name)")
+    label_column: str | None = HfArg(
+        default=None,
+        aliases="--label_columns",
+        help="the column of the label, or with commas one column of 0 and 1 for each label (default: guessed by its "
+        "name)",
+    )
     column_names: str | None = HfArg(
         default=None, help="names of the columns, with commas, of files without a header line"
     )

@@ -19,7 +19,7 @@ from accelerate.utils import (
 from transformers import PreTrainedTokenizerBase
 
 from deebert.data.batching import collator
-from deebert.data.encoding import MIN_TOKENS
+from deebert.data.encoding import MIN_TOKENS, check_vocabulary
 from deebert.data.features import Features, fingerprint, load_features
 from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
@@ -90,6 +90,7 @@ class Experiment:
         tokenizer = load_tokenizer(args.model.tokenizer_name or source, args.model.do_lower_case, args.model.cache_dir)
         if previous is not None:
             earlier_run.check_tokenizer(args, previous["tokenizer"], fingerprint(tokenizer))
+        check_vocabulary(tokenizer.backend_tokenizer, config.vocab_size, source)
         dev_features, train_features = load_data(args, task, config, tokenizer, accelerator)
         return cls(
             args=args,
@@ -158,15 +159,13 @@ def find_task(data: DataArguments, own: OwnDataArguments, **trained) -> Task:
     paths = {
         name: Path(path) if path else None for name, path in asdict(own).items() if name.endswith(("_file", "_names"))
     }
-    text_column, _, pair_column = (own.text_column or "").partition(",")
     return own_task(
         OwnFiles(
             **{"problem_type": own.problem_type} | trained,
             train=paths["train_file"],
             validation=paths["validation_file"],
             test=paths["test_file"],
-            text_column=text_column.strip() or None,
-            text_pair_column=pair_column.strip() or None,
+            text_column=own.text_column,
             label_column=own.label_column,
             column_names=tuple(name.strip() for name in own.column_names.split(",")) if own.column_names else (),
             label_names=paths["label_names"],
@@ -257,7 +256,10 @@ def load_data(args: Arguments, task: Task, config, tokenizer, accelerator: Accel
         with accelerator.local_main_process_first():  # the others read the features from the cache
             overwrite = args.data.overwrite_cache and accelerator.is_local_main_process
             folder, length = args.data.data_dir, config.max_seq_length
-            return load_features(task, folder, split, labels, tokenizer, length, overwrite_cache=overwrite)
+            loaded = load_features(task, folder, split, labels, tokenizer, length, overwrite_cache=overwrite)
+        if note := loaded.cut_note():
+            accelerator.print(f"note: {split}: {note} (max_seq_length)", flush=True)
+        return loaded
 
     dev_features = {split: features(split) for split in scored_splits(args, task)}
     return dev_features, features("train") if args.run.do_train else None

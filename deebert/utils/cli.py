@@ -13,6 +13,7 @@ from copy import copy
 from typing import NoReturn
 
 from deebert.utils.errors import InputError, Interrupted
+from deebert.utils.text import printable
 
 # The packages without which a command cannot run, by the names that Python imports
 REQUIREMENTS = "torch transformers accelerate numpy sklearn scipy tqdm matplotlib tensorboardX"
@@ -58,7 +59,7 @@ def run(main: Callable[[], None]) -> None:
         with sigterm_interrupts():
             main()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
         print(f"error: {missing_package(error)}", file=sys.stderr)

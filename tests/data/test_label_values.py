@@ -118,11 +118,11 @@ def test_a_column_whose_name_has_a_comma_is_one_column(task):
             "which column holds the label. Name it .label_column.; .*; label_column late,rude,refund makes a label of",
         ),
         (COLUMNS, {"text_column": "comment_text", "label_column": "late,tude"}, "label_column tude: no such column"),
-        (COLUMNS, {"text_column": "late", "label_column": "late,rude"}, "late: the same column as text_column"),
+        (COLUMNS, {"text_column": "late", "label_column": "late,rude"}, "late: this column is given twice"),
         (
             COLUMNS,
             {"text_column": "comment_text", "label_column": "late,late"},
-            "late: the same column as label_column",
+            "late: this column is given twice",
         ),
         (
             COLUMNS.replace("0,1,0", "0,yes,0"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +125,34 @@ def test_texts_with_several_labels(own, tmp_path, capsys):
     text = json.loads((tmp_path / "dev.jsonl").read_text().splitlines()[0])["text"]
     (prediction,) = Classifier("out", exit_threshold=-1, max_seq_length=32)([text])
     assert prediction.label == np.array(["bad", "good", "long"])[predicted[0]].tolist()
+
+
+def test_one_column_for_each_label_and_texts_that_are_cut(own, tmp_path, capsys):
+    rows = [(text, label, 1 - label, int(len(text) > 40)) for text, label in sentences(40, 1)]
+    write_csv(tmp_path / "films.csv", rows, ("text", "good", "bad", "long"))
+    flags = TRAIN.replace("--max_seq_length 32", "--max_seq_length 8")
+    with pytest.raises(SystemExit):
+        own(f"{flags} --train_file films.csv")
+    assert "label_column good,bad,long makes a label of each column of 0 and 1" in capsys.readouterr().err
+    own(f"{flags} --train_file films.csv --label_columns good,bad,long")
+    printed = capsys.readouterr().out
+    assert "any number of 3 labels each, by 0 and 1: good, bad, long" in printed
+    assert " %) have more than 8 tokens and were cut (max_seq_length)" in printed.split("note: train: ")[1]
+    assert "note: dev: " in printed
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["id2label"] == {"0": "good", "1": "bad", "2": "long"}
+
+
+def test_tokens_that_the_model_has_no_embeddings_for_are_one_line(own, tmp_path, tiny_checkpoints, capsys):
+    shutil.copytree(tiny_checkpoints["bert"], tmp_path / "tokens")
+    tokenizer = tiny_tokenizer("bert")
+    tokenizer.add_tokens(["[TICKET]", *(f"[{i}]" for i in range(tiny_config("bert").vocab_size - len(tokenizer)))])
+    tokenizer.save_pretrained(tmp_path / "tokens")
+    write_csv(tmp_path / "films.csv", [(f"[TICKET] {text}", label) for text, label in sentences(40, 1)])
+    with pytest.raises(SystemExit):
+        own(f"{TRAIN} --train_file films.csv --tokenizer_name tokens")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "but the model has embeddings for" in line
 
 
 def test_numbers(own, tmp_path):
