@@ -61,10 +61,11 @@ def register(config_class: type, model_class: type, plain_config: type, plain_mo
     AutoModelForSequenceClassification and pipelines then choose a class of ours for the folders that it saved. Plain
     checkpoints in the same process load as before.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForSequenceClassification
 
     MODELS.register(config_class, model_class)
-    AutoModelForSequenceClassification.register(config_class, model_class)  # for models that are made from our config
+    AutoModel.register(config_class, model_class.model_class)  # for models that are made from our config
+    AutoModelForSequenceClassification.register(config_class, model_class)
     AutoModelForSequenceClassification.register(plain_config, choice(plain_model, model_class), exist_ok=True)
 
 

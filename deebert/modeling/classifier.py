@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from deebert.modeling.config import add_highway_fields, config_cutoffs, config_rule, has_several_labels, set_rule
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
@@ -21,6 +22,7 @@ from deebert.modeling.first_token import needs_full_last_layer
 from deebert.modeling.off_ramps import classifier_dropout, is_off_ramp, mean_weights
 from deebert.utils.arrays import token_lengths
 
+CLASSES = "single_label_classification"
 STAGES = ("backbone", "off_ramps", "all")
 
 
@@ -104,7 +106,7 @@ class HighwayClassifier:
         exit_threshold: float | Sequence[float] | None = None,
         early_exit_entropy: float | Sequence[float] | None = None,
         exit_rule: str | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> HighwayClassifierOutput:
         """Classifies a batch. Each sample exits at its own layer; results come in input order.
 
@@ -142,10 +144,11 @@ class HighwayClassifier:
             early_exit_entropy if exit_threshold is None else exit_threshold, output_layer, exit_rule
         )
         can_exit, all_exits = any(cutoff > 0 for cutoff in cutoffs), output_all_exits or stage != "backbone"
+        full_batches = self._needs_full_batches(kwargs)
         short = not needs_full_last_layer(
-            self.config, self.base_model.encoder.layer[-1], any(map(_given, kwargs.values()))
+            self.config, self.base_model.encoder.layer[-1], full_batches or any(map(_given, kwargs.values()))
         )
-        if all_exits or (can_exit and self._needs_full_batches(kwargs)):
+        if all_exits or (can_exit and full_batches):
             output = self._all_exits(inputs, rule, cutoffs, short, stage)
         elif can_exit or short:
             output = self._with_exits(inputs, rule, cutoffs, short)
@@ -234,7 +237,8 @@ class HighwayClassifier:
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """HF's own choice: cross-entropy, mean squared error for one label, or binary cross-entropy for several."""
-        labels = labels.to(logits.dtype) if self.num_labels == 1 or has_several_labels(self.config) else labels
+        classes = self.num_labels > 1 if self.config.problem_type is None else self.config.problem_type == CLASSES
+        labels = labels if classes else labels.to(logits.dtype)
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
     def _cutoffs(
@@ -250,7 +254,7 @@ class HighwayClassifier:
     def _needs_full_batches(self, kwargs: dict) -> bool:
         """Whether hidden states or attentions are requested. Flex attention counts too: its masks cannot be trimmed."""
         return self.config._attn_implementation == "flex_attention" or any(
-            kwargs.get(name, getattr(self.config, name, False))
+            _given(kwargs.get(name, getattr(self.config, name, False)))
             for name in ("output_hidden_states", "output_attentions")
         )
 

@@ -88,7 +88,7 @@ class Case(modeling.ModelTesterMixin, training.TrainingTesterMixin):
         self.model_tester.sequence_classification_class = self.all_model_classes[-1]
 
     def test_config(self) -> None:
-        configuration.ConfigTester(self, config_class=self.config_class, vocab_size=37).run_common_tests()
+        configuration.ConfigTester(self, config_class=self.config_class, max_position_embeddings=77).run_common_tests()
 
     def _create_text_training_batch(self, batch_size: int, seq_length: int, vocab_size: int) -> dict[str, torch.Tensor]:
         """A batch for a classifier; theirs has a label for each token."""

@@ -12,7 +12,7 @@ import torch
 import transformers
 from helpers import ROOT
 from tiny import CLASSES, random_batch, tiny_config, tiny_model, tiny_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 from transformers.utils import hub
 
 from deebert import DeeBertForSequenceClassification
@@ -42,6 +42,7 @@ def test_the_auto_class_gives_a_model_that_exits(folder, backbone, tmp_path):
     model.save_pretrained(tmp_path / "again")
     assert exits_early(AutoModelForSequenceClassification.from_pretrained(tmp_path / "again"))
     assert exits_early(AutoModelForSequenceClassification.from_config(tiny_config(backbone, exit_threshold=10.0)))
+    assert type(AutoModel.from_config(model.config)) is type(model.base_model)
 
 
 def test_a_pipeline_of_the_folder_exits(folder, backbone, caplog):

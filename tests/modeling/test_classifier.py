@@ -252,6 +252,12 @@ def test_float_labels_mean_several_labels_from_the_first_call_on():
     assert first.entropy.max() < 0.694  # ln 2, of one label's yes or no
 
 
+def test_one_label_may_be_a_class():
+    model = tiny_model("bert", num_labels=1)
+    model.config.problem_type = "single_label_classification"
+    assert model(**random_batch(model.config, [5, 9]), labels=torch.zeros(2, dtype=torch.long)).loss == 0
+
+
 def test_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="choose one of first, mean"):
         DeeBertForSequenceClassification(tiny_config("bert", highway_pooling="last"))
@@ -452,6 +458,12 @@ def test_a_config_may_want_tuples():
     expected = model(**batch)
     model.config.return_dict = False
     torch.testing.assert_close(model(**batch)[0], expected.logits)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 1e9])
+def test_a_config_may_request_hidden_states(threshold):
+    model = tiny_model("bert", output_hidden_states=True, exit_threshold=threshold)
+    assert [state.shape for state in model(**random_batch(model.config, [5, 9])).hidden_states] == [(2, 9, 32)] * 5
 
 
 def test_distilberts_names_are_berts():

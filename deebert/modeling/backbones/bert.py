@@ -35,11 +35,12 @@ class DeeBertForSequenceClassification(AutoLoading, HighwayClassifier, BertForSe
     """BERT for classification whose samples exit at the first off-ramp that is certain enough."""
 
     config_class = DeeBertConfig
+    model_class = DeeBertModel
 
     def __init__(self, config):
         add_highway_fields(config, self.config_class)
         super(BertForSequenceClassification, self).__init__(config)  # HF's __init__ builds a BERT without off-ramps
-        self.bert = DeeBertModel(config)
+        self.bert = self.model_class(config)
         self.init_head(config)
         self.post_init()
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForSequenceClassification, ModernBertModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
 from deebert.modeling.auto_classes import AutoLoading, register
@@ -85,20 +87,29 @@ class DeeModernBertModel(HighwayEncoder, ModernBertModel):
         """See HighwayModel."""
         return self.embeddings(input_ids)
 
-    def forward(self, *args, exits: ExitRequest | None = None, **kwargs) -> BaseModelOutput:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        exits: ExitRequest | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
         """HF's own pass, or one with exits (see HighwayEncoder)."""
+        inputs = (input_ids, attention_mask, position_ids, inputs_embeds)
         if exits is None:
-            return super(HighwayEncoder, self).forward(*args, **kwargs)
-        return self._forward_with(exits, *args, **kwargs)
+            return super(HighwayEncoder, self).forward(*inputs, **kwargs)
+        return self._forward_with(exits, *inputs, **kwargs)
 
     @capture_outputs
     def _forward_with(
         self,
         exits: ExitRequest,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
         **kwargs,
     ) -> BaseModelOutput:
         if position_ids is not None or self.config._attn_implementation == "flex_attention":

@@ -41,6 +41,7 @@ class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, Robert
     """
 
     config_class = DeeRobertaConfig
+    model_class = DeeRobertaModel
     _keys_to_ignore_on_load_unexpected: ClassVar = [
         *HighwayClassifier._keys_to_ignore_on_load_unexpected,
         r"^classifier\.(dense|out_proj)\.",
@@ -50,7 +51,7 @@ class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, Robert
         add_highway_fields(config, self.config_class)
         # HF's __init__ builds a RoBERTa without off-ramps
         super(RobertaForSequenceClassification, self).__init__(config)
-        self.roberta = DeeRobertaModel(config)
+        self.roberta = self.model_class(config)
         self.init_head(config)
         self.register_load_state_dict_pre_hook(without_stock_head)
         self.post_init()
