@@ -18,6 +18,5 @@ def save_classifier(folder: Path) -> str:
         all_logits = model(**tokenizer(TEXTS, return_tensors="pt", padding=True), output_all_exits=True).all_logits
     threshold = (entropy(all_logits[:, :-1]).median(dim=0).values + 1e-4).tolist()
     model.set_exit_threshold(threshold)
-    model.config.exit_histogram = {"rule": "entropy", "threshold": threshold, "counts": {"1": 50, "4": 50}}
     save_model(model, tokenizer, folder)
     return str(folder)

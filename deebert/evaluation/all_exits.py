@@ -102,12 +102,6 @@ class AllExits:
         uncertainties = torch.from_numpy(self.uncertainties)
         return first_exit_layer(uncertainties, self.cutoffs(threshold), self.first_layer).numpy()
 
-    def exit_histogram(self, threshold: float | Sequence[float]) -> dict:
-        """How many samples exit after each layer at this threshold, as a model's config keeps it with the threshold."""
-        layers, counts = np.unique(self.exit_layers(threshold), return_counts=True)
-        by_layer = {str(layer): count for layer, count in zip(layers.tolist(), counts.tolist(), strict=True)}
-        return {"rule": self.rule, "threshold": threshold, "counts": by_layer}
-
     def logits_at(self, exit_layers: np.ndarray) -> np.ndarray:
         """The logits (S, C) of samples that exit at these layers (S,)."""
         return self.logits[np.arange(len(self.logits)), exit_layers - self.first_layer]

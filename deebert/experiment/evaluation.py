@@ -111,10 +111,9 @@ class Evaluation:
         self.say(threshold_selection.report(choice, target, len(self.exits.labels)))
         facts = {"target": asdict(target), **asdict(choice)}
         file, before = self.checkpoint / "config.json", load_config(str(self.checkpoint))
-        config.exit_threshold, config.exit_histogram = NO_EXIT, None
+        config.exit_threshold = NO_EXIT
         if choice.threshold is not None:
             config.exit_threshold = choice.threshold
-            config.exit_histogram = self.exits.exit_histogram(choice.threshold)  # what `deebert serve` compares with
             self.write_config()
             facts["latency"] = self.measure_latency(choice.threshold)
             self.say(f"stored in {file}: from_pretrained gives a model that exits at it")

@@ -201,7 +201,6 @@ def config_to_train(args: Arguments, task: Task):
         )
     set_labels(config, label_order(task, config.model_type, config.id2label), task.problem_type)
     config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
-    config.exit_histogram = None
     set_text_length(config, args.data.max_seq_length)
     for name, value in wanted.items():
         setattr(config, name, value)

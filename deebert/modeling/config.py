@@ -12,8 +12,6 @@ from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_thre
 MANIFEST = "deebert_onnx.json"  # beside the config.json of an export; written last, so that the export is complete
 DEFAULT_MAX_SEQ_LENGTH = 128  # tokens; the paper's
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
-SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
-SIZES += ("local_attention",)  # of ModernBERT
 REMOVED = "which version 0.9 no longer has; train the model again, or run it with version 0.8.0"
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -24,17 +22,15 @@ class ExitFields:
 
     exit_threshold: a sample exits at the first off-ramp whose uncertainty (entropy in nats, unless exit_rule says
         otherwise) is below it. One number, or one for each off-ramp (one more is allowed and has no meaning).
-        <= 0: nothing exits early. Its name in the original and in 0.5, early_exit_entropy, is an alias.
+        <= 0: nothing exits early. early_exit_entropy, its name in the original, is an alias.
     exit_rule: which uncertainty, a key of exit_rules.EXIT_RULES.
     patience_tolerance: the difference up to which values of a regression model agree, for the rule patience.
     highway_pooling: what an off-ramp reads, a key of off_ramps.POOLINGS.
     highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
     exit_before_first_layer: whether there is an off-ramp on the embeddings, exit layer 0. It reads all tokens, so it
         needs the highway_pooling mean.
-    exit_histogram: the rule and threshold that were chosen, and how many samples of the dev set then exit after each
-        layer (`counts`, by layer). Runtimes compare what they see with it. None: no threshold was chosen.
     max_seq_length: the number of tokens that texts were cut to in training, so that a threshold holds for such texts.
-        None: not known, as in models of 0.8 and before, whose default was 128.
+        None: not known; then 128.
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"early_exit_entropy": "exit_threshold"}
@@ -45,7 +41,6 @@ class ExitFields:
     highway_pooling: str = "first"
     highway_head: str = "pooler"
     exit_before_first_layer: bool = False
-    exit_histogram: dict | None = None
     max_seq_length: int | None = None
 
     @property
@@ -65,12 +60,6 @@ class HighwayConfig(ExitFields):
     gated_mlp: ClassVar[bool] = False  # three matrices of hidden_size x intermediate_size in a layer, rather than two
     positions_after_padding: ClassVar[bool] = False  # position numbers begin with pad_token_id + 1
     first_token_only: ClassVar[bool] = True  # in evaluation the last layer is computed for the first token only
-
-    OF_0_5: ClassVar[tuple[str, ...]] = ("train_strategy", "distill", "distill_temperature")  # no longer stored here
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**{name: value for name, value in kwargs.items() if name not in self.OF_0_5})
-        forget_unused(self)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -106,14 +95,7 @@ def make_highway_config(config, config_class: type) -> None:
     for field in dataclasses.fields(ExitFields):
         if not hasattr(config, field.name):
             setattr(config, field.name, field.default)
-    forget_unused(config)
     config.__class__ = config_class
-
-
-def forget_unused(config) -> None:
-    """Drops the field of temperatures where it is null, as in every config up to 0.8; `check_fields` refuses others."""
-    if getattr(config, "exit_temperatures", 1) is None:
-        del config.exit_temperatures
 
 
 def check_architecture(model_type: str, config_class: type) -> None:
@@ -126,18 +108,14 @@ def check_architecture(model_type: str, config_class: type) -> None:
 
 
 def check_stored(facts: Mapping) -> None:
-    """Raises ValueError where a stored config has two thresholds under two names, or what left the code in 0.9.
-
-    A model that ignores one of these would give other predictions than the one that was saved.
-    """
+    """Raises ValueError where a stored config has two different thresholds, or needs what left the code in 0.9."""
+    if facts.get("exit_temperatures") is not None:
+        raise ValueError(f"exit_temperatures is {str(facts['exit_temperatures'])[:100]}, {REMOVED}")
+    if facts.get("highway_pooling") == "attention":
+        raise ValueError(f"highway_pooling is 'attention', {REMOVED}")
     for alias, name in ExitFields.ALIASES.items():
         if alias in facts and name in facts and facts[alias] != facts[name]:
             raise ValueError(f"{alias} is {facts[alias]!r}, and {name}, the same, is {facts[name]!r}; remove one")
-    temperatures = facts.get("exit_temperatures")
-    if temperatures is not None:
-        raise ValueError(f"exit_temperatures is {str(temperatures)[:100]}, {REMOVED}")
-    if facts.get("highway_pooling") == "attention":
-        raise ValueError(f"highway_pooling is 'attention', {REMOVED}")
 
 
 def check_fields(config) -> None:
@@ -146,43 +124,44 @@ def check_fields(config) -> None:
     Whether the threshold is one of the rule's is for `config_cutoffs`: commands change both before they load weights.
     """
     check_stored(vars(config))
-    layers = config.num_hidden_layers
-    if not 1 <= layers <= MOST_LAYERS:
-        raise ValueError(f"num_hidden_layers is {layers}; give a number from 1 to {MOST_LAYERS}")
-    for name in SIZES:
-        if getattr(config, name, 1) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; give a number from 1")
-    if config.problem_type not in (None, *PROBLEMS):
-        raise ValueError(f"problem_type is {config.problem_type!r}; choose one of {', '.join(PROBLEMS)}")
+    for name, (valid, wanted) in CHECKS.items():
+        if hasattr(config, name) and not valid(value := getattr(config, name)):
+            raise ValueError(f"{name} is {str(value)[:100]!r}; give {wanted}")
     check_labels(config.id2label)
-    padding = config.pad_token_id
-    if not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"pad_token_id is {padding!r}; give the id of the padding token")
-    for name in ("exit_rule", "highway_pooling", "highway_head"):
-        if not isinstance(getattr(config, name), str):
-            raise ValueError(f"{name} is {getattr(config, name)!r}; give a name")
     config_rule(config)
-    if not isinstance(config.exit_before_first_layer, bool):
-        raise ValueError(f"exit_before_first_layer is {config.exit_before_first_layer!r}; give true or false")
-    length = config.max_seq_length
-    if length is not None and not (isinstance(length, int) and not isinstance(length, bool) and length > 0):
-        raise ValueError(f"max_seq_length is {length!r}; give null, or a number of tokens")
-    histogram = config.exit_histogram
-    if histogram is not None and not is_histogram(histogram):
-        raise ValueError(f"exit_histogram is {str(histogram)[:100]}; give null, or choose a threshold again")
-    threshold = config.exit_threshold
-    if not is_number(threshold) and not (isinstance(threshold, list | tuple) and all(map(is_number, threshold))):
-        raise ValueError(f"exit_threshold is {threshold!r}; give a number, or a list with one for each off-ramp")
-    if not is_number(config.patience_tolerance) or not config.patience_tolerance >= 0:
-        raise ValueError(f"patience_tolerance is {config.patience_tolerance!r}; give a number from 0")
 
 
-def is_histogram(value) -> bool:
-    """Whether this can be an exit_histogram."""
-    if not isinstance(value, dict) or {*value} != {"rule", "threshold", "counts"}:
+def is_whole(value, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value) -> bool:
+    """Whether this is a number that a float can hold. NaN and infinity are."""
+    if not isinstance(value, Real) or isinstance(value, bool):
         return False
-    counts = value["counts"]
-    return isinstance(counts, dict) and all(str(k).isdigit() and isinstance(n, int) for k, n in counts.items())
+    try:
+        return isinstance(float(value), float)
+    except OverflowError:
+        return False
+
+
+def is_threshold(value) -> bool:
+    return is_number(value) or (isinstance(value, list | tuple) and all(map(is_number, value)))
+
+
+SIZE = (lambda value: is_whole(value, 1), "a number from 1")
+CHECKS = {  # by the name of a field, where a config has it: what is valid, and the same in words
+    "num_hidden_layers": (lambda n: is_whole(n, 1) and n <= MOST_LAYERS, f"a number from 1 to {MOST_LAYERS}"),
+    **dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"), SIZE),
+    **dict.fromkeys(("max_position_embeddings", "local_attention"), SIZE),  # the latter is ModernBERT's
+    "problem_type": (lambda value: value in (None, *PROBLEMS), f"one of {', '.join(PROBLEMS)}"),
+    "pad_token_id": (lambda value: is_whole(value, 0), "the id of the padding token"),
+    "exit_before_first_layer": (lambda value: isinstance(value, bool), "true or false"),
+    "max_seq_length": (lambda value: value is None or is_whole(value, 1), "null, or a number of tokens"),
+    "exit_threshold": (is_threshold, "a number, or a list with one for each off-ramp"),
+    "patience_tolerance": (lambda value: is_number(value) and value >= 0, "a number from 0"),
+    **dict.fromkeys(("exit_rule", "highway_pooling", "highway_head"), (lambda value: isinstance(value, str), "a name")),
+}
 
 
 def check_labels(id2label: dict) -> None:
@@ -196,16 +175,6 @@ def check_labels(id2label: dict) -> None:
         "".join(map(str, id2label.values())).encode()
     except UnicodeError as error:
         raise ValueError(f"id2label has {error.object[error.start]!r}, which is no Unicode text") from None
-
-
-def is_number(value) -> bool:
-    """Whether this is a number that a float can hold. NaN and infinity are."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    try:
-        return isinstance(float(value), float)
-    except OverflowError:
-        return False
 
 
 def config_rule(config, name: str | None = None) -> ExitRule:
@@ -246,11 +215,3 @@ def set_rule(config, name: str, threshold: float | Sequence[float]) -> None:
 def longest_text(config, wanted: int | None = None) -> int:
     """The number of tokens that texts are cut to: `wanted`, or where it is None what the training cut them to."""
     return wanted or config.max_seq_length or DEFAULT_MAX_SEQ_LENGTH
-
-
-def known_exit_counts(config) -> dict[int, int] | None:
-    """The dev set's samples by exit layer; None where it was counted at another threshold or rule, or not."""
-    histogram = config.exit_histogram
-    if histogram is None or (histogram["rule"], histogram["threshold"]) != (config.exit_rule, config.exit_threshold):
-        return None
-    return {int(layer): int(count) for layer, count in histogram["counts"].items()}

@@ -31,7 +31,7 @@ class ExitOutput:
 
 FORMAT = 5  # raise it when OnnxDeeBert can no longer run earlier exports
 GRAPH, GRAPH_OF_0_6 = "model.onnx", "layers.onnx"
-EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "exit_histogram", "max_seq_length", "id2label")
+EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "max_seq_length", "id2label")
 AGAIN = "run deebert export again"
 
 

@@ -175,13 +175,6 @@ def test_sweep_counts(logits, threshold):
     assert row.layers_run == pytest.approx(layers.mean() / logits.shape[1])
 
 
-def test_the_histogram_counts_exits():
-    exits = AllExits(np.array([[[0.0, 0], [9, 0], [9, 0]], [[0, 0], [0, 0], [9, 0]], [[9, 0], [9, 0], [9, 0]]]), None)
-    found = exits.exit_histogram(0.5)
-    assert found == {"rule": "entropy", "threshold": 0.5, "counts": {"1": 1, "2": 1, "3": 1}}
-    assert exits.exit_histogram(-1)["counts"] == {"3": 3}
-
-
 def test_dense_thresholds_reach_the_largest_entropy():
     rng = np.random.default_rng(0)
     exits = AllExits(rng.normal(size=(50, 4, 3)).astype(np.float32), rng.integers(0, 2, 50))

@@ -1,6 +1,5 @@
 """Checkpoints, losses, stages, and life inside transformers."""
 
-import copy
 import dataclasses
 import json
 
@@ -21,7 +20,7 @@ from deebert.modeling.checkpoints import (
     save_model,
     set_labels,
 )
-from deebert.modeling.config import HighwayConfig, known_exit_counts
+from deebert.modeling.config import HighwayConfig
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.utils.errors import InputError
 
@@ -70,7 +69,6 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "highway_pooling": "first",
         "highway_head": "pooler",
         "exit_before_first_layer": False,
-        "exit_histogram": None,
         "max_seq_length": None,
     }
     assert_same_weights(loaded, model)
@@ -228,18 +226,6 @@ def test_a_plain_config_knows_the_alias_too():
     model.config.early_exit_entropy = 10.0
     with torch.no_grad():
         assert model(**random_batch(model.config, [4, 9])).exit_layer.tolist() == [1, 1]
-
-
-def test_a_config_of_version_0_5_loads(tmp_path):
-    model = tiny_model("bert", exit_threshold=0.3)
-    model.save_pretrained(tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())
-    stored["early_exit_entropy"] = stored.pop("exit_threshold")
-    stored |= {"train_strategy": "joint", "distill": 0.5, "distill_temperature": 3.0, "exit_temperatures": None}
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    config = load_config(str(tmp_path))
-    assert config.exit_threshold == 0.3
-    assert not {"train_strategy", "distill", "distill_temperature", "exit_temperatures"} & set(config.to_dict())
 
 
 def test_float_labels_mean_several_labels_from_the_first_call_on():
@@ -484,16 +470,3 @@ def test_labels_say_what_the_problem_is():
 
 def test_the_known_encoders_can_be_counted():
     assert len(checkpoints.MODELS) == len(list(checkpoints.MODELS)) >= 7
-
-
-def test_the_dev_sets_exits_count_for_their_rule_and_threshold_only(tmp_path):
-    histogram = {"rule": "entropy", "threshold": 0.3, "counts": {"1": 5, "4": 2}}
-    model = tiny_model("bert", exit_threshold=0.3, exit_histogram=histogram)
-    model.save_pretrained(tmp_path)
-    config = load_config(str(tmp_path))
-    assert known_exit_counts(config) == {1: 5, 4: 2}
-    for change in ({"exit_threshold": 0.4}, {"exit_rule": "confidence"}, {"exit_histogram": None}):
-        other = copy.deepcopy(config)
-        for name, value in change.items():
-            setattr(other, name, value)
-        assert known_exit_counts(other) is None
