@@ -34,10 +34,9 @@ from deebert.modeling.off_ramps import is_off_ramp
 from deebert.runtime import onnx_export
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.onnx_runtime import OnnxDeeBert
-from deebert.training.cached_features import cached_features
 from deebert.training.settings import TrainSettings
 from deebert.training.stage import StageTraining, parameter_groups
-from deebert.training.train_data import TokenData
+from deebert.training.train_data import TokenData, cached_features
 from deebert.utils.errors import InputError
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}

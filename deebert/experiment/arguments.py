@@ -274,7 +274,7 @@ class Arguments:
         """The hyper-parameters of a stage, from 1: all have the same, but for what the recipe changes."""
         recipe, settings = RECIPES[self.model.recipe], self.training
         rate = settings.highway_learning_rate or recipe.highway_learning_rate
-        frozen = not STRATEGIES[settings.train_strategy][stage - 1].backbone
+        frozen = STRATEGIES[settings.train_strategy][stage - 1].trains == "off_ramps"
         epochs = recipe.highway_epochs if frozen and recipe.highway_epochs else settings.num_train_epochs
         return replace(settings, highway_learning_rate=rate, num_train_epochs=epochs)
 

@@ -176,7 +176,7 @@ class RunRecord:
             "preparation_seconds": preparation,
             "seconds": training.seconds,
             "samples_per_second": training.samples_per_second,
-            "peak_memory_gib": training.peak_memory / 2**30,
+            "gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30,  # at most, since the start; 0 on a CPU
             "best_dev_score": training.best,
             "best_update": training.best_step,
         }

@@ -46,10 +46,9 @@ from deebert.modeling.checkpoints import (
 )
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH, config_rule
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.training.cached_features import cached_features
 from deebert.training.checkpointing import newest_checkpoint, saved_steps
 from deebert.training.strategies import STRATEGIES
-from deebert.training.train_data import TokenData, TrainData
+from deebert.training.train_data import TokenData, TrainData, cached_features
 from deebert.utils.errors import InputError
 
 
@@ -136,7 +135,10 @@ class Experiment:
     @contextmanager
     def train_data(self, model, stage: int) -> Iterator[TrainData]:
         """The data of a stage: tokens; of a frozen backbone, where the recipe caches, the off-ramps' pooled states."""
-        collate, frozen = self.dev_sets.collate, not STRATEGIES[self.args.training.train_strategy][stage - 1].backbone
+        collate, frozen = (
+            self.dev_sets.collate,
+            STRATEGIES[self.args.training.train_strategy][stage - 1].trains == "off_ramps",
+        )
         if frozen and RECIPES[self.args.model.recipe].cache_features:
             with cached_features(model, self.train_features, collate, self.accelerator, self.output_dir) as features:
                 yield features

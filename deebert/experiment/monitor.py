@@ -43,7 +43,7 @@ class Monitor:
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
         """All metrics of the exits that the stage trains. Saves the weights if they are the best so far."""
         task, layers = self.dev_sets.task, self.model.config.exit_layers
-        trained = [*(layers[:-1] if training.plan.highways else []), *(layers[-1:] if training.plan.backbone else [])]
+        trained = {"backbone": layers[-1:], "off_ramps": layers[:-1], "all": layers}[training.plan.trains]
         suffixes, scalars = eval_splits(task), {}
         for split, exits in self.dev_sets.all_exits(self.model, test=False, progress=False):
             each_layer = layer_scores(task, exits)

@@ -25,6 +25,12 @@ from deebert.utils.errors import InputError, Interrupted
 from deebert.utils.files import remove_leftovers, reserved
 from deebert.utils.stop_signal import StopSignal
 
+TRAINED = {
+    "backbone": "the backbone and its classifier",
+    "off_ramps": "the off-ramps",
+    "all": "the backbone, its classifier and the off-ramps",
+}
+
 
 def run(args: Arguments) -> dict[str, float]:
     """Trains and evaluates as the flags say. Returns the scores of each evaluated model. Raises InputError."""
@@ -128,11 +134,7 @@ def train_stage(
     process = accelerator.process_index
     if stage > 1 or process > 0:  # random numbers differ between stages and between processes
         set_seed(settings.seed + stage + 1000 * process)
-    plan = STRATEGIES[settings.train_strategy][stage - 1]
-    trained = {"the backbone and its classifier": plan.backbone, "the off-ramps": plan.highways}
-    experiment.say(
-        f"stage {stage}: training {' and '.join(name for name, is_trained in trained.items() if is_trained)}"
-    )
+    experiment.say(f"stage {stage}: training {TRAINED[STRATEGIES[settings.train_strategy][stage - 1].trains]}")
     started = time.perf_counter()
     with experiment.train_data(model, stage) as data:
         preparation = time.perf_counter() - started
@@ -140,7 +142,7 @@ def train_stage(
         if state:
             try:
                 training.load_state_dict(state["training"])
-            except ValueError as error:  # of a version that gave the optimizer other groups of weights
+            except (KeyError, ValueError) as error:  # of another version
                 folder = experiment.output_dir
                 message = f"{folder}: the checkpoint does not fit ({error}); --overwrite_output_dir starts again"
                 raise InputError(message) from None
@@ -154,7 +156,7 @@ def train_stage(
     cached = f" after {preparation:.0f} s of preparation" if preparation > 1 else ""
     experiment.say(
         f"stage {stage}: mean loss {training.mean_loss:.4f}, {training.seconds:.0f} s{cached}, "
-        f"{training.samples_per_second:.1f} samples/s, peak memory {training.peak_memory / 2**30:.2f} GiB"
+        f"{training.samples_per_second:.1f} samples/s"
     )
 
 

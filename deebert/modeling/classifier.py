@@ -61,6 +61,9 @@ class HighwayClassifier:
     # Exit 0 can be switched off; 0.10 had a learning-to-exit head.
     _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.(highway\.\d+|highway_embeddings|learn_to_exit)\."]
 
+    accepts_loss_kwargs = (
+        False  # the loss is a mean: Trainer has to divide it by the number of accumulated micro-batches
+    )
     stage = "backbone"  # of the training, see `train_stage`
 
     def init_head(self, config) -> None:

@@ -37,7 +37,7 @@ def write_checkpoint(folder: Path, model, tokenizer, training, accelerator: Acce
     states = gather_object([random_state()])
     if accelerator.is_main_process:
         state = {"stage": training.stage, "training": training.state_dict(), "random": states}
-        fix = "earlier ones are complete, and the same command with --resume continues from the newest"
+        fix = "earlier ones are complete, and a training that is resumed continues from the newest"
         with one_line(f"{folder}: the checkpoint cannot be written", fix), complete_folder(folder) as partial:
             write_model(model, tokenizer, partial)
             torch.save(state, partial / STATE)

@@ -28,9 +28,7 @@ def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(all_logits.transpose(1, 2), labels, reduction="none")
 
 
-def distillation_losses(
-    students: Tensor, teacher: Tensor, several_labels: bool = False, temperature: float = TEMPERATURE
-) -> Tensor:
+def distillation_losses(students: Tensor, teacher: Tensor, several_labels: bool = False) -> Tensor:
     """The distance (B, M) of M off-ramps' logits (B, M, C) from the final ones (B, C), which get no gradient.
 
     T^2 KL(softmax(teacher / T) || softmax(student / T)), Hinton et al. (2015); squared error if there is one label; the
@@ -41,20 +39,15 @@ def distillation_losses(
         return (students - teacher).square().squeeze(2)
     if several_labels:  # (B, M, C) -> (B, M, C, 2)
         students, teacher = binary_logits(students), binary_logits(teacher)
-    soft = functional.log_softmax(teacher / temperature, dim=-1).expand(students.shape)
+    soft = functional.log_softmax(teacher / TEMPERATURE, dim=-1).expand(students.shape)
     divergence = functional.kl_div(
-        functional.log_softmax(students / temperature, dim=-1), soft, reduction="none", log_target=True
+        functional.log_softmax(students / TEMPERATURE, dim=-1), soft, reduction="none", log_target=True
     )
-    distances = temperature**2 * divergence.sum(dim=-1)
+    distances = TEMPERATURE**2 * divergence.sum(dim=-1)
     return distances.mean(dim=-1) if several_labels else distances
 
 
-def training_loss(
-    output,
-    labels: Tensor,
-    weights: Sequence[float],
-    distill: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+def training_loss(output, labels: Tensor, weights: Sequence[float], distill: float = 0.0) -> tuple[Tensor, Tensor]:
     """The weighted sum of the exits' losses, and each exit's own loss against the labels (E,), without gradient.
 
     Args:

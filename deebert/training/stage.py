@@ -1,11 +1,10 @@
-"""One stage of training: data, optimizer and the loop over its steps. strategies.py defines the stages."""
+"""One stage of training, from its data to its last step. strategies.py says what it trains, losses.py on what loss."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES
 from deebert.training.train_data import TrainData
 from deebert.utils.errors import InputError
-from deebert.utils.memory import peak_memory, reset_peak_memory
 
 
 def parameter_groups(model, settings: TrainSettings) -> list[dict]:
@@ -43,16 +41,7 @@ class StageTraining:
     best, best_step: the best dev score so far and its step; None without evaluation. The caller sets them.
     """
 
-    # attribute -> its key in training_state.pt; the keys are those of 0.5, so that its checkpoints can be resumed
-    PROGRESS = {  # noqa: RUF012
-        "steps": "updates",
-        "seconds": "seconds",
-        "samples": "samples",
-        "peak_memory": "peak_memory",
-        "loss_sum": "loss_sum",
-        "best": "best",
-        "best_step": "best_update",
-    }
+    PROGRESS = ("steps", "seconds", "samples", "loss_sum", "sums", "counts", "best", "best_step")
 
     def __init__(self, stage: int, model, data: TrainData, settings: TrainSettings, accelerator: Accelerator):
         self.stage, self.model, self.data, self.settings, self.accelerator = stage, model, data, settings, accelerator
@@ -72,31 +61,29 @@ class StageTraining:
         self.module, self.optimizer = accelerator.prepare(data.trainee(model), optimizer)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, self.total)
 
-        self.steps, self.seconds, self.samples, self.peak_memory, self.loss_sum = 0, 0.0, 0, 0, 0.0
+        self.steps, self.seconds, self.samples, self.loss_sum = 0, 0.0, 0, 0.0
         self.best: float | None = None
         self.best_step: int | None = None
         # since the last log entry: sums of the loss and of each exit's own loss (1 + E,), and how many were added
-        self.sums = np.zeros(1 + len(model.config.exit_layers))
-        self.counts = np.zeros_like(self.sums)
+        self.sums = torch.zeros(1 + len(model.config.exit_layers), dtype=torch.float64)
+        self.counts = torch.zeros_like(self.sums)
+
+    @property
+    def stateful(self) -> dict:
+        """What has a state of its own, by its name in `state_dict`."""
+        scaler = {} if self.accelerator.scaler is None else {"scaler": self.accelerator.scaler}
+        return {"optimizer": self.optimizer, "schedule": self.schedule, **scaler}
 
     def state_dict(self) -> dict:
-        return {
-            **{key: getattr(self, name) for name, key in self.PROGRESS.items()},
-            "sums": self.sums.tolist(),
-            "counts": self.counts.tolist(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-        }
+        progress = {name: getattr(self, name) for name in self.PROGRESS}
+        return progress | {name: part.state_dict() for name, part in self.stateful.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        for name, key in self.PROGRESS.items():
-            setattr(self, name, state[key])
-        self.sums, self.counts = np.array(state["sums"]), np.array(state["counts"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        """Raises KeyError or ValueError for the state of another training."""
+        for name in self.PROGRESS:
+            setattr(self, name, state[name])
+        for name, part in self.stateful.items():
+            part.load_state_dict(state[name])
 
     @property
     def mean_loss(self) -> float:
@@ -117,70 +104,67 @@ class StageTraining:
         `log` gets loss, each exit's loss, learning_rate and grad_norm every logging_steps and at the end. `save` is
         called every save_steps, at the end and when stopped. Raises InputError if the loss is not finite.
         """
-        reset_peak_memory(self.accelerator.device)
+        loader = self.data.load(part.rows for part in self.remaining())
+        losses, started = 0.0, time.perf_counter()  # `seconds` excludes the callbacks
         with self.progress_bar() as bar:
-            self.make_steps(bar, log, save, stopped)
+            for part, batch in zip(self.remaining(), loader, strict=True):
+                # forward and backward: the share of this micro-batch in the gradient of the step
+                weights = self.plan.weights(len(self.model.config.exit_layers), self.steps + 1)
+                with nullcontext() if part.last else self.accelerator.no_sync(self.module):
+                    loss, exit_losses = self.losses(batch, weights)
+                    self.accelerator.backward(part.weight * loss)
+                share = part.weight / self.accelerator.num_processes
+                losses = losses + share * torch.cat([loss.detach().reshape(1), exit_losses])  # (1 + E,)
+                if not part.last:
+                    continue
+
+                # the step, with the losses of all processes
+                stop = self.add_up(losses, weights, part, stopped())
+                norm = self.step()
+                losses = 0.0
+                self.samples += len(part.step_rows)
+                self.seconds += time.perf_counter() - started
+                bar.update(len(part.step_rows))
+                bar.set_postfix(loss=f"{self.sums[0] / self.counts[0]:.4f}", step=self.steps, refresh=False)
+
+                # what the caller does between two steps: scores, checkpoints
+                if self.due(self.settings.logging_steps):
+                    log(self, self.scalars(norm))
+                if stop or self.steps == self.total or self.due(self.settings.save_steps):
+                    save(self)
+                if stop:
+                    break
+                started = time.perf_counter()
         self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)  # the next stage wraps other parameters
         self.accelerator.free_memory()
         return self.steps == self.total
 
-    def make_steps(self, bar: tqdm, log, save, stopped) -> None:
-        """The loop of `run`."""
-        started = time.perf_counter()  # `seconds` excludes the callbacks
-        loader = self.data.load(part.rows for part in self.batches.micro_batches(self.steps, self.total))
-        losses = None
-        for part, batch in zip(self.batches.micro_batches(self.steps, self.total), loader, strict=True):
-            added = self.backward(part, batch)
-            losses = added if losses is None else losses + added
-            if not part.last:
-                continue
-            stop = self.reduce_losses(part, losses, stopped())
-            norm = self.step()
-            losses = None
-            self.samples += len(part.step_rows)
-            self.seconds += time.perf_counter() - started
-            self.peak_memory = max(self.peak_memory, peak_memory(self.accelerator.device))
-            bar.update(len(part.step_rows))
-            self.report(log, bar, norm)
-            if stop or self.steps == self.total or self.due(self.settings.save_steps):
-                save(self)
-            if stop:
-                break
-            started = time.perf_counter()
+    def remaining(self) -> Iterator[MicroBatch]:
+        """This process's micro-batches of the steps that are left."""
+        return self.batches.micro_batches(self.steps, self.total)
 
-    def backward(self, part: MicroBatch, batch: dict[str, Tensor]) -> Tensor:
-        """Adds a micro-batch's gradients. Returns its contribution (1 + E,) to the losses of the step."""
+    def losses(self, batch: dict[str, Tensor], weights: list[float]) -> tuple[Tensor, Tensor]:
+        """The loss of a micro-batch, and that of each exit (E,), without gradient."""
         self.module.train()  # an evaluation between two steps sets eval mode
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        batch.pop("index", None)
-        labels, weights = batch.pop("labels"), self.weights()
-        synchronise = nullcontext() if part.last else self.accelerator.no_sync(self.module)
-        with synchronise:
-            output = self.module(**batch, output_all_exits=any(weights[:-1]), train_highway=not self.plan.backbone)
-            loss, exit_losses = training_loss(output, labels, weights, self.settings.distill)
-            self.accelerator.backward(part.weight * loss)
-        return torch.cat([loss.detach().reshape(1), exit_losses]) * (part.weight / self.accelerator.num_processes)
+        labels, _ = batch.pop("labels"), batch.pop("index", None)
+        output = self.module(**batch, output_all_exits=any(weights[:-1]), train_highway=self.plan.trains == "off_ramps")
+        return training_loss(output, labels, weights, self.settings.distill)
 
-    def weights(self) -> list[float]:
-        """The weight of each exit's loss in the next step."""
-        return self.plan.weights(len(self.model.config.exit_layers), self.steps + 1)
-
-    def reduce_losses(self, part: MicroBatch, losses: Tensor, stopped: bool) -> bool:
-        """Adds up a step's losses over the processes. Returns whether one of them has to stop."""
-        packed = torch.cat([losses.float(), losses.new_tensor([float(stopped)])])
-        if self.accelerator.num_processes > 1:
-            packed = self.accelerator.reduce(packed, "sum")
-        *values, stop = packed.tolist()
+    def add_up(self, losses: Tensor, weights: list[float], part: MicroBatch, stopped: bool) -> bool:
+        """Adds a step's losses (1 + E,) of all processes to the sums. Returns whether any process has to stop."""
+        packed = torch.cat([losses.float(), losses.new_tensor([stopped])])
+        *values, stop = self.accelerator.reduce(packed, "sum").tolist()
         if not math.isfinite(values[0]):
-            samples = " ".join(str(row + 1) for row in np.sort(part.step_rows)[:16])
+            samples = " ".join(str(row + 1) for row in sorted(part.step_rows.tolist())[:16])
             raise InputError(
                 f"stage {self.stage}, step {self.steps + 1}: the loss is {values[0]}, on the training samples "
-                f"{samples}{' ...' if len(part.step_rows) > 16 else ''}; lower --learning_rate"
-                + (" or --highway_learning_rate" if self.plan.highways else "")
+                f"{samples}{' ...' if len(part.step_rows) > 16 else ''}; lower the learning rate"
+                + (" of the off-ramps" if self.plan.trains == "off_ramps" else "")
             )
         self.loss_sum += values[0]
-        self.sums += values
-        self.counts += [1, *(weight > 0 for weight in self.weights())]
+        self.sums += torch.tensor(values, dtype=torch.float64)
+        self.counts += torch.tensor([1, *(weight > 0 for weight in weights)])
         return stop > 0
 
     def step(self) -> Tensor | None:
@@ -200,17 +184,17 @@ class StageTraining:
         """Whether something that happens every `every` steps and at the end is due now; 0: never."""
         return every > 0 and (self.steps % every == 0 or self.steps == self.total)
 
-    def report(self, log, bar: tqdm, norm: Tensor | None) -> None:
-        """Updates the progress bar and, every logging_steps, calls `log` with the mean losses since its last call."""
-        bar.set_postfix(loss=f"{self.sums[0] / self.counts[0]:.4f}", step=self.steps, refresh=False)
-        if not self.due(self.settings.logging_steps):
-            return
-        loss, *exits = np.divide(self.sums, self.counts, out=np.full_like(self.sums, np.nan), where=self.counts > 0)
-        scalars = {"loss": loss, "learning_rate": self.schedule.get_last_lr()[0]}
+    def scalars(self, norm: Tensor | None) -> dict[str, float]:
+        """A log entry: the mean losses since the last one, learning rate and norm of the gradients."""
+        loss, *exits = (self.sums / self.counts).tolist()  # NaN for an exit without a loss
+        self.sums, self.counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
         by_layer = zip(self.model.config.exit_layers, exits, strict=True)
-        scalars |= {f"loss_layer{layer}": value for layer, value in by_layer if not math.isnan(value)}
-        self.sums, self.counts = np.zeros_like(self.sums), np.zeros_like(self.counts)
-        log(self, scalars | ({} if norm is None else {"grad_norm": float(norm)}))
+        return {
+            "loss": loss,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            **{f"loss_layer{layer}": value for layer, value in by_layer if not math.isnan(value)},
+            **({} if norm is None else {"grad_norm": float(norm)}),
+        }
 
     def progress_bar(self) -> tqdm:
         epochs, rest = divmod(self.total, len(self.batches))

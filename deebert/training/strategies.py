@@ -9,20 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage trains, and on what loss.
+    """One stage of a training.
 
-    backbone, highways: whether the backbone with its final classifier is trained, and whether the off-ramps are.
+    trains: what is trained, as `train_stage` of a model takes it: "backbone" (with the final classifier), "off_ramps"
+        (alone, all else is frozen) or "all".
     weights: (number of exits, step from 1) -> weight of each exit's loss.
     """
 
-    backbone: bool
-    highways: bool
+    trains: str
     weights: Callable[[int, int], list[float]]
-
-    @property
-    def trains(self) -> str:
-        """What `HighwayClassifier.train_stage` takes."""
-        return "off_ramps" if not self.backbone else "all" if self.highways else "backbone"
 
 
 def final_exit(exits: int, step: int) -> list[float]:
@@ -45,18 +40,18 @@ def in_turn(exits: int, step: int) -> list[float]:
     return final_exit(exits, step) if step % 2 else every_exit(exits, step)
 
 
-FINE_TUNING = Stage(True, False, final_exit)
+FINE_TUNING = Stage("backbone", final_exit)
 STRATEGIES: dict[str, tuple[Stage, ...]] = {
     # DeeBERT, section 3.2: first the backbone and its classifier, then the off-ramps alone
-    "two_stage": (FINE_TUNING, Stage(False, True, off_ramps)),
+    "two_stage": (FINE_TUNING, Stage("off_ramps", off_ramps)),
     # Kubaty et al. (2025): first the backbone and its classifier, then all at once
-    "mixed": (FINE_TUNING, Stage(True, True, every_exit)),
+    "mixed": (FINE_TUNING, Stage("all", every_exit)),
     # all at once, on the sum of all losses
-    "joint": (Stage(True, True, every_exit),),
+    "joint": (Stage("all", every_exit),),
     # PABEE (Zhou et al., 2020), section 3.3: the mean, weighted by the number of layers that an exit costs
-    "weighted": (Stage(True, True, mean_by_depth),),
+    "weighted": (Stage("all", mean_by_depth),),
     # BERxiT (Xin et al., 2021), section 3.2: the final loss and the sum of all losses in turn
-    "alternating": (Stage(True, True, in_turn),),
+    "alternating": (Stage("all", in_turn),),
 }
 
 

@@ -14,7 +14,7 @@ from deebert.utils.errors import InputError
 
 LOCK = ".lock"
 # Temporary files of a process that was killed.
-LEFTOVERS = (".*.partial", ".*.removed", ".saving-*", ".features-*")
+LEFTOVERS = (".*.partial", ".*.removed", ".saving-*")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -44,14 +45,12 @@ from deebert.modeling.checkpoints import (
     set_labels,
 )
 from deebert.modeling.off_ramps import is_off_ramp
-from deebert.training.cached_features import cached_features
 from deebert.training.losses import exit_losses
 from deebert.training.settings import TrainSettings
 from deebert.training.stage import StageTraining
-from deebert.training.train_data import TokenData
+from deebert.training.train_data import TokenData, cached_features
 from deebert.utils import cli
 from deebert.utils.cli import non_negative, positive
-from deebert.utils.memory import peak_memory, reset_peak_memory
 
 SYSTEMS = ("plain loop", "here", "here, cached")
 CACHED = SYSTEMS[2]
@@ -144,6 +143,14 @@ class Trainer:
         return [metrics[self.task.primary_metric] for metrics in layer_scores(self.task, exits).values()]
 
 
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes of this process: allocated on the GPU, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB elsewhere
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def endless(loader: DataLoader) -> Iterator[dict]:
     while True:
         yield from loader
@@ -155,14 +162,12 @@ def worker(args: argparse.Namespace, system: str, stage: int, pipe) -> None:
     try:
         trainer = Trainer(args, system, seed=0)
         device = trainer.accelerator.device
-        reset_peak_memory(device)
         started = time.perf_counter()
         trainer.prepare(stage)
         preparation = time.perf_counter() - started
         trainer.train(stage, max_steps=3)
         pipe.send((preparation, len(trainer.train_features), str(device)))
         while seed := pipe.recv():
-            reset_peak_memory(device)
             started = time.perf_counter()
             samples = trainer.train(stage, max_steps=args.steps, seed=seed)
             if device.type == "cuda":

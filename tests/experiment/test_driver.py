@@ -137,13 +137,13 @@ def test_regression_exits_early(drive, tmp_path):
 
 def test_another_rule_needs_no_new_training(drive, tmp_path):
     drive(f"{TRAIN} --exit_threshold 0.2")
-    drive("--do_eval --exit_rule margin --risk 0.9 --model_name_or_path out --max_seq_length 32")
+    drive("--do_eval --exit_rule confidence --risk 0.9 --model_name_or_path out --max_seq_length 32")
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["exit_rule"] == "margin"
+    assert config["exit_rule"] == "confidence"
     assert config["exit_threshold"] == json.loads((tmp_path / "results/out/threshold.json").read_text())["threshold"]
     drive(f"--model_name_or_path out {TRAIN} --output_dir again")
     config = json.loads((tmp_path / "again/config.json").read_text())
-    assert (config["exit_rule"], config["exit_threshold"]) == ("margin", -1.0)
+    assert (config["exit_rule"], config["exit_threshold"]) == ("confidence", -1.0)
 
 
 def test_new_parts_are_listed_in_short():
@@ -195,7 +195,7 @@ def test_an_exit_before_the_first_layer_is_layer_0_in_every_file(drive, tmp_path
 def test_strategies_of_one_stage(drive, tmp_path, strategy, capsys):
     drive(f"{TRAIN} --train_strategy {strategy} --highway_learning_rate 1e-2 --distill 1 --evaluate_during_training")
     printed = capsys.readouterr().out
-    assert "stage 1: training the backbone and its classifier and the off-ramps" in printed
+    assert "stage 1: training the backbone, its classifier and the off-ramps" in printed
     assert "stage 2" not in printed
     assert json.loads((tmp_path / "out/run.json").read_text())["settings"]["train_strategy"] == strategy
 

@@ -240,5 +240,4 @@ def test_run_json_tells_what_each_stage_took(argv, tmp_path, uninterrupted):
         actual = record["stages"][stage]
         assert actual["updates"] == UPDATES
         assert actual["samples_per_second"] == pytest.approx(96 / actual["seconds"])
-        assert 0.1 < actual["peak_memory_gib"] < 20
     assert same(weights(tmp_path / "out"), uninterrupted(TRAIN))

@@ -8,7 +8,7 @@ FOLDERS = "modeling/test_classifier hostile/test_model_folders"
 LOADERS = "modeling/test_auto_classes runtime/test_text_classifier"
 SELECTION = "evaluation/test_threshold_selection modeling/test_exit_rules runtime/test_several_labels"
 EVALUATION = "evaluation/test_all_exits evaluation/test_cost"
-TRAINING = "training/test_strategies training/test_cached_features training/test_stage"
+TRAINING = "training/test_strategies training/test_train_data training/test_stage"
 RESUMED = "experiment/test_resume experiment/test_processes"
 
 BY_FILE = {

@@ -135,17 +135,6 @@ def test_callbacks_are_called_at_the_right_steps(tiny_data, tmp_path):
     assert all(scalars["grad_norm"] > 0 and scalars["loss"] > 0 for _, scalars in logged)
 
 
-def test_the_training_state_has_the_keys_of_0_5(tiny_data, tmp_path):
-    """Checkpoints of 0.5 can be resumed."""
-    features = data("bert", tiny_data, tmp_path)
-    training = train(1, tiny_model("bert"), features, TrainSettings(max_steps=2, **QUIET))
-    state = training.state_dict()
-    assert {name for name in state if name not in ("optimizer", "schedule", "scaler")} == {
-        *("updates", "seconds", "samples", "peak_memory", "loss_sum", "best", "best_update", "sums", "counts")
-    }
-    assert (state["updates"], state["best_update"]) == (2, None)
-
-
 def test_a_loss_that_is_not_finite_ends_the_training(tiny_data, tmp_path):
     model = tiny_model("bert")
     torch.nn.init.constant_(model.classifier.weight, math.inf)
