@@ -2,8 +2,9 @@
 # The linter and the tests, in the active environment or in .venv, one process for each core. Further arguments go to
 # pytest: a folder, -n 0 for a single process, --slow for the slow tests, too (they run where CI is set).
 # In place of the tests: --fuzz 10000 for as many random cases of tests/fuzz, --faults 50 for as many kills,
-# --mutants 400 for the faults in as many places of the code that the tests find (tests/mutants), --hf-suite for Hugging
-# Face's own model tests on our classes and on theirs (tests/hf_suite; further arguments name test cases).
+# --mutants for small faults in the code, one at a time, which the tests have to notice (tests/mutants; further arguments
+# name mutants, such as 'deebert.training.*'), --hf-suite for Hugging Face's own model tests on our classes and on theirs
+# (tests/hf_suite; further arguments name test cases).
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -11,7 +12,12 @@ cd "$ROOT"
 
 if [ "${1:-}" = --mutants ]; then
     python_in_venv requirements.txt tests/requirements.txt tests/mutants/requirements.txt
-    exec "$PYTHON" tests/mutants "${@:2}"
+    mkdir -p mutation && cd mutation  # results stay there: a run that was stopped goes on
+    rm -rf deebert scripts tests docs
+    cp -rp ../{deebert,scripts,tests,docs,README.md,run_glue_deebert.py,setup.py,requirements.txt,.pytest.ini} .
+    cp -p tests/mutants/setup.cfg .
+    export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=Agg
+    exec "$PYTHON" -m mutmut run "${@:2}"
 fi
 
 python_in_venv requirements.txt tests/requirements.txt

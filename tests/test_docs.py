@@ -28,7 +28,7 @@ OWN_FLAGS = (  # scripts with flags
     *("sample_data", "paper/predict_glue", "paper/reproduce_paper"),
     *(f"studies/{name}" for name in ("compare", "benchmark", "benchmark_training", "threshold_coverage")),
 )
-FLAGS_OF_TESTS = {"--again", "--faults", "--fuzz", "--hf-suite", "--jobs", "--mutants", "--out", "--slow"}
+FLAGS_OF_TESTS = {"--faults", "--fuzz", "--hf-suite", "--mutants", "--slow"}
 FLAGS_OF_OTHERS = {"--help", "--logdir", "--standalone", "--nproc_per_node", *FLAGS_OF_TESTS}
 FLAGS_OF_THE_ORIGINAL = {"--local_rank"}  # gone here
 FILES_OF_BEFORE = {"measure_evaluation.py"}
