@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,41 +59,27 @@ class LabelFormat:
 
 
 def guess_format(
-    values: Sequence[Any],
-    problem_type: str | None,
-    separator: str | None,
-    names: tuple[str, ...],
-    known: tuple[str, ...],
+    values: Sequence[Any], problem_type: str | None, separator: str | None, names: Sequence[str], known: Sequence[str]
 ) -> LabelFormat:
     """The format of these values. Several labels a line where there is a separator or lists; else a single one.
 
-    known: a model's labels, if there is one. Without any names a vector's labels are their numbers from 0.
+    known: a model's labels, if there is one. Lists are vectors where they have one length, or repeat a number, and hold
+    0 and 1 only. Without any names a vector's labels are their numbers from 0.
     """
     filled = [value for value in values if value not in (None, "")]
     lists = [isinstance(value, list) or looks_like_list(value) for value in filled]
     several = separator is not None or any(isinstance(value, list) for value in filled) or (filled and all(lists))
-    problem_type = problem_type or (MULTI_LABEL if several else SINGLE_LABEL)
-    places = vector_size(filled, separator) if problem_type == MULTI_LABEL else None
-    if places is not None and places == len(names or known or range(places)):
-        labels = names or known or tuple(map(str, range(places)))
-        return LabelFormat(problem_type, separator, labels, vectors=True)
-    return LabelFormat(problem_type, separator, names)
-
-
-def vector_size(values: Sequence[Any], separator: str | None) -> int | None:
-    """The usual length of lists of 0 and 1 that are no lists of labels: all are of one length, or some repeat a number.
-
-    None for other values.
-    """
+    plain = LabelFormat(problem_type or (MULTI_LABEL if several else SINGLE_LABEL), separator, tuple(names))
     try:
-        lists = [parts for value in values if (parts := items(value, separator))]
+        lists = [parts for value in filled if plain.problem_type == MULTI_LABEL and (parts := items(value, separator))]
     except ValueError:  # `parse` says which
-        return None
+        return plain
     if not lists or any(as_bit(part) is None for parts in lists for part in parts):
-        return None
+        return plain
     size, count = Counter(map(len, lists)).most_common(1)[0]
-    repeats = any(len({as_bit(part) for part in parts}) < len(parts) for parts in lists)
-    return size if size > 1 and (count == len(lists) or repeats) else None
+    vectors = count == len(lists) or any(len({*map(as_bit, parts)}) < len(parts) for parts in lists)
+    labels = tuple(names or known or map(str, range(size)))
+    return LabelFormat(MULTI_LABEL, separator, labels, True) if vectors and 1 < size == len(labels) else plain
 
 
 def as_bit(value: Any) -> bool | None:
@@ -108,15 +93,13 @@ def looks_like_list(value: Any) -> bool:
 
 def items(value: Any, separator: str | None) -> list:
     """The labels of one line: a list, a JSON list as text, or text with a separator; nothing is no label."""
-    if isinstance(value, list):
-        return value
     if looks_like_list(value):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
             raise ValueError(f'{value} is not a JSON list, such as ["a", "b"]') from None
     if not isinstance(value, str):
-        return [] if value is None else [value]
+        return value if isinstance(value, list) else [] if value is None else [value]
     parts = value.split(separator) if separator else [value]
     return [part for part in parts if part.strip()]
 
@@ -136,13 +119,16 @@ def label_name(value: Any, advice: str = "") -> str:
 
 def number_in(value: Any) -> float:
     """A finite number. Raises ValueError."""
-    try:
-        parsed = float(value)
-    except (TypeError, ValueError, OverflowError):
-        parsed = math.nan
-    if not math.isfinite(parsed):
+    if not is_number(value):
         raise ValueError(f"{value!r} is not a number")
-    return parsed
+    return float(value)
+
+
+def is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def read_label_names(path: Path) -> tuple[str, ...]:
@@ -167,18 +153,8 @@ def listing(labels: Sequence[str]) -> str:
     return printable(", ".join(labels[:SHOWN])) + more
 
 
-def doubts(labels: Sequence[str], lines: int) -> Iterable[str]:
-    """What classes may be instead. lines: how many have one."""
-    if separator := hidden_separator(labels):
-        yield f"labels with {separator!r} seem to be several labels: give it as label_separator"
-    if any("." in label for label in labels) and all(map(is_number, labels)):
-        yield f"labels such as {labels[0]!r} are classes here: to predict numbers, give problem_type {REGRESSION}"
-    elif 2 * len(labels) > lines > 2 * SHOWN:
-        yield f"{len(labels)} labels in {lines} lines: is label_column the right one?"
-
-
-def doubtful_names(labels: Sequence[str]) -> Iterable[str]:
-    """Labels that may be no labels, or one label that is written in several ways."""
+def doubts(labels: Sequence[str], lines: int | None) -> Iterable[str]:
+    """What labels may be instead. lines: how many have one; None where a line may have several."""
     if missing := [label for label in labels if label.casefold() in MISSING]:
         yield f"{missing[0]!r} is a label here; if it stands for no label, remove its lines"
     first: dict[str | float, str] = {}
@@ -187,6 +163,12 @@ def doubtful_names(labels: Sequence[str]) -> Iterable[str]:
         same = len({unicodedata.normalize("NFKC", label) for label in pair}) == 1  # they may look the same
         one, other = map(ascii if same else repr, pair)
         yield f"the labels {one} and {other} differ only in how they are written: are they one label?"
+    if lines is not None and (separator := hidden_separator(labels)):
+        yield f"labels with {separator!r} seem to be several labels: give it as label_separator"
+    if lines is not None and any("." in label for label in labels) and all(map(is_number, labels)):
+        yield f"labels such as {labels[0]!r} are classes here: to predict numbers, give problem_type {REGRESSION}"
+    elif lines is not None and 2 * len(labels) > lines > 2 * SHOWN:
+        yield f"{len(labels)} labels in {lines} lines: is label_column the right one?"
 
 
 def folded(label: str) -> str | float:
@@ -205,9 +187,3 @@ def hidden_separator(labels: Sequence[str]) -> str | None:
             if len(parts) > 1 and known.issuperset(parts):
                 return separator
     return None
-
-
-def is_number(text: str) -> bool:
-    with suppress(ValueError):
-        return math.isfinite(float(text))
-    return False

@@ -11,7 +11,6 @@ from deebert.data.label_values import (
     REGRESSION,
     SINGLE_LABEL,
     LabelFormat,
-    doubtful_names,
     doubts,
     guess_format,
     listing,
@@ -79,7 +78,7 @@ class OwnTask(Task):
         return repr(self.lines[split]).encode()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """The records of one file: of each its place, its text or pair, and the value of its label column or columns."""
 
@@ -123,17 +122,6 @@ class Part:
             if unknown := [label for label in as_labels(value) if label not in known]:
                 has = f"the training, which has {listing(labels)}"
                 raise InputError(f"{place}: label {unknown[0]!r} is unknown to {has}")
-
-    def warnings(self, training: "Part | None") -> list[str]:
-        """Lines about texts that are empty, or known from the training."""
-        empty = [place for place, texts in zip(self.places, self.texts, strict=True) if not all(map(str.strip, texts))]
-        where = f"{len(empty)} empty texts, the first in {empty[0]}" if empty else ""
-        lines = [f"{where}; they are kept, as texts without words"] if empty else []
-        shared = shared_texts(self.texts, training.texts) if training is not None and training is not self else 0
-        if shared:
-            where = f"{shared} of {len(self.texts)} texts in {self.path} are in {training.path}"
-            lines.append(f"{where}, too, so that scores come out too high")
-        return lines
 
 
 def own_task(files: OwnFiles) -> OwnTask:
@@ -190,10 +178,15 @@ def kind(label_format: LabelFormat, labels: tuple[str, ...]) -> str:
 
 def warnings(parts: dict[str, Part], label_format: LabelFormat, labels: tuple[str, ...]) -> list[str]:
     """Lines about what is probably not meant."""
-    training = parts.get("train")
-    lines = [line for part in parts.values() for line in part.warnings(training)]
+    lines, training = [], parts.get("train")
+    for part in parts.values():
+        if empty := [
+            place for place, texts in zip(part.places, part.texts, strict=True) if not all(map(str.strip, texts))
+        ]:
+            lines.append(f"{len(empty)} empty texts, the first in {empty[0]}; they are kept, as texts without words")
+        if training not in (None, part) and (shared := shared_texts(part.texts, training.texts)):
+            where = f"{shared} of {len(part.texts)} texts in {part.path} are in {training.path}"
+            lines.append(f"{where}, too, so that scores come out too high")
     if training is not None:
-        lines += doubtful_names(labels)
-        if label_format.problem_type == SINGLE_LABEL:
-            lines += doubts(labels, len(training.places))
+        lines += doubts(labels, len(training.places) if label_format.problem_type == SINGLE_LABEL else None)
     return lines
