@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from deebert.data.encoding import padded
 from deebert.data.features import Features, Sample
 
 BUCKET_BATCHES = 50  # the samples of this many shuffled training batches are sorted by length, then cut into batches
@@ -28,16 +29,13 @@ class Collator:
     pad_to: int | None = None
 
     def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
-        shape = (len(samples), self.pad_to or max(len(sample.input_ids) for sample in samples))
-        input_ids = np.full(shape, self.pad_token_id, np.int64)
-        token_type_ids, attention_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for row, sample in enumerate(samples):
-            length = len(sample.input_ids)
-            input_ids[row, :length] = sample.input_ids
-            attention_mask[row, :length] = 1
-            if self.token_types > 1:  # RoBERTa has a single token type, others none
-                token_type_ids[row, :length] = sample.token_type_ids
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        ids, several = [sample.input_ids for sample in samples], self.token_types > 1  # RoBERTa has a single type
+        width = self.pad_to or max(map(len, ids))
+        batch = {
+            "input_ids": padded(ids, width, self.pad_token_id),
+            "attention_mask": padded([np.ones_like(each) for each in ids], width, 0),
+            "token_type_ids": padded([several * sample.token_type_ids for sample in samples], width, 0),
+        }
         if samples[0].label is not None:
             batch["labels"] = np.stack([sample.label for sample in samples])
         batch["index"] = np.asarray([sample.index for sample in samples])

@@ -48,9 +48,12 @@ class EncodedTexts:
         return inputs
 
 
-def padded(lists: Sequence[list[int]], width: int, value: int) -> np.ndarray:
-    """Lists of numbers as rows of an array (B, width)."""
-    return np.array([row + [value] * (width - len(row)) for row in lists], np.int64)
+def padded(rows: Sequence[Sequence[int]], width: int, value: int) -> np.ndarray:
+    """Rows of numbers as rows of an array (B, width)."""
+    array = np.full((len(rows), width), value, np.int64)
+    for i, row in enumerate(rows):
+        array[i, : len(row)] = row
+    return array
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:

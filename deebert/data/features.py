@@ -53,10 +53,8 @@ class Features:
         return f"{share} have more than {self.lengths.max()} tokens and were cut" if self.cut else None
 
     def __getitem__(self, i: int) -> "Sample":
-        tokens = slice(self.offsets[i], self.offsets[i + 1])
-        return Sample(
-            i, self.input_ids[tokens], self.token_type_ids[tokens], None if self.labels is None else self.labels[i]
-        )
+        tokens, label = slice(self.offsets[i], self.offsets[i + 1]), None if self.labels is None else self.labels[i]
+        return Sample(i, self.input_ids[tokens], self.token_type_ids[tokens], label)
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,12 @@ def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_se
     )
     encoded = encode([(e.text_a,) if e.text_b is None else (e.text_a, e.text_b) for e in examples])
     labels = [example.label for example in examples]
+    dtype = np.int64 if isinstance(labels[0], int) else np.float32
     return Features(
         input_ids=np.concatenate([np.asarray(ids, np.int32) for ids in encoded.ids]),
         token_type_ids=np.concatenate([np.asarray(types, np.int8) for types in encoded.token_types]),
         offsets=np.cumsum([0] + [len(ids) for ids in encoded.ids]),
-        labels=None
-        if labels[0] is None
-        else np.asarray(labels, np.int64 if isinstance(labels[0], int) else np.float32),
+        labels=None if labels[0] is None else np.asarray(labels, dtype),
         cut=sum(encoded.truncated),
     )
 
@@ -101,8 +98,8 @@ def load_features(
     overwrite_cache: bool = False,
 ) -> Features:
     """The features of a split, from the cache if they are there. Raises InputError."""
-    content = task.content(data_dir, split)
-    key = _cache_key(task.name, split, labels, fingerprint(tokenizer), max_seq_length, content)
+    facts = json.dumps([CACHE_FORMAT, task.name, split, labels, fingerprint(tokenizer), max_seq_length])
+    key = hashlib.sha256(facts.encode() + task.content(data_dir, split)).hexdigest()[:20]
     cached = cache_dir() / f"{task.name}-{split}-{max_seq_length}-{key}.npz"
     if not overwrite_cache and (stored := _read_cache(cached)) is not None:
         return stored
@@ -129,14 +126,6 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     state.pop("padding", None)
     state["truncation_side"] = tokenizer.truncation_side
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _cache_key(
-    task: str, split: str, labels: tuple[str, ...], tokenizer: str, max_seq_length: int, content: bytes
-) -> str:
-    digest = hashlib.sha256(content).hexdigest()
-    facts = [CACHE_FORMAT, task, split, labels, tokenizer, max_seq_length, digest]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
 def _read_cache(path: Path) -> Features | None:
