@@ -19,7 +19,8 @@ from deebert.data.batching import Collator, data_loader, eval_batches
 from deebert.data.features import Features
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import SweepRow
-from deebert.modeling.exit_rules import NO_EXIT
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, binary_logits
+from deebert.utils.arrays import softmax
 
 CHUNK_BATCHES = 16  # timed batches of one turn: few, so that the machine's drift affects every system alike
 WARM_UP_BATCHES = 3  # untimed batches of each system before the first turn
@@ -221,8 +222,8 @@ def _count_ties(exits: AllExits, threshold: float, timed_layers: np.ndarray) -> 
     predicted = exits.exit_layers(threshold)
     (moved,) = np.nonzero(predicted != timed_layers)
     decided_at = np.minimum(predicted, timed_layers)[moved] - exits.first_layer  # the off-ramp where the passes differ
-    logits, uncertainties = torch.from_numpy(exits.logits), torch.from_numpy(exits.uncertainties)
-    gap = exits.exit_rule.decision_margin(logits, uncertainties, exits.cutoffs(threshold)).numpy()[moved, decided_at]
+    margins = decision_margins(exits.exit_rule, exits.logits, exits.uncertainties, exits.cutoffs(threshold))
+    gap = margins[moved, decided_at]
     if len(moved) and gap.max() > TIE:
         worst = moved[gap.argmax()]
         raise RuntimeError(
@@ -230,3 +231,25 @@ def _count_ties(exits: AllExits, threshold: float, timed_layers: np.ndarray) -> 
             f"pass predicts {predicted[worst]}; its {exits.rule} is {gap.max():.2g} off the cut-off, no rounding error"
         )
     return len(moved)
+
+
+def decision_margins(
+    rule: ExitRule, all_logits: np.ndarray, uncertainties: np.ndarray, cutoffs: Sequence[float]
+) -> np.ndarray:
+    """(S, E-1) how far each decision is from its opposite: the rounding error that would turn it.
+
+    That is the distance of the uncertainty (S, E-1) from the cut-off. A decision of a rule that looks at earlier
+    off-ramps turns where one of the predictions so far does: by the two largest probabilities, or for one label by the
+    tolerance. all_logits: (S, E, C).
+    """
+    if not rule.stateful:
+        return abs(uncertainties - np.asarray(cutoffs))
+    if rule.classes == 1:
+        steps = abs(np.diff(all_logits[:, :-1, 0].astype(np.float64), axis=1))
+        margins = np.pad(abs(steps - rule.tolerance), ((0, 0), (1, 0)), constant_values=np.inf)
+    else:
+        predictions = softmax(binary_logits(all_logits) if rule.several_labels else all_logits)[:, :-1]
+        second, first = np.moveaxis(np.sort(predictions, axis=-1)[..., -2:], -1, 0)
+        margins = first - second  # (S, E-1), of several labels (S, E-1, C)
+        margins = margins.min(axis=-1) if rule.several_labels else margins
+    return np.minimum.accumulate(margins, axis=1)

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from deebert.modeling.backbones import MODELS
-from deebert.modeling.config import MANIFEST, check_fields, check_stored, config_cutoffs
+from deebert.modeling.config import MANIFEST, config_cutoffs
+from deebert.modeling.config_checks import check_fields, check_stored
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files

@@ -6,11 +6,9 @@
     run_with_exits   the loop         that uses all three, on the state of one forward pass, an ExitRequest
 
 This file knows neither BERT nor off-ramps. Read on in exit_rules.py (uncertainties), off_ramps.py (logits), encoder.py
-(which runs the loop) and classifier.py (which makes the request and reads the result). Arrays are tensors or, in ONNX
-Runtime, numpy's; the positions of samples are always numpy's.
-
-An exit is an off-ramp or, at the end, the final classifier; i counts them from 0. Layers are counted from 1: layer 0 is
-the exit before the first one. B samples came in, b are still active; T tokens, H hidden, E exits, C labels.
+(which runs the loop) and classifier.py (which makes the request and reads the result). Arrays are tensors or numpy's.
+An exit is an off-ramp or, at the end, the final classifier; i counts them from 0. Layers are counted from 1.
+B samples came in, b are still active; T tokens, H hidden, E exits, C labels.
 """
 
 import math
@@ -56,7 +54,7 @@ class ActiveBatch:
 
     @property
     def longest(self) -> int | None:
-        """The number of tokens that the batch needs, at least 1 (a row may be padding only). None: keep all."""
+        """Tokens that the batch needs, at least 1 (a row may be padding only). None: all."""
         return None if self.lengths is None or len(self) == 0 else max(1, int(self.lengths.max()))
 
     def keep(self, staying: np.ndarray) -> None:
@@ -101,8 +99,7 @@ class ExitedSamples:
 
 @dataclass
 class ExitRequest:
-    """State of one forward pass: the exit rule and its cut-offs, the samples still active, and the logits of those that
-    exited. A classifier makes it, the encoder runs it, and the classifier reads the result."""
+    """State of one forward pass: exit rule and cut-offs, the active samples, and the logits of those that exited."""
 
     batch: ActiveBatch
     rule: ExitRule
@@ -132,9 +129,8 @@ class ExitRequest:
 def run_with_exits(layers: Sequence[Callable], off_ramps: Sequence[Callable], request: ExitRequest) -> None:
     """THE loop: runs the layers until all samples have exited, or there are no more layers.
 
-    layers: (E,) what runs before each exit, (hidden states, attention mask) -> hidden states.
-    off_ramps: (E-1,) (hidden states, pooling weights) -> logits (b, C).
-    The samples that are left in the batch exit with the final classifier's logits, which are not this loop's.
+    layers: (E,) (hidden states, attention mask) -> hidden states. off_ramps: (E-1,) (hidden states, pooling weights) ->
+    logits (b, C). Samples that are left in the batch exit with the final classifier's logits, which the caller adds.
     """
     batch = request.batch
     for i, layer in enumerate(layers):

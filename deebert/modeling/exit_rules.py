@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
 
-import numpy as np
-
-from deebert.utils.arrays import Array, at_least_float32, functions_of, softmax, two_largest
+from deebert.utils.arrays import Array, at_least_float32, functions_of, softmax
 
 NO_EXIT = -1.0  # the default threshold: no uncertainty is below it
 EXIT_ALL = 0.001  # above the largest uncertainty: all are below it
@@ -119,10 +117,6 @@ class ExitRule:
         """A threshold at which all samples exit at the first off-ramp."""
         return self.max_uncertainty + EXIT_ALL
 
-    def decision_margin(self, all_logits: Array, uncertainties: Array, cutoffs: Sequence[float]) -> Array:
-        """(B, E-1) how far each decision is from its opposite: the rounding error that would turn it."""
-        return abs(uncertainties - functions_of(uncertainties).asarray(cutoffs))
-
 
 class Entropy(ExitRule):
     """The paper's: the entropy of the prediction, in nats, up to ln C."""
@@ -180,19 +174,6 @@ class Patience(ExitRule):
 
     def exit_all_threshold(self) -> float:
         return 1.0
-
-    def decision_margin(self, all_logits, uncertainties, cutoffs):
-        """A decision turns where one of the predictions so far does."""
-        xp = functions_of(all_logits)
-        if self.classes == 1:
-            values = at_least_float32(all_logits[:, :-1, 0])
-            of_steps = abs(abs(xp.diff(values, axis=1)) - self.tolerance)
-            margins = xp.concatenate([xp.full_like(values[:, :1], math.inf), of_steps], axis=1)  # (B, E-1)
-        else:
-            first, second = two_largest(softmax(binary_logits(all_logits) if self.several_labels else all_logits))
-            margins = (first - second)[:, :-1]  # (B, E-1), of several labels (B, E-1, C)
-            margins = xp.amin(margins, axis=-1) if self.several_labels else margins
-        return np.minimum.accumulate(margins, axis=1) if xp is np else margins.cummin(dim=1).values
 
 
 EXIT_RULES = {rule.name: rule for rule in (Entropy, Confidence, Patience)}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from deebert.modeling.config import MANIFEST, ExitFields, check_fields, check_labels, check_stored, config_cutoffs
+from deebert.modeling.config import MANIFEST, ExitFields, config_cutoffs
+from deebert.modeling.config_checks import check_fields, check_labels, check_stored
 from deebert.utils.arrays import Array
 from deebert.utils.errors import InputError
 from deebert.utils.files import read_bytes

@@ -58,14 +58,6 @@ def softmax(logits: Array) -> Array:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def two_largest(array: Array) -> tuple[Array, Array]:
-    """The largest and the second largest value along the last axis."""
-    if isinstance(array, np.ndarray):
-        ascending = np.sort(array, axis=-1)
-        return ascending[..., -1], ascending[..., -2]
-    return array.topk(2, dim=-1).values.unbind(dim=-1)
-
-
 def token_lengths(attention_mask: Array | None) -> np.ndarray | None:
     """(B, T) mask -> (B,): the position of each sample's last token + 1. None for other masks."""
     if attention_mask is None or attention_mask.ndim != 2:

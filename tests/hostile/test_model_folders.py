@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, save_model
-from deebert.modeling.config import check_labels
+from deebert.modeling.config_checks import check_labels
 from deebert.utils.errors import InputError
 
 LOADS = None  # in place of the expected message

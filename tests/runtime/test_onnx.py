@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
 
 from deebert.data.batching import collator
+from deebert.evaluation.timing import decision_margins
 from deebert.modeling.config import config_rule
 from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
@@ -83,8 +84,8 @@ def test_every_rule_whatever_the_graph_was_made_with(models, backbone, name, len
     finally:
         for one in (model, exported):
             one.set_exit_rule(own)
-    uncertainties = rule.uncertainties(full.all_logits)
-    assume(rule.decision_margin(full.all_logits, uncertainties, rule.cutoffs(thresholds, exits)).min() > 2e-6)
+    logits = full.all_logits.numpy()
+    assume(decision_margins(rule, logits, rule.uncertainties(logits), rule.cutoffs(thresholds, exits)).min() > 2e-6)
     assert actual.exit_layer.tolist() == expected.exit_layer.tolist()
     torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=0)
 
