@@ -51,6 +51,7 @@ ENCODERS = {  # between them: both poolings, both heads, exit 0
     "modernbert": {**WINDOW, "classifier_pooling": "mean", "highway_pooling": "mean", "highway_head": "linear"}
     | EXIT_0,
     "modernbert, first token": WINDOW,
+    "mpnet": {"pad_token_id": 1, "highway_pooling": "mean", "highway_head": "linear", **EXIT_0},
     "toy": {"highway_pooling": "mean", **EXIT_0},
 }
 LENGTHS = [3, 20, 9, 1, 12, 6]
@@ -80,7 +81,7 @@ def test_the_longest_input_is_what_the_positions_allow(name):
     """RoBERTa's positions begin after the padding token's. One token more has no position, where they are added."""
     model = make(name)
     longest = max_tokens(model.config)
-    assert longest == 66 - (2 if name in ("roberta", "xlm-roberta", "camembert") else 0)
+    assert longest == 66 - (2 if name in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0)
     with torch.no_grad():
         assert model(**random_batch(model.config, [longest])).logits.isfinite().all()
         if not name.startswith(("modernbert", "toy")):
@@ -118,13 +119,13 @@ def test_every_encoder_has_its_classes():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_without_exits_it_is_hugging_faces(name, attention, tmp_path):
     model = copy.deepcopy(made(name)[0])
-    if name != "toy":
+    if model._supports_sdpa:
         model.set_attn_implementation(attention)
     model.save_pretrained(tmp_path)
     stock, info = stock_class(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all(map(is_off_ramp, info["unexpected_keys"]))
-    if name != "toy":
+    if model._supports_sdpa:
         stock.eval().set_attn_implementation(attention)
     batch = random_batch(model.config, LENGTHS)
     for inputs in (batch, {"input_ids": batch["input_ids"]}, {key: value[2:3, :9] for key, value in batch.items()}):
@@ -251,7 +252,7 @@ def test_the_loop_of_the_cuda_graphs(name, speculate):
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-4, rtol=1e-4)
 
 
-INT8 = ("modernbert", "toy")
+INT8 = ("modernbert", "mpnet", "toy")
 
 
 @pytest.mark.slow

@@ -62,6 +62,13 @@ class HighwayEncoder:
         """The last layer for the first token alone: (b, T, H) -> (b, 1, H), where `config.first_token_only` is set."""
         return first_token_layer(self.layer[-1], hidden_states, attention_mask)
 
+    def layer_mask(self, mask: Tensor | None, inputs: Tensor) -> Tensor | None:
+        """What the layers take as their mask: the padding's, (b, 1, 1, T) or None; another encoder may add to it.
+
+        inputs: what the batch is, (b, T) or (b, T, H).
+        """
+        return mask
+
     def init_highway_pooler(self, pooler: nn.Module) -> None:
         """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
         for off_ramp in self.off_ramps:
@@ -101,7 +108,7 @@ class HighwayEncoder:
         if request.train_off_ramps:
             off_ramps = [torch.enable_grad()(off_ramp.__call__) for off_ramp in off_ramps]
         batch = request.batch
-        batch.hidden_states, batch.attention_mask = hidden_states, attention_mask
+        batch.hidden_states, batch.attention_mask = hidden_states, self.layer_mask(attention_mask, hidden_states)
         run_with_exits(blocks, off_ramps, request)
         return batch.hidden_states[: len(batch)]
 

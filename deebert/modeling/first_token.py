@@ -31,6 +31,15 @@ def first_token_distilbert_layer(layer: nn.Module, hidden_states: Tensor, attent
     return layer.output_layer_norm(layer.ffn(attended) + attended)
 
 
+def first_token_mpnet_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The same for a layer of MPNet, whose position bias is in the mask."""
+    attention, first = layer.attention.attn, hidden_states[:, :1]
+    query, key, value = attention.q(first), attention.k(hidden_states), attention.v(hidden_states)
+    context = attention.o(attend(attention, query, key, value, attention_mask))
+    attended = layer.attention.LayerNorm(context + first)
+    return layer.output(layer.intermediate(attended), attended)
+
+
 def attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Query (b, 1, H), keys and values (b, T, H) -> what the first token reads, of all heads (b, 1, H)."""
 
@@ -38,9 +47,7 @@ def attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
         return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
 
     mask = None if attention_mask is None else attention_mask[:, :, :1]
-    context = nn.functional.scaled_dot_product_attention(
-        heads(query), heads(key), heads(value), attn_mask=mask, scale=attention.scaling
-    )
+    context = nn.functional.scaled_dot_product_attention(heads(query), heads(key), heads(value), attn_mask=mask)
     return context.transpose(1, 2).flatten(2)
 
 

@@ -14,7 +14,8 @@ def is_off_ramp(parameter_name: str) -> bool:
 
 def classifier_dropout(config) -> float:
     """The dropout before a classifier, as HF's classification heads choose it."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+    dropout = getattr(config, "classifier_dropout", None)  # MPNet's config has none
+    return config.hidden_dropout_prob if dropout is None else dropout
 
 
 def first_token(hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:

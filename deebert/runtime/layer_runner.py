@@ -48,9 +48,10 @@ class LayerRunner:
         return hidden, self.exit(i, hidden, self.model.pooling_weights(attention_mask))
 
     def additive_mask(self, attention_mask: Tensor) -> Tensor:
-        """(b, T) -> what layers add to their attention scores (b, 1, 1, T)."""
+        """(b, T) -> what layers add to their attention scores (b, 1, 1, T); MPNet's (b, heads, T, T)."""
         dtype = self.model.dtype
-        return (attention_mask == 0).to(dtype)[:, None, None] * torch.finfo(dtype).min
+        mask = (attention_mask == 0).to(dtype)[:, None, None] * torch.finfo(dtype).min
+        return self.base.encoder.layer_mask(mask, attention_mask)
 
     def layer(self, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Step i without its exit. mask: see `additive_mask`.

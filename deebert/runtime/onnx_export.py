@@ -124,7 +124,9 @@ def quiet_exporters() -> Iterator[None]:
 def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
     """Writes the graph of a module for these inputs, of any batch size and length."""
     any_size = torch.export.Dim.DYNAMIC
-    shapes = {name: {0: any_size, 3 if name == "mask" else 1: any_size} for name in inputs}  # a mask is (b, 1, 1, T)
+    shapes = {name: {0: any_size, 1: any_size} for name in inputs}
+    if "mask" in inputs:  # (b, 1, 1, T) or (b, heads, T, T)
+        shapes["mask"] = {i: any_size for i in (0, 2, 3) if inputs["mask"].shape[i] > 1}
     with quiet_exporters(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),

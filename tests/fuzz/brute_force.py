@@ -24,6 +24,7 @@ STOCK = {
     "electra": "Electra",
     "distilbert": "DistilBert",
     "modernbert": "ModernBert",
+    "mpnet": "MPNet",
 }
 ROBERTA_HEAD = {"classifier.": "classifier.out_proj.", "roberta.pooler.dense.": "classifier.dense."}
 OWN_WEIGHTS = (".highway.", ".highway_embeddings.")
@@ -131,7 +132,9 @@ class BruteForce:
 def stock_model(facts: Mapping, weights: Mapping[str, torch.Tensor], dtype: torch.dtype):
     """Hugging Face's own class with these weights, all of them and no others but those of the off-ramps."""
     model_class = getattr(transformers, f"{STOCK[facts['model_type']]}ForSequenceClassification")
-    config = model_class.config_class(**{**facts, "attn_implementation": "sdpa"})
+    config = model_class.config_class(
+        **{**facts, "attn_implementation": "sdpa" if model_class._supports_sdpa else "eager"}
+    )
     plain = {name: tensor for name, tensor in weights.items() if not any(own in name for own in OWN_WEIGHTS)}
     if facts["model_type"] == "roberta":  # here the checkpoint has the pooler and the classifier of BERT
         for ours, theirs in ROBERTA_HEAD.items():

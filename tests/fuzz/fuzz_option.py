@@ -6,7 +6,7 @@ from math import ceil
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert", "mpnet")
 RUNTIMES = 4  # of an example, so that it counts as as many cases
 SLICE, SLICE_OF_GRAPH = 6, 8  # examples for each encoder, and for each of the suite's graphs
 ON_GRAPHS = 0.3  # the share of cases in ONNX Runtime

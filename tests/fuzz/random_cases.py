@@ -14,7 +14,7 @@ from deebert.modeling.backbones import MODELS
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 FIRST_WORD = 5  # ids below are special
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 NEVER = -1.0
 SHARES = st.integers(0, 998).map(lambda n: n / 999)  # hypothesis' own floats are close to 0 most of the time
 SPECIAL = (0.5, 0.75, 1.0)  # what off-ramps without weights measure, without a rounding error
@@ -40,7 +40,7 @@ def model_settings(choose: Choose, encoder: str, depths: Sequence[int] = (1, 2, 
         "patience_tolerance": choose([0.5, 0.5, 0.25, 0.0]),
         "pad_token_id": choose([0, 1]),
     }
-    if encoder != "distilbert":
+    if encoder not in ("distilbert", "mpnet"):
         settings["type_vocab_size"] = choose([1, 2])
     if encoder == "electra":
         settings["embedding_size"] = choose([8, 16])
@@ -49,6 +49,8 @@ def model_settings(choose: Choose, encoder: str, depths: Sequence[int] = (1, 2, 
         settings |= {"classifier_pooling": choose(["cls", "mean"])}
         settings |= {f"{name}_token_id": 2 for name in ("bos", "eos", "cls", "sep")}
         del settings["type_vocab_size"]
+    if encoder == "mpnet":
+        settings["pad_token_id"] = 1  # its positions know no other
     return settings
 
 
@@ -89,8 +91,8 @@ class Weights:
                 off_ramps[i].classifier.bias.data.fill_(0.5 * (i % 2) if model.config.num_labels == 1 else 0)
 
 
-def make_model(encoder: str, settings: dict, weights: Weights, dtype: str = "float32", attention: str = "sdpa"):
-    """A model of ours in evaluation."""
+def make_model(encoder: str, settings: dict, weights: Weights, dtype: str = "float32", attention: str | None = None):
+    """A model of ours in evaluation. attention: an implementation, Hugging Face's choice by default."""
     config_class, model_class = MODELS[encoder]
     model = model_class(config_class(**settings, attn_implementation=attention)).eval()
     weights.fill(model)

@@ -13,6 +13,7 @@ NAMES = {
     "electra": "DeeElectra",
     "distilbert": "DeeDistilBert",
     "modernbert": "DeeModernBert",
+    "mpnet": "DeeMPNet",
 }
 
 
