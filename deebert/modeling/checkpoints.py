@@ -18,7 +18,6 @@ from deebert.modeling.config_checks import check_fields, check_stored
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
 from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files
-from deebert.utils.hub import check_exists
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 LAYER = re.compile(r"\.layers?\.(\d+)\.")
@@ -64,12 +63,19 @@ def is_our_fault(error: Exception) -> bool:
     return isinstance(error, MISTAKES) and frame.f_globals.get("__name__", "").startswith("deebert.")
 
 
+def check_path(name_or_path: str) -> None:
+    """Raises InputError for the path of a folder that is not there; `model` and `owner/model` are names of the hub."""
+    is_path = name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/") or name_or_path.count("/") > 1
+    if is_path and not Path(name_or_path).exists():
+        raise InputError(f"{name_or_path}: no such folder")
+
+
 def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str | None = None):
     """The config of a checkpoint of a known backbone, with the fields of early exit.
 
     model_type: what it has to be; None: whatever the checkpoint says. Raises InputError.
     """
-    check_exists(name_or_path, cache_dir)
+    check_path(name_or_path)
     fix = "give the folder of a model with an undamaged config.json"
     with one_line(f"{name_or_path}: its config.json cannot be read", fix):
         facts, _ = PreTrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
@@ -127,7 +133,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The checkpoint's fast tokenizer. do_lower_case forces what an uncased checkpoint does by itself."""
     options, folder = {"do_lower_case": True} if do_lower_case else {}, Path(name_or_path)
-    check_exists(name_or_path, cache_dir, ("tokenizer_config.json", *VOCABULARIES))
+    check_path(name_or_path)
     if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would invent one
     fix = "copy the tokenizer's files from the model that was trained"
