@@ -16,7 +16,7 @@ from deebert.utils.errors import InputError, Interrupted
 from deebert.utils.text import printable
 
 # The packages without which a command cannot run, by the names that Python imports
-REQUIREMENTS = "torch transformers accelerate numpy sklearn scipy tqdm matplotlib tensorboardX"
+REQUIREMENTS = "torch transformers accelerate numpy sklearn scipy tqdm matplotlib tensorboardX pandas"
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -20,15 +20,22 @@ from deebert.runtime.exported import read_tokenizer
 CALLS = [{}, {"exit_threshold": 0.5}, {"exit_threshold": 0.5, "exit_rule": "confidence"}]
 CALLS += [{"exit_threshold": 2, "exit_rule": "patience"}]
 
-PROGRAM = """
+BLOCK = """
 import json, sys
+
+MISSING = "torch transformers accelerate safetensors huggingface_hub scipy sklearn tqdm pandas pyarrow"
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in "torch transformers accelerate safetensors huggingface_hub scipy sklearn tqdm".split():
+        if name.split(".")[0] in MISSING.split():
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())
+"""
+
+PROGRAM = (
+    BLOCK
+    + """
 import deebert
 from deebert.commands import predict, serve
 from deebert.runtime.batching_worker import BatchingWorker
@@ -48,6 +55,7 @@ for wrong in (lambda: deebert.DeeBertForSequenceClassification, lambda: deebert.
         lines.append(str(error))
 print(json.dumps([predicted, lines]))
 """
+)
 
 
 def test_an_export_needs_no_pytorch(exports):
@@ -67,6 +75,18 @@ def test_an_export_needs_no_pytorch(exports):
         assert re.search("(torch|transformers) is missing", line)
         assert "pip install -r requirements.txt" in line
         assert "\n" not in line
+
+
+def test_predict_reads_tables_with_an_export_alone(exports):
+    folder = str(exports["roberta"] / "export")
+    program = f"{BLOCK}sys.argv = ['predict', '--model', {folder!r}, '--text_column', 'text']\n"
+    program += "from deebert.commands import predict\npredict.main()"
+    table = f'id,text\n7,"{TEXTS[0]}"\n'
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, input=table, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    header, line = done.stdout.splitlines()
+    assert header == "id,text,prediction,probability,exit_layer"
+    assert line.split(",")[-3] == Classifier(folder)([TEXTS[0]])[0].label
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
