@@ -94,12 +94,12 @@ def training_to_resume(run: RunArguments, settings: dict) -> dict | None:
     raise InputError(f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir")
 
 
-def check_tokenizer(args: Arguments, recorded: str, tokenizer: str) -> None:
-    """A training that is resumed must go on with its tokenizer. Both are fingerprints."""
+def check_tokenizer(recorded: str, tokenizer: str, name: str) -> None:
+    """A training that is resumed must go on with its tokenizer. Both are fingerprints. name: where it is."""
     if recorded != tokenizer:
         raise InputError(
-            f"--resume: the tokenizer in {args.model.tokenizer_name or args.model.model_name_or_path} is another one "
-            f"than the training in {args.run.output_dir} had; put it back, or --overwrite_output_dir starts a new one"
+            f"--resume: the tokenizer in {name} is another one than the training began with; put it back, or "
+            "--overwrite_output_dir starts a new one"
         )
 
 

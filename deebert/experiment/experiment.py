@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from accelerate.utils import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from deebert.data.batching import collator
+from deebert.data.batching import Collator, collator
 from deebert.data.encoding import MIN_TOKENS, check_vocabulary
 from deebert.data.features import Features, fingerprint, load_features
 from deebert.data.own_data import OwnFiles, own_task
@@ -54,58 +55,101 @@ from deebert.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run of the driver, with checked input.
+    """One run of the driver: its flags and devices, and what follows from them, loaded when it is first used.
 
-    config: of the model to be trained, or of the one in output_dir. train_features: None without --do_train.
-    previous_record: run.json of the training that this run resumes, None if it resumes none.
+    Nothing of this writes. All of it raises InputError where the input is wrong.
     """
 
     args: Arguments
-    task: Task
     accelerator: Accelerator
-    config: object
-    tokenizer: PreTrainedTokenizerBase
-    train_features: Features | None
-    dev_sets: DevSets
-    previous_record: dict | None
-    record: RunRecord
 
     @classmethod
     def from_args(cls, args: Arguments, accelerator: Accelerator) -> "Experiment":
-        """Checks the input and loads config, tokenizer and data. Writes nothing. Raises InputError."""
+        """The experiment with all of its input checked and loaded."""
+        experiment = cls(args, accelerator)
+        experiment.load()
+        return experiment
+
+    def load(self) -> None:
+        """Checks and loads the input, in an order that names cheap mistakes first."""
         quiet_transformers()
-        set_seed(args.training.seed)
-        if args.run.do_train:
-            task, source = find_task(args.data, args.own), args.model.model_name_or_path
-            settings = earlier_run.training_settings(args, task)
-            previous = earlier_run.training_to_resume(args.run, settings)
-            config = config_to_train(args, task)
-        else:
-            config, task = trained_config_and_task(args)
-            source, settings, previous = args.run.output_dir, {}, None
-        check_config(args, task, config, source)
-        for note in task.notes:
-            accelerator.print(note, flush=True)
-        tokenizer = load_tokenizer(args.model.tokenizer_name or source, args.model.do_lower_case, args.model.cache_dir)
+        set_seed(self.args.training.seed)
+        previous = self.previous_record
+        check_config(self.args, self.task, self.config, self.source)
+        for note in self.task.notes:
+            self.say(note)
         if previous is not None:
-            earlier_run.check_tokenizer(args, previous["tokenizer"], fingerprint(tokenizer))
-        check_vocabulary(tokenizer.backend_tokenizer, config.vocab_size, source)
-        dev_features, train_features = load_data(args, task, config, tokenizer, accelerator)
-        return cls(
-            args=args,
-            task=task,
-            accelerator=accelerator,
-            config=config,
-            tokenizer=tokenizer,
-            train_features=train_features,
-            dev_sets=DevSets(task, dev_features, collator(config), accelerator),
-            previous_record=previous,
-            record=RunRecord(args, accelerator, fingerprint(tokenizer), settings),
-        )
+            earlier_run.check_tokenizer(previous["tokenizer"], fingerprint(self.tokenizer), self.source)
+        check_vocabulary(self.tokenizer.backend_tokenizer, self.config.vocab_size, self.source)
+        self.dev_sets, self.train_features  # noqa: B018  they are kept
 
     @property
     def output_dir(self) -> Path:
         return Path(self.args.run.output_dir)
+
+    @property
+    def source(self) -> str:
+        """The model to start from, or the one to evaluate."""
+        return self.args.model.model_name_or_path if self.args.run.do_train else self.args.run.output_dir
+
+    @cached_property
+    def task(self) -> Task:
+        if self.args.run.do_train:
+            return find_task(self.args.data, self.args.own)
+        return task_of_training(self.args, self.config)
+
+    @cached_property
+    def config(self):
+        """Of the model to be trained, or of the one in output_dir."""
+        return config_to_train(self.args, self.task) if self.args.run.do_train else trained_config(self.args)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        model = self.args.model
+        return load_tokenizer(model.tokenizer_name or self.source, model.do_lower_case, model.cache_dir)
+
+    @cached_property
+    def settings(self) -> dict:
+        """All that decides the model that this run trains."""
+        return earlier_run.training_settings(self.args, self.task)
+
+    @cached_property
+    def previous_record(self) -> dict | None:
+        """run.json of the training that this run resumes, None if it resumes none."""
+        return earlier_run.training_to_resume(self.args.run, self.settings) if self.args.run.do_train else None
+
+    @cached_property
+    def record(self) -> RunRecord:
+        settings = self.settings if self.args.run.do_train else {}
+        return RunRecord(self.args, self.accelerator, fingerprint(self.tokenizer), settings)
+
+    @cached_property
+    def collate(self) -> Collator:
+        return collator(self.config)
+
+    @cached_property
+    def train_features(self) -> Features | None:
+        """The training set, None without --do_train."""
+        return self.features("train") if self.args.run.do_train else None
+
+    @cached_property
+    def dev_sets(self) -> DevSets:
+        """The dev files that this run scores; a test file only at the end."""
+        watched = self.args.evaluation.eval_after_first_stage or self.args.checkpoints.evaluate_during_training
+        scored = {split: self.args.run.do_eval or (watched and split != "test") for split in eval_splits(self.task)}
+        features = {split: self.features(split) for split, wanted in scored.items() if wanted}
+        return DevSets(self.task, features, self.collate, self.accelerator)
+
+    def features(self, split: str) -> Features:
+        """A split, tokenized."""
+        folder, length = self.args.data.data_dir, self.config.max_seq_length
+        labels = label_order(self.task, self.config.model_type, self.config.id2label)
+        with self.accelerator.local_main_process_first():  # the others read the features from the cache
+            again = self.args.data.overwrite_cache and self.accelerator.is_local_main_process
+            loaded = load_features(self.task, folder, split, labels, self.tokenizer, length, overwrite_cache=again)
+        if note := loaded.cut_note():
+            self.say(f"note: {split}: {note} (max_seq_length)")
+        return loaded
 
     @property
     def finished(self) -> bool:
@@ -135,11 +179,8 @@ class Experiment:
     @contextmanager
     def train_data(self, model, stage: int) -> Iterator[TrainData]:
         """The data of a stage: tokens; of a frozen backbone, where the recipe caches, the off-ramps' pooled states."""
-        collate, frozen = (
-            self.dev_sets.collate,
-            STRATEGIES[self.args.training.train_strategy][stage - 1].trains == "off_ramps",
-        )
-        if frozen and RECIPES[self.args.model.recipe].cache_features:
+        collate, plan = self.collate, STRATEGIES[self.args.training.train_strategy][stage - 1]
+        if plan.trains == "off_ramps" and RECIPES[self.args.model.recipe].cache_features:
             with cached_features(model, self.train_features, collate, self.accelerator, self.output_dir) as features:
                 yield features
         else:
@@ -177,18 +218,25 @@ def find_task(data: DataArguments, own: OwnDataArguments, **trained) -> Task:
     )
 
 
-def trained_config_and_task(args: Arguments) -> tuple:
-    """For an evaluation: the config of the model in output_dir, and its task. Raises InputError."""
+def trained_config(args: Arguments):
+    """The config of the model that will be evaluated. Raises InputError."""
     folder = Path(args.run.output_dir)
     if not (folder / "config.json").is_file():
         raise InputError(f"--output_dir {folder}: no trained model there; train one with --do_train")
-    config, record = config_with_rule(args.model, str(folder)), earlier_run.read_record(folder)
+    config = config_with_rule(args.model, str(folder))
+    set_text_length(config, args.data.max_seq_length or config.max_seq_length)
+    return config
+
+
+def task_of_training(args: Arguments, config) -> Task:
+    """For an evaluation: the task of the trained model, with the files that are given or those of the training."""
+    folder = Path(args.run.output_dir)
+    record = earlier_run.read_record(folder)
     own = args.own if args.data.task_name else earlier_run.data_of_training(args.own, record)
     labels = tuple(config.id2label[i] for i in sorted(config.id2label))
     task = find_task(args.data, own, labels=labels, problem_type=config.problem_type)
     earlier_run.check_held_out_part(own, task, folder, record)
-    set_text_length(config, args.data.max_seq_length or config.max_seq_length)
-    return config, task
+    return task
 
 
 def config_to_train(args: Arguments, task: Task):
@@ -241,29 +289,6 @@ def config_with_rule(model: ModelArguments, name_or_path: str):
     if model.exit_rule not in (None, config.exit_rule):
         config.exit_rule, config.exit_threshold = model.exit_rule, NO_EXIT
     return config
-
-
-def scored_splits(args: Arguments, task: Task) -> list[str]:
-    """The dev files that this run scores; a test file only at the end."""
-    run, watched = args.run, args.evaluation.eval_after_first_stage or args.checkpoints.evaluate_during_training
-    return [split for split in eval_splits(task) if run.do_eval or (watched and split != "test")]
-
-
-def load_data(args: Arguments, task: Task, config, tokenizer, accelerator: Accelerator) -> tuple:
-    """The features of the dev sets that are scored, by split, and those of the training set, None without training."""
-    labels = label_order(task, config.model_type, config.id2label)
-
-    def features(split: str) -> Features:
-        with accelerator.local_main_process_first():  # the others read the features from the cache
-            overwrite = args.data.overwrite_cache and accelerator.is_local_main_process
-            folder, length = args.data.data_dir, config.max_seq_length
-            loaded = load_features(task, folder, split, labels, tokenizer, length, overwrite_cache=overwrite)
-        if note := loaded.cut_note():
-            accelerator.print(f"note: {split}: {note} (max_seq_length)", flush=True)
-        return loaded
-
-    dev_features = {split: features(split) for split in scored_splits(args, task)}
-    return dev_features, features("train") if args.run.do_train else None
 
 
 def make_accelerator(args: Arguments) -> Accelerator:

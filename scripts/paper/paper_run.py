@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from paper_table import choose_thresholds
 
 import run_glue_deebert
-from deebert.data.batching import collator
+from deebert.data.batching import Collator, collator
 from deebert.data.tasks import Task, eval_splits
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
@@ -103,12 +103,19 @@ class Run:
             yield
 
 
+class PaddedExperiment(Experiment):
+    """Its inputs are all padded to the same length, as the paper's are."""
+
+    @cached_property
+    def collate(self) -> Collator:
+        return collator(self.config, self.config.max_seq_length)
+
+
 def evaluate_padded(argv: Sequence[str]) -> None:
-    """Runs the driver's evaluation on inputs that are all padded to the same length, as the paper's are."""
+    """The driver's evaluation of padded inputs."""
     args = parse_args(argv)
-    experiment = Experiment.from_args(args, make_accelerator(args))
-    padded = replace(experiment.dev_sets, collate=collator(experiment.config, experiment.config.max_seq_length))
-    evaluate(replace(experiment, dev_sets=padded), experiment.output_dir)
+    experiment = PaddedExperiment.from_args(args, make_accelerator(args))
+    evaluate(experiment, experiment.output_dir)
 
 
 def timed_thresholds(num_labels: int) -> list[float]:

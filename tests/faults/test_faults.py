@@ -26,6 +26,7 @@ from helpers import snapshot_files
 
 from deebert.evaluation.series import read_series
 from deebert.training.checkpointing import saved_steps
+from deebert.utils.files import LOCK
 
 EVALUATE = f"{COMMON} --do_eval --eval_each_highway --eval_highway --per_gpu_eval_batch_size 1"
 
@@ -183,6 +184,7 @@ def test_changed_files_are_not_mixed(training, uninterrupted, tiny_data, tiny_ch
     shutil.copytree(tiny_checkpoints["bert"], tmp_path / "model")
     argv = [*training(), "--model_name_or_path", "model", "--data_dir", "data"]
     assert stopped_after_a_checkpoint(tmp_path, argv, signal.SIGKILL) == -signal.SIGKILL
+    (tmp_path / "out" / LOCK).unlink()
     for file, old, new, message in (
         ("data/train.tsv", "good", "dull", "--resume: the training in out had another train.tsv"),
         ("model/tokenizer.json", '"film"', '"flim"', "--resume: the tokenizer in model is another one than"),
