@@ -7,7 +7,7 @@ from deebert.utils import cli
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Returns the full model's scores, as `acc_`; with --eval_all_checkpoints of each, as `acc_50` after 50 steps."""
+    """Returns the full model's scores, such as `acc_`, and those of checkpoints, such as `acc_stage1-50`."""
     args = parse_args(argv)
     from deebert.experiment.run import run  # five seconds of imports, after the flags have been checked
 

@@ -15,7 +15,7 @@ setup(
     packages=find_packages(include=["deebert", "deebert.*"]),
     py_modules=["run_glue_deebert"],
     python_requires=">=3.10",
-    install_requires=["numpy>=1.26", "tokenizers>=0.20"],  # with [onnx] all that an exported model needs
+    install_requires=["numpy>=1.26", "tokenizers>=0.20", "filelock>=3.10"],  # with [onnx] all that an export needs
     entry_points={"console_scripts": ["deebert = deebert.__main__:run"]},
     extras_require={
         "train": [

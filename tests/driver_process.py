@@ -1,5 +1,6 @@
 """The real driver as a process of its own. It is forked from this one, with all imports done: that is cheap."""
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -48,8 +49,12 @@ class DriverProcess:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         sys.argv = ["run_glue_deebert.py", *self.argv]
+        atexit._clear()  # what libraries register from here on runs at the end, as in a process of its own
         self.before()
-        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+        try:
+            runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+        finally:
+            atexit._run_exitfuncs()
 
     def send(self, number: int) -> None:
         os.kill(self.process.pid, number)

@@ -1,6 +1,5 @@
 """run.json: the settings and versions of a training, beside its model, and what a later run may do with that folder."""
 
-import hashlib
 import os
 import subprocess
 import time
@@ -17,7 +16,7 @@ from deebert.evaluation import results
 from deebert.experiment.arguments import VALIDATION_SPLIT, Arguments, OwnDataArguments, RunArguments
 from deebert.training.stage import StageTraining
 from deebert.utils.errors import InputError
-from deebert.utils.files import LOCK, read_bytes
+from deebert.utils.files import LOCK, checksum
 
 TRAINING, EVALUATION = "run.json", "run_eval.json"  # neither overwrites the other
 # what is read of a record, and what a field is where an older version did not write it
@@ -51,7 +50,7 @@ def training_settings(args: Arguments, task: Task) -> dict:
     files = {f"{split}.tsv": task.file(args.data.data_dir, split) for split in splits}
     if args.own.label_names:
         files["label_names"] = Path(args.own.label_names)
-    hashes = {name: hashlib.sha256(read_bytes(file)).hexdigest() for name, file in files.items()}
+    hashes = {name: checksum(file) for name, file in files.items()}
     launch = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": None}  # of torchrun and accelerate launch
     return settings | hashes | {name: os.environ.get(name, default) for name, default in launch.items()}
 
@@ -124,7 +123,7 @@ def check_held_out_part(own: OwnDataArguments, task: Task, folder: Path, record:
         return
     share = trained.get("validation_split") or VALIDATION_SPLIT
     same = share == (own.validation_split or VALIDATION_SPLIT) and not trained.get("validation_file")
-    content = hashlib.sha256(read_bytes(task.file(None, "train"))).hexdigest()
+    content = checksum(task.file(None, "train"))
     if not same or record["settings"].get("train.tsv") != content:
         raise InputError(
             f"--train_file {own.train_file}: the model in {folder} was trained with other files, or another "

@@ -106,7 +106,9 @@ class Experiment:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         model = self.args.model
-        return load_tokenizer(model.tokenizer_name or self.source, model.do_lower_case, model.cache_dir)
+        tokenizer = load_tokenizer(model.tokenizer_name or self.source, model.do_lower_case, model.cache_dir)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(self.config))  # saved with the model
+        return tokenizer
 
     @cached_property
     def settings(self) -> dict:

@@ -1,10 +1,13 @@
 """What happens between the steps of a training: scalars for TensorBoard, dev scores, the best weights, checkpoints."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load_model as load_weights
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from deebert.data.tasks import eval_splits
@@ -18,6 +21,25 @@ from deebert.training.strategies import STRATEGIES
 from deebert.utils.files import remove_folder
 
 
+class ScalarFile:
+    """Scalars for TensorBoard in a folder, on the disk when `write` returns.
+
+    TensorBoard's own writers have a thread, which on a full disk ends without a word, or with a traceback at the exit.
+    """
+
+    def __init__(self, folder: Path):
+        self.problem = f"{folder}: no scalars can be written", "make room, then --resume goes on"
+        with one_line(*self.problem):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.events = EventsWriter(str(folder / "events"))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        with one_line(*self.problem):
+            for name, value in scalars.items():
+                self.events.write_event(Event(summary=scalar(name, value), step=step, wall_time=time.time()))
+            self.events.flush()
+
+
 class Monitor:
     """`log` and `save` are the callbacks of StageTraining.run; every process has a monitor."""
 
@@ -25,7 +47,7 @@ class Monitor:
         self.wanted, self.model, self.tokenizer = args.checkpoints, model, tokenizer
         self.dev_sets, self.accelerator, self.output_dir = dev_sets, dev_sets.accelerator, Path(args.run.output_dir)
         self.best_in_last_checkpoint: Path | None = None  # the best weights so far, when it was written
-        self.writer = SummaryWriter(str(self.output_dir / "tensorboard")) if self.accelerator.is_main_process else None
+        self.scalars = ScalarFile(self.output_dir / "tensorboard") if self.accelerator.is_main_process else None
 
     def resume(self, training: StageTraining) -> None:
         """Has to be called when a checkpoint's state has been loaded."""
@@ -35,10 +57,8 @@ class Monitor:
         """Writes scalars, and with --evaluate_during_training the dev scores."""
         if self.wanted.evaluate_during_training:
             scalars = scalars | self.dev_scores(training)
-        if self.writer is not None:
-            self.flush()
-            for name, value in scalars.items():
-                self.writer.add_scalar(f"stage{training.stage}/{name}", value, training.steps)
+        if self.scalars is not None:
+            self.scalars.write(training.steps, {f"stage{training.stage}/{name}": x for name, x in scalars.items()})
 
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
         """All metrics of the exits that the stage trains. Saves the weights if they are the best so far."""
@@ -79,7 +99,6 @@ class Monitor:
 
     def save(self, training: StageTraining) -> None:
         """Writes a checkpoint, and deletes what --save_total_limit no longer allows."""
-        self.flush()  # a training that is resumed here does not write these scalars again
         last_stage = training.stage == len(STRATEGIES[training.settings.train_strategy])
         if last_stage and training.steps == training.total and not training.settings.save_steps:
             return  # the finished model is saved next
@@ -101,14 +120,3 @@ class Monitor:
             f"{training.best_step}; its weights are used",
             flush=True,
         )
-
-    def flush(self) -> None:
-        """Writes the scalars to the disk. Where it is full, the writer's own thread would end without a word."""
-        if self.writer is not None:
-            with one_line(f"{self.writer.logdir}: no scalars can be written", "make room, then --resume goes on"):
-                self.writer.flush()
-
-    def close(self) -> None:
-        self.flush()
-        if self.writer is not None:
-            self.writer.close()

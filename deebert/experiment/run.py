@@ -43,9 +43,8 @@ def run(args: Arguments) -> dict[str, float]:
         elif args.run.do_train:
             train(experiment)
         if args.run.do_eval:
-            folders = experiment.models_to_evaluate()
-            for folder in folders:
-                step = folder.name.rpartition("-")[2] if len(folders) > 1 else ""
+            for folder in experiment.models_to_evaluate():
+                step = "" if folder == experiment.output_dir else folder.name.removeprefix("checkpoint-")
                 scores |= {f"{name}_{step}": score for name, score in evaluate(experiment, folder).items()}
         accelerator.end_training()  # without it, threads of the process group make the process abort at exit
     return scores
@@ -69,7 +68,6 @@ def train(experiment: Experiment) -> None:
             if stage == 1 and args.evaluation.eval_after_first_stage:
                 score_final_classifier(experiment, model)
             state = None
-        monitor.close()
         if accelerator.is_main_process:
             save_model(model, experiment.tokenizer, experiment.output_dir)
             write_card(experiment.output_dir, model.config, experiment.task, experiment.record.facts)

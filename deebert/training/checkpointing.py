@@ -1,5 +1,6 @@
 """Checkpoints of an unfinished training: the model, and all else that is needed to continue bit for bit."""
 
+import json
 import random
 import re
 from pathlib import Path
@@ -12,8 +13,9 @@ from accelerate.utils import gather_object
 
 from deebert.modeling.checkpoints import one_line, write_model
 from deebert.utils.errors import InputError
-from deebert.utils.files import complete_folder, remove_folder
+from deebert.utils.files import checksum, complete_folder, remove_folder
 
+CHECKSUMS = "checksums.json"
 STATE = "training_state.pt"  # beside the model's files: optimizer, schedule, random states, position
 
 
@@ -41,20 +43,26 @@ def write_checkpoint(folder: Path, model, tokenizer, training, accelerator: Acce
         with one_line(f"{folder}: the checkpoint cannot be written", fix), complete_folder(folder) as partial:
             write_model(model, tokenizer, partial)
             torch.save(state, partial / STATE)
+            (partial / CHECKSUMS).write_text(json.dumps({file.name: checksum(file) for file in partial.iterdir()}))
     accelerator.wait_for_everyone()
 
 
 def read_state(folder: Path) -> dict:
     """The training state of a checkpoint: stage, training (StageTraining.state_dict), random (one for each process).
 
-    Raises InputError where it cannot be read.
+    Raises InputError where it cannot be read, or where a file of the checkpoint is not what was written: a training
+    would go on with other weights.
     """
+    fix = f"remove {folder} to continue from an earlier checkpoint"
     try:
-        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        checksums = json.loads((folder / CHECKSUMS).read_text()) if (folder / CHECKSUMS).is_file() else {}  # up to 0.10
+        damaged = [name for name, written in checksums.items() if checksum(folder / name) != written]
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        raise InputError(
-            f"{folder / STATE}: cannot be read ({error}); remove {folder} to continue from an earlier one"
-        ) from None
+        raise InputError(f"{folder}: the checkpoint cannot be read ({error}); {fix}") from None
+    if damaged:
+        raise InputError(f"{folder / damaged[0]}: damaged; {fix}")
+    return state
 
 
 def keep_newest(output_dir: Path, limit: int | None) -> None:
@@ -70,7 +78,8 @@ def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
     """
     for folder in saved_steps(output_dir):
         if keep_models:
-            (folder / STATE).unlink(missing_ok=True)
+            for name in (STATE, CHECKSUMS):
+                (folder / name).unlink(missing_ok=True)
         else:
             remove_folder(folder)
     for folder in output_dir.glob("best-stage*"):

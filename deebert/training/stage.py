@@ -1,6 +1,7 @@
 """One stage of training, from its data to its last step. strategies.py says what it trains, losses.py on what loss."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from transformers import get_linear_schedule_with_warmup
 from deebert.data.batching import MicroBatch, TrainBatches
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.losses import training_loss
+from deebert.training.progress import ProgressLines
 from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES
 from deebert.training.train_data import TrainData
@@ -196,7 +198,9 @@ class StageTraining:
             **({} if norm is None else {"grad_norm": float(norm)}),
         }
 
-    def progress_bar(self) -> tqdm:
+    def progress_bar(self) -> tqdm | ProgressLines:
+        if self.accelerator.is_main_process and not sys.stderr.isatty():
+            return ProgressLines(self.stage, self.total, self.steps)
         epochs, rest = divmod(self.total, len(self.batches))
         samples = epochs * len(self.data.lengths) + min(rest * self.batches.samples_per_step, len(self.data.lengths))
         return tqdm(
@@ -204,5 +208,5 @@ class StageTraining:
             initial=self.samples,
             desc=f"stage {self.stage}",
             unit=" samples",
-            disable=not self.accelerator.is_main_process or None,  # None: unless it is written to a terminal
+            disable=not self.accelerator.is_main_process,
         )

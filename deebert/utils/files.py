@@ -1,5 +1,6 @@
 """Safe writing: to a temporary name first, then renamed, so that a file is either complete or absent."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -49,6 +50,18 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file. Raises InputError where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def make_folder(folder: Path) -> None:

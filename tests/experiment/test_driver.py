@@ -1,6 +1,7 @@
 """run_glue_deebert.py in process: what it writes, and one clear line for bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def drive(monkeypatch, tmp_path, tiny_data, tiny_checkpoints):
     """Runs the driver in tmp_path with the tiny model and data; flags given later win."""
     monkeypatch.chdir(tmp_path)
 
-    def run(flags: str = TRAIN, task: str = "SST-2", backbone: str = "bert") -> None:
+    def run(flags: str = TRAIN, task: str = "SST-2", backbone: str = "bert") -> dict[str, float]:
         argv = [
             "run_glue_deebert.py",
             f"--model_type={backbone}",
@@ -38,7 +39,9 @@ def drive(monkeypatch, tmp_path, tiny_data, tiny_checkpoints):
             "--plot_data_dir=results",
         ]
         monkeypatch.setattr("sys.argv", argv + flags.split())
-        cli.run(run_glue_deebert.main)
+        returned = {}
+        cli.run(lambda: returned.update(run_glue_deebert.main()))
+        return returned
 
     return run
 
@@ -84,6 +87,17 @@ def test_training_and_evaluation_write_the_documented_files(drive, tmp_path, bac
     assert float(text["acc_at_entropy_0.7"]) == each_layer[0]
     assert (out / "run.json").read_text() == json.dumps(record, indent=2) + "\n"
     assert (out / "run_eval.json").is_file()
+
+
+def test_texts_are_cut_at_what_the_model_has_positions_for(drive, tmp_path, tiny_checkpoints):
+    """Where no length is given; and the tokenizer that is saved knows it, though the checkpoint's did not."""
+    shutil.copytree(tiny_checkpoints["bert"], tmp_path / "start")
+    settings = json.loads((tmp_path / "start/tokenizer_config.json").read_text())
+    del settings["model_max_length"]
+    (tmp_path / "start/tokenizer_config.json").write_text(json.dumps(settings))
+    drive("--do_train --max_steps 1 --save_steps 0 --model_name_or_path start")
+    assert json.loads((tmp_path / "out/config.json").read_text())["max_seq_length"] == 66
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["model_max_length"] == 66
 
 
 def test_mnli_and_mnli_mm_have_separate_results(drive, tmp_path):
@@ -201,7 +215,9 @@ def test_strategies_of_one_stage(drive, tmp_path, strategy, capsys):
 
 
 def test_checkpoints_are_kept_and_evaluated(drive, tmp_path, capsys):
-    drive(f"{TRAIN} --save_steps 8 --eval_all_checkpoints --max_steps 16 --highway_learning_rate 1e-3")
+    scores = drive(f"{TRAIN} --save_steps 8 --eval_all_checkpoints --max_steps 16 --highway_learning_rate 1e-3")
+    assert scores.keys() == {"acc_", *(f"acc_stage{stage}-{step}" for stage in (1, 2) for step in (8, 16))}
+    assert f"acc = {scores['acc_']}\n" == (tmp_path / "out/eval_results.txt").read_text()
     names = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
     assert names == sorted(f"checkpoint-stage{stage}-{step}" for stage in (1, 2) for step in (8, 16))
     printed = capsys.readouterr().out

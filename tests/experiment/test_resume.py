@@ -4,7 +4,9 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import threading
 from functools import cache
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from helpers import snapshot_files
 from safetensors.torch import load_file
+from tensorboardX.event_file_writer import EventsWriter
 from tiny import CLASSES, tiny_tokenizer
 
 import run_glue_deebert
@@ -204,6 +207,42 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(argv, tmp_path, unin
         assert ends(argv(TRAIN)) == 2
     assert "out/checkpoint-stage1-6: the checkpoint cannot be written: [Errno 28] No space" in capsys.readouterr().err
     assert [folder.name for folder in saved_steps(tmp_path / "out")] == ["checkpoint-stage1-2", "checkpoint-stage1-4"]
+    run_glue_deebert.main(argv(f"{TRAIN} --resume"))
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN))
+
+
+def test_a_disk_that_is_full_for_scalars_gets_one_line(argv, tmp_path, uninterrupted, capsys):
+    def fill(n: int) -> None:
+        if n == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    threads = threading.active_count()
+    with pytest.MonkeyPatch.context() as patch:
+        counted(patch, EventsWriter, "flush", fill)
+        assert ends(argv(TRAIN)) == 2
+    expected = "error: out/tensorboard: no scalars can be written: [Errno 28] No space left on device; make room, then"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
+    assert threading.active_count() == threads  # none that would report the same once more, later
+    run_glue_deebert.main(argv(f"{TRAIN} --resume"))
+    assert same(weights(tmp_path / "out"), uninterrupted(TRAIN))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "training_state.pt"])
+def test_a_flipped_bit_in_a_checkpoint_is_refused(argv, tmp_path, uninterrupted, capsys, file):
+    """And an earlier checkpoint gives the weights of a training that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        counted(patch, StageTraining, "step", lambda n: n == 7 and os.kill(os.getpid(), signal.SIGTERM))
+        assert ends(argv(TRAIN)) == 128 + signal.SIGTERM
+    newest = saved_steps(tmp_path / "out")[-1]
+    content = bytearray((newest / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / file).write_bytes(content)
+    capsys.readouterr()
+    assert ends(argv(f"{TRAIN} --resume")) == 2
+    name = f"out/{newest.name}"
+    message = f"error: {name}/{file}: damaged; remove {name} to continue from an earlier checkpoint\n"
+    assert capsys.readouterr().err.endswith(message)
+    shutil.rmtree(newest)
     run_glue_deebert.main(argv(f"{TRAIN} --resume"))
     assert same(weights(tmp_path / "out"), uninterrupted(TRAIN))
 
