@@ -1,8 +1,6 @@
 """Progress of a training where there is no terminal, such as in a log file: a line now and then, in place of a bar."""
 
 import time
-from collections.abc import Callable
-from functools import partial
 
 from tqdm import tqdm
 
@@ -16,8 +14,8 @@ class ProgressLines:
     It is used as a bar of tqdm is. total: steps of the stage; done: those of before, in a training that is resumed.
     """
 
-    def __init__(self, stage: int, total: int, done: int = 0, show: Callable[[str], None] = partial(print, flush=True)):
-        self.stage, self.total, self.first_step, self.last_step, self.show = stage, total, done, done, show
+    def __init__(self, stage: int, total: int, done: int = 0):
+        self.stage, self.total, self.first_step, self.last_step = stage, total, done, done
         self.samples, self.lines = 0, 0
         self.started = self.last_time = time.monotonic()
 
@@ -39,7 +37,8 @@ class ProgressLines:
         self.last_time, self.last_step, self.lines = now, step, self.lines + 1
         seconds = now - self.started
         left = tqdm.format_interval(seconds / (step - self.first_step) * (self.total - step))
-        self.show(
+        print(
             f"stage {self.stage}: step {step:,} of {self.total:,} ({step / self.total:.0%}), loss {loss}, "
-            f"{self.samples / seconds:.1f} samples/s, {left} left"
+            f"{self.samples / seconds:.1f} samples/s, {left} left",
+            flush=True,
         )

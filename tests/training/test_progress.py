@@ -14,13 +14,13 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_line_every_half_minute_then_every_five_per_cent(clock):
-    lines = []
-    progress = ProgressLines(1, 4000, show=lines.append)
+def test_a_line_every_half_minute_then_every_five_per_cent(clock, capsys):
+    progress = ProgressLines(1, 4000)
     for step in range(1, 4001):  # a step takes a second
         clock[0] += 1
         progress.update(8)
         progress.set_postfix(loss="0.5000", step=step)
+    lines = capsys.readouterr().out.splitlines()
     steps = [int(line.split()[3].replace(",", "")) for line in lines]
     assert steps[:10] == list(range(30, 301, 30))
     assert steps[10:] == list(range(500, 4001, 200))
@@ -28,20 +28,19 @@ def test_a_line_every_half_minute_then_every_five_per_cent(clock):
     assert lines[-1].endswith("8.0 samples/s, 01:40 left")
 
 
-def test_a_short_training_has_none(clock):
-    lines = []
-    progress = ProgressLines(2, 20, show=lines.append)
+def test_a_short_training_has_none(clock, capsys):
+    progress = ProgressLines(2, 20)
     for step in range(1, 21):
         clock[0] += 1
         progress.update(8)
         progress.set_postfix(loss="0.5000", step=step)
-    assert lines == []
+    assert capsys.readouterr().out == ""
 
 
-def test_a_resumed_training_knows_its_own_speed(clock):
-    lines = []
-    progress = ProgressLines(1, 100, done=60, show=lines.append)
+def test_a_resumed_training_knows_its_own_speed(clock, capsys):
+    progress = ProgressLines(1, 100, done=60)
     clock[0] += 40
     progress.update(160)
     progress.set_postfix(loss="0.2500", step=80)
-    assert lines == ["stage 1: step 80 of 100 (80%), loss 0.2500, 4.0 samples/s, 00:40 left"]
+    expected = "stage 1: step 80 of 100 (80%), loss 0.2500, 4.0 samples/s, 00:40 left\n"
+    assert capsys.readouterr().out == expected
