@@ -3,6 +3,7 @@
 A new backbone is made of these. Shapes: B batch, T tokens, H hidden, C labels, E exits; b samples are still active.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,6 +15,10 @@ from deebert.modeling.config import add_highway_fields, set_threshold
 from deebert.modeling.early_exit import ExitRequest, run_with_exits
 from deebert.modeling.first_token import first_token_layer
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # A forked process has none of PyTorch's threads, and would wait for them: it computes with one.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def unchanged(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:

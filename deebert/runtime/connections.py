@@ -1,7 +1,7 @@
-"""Connections of the service with bounds: how many there are, and how long a request may take to arrive.
+"""Connections of the service with bounds: how many there are, and how long a client may take.
 
-uvicorn bounds neither: a client that sends nothing, or half of a request, would keep its connection for ever, and once
-the process has no file descriptors left, asyncio writes a traceback for each further one.
+uvicorn bounds neither: a client that sends nothing, or half of a request, or never reads its response, would keep its
+connection for ever; and once the process has no file descriptors left, asyncio writes a traceback for each further one.
 """
 
 import asyncio
@@ -15,59 +15,73 @@ except ImportError:  # Windows has no such limit
 
 BACKLOG = 32  # connections that asyncio accepts in one turn; it accepts those of three before one can be closed
 SPARE_FILES = 3 * BACKLOG + 32  # file descriptors that are left for these and for all else
+FEWEST = 16  # connections, however few descriptors there are
+LAST_SECONDS = 1.0  # of a client's deadline when the service ends
 
 
 class BoundedConnection(H11Protocol):
-    """One client's connection. seconds: within these a request's header and body have to arrive.
+    """One client's connection. seconds: for a request to arrive, from its beginning or from the response before it.
 
-    Where there are `most` connections, the one that has sent no request for the longest time makes room for a new one;
-    if there is none, the new one is closed. At a shutdown, requests that have not arrived are given up.
+    The same holds for reading a response. A connection has a deadline while it waits for its client. Where there are
+    `most` connections, the one that has waited longest makes room for a new one; if none waits, the new one is closed.
     """
 
     most: int
     seconds: float
+    deadline: asyncio.TimerHandle | None = None
 
     @classmethod
     def with_limits(cls, most: int, seconds: float) -> type["BoundedConnection"]:
         """The class for uvicorn, which makes the connections."""
+        most = max(FEWEST, min(most, open_files() - SPARE_FILES))
         return type(cls.__name__, (cls,), {"most": most, "seconds": seconds})
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        self.deadline: asyncio.TimerHandle | None = None
-        if len(self.connections) >= min(self.most, open_files() - SPARE_FILES):
-            silent = [other for other in self.connections if other.cycle is None and other.deadline is not None]
-            if not silent:
-                self.transport = transport
-                transport.abort()
-                return
-            longest = min(silent, key=lambda other: other.deadline.when())
-            self.connections.discard(longest)
-            longest.transport.abort()
         super().connection_made(transport)
-        self._start_deadline()
+        self._set_deadline()
+        if len(self.connections) > self.most:
+            waiting = (other for other in self.connections if other.deadline is not None and other is not self)
+            closed = min(waiting, key=lambda other: other.deadline.when(), default=self)
+            self.connections.discard(closed)
+            closed.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
-            self._stop_deadline()
-        else:
-            self._start_deadline()
+        self._set_deadline()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._set_deadline()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._set_deadline()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_deadline()
+        self._drop_deadline()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete and self.cycle.more_body:
-            self.transport.abort()
-        else:
-            super().shutdown()
+        super().shutdown()
+        self.seconds = LAST_SECONDS
+        if self.deadline is not None:
+            self._drop_deadline()
+            self._set_deadline()
 
-    def _start_deadline(self) -> None:
-        if self.deadline is None:
+    def _set_deadline(self) -> None:
+        """There is one unless a request has arrived whose response the client neither has nor fails to read."""
+        cycle = self.cycle
+        works = cycle is not None and not cycle.more_body and not cycle.response_complete
+        if works and not self.flow.write_paused:
+            self._drop_deadline()
+        elif self.deadline is None:
             self.deadline = self.loop.call_later(self.seconds, self.transport.abort)
 
-    def _stop_deadline(self) -> None:
+    def _drop_deadline(self) -> None:
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None

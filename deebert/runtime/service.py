@@ -1,6 +1,7 @@
 """The HTTP service: POST /predict, GET /metrics and GET /health. No text is kept or logged."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -8,17 +9,17 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.requests import ClientDisconnect
 
+from deebert.modeling.config_checks import MOST_LAYERS, is_number
 from deebert.runtime.batching_worker import BatchingWorker, QueueFullError
-from deebert.runtime.classifier import Classifier, as_tuples
+from deebert.runtime.classifier import Classifier
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # the latency histogram's limits
-BODIES = 32  # as many bodies of the largest size may be half read at the same time
+BODIES = 32  # of the largest size, that may be in memory
 KINDS = "texts: give a text, a list of texts, or a list of pairs [text, text]"
 
 
@@ -62,27 +63,28 @@ class Metrics:
 
 
 class Bodies:
-    """Reads the bodies of requests, and bounds each of them and all together, before anything parses them."""
+    """Bounds the body of a request before it is parsed, and those of all requests that wait for their response."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self.held = max_bytes, 0
 
-    async def read(self, request: Request) -> bytes:
-        """A request's body. Raises HTTPException."""
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """A request's body, which counts until the end of the context. Raises HTTPException."""
         body = bytearray()
         try:
             async for chunk in request.stream():
                 body += chunk
                 self.held += len(chunk)
                 if len(body) > self.max_bytes:
-                    raise HTTPException(413, f"more than {self.max_bytes} bytes", {"Connection": "close"})
+                    raise HTTPException(413, f"more than {self.max_bytes} bytes")
                 if self.held > BODIES * self.max_bytes:
                     raise HTTPException(503, "too many large requests at once; try again", {"Retry-After": "1"})
+            yield bytes(body)
         except ClientDisconnect:
             raise HTTPException(400, "the client went away") from None
         finally:
             self.held -= len(body)
-        return bytes(body)
 
 
 def parse(body: bytes, max_texts: int) -> tuple[list, object, int | None]:
@@ -90,10 +92,13 @@ def parse(body: bytes, max_texts: int) -> tuple[list, object, int | None]:
 
     By hand: pydantic makes an error for each element, which took seconds and a gigabyte for half a million of them.
     """
+    gc.disable()  # it would look at 300,000 new lists again and again
     try:
         fields = json.loads(body.decode())
     except (ValueError, RecursionError):  # also what is no UTF-8
         raise HTTPException(400, "body: not JSON in UTF-8, or nested too deeply") from None
+    finally:
+        gc.enable()
     if not isinstance(fields, dict):
         raise HTTPException(422, 'body: give an object, such as {"texts": ["a text"]}')
     unknown = [name for name in fields if name not in ("texts", "exit_threshold", "top_k")]
@@ -107,15 +112,20 @@ def parse(body: bytes, max_texts: int) -> tuple[list, object, int | None]:
     if not texts:
         raise HTTPException(422, "texts: give at least one")
     pairs = all(isinstance(item, list) and len(item) == 2 for item in texts)
-    if not all(isinstance(text, str) for item in texts for text in (item if pairs else [item])):
-        raise HTTPException(422, KINDS)
+    items = [tuple(item) if pairs else (item,) for item in texts]
+    try:
+        "".join(text for item in items for text in item).encode()
+    except TypeError:
+        raise HTTPException(422, KINDS) from None
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        raise HTTPException(422, "texts: a text is not valid Unicode") from None
     threshold, top_k = fields.get("exit_threshold"), fields.get("top_k")
-    for value in threshold if isinstance(threshold, list) else [threshold]:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise HTTPException(422, "exit_threshold: give a number, or one for each off-ramp")
+    thresholds = threshold if isinstance(threshold, list) else [threshold]
+    if threshold is not None and not (len(thresholds) <= MOST_LAYERS and all(map(is_number, thresholds))):
+        raise HTTPException(422, "exit_threshold: give a number, or one for each off-ramp")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise HTTPException(422, "top_k: give a whole number above 0")
-    return texts, threshold, top_k
+    return items, threshold, top_k
 
 
 def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
@@ -131,15 +141,15 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
     app = FastAPI(title="DeeBERT", lifespan=lifespan, docs_url=None, redoc_url=None)  # those pages load foreign scripts
 
     async def classify(request: Request) -> Response:
-        texts, threshold, top_k = parse(await bodies.read(request), limits.max_texts)
-        try:
-            encoded = await run_in_threadpool(classifier.encode, as_tuples(texts))
-            future = worker.submit(encoded, threshold)
-        except QueueFullError as error:
-            raise HTTPException(429, f"{error}; try again", {"Retry-After": "1"}) from None
-        except (ValueError, OverflowError) as error:
-            raise HTTPException(422, str(error)) from None
-        predictions = await asyncio.wrap_future(future)
+        async with bodies.read(request) as body:
+            texts, threshold, top_k = parse(body, limits.max_texts)
+            try:
+                future = worker.submit(texts, threshold)
+            except QueueFullError as error:
+                raise HTTPException(429, f"{error}; try again", {"Retry-After": "1"}) from None
+            except ValueError as error:
+                raise HTTPException(422, str(error)) from None
+            predictions = await asyncio.wrap_future(future)
         return JSONResponse({"predictions": [vars(prediction.top(top_k)) for prediction in predictions]})
 
     @app.post("/predict")

@@ -59,7 +59,7 @@ def test_requests_with_different_thresholds_share_batches(folder, exports, rule,
     classify = Classifier(str(exports["roberta"] / "export") if exported else folder, batch_size=8, **own)
     expected = [classify(TEXTS, exit_threshold=threshold) for threshold in thresholds]
     with BatchingWorker(classify) as worker:
-        futures = [worker.submit(classify.encode([(t,) for t in TEXTS]), thresholds[i % 5]) for i in range(20)]
+        futures = [worker.submit([(text,) for text in TEXTS], thresholds[i % 5]) for i in range(20)]
         for i, future in enumerate(futures):
             found = future.result(60)
             assert [(p.label, p.exit_layer) for p in found] == [(p.label, p.exit_layer) for p in expected[i % 5]]
@@ -100,7 +100,8 @@ def test_at_the_same_time(classifier):
         ({"content": '{"texts": "a", "exit_threshold": NaN}'}, 422, "exit_threshold is NaN"),
         ({"content": '{"texts": "\\ud800"}'}, 422, "not valid Unicode"),
         ({"json": {"texts": "a", "exit_threshold": True}}, 422, "exit_threshold: "),
-        ({"json": {"texts": "a", "exit_threshold": 10**400}}, 422, ""),
+        ({"json": {"texts": "a", "exit_threshold": 10**400}}, 422, "exit_threshold: "),
+        ({"json": {"texts": "a", "exit_threshold": [0.3, None, 0.3]}}, 422, "exit_threshold: "),
         ({"json": {"texts": "a", "top_k": 0}}, 422, "top_k: "),
         ({"json": ["a"]}, 422, "body: give an object"),
         ({"content": "{"}, 400, "body: not JSON"),
@@ -215,8 +216,8 @@ def test_metrics(folder):
 
 def test_what_has_arrived_is_finished_at_the_end(classifier):
     with BatchingWorker(classifier) as worker:
-        futures = [worker.submit(classifier.encode([(text,) for text in TEXTS])) for _ in range(30)]
+        futures = [worker.submit([(text,) for text in TEXTS]) for _ in range(30)]
     assert all(len(future.result(0)) == 9 for future in futures)
     with pytest.raises(QueueFullError):
-        worker.submit(classifier.encode([("a",)]))
+        worker.submit([("a",)])
     assert not worker.alive

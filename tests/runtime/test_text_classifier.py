@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from saved import TEXTS, save_classifier
 from tiny import BACKBONES, tiny_model, tiny_tokenizer
 
@@ -133,6 +137,32 @@ def test_threads_do_not_disturb_one_another(folder, exports, exported, monkeypat
     with ThreadPoolExecutor(4) as pool:
         for i, found in enumerate(pool.map(call, range(90))):
             assert found == expected[i % 15]
+
+
+FORKED = """
+import os, sys
+from deebert import Classifier
+classify = Classifier(sys.argv[1])
+classify(["good film"] * 20)
+if os.fork() == 0:
+    classify(["good film"] * 20)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_classifier_that_was_used_works_in_a_forked_process(folder):
+    """With one thread alone, as tests run, PyTorch has none that the forked process could miss."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, folder],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "7\n", done.stderr
 
 
 def test_a_pickle_loads_the_folder_again(classifier, folder):

@@ -45,7 +45,7 @@ predicted = []
 for options in calls:
     predicted.append([(p.label, p.exit_layer, p.probability) for p in classify(texts, **options)])
 with BatchingWorker(classify) as worker:
-    found = worker.submit(classify.encode([(text,) for text in texts])).result()
+    found = worker.submit([(text,) for text in texts]).result()
     predicted.append([(p.label, p.exit_layer, p.probability) for p in found])
 lines = []
 for wrong in (lambda: deebert.DeeBertForSequenceClassification, lambda: deebert.Classifier("nowhere")):
