@@ -9,7 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are faster so, above all beside other work; for subprocesses too
 
-pytest_plugins = ["fuzz_option", "hostile_table"]  # here, since only this file is read before the command line
+# here, since only this file is read before the command line
+pytest_plugins = ["support.fuzz_option", "support.hostile_table"]
 
 
 def pytest_addoption(parser):
@@ -21,7 +22,7 @@ def pytest_configure(config):
     if config.getoption("--faults"):
         config.args = [str(Path(__file__).parent / "faults")]
     if config.getoption("dist", "no") == "no":  # this process runs tests
-        config.pluginmanager.import_plugin("shared_fixtures")
+        config.pluginmanager.import_plugin("support.shared_fixtures")
 
 
 def pytest_collection_modifyitems(config, items):

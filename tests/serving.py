@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
-from helpers import ROOT
+from support.helpers import ROOT
 
 
 @contextmanager

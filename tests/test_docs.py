@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from helpers import ROOT
-from tiny import tiny_model, tiny_tokenizer
+from support.helpers import ROOT
+from support.tiny import tiny_model, tiny_tokenizer
 
 from deebert import Classifier
 from deebert.__main__ import COMMANDS

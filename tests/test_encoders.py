@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import toy_encoder
 import transformers
 from accelerate import Accelerator
 from full_graphs import FullGraph
-from helpers import ROOT, counted_by_pytorch, train
-from saved import TEXTS
 from scipy.special import softmax
 from scipy.stats import entropy as nats
-from tiny import BACKBONES, random_batch, tiny_tokenizer
+from support import toy_encoder
+from support.helpers import ROOT, counted_by_pytorch, train
+from support.saved import TEXTS
+from support.tiny import BACKBONES, random_batch, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 import deebert

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from support.helpers import ROOT
 
 ROOMS = [  # by floors, from the ground up: a module imports from its own room and from lower floors
     ("deebert.utils",),

@@ -38,7 +38,7 @@ def check_fields(config) -> None:
     check_stored(vars(config))
     for name, (valid, wanted) in CHECKS.items():
         if hasattr(config, name) and not valid(value := getattr(config, name)):
-            raise ValueError(f"{name} is {str(value)[:100]!r}; give {wanted}")
+            raise ValueError(f"{name} is {repr(value)[:100]}; give {wanted}")
     check_labels(config.id2label)
 
 

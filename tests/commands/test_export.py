@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from exported import run_export
-from tiny import random_batch, tiny_model, tiny_tokenizer
+from support.exported import run_export
+from support.tiny import random_batch, tiny_model, tiny_tokenizer
 
 from deebert.commands import predict
 from deebert.modeling.checkpoints import save_model

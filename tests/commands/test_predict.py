@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT
-from tiny import sentences, tiny_model
+from support.helpers import ROOT
+from support.tiny import sentences, tiny_model
 
 from deebert import Classifier
 from deebert.commands import predict

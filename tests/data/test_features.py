@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_config, tiny_model, tiny_tokenizer
+from support.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 from deebert.data import features
 from deebert.data.batching import TrainBatches, collator, eval_batches

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import simulated, with_costs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tiny import random_batch, tiny_model
+from support.helpers import simulated, with_costs
+from support.tiny import random_batch, tiny_model
 
 from deebert.data.batching import collator
 from deebert.data.features import Features

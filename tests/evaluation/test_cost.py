@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import counted_by_pytorch, simulated, with_costs
-from tiny import random_batch, tiny_config, tiny_model
+from support.helpers import counted_by_pytorch, simulated, with_costs
+from support.tiny import random_batch, tiny_config, tiny_model
 
 from deebert.data.batching import collator
 from deebert.data.features import Features

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import script
+from support.helpers import script
 
 from deebert.evaluation import plotting, results
 from deebert.evaluation.results import ClassRow, SweepRow, read_each_layer, read_sweep, result_dir

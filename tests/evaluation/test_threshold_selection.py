@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from helpers import simulated, with_costs
-from tiny import CLASSES, tiny_model
+from support.helpers import simulated, with_costs
+from support.tiny import CLASSES, tiny_model
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS

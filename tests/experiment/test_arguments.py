@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields, replace
 
 import pytest
-from helpers import ROOT
+from support.helpers import ROOT
 
 from deebert.data.tasks import get_task
 from deebert.experiment.arguments import EVALUATED, RECIPES, Arguments, make_parser, parse_args

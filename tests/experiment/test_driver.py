@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import snapshot_files as files
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
-from tiny import CLASSES, tiny_config, tiny_model
+from support.helpers import snapshot_files as files
+from support.tiny import CLASSES, tiny_config, tiny_model
 
 import run_glue_deebert
 from deebert.evaluation import results

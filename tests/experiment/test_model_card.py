@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from helpers import simulated, with_costs
 from huggingface_hub import ModelCard
-from tiny import tiny_config
+from support.helpers import simulated, with_costs
+from support.tiny import tiny_config
 
 from deebert.data.tasks import get_task
 from deebert.evaluation.metrics import primary_score

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from tiny import sentences, tiny_config, tiny_tokenizer
+from support.tiny import sentences, tiny_config, tiny_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
 import run_glue_deebert

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from helpers import ROOT
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_tokenizer
+from support.helpers import ROOT
+from support.tiny import tiny_model, tiny_tokenizer
 
 import run_glue_deebert
 from deebert.evaluation.all_exits import AllExits

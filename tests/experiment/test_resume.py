@@ -12,10 +12,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from helpers import snapshot_files
 from safetensors.torch import load_file
+from support.helpers import snapshot_files
+from support.tiny import CLASSES, tiny_tokenizer
 from tensorboardX.event_file_writer import EventsWriter
-from tiny import CLASSES, tiny_tokenizer
 
 import run_glue_deebert
 from deebert.data.batching import collator

@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from faulty_runs import SETTINGS, TRAIN, Uninterrupted
+from support.faulty_runs import SETTINGS, TRAIN, Uninterrupted
 
 KILLS = 2
 

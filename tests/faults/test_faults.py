@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driver_process import DriverProcess, start
-from faulty_runs import (
+from support.driver_process import DriverProcess, start
+from support.faulty_runs import (
     COMMON,
     Result,
     before_operations,
@@ -22,7 +22,7 @@ from faulty_runs import (
     run_to_the_end,
     stopped_after_a_checkpoint,
 )
-from helpers import snapshot_files
+from support.helpers import snapshot_files
 
 from deebert.evaluation.series import read_series
 from deebert.training.checkpointing import saved_steps

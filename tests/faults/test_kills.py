@@ -11,8 +11,8 @@ import shutil
 import signal
 from pathlib import Path
 
-from driver_process import finish, start
-from faulty_runs import SETTINGS, Result, at_operation, has_checkpoint, leftovers, run_to_the_end
+from support.driver_process import finish, start
+from support.faulty_runs import SETTINGS, Result, at_operation, has_checkpoint, leftovers, run_to_the_end
 
 from deebert.training.checkpointing import saved_steps
 

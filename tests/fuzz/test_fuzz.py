@@ -11,19 +11,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import brute_force
 import pytest
 import torch
-from brute_force import STOCK, BruteForce
-from exported import exports_of_all_workers, model_to_export
-from fuzz_option import ENCODERS, RUNTIMES
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from judge import Tally, judge
-from onnx_runtimes import FP32, INT8, Export
-from random_cases import SHARES, THRESHOLDS, Texts, Thresholds, Weights, make_model, model_settings, rules_of, texts
-from runtimes import PYTORCH, Question
-from tiny import tiny_tokenizer
+from support import brute_force
+from support.brute_force import STOCK, BruteForce
+from support.exported import exports_of_all_workers, model_to_export
+from support.fuzz_option import ENCODERS, RUNTIMES
+from support.judge import Tally, judge
+from support.onnx_runtimes import FP32, INT8, Export
+from support.random_cases import (
+    SHARES,
+    THRESHOLDS,
+    Texts,
+    Thresholds,
+    Weights,
+    make_model,
+    model_settings,
+    rules_of,
+    texts,
+)
+from support.runtimes import PYTORCH, Question
+from support.tiny import tiny_tokenizer
 
 from deebert.modeling.backbones import NAMES
 from deebert.runtime import onnx_export

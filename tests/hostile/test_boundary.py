@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model
+from support.tiny import tiny_config, tiny_model
 
 from deebert.modeling import checkpoints
 from deebert.modeling.checkpoints import load_config, load_model

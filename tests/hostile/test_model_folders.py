@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model, tiny_tokenizer
+from support.tiny import tiny_model, tiny_tokenizer
 
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, save_model
 from deebert.modeling.config_checks import check_labels

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from helpers import ROOT
-from tiny import CLASSES, random_batch, tiny_config, tiny_model, tiny_tokenizer
+from support.helpers import ROOT
+from support.tiny import CLASSES, random_batch, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 from transformers.utils import hub
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CLASSES, random_batch, tiny_config, tiny_model
+from support.tiny import CLASSES, random_batch, tiny_config, tiny_model
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, pipeline
 

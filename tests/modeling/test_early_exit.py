@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
-from tiny import random_batch, tiny_model
+from support.tiny import random_batch, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface, BertForSequenceClassification, RobertaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import entropy as scipy_entropy
-from tiny import BACKBONES, random_batch, tiny_model
+from support.tiny import BACKBONES, random_batch, tiny_model
 
 from deebert.data.batching import collator
 from deebert.data.features import Features

@@ -3,7 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from helpers import ROOT
+from support.helpers import ROOT
 
 
 def test_the_files_exist():

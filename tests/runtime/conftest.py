@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from exported import exports_of_all_workers, model_to_export
-from tiny import BACKBONES
+from support.exported import exports_of_all_workers, model_to_export
+from support.tiny import BACKBONES
 
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny import BACKBONES, random_batch, tiny_model
+from support.tiny import BACKBONES, random_batch, tiny_model
 
 from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
 from deebert.runtime import cuda_graphs

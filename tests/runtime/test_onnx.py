@@ -11,10 +11,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exported import LAYERS, NAN_TOKEN, model_to_export, with_token_types
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
+from support.exported import LAYERS, NAN_TOKEN, model_to_export, with_token_types
+from support.tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
 
 from deebert.data.batching import collator
 from deebert.evaluation.timing import decision_margins

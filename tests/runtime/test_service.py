@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
-from saved import TEXTS, save_classifier
+from support.saved import TEXTS, save_classifier
 
 from deebert import Classifier
 from deebert.runtime.batching_worker import BatchingWorker, QueueFullError

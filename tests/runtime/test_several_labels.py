@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import expit
 from scipy.stats import entropy as scipy_entropy
-from tiny import random_batch
+from support.tiny import random_batch
 from torch.nn import functional
 
 from deebert import GraphedDeeBert

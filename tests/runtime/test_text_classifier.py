@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
-from saved import TEXTS, save_classifier
-from tiny import BACKBONES, tiny_model, tiny_tokenizer
+from support.helpers import ROOT
+from support.saved import TEXTS, save_classifier
+from support.tiny import BACKBONES, tiny_model, tiny_tokenizer
 
 from deebert import Classifier
 from deebert.commands import export

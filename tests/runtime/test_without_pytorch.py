@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT
-from saved import TEXTS
-from tiny import BACKBONES, tiny_config, tiny_tokenizer
+from support.helpers import ROOT
+from support.saved import TEXTS
+from support.tiny import BACKBONES, tiny_config, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from deebert import Classifier

@@ -7,7 +7,7 @@ import baselines
 import numpy as np
 import pytest
 from baselines import COSTS, STATIC, Candidates, Frontier, upper_hull
-from helpers import simulated, with_costs
+from support.helpers import simulated, with_costs
 
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits, sweep

@@ -6,7 +6,7 @@ from functools import partial
 import benchmark
 import pytest
 import torch
-from exported import parts_kept_in
+from support.exported import parts_kept_in
 from transformers import BertConfig, BertForSequenceClassification
 
 from deebert.evaluation.series import labels

@@ -11,8 +11,8 @@ import benchmark_training
 import compare
 import pytest
 import torch
-from helpers import ROOT, started_by
-from tiny import tiny_model, tiny_tokenizer
+from support.helpers import ROOT, started_by
+from support.tiny import tiny_model, tiny_tokenizer
 
 from deebert.modeling.checkpoints import save_model
 from deebert.utils import cli

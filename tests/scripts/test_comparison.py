@@ -10,7 +10,7 @@ import comparison
 import numpy as np
 import pytest
 from comparison import DROPS, GRID, outcome, read_settings, table
-from helpers import ROOT, simulated, with_costs
+from support.helpers import ROOT, simulated, with_costs
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS

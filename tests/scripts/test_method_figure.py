@@ -1,5 +1,5 @@
 import method_figure
-from helpers import ROOT
+from support.helpers import ROOT
 
 
 def test_the_figure_is_drawn_and_is_the_one_in_docs(tmp_path, monkeypatch):

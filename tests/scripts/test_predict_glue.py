@@ -11,10 +11,10 @@ import numpy as np
 import predict_glue
 import pytest
 import torch
-from data_of_glue import LABELS, TEST_FILES, texts_of, write_test_files
-from helpers import snapshot_files
 from predict_glue import SIZES, STORED, as_words, write_zip
-from tiny import tiny_model, tiny_tokenizer
+from support.data_of_glue import LABELS, TEST_FILES, texts_of, write_test_files
+from support.helpers import snapshot_files
+from support.tiny import tiny_model, tiny_tokenizer
 
 from deebert.modeling.checkpoints import save_model, set_labels
 from deebert.utils import cli

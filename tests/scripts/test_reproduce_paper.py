@@ -11,9 +11,9 @@ import paper_figures
 import paper_table
 import pytest
 import reproduce_paper
-from helpers import script, simulated
 from paper_run import timed_thresholds
-from tiny import sentences
+from support.helpers import script, simulated
+from support.tiny import sentences
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS, Task

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT, script, started_by
+from support.helpers import ROOT, script, started_by
 
 import run_glue_deebert
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import train
-from tiny import tiny_model, tiny_tokenizer
+from support.helpers import train
+from support.tiny import tiny_model, tiny_tokenizer
 from torch.nn import functional
 
 from deebert.data.batching import TrainBatches, collator

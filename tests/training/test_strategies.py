@@ -5,8 +5,8 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from helpers import train
-from tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
+from support.helpers import train
+from support.tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
 from torch.nn import functional
 
 from deebert.data.batching import TrainBatches, collator

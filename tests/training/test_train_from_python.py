@@ -6,8 +6,8 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from helpers import ROOT
-from tiny import sentences, tiny_model, tiny_tokenizer
+from support.helpers import ROOT
+from support.tiny import sentences, tiny_model, tiny_tokenizer
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 import run_glue_deebert

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from brute_force import LABEL_RULES, AllExits, measured
 from hypothesis import strategies as st
+from support.brute_force import LABEL_RULES, AllExits, measured
 
 from deebert.modeling.backbones import MODELS
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from brute_force import AllExits
+from support.brute_force import AllExits
 
 from deebert.runtime.cuda_graphs import GraphedDeeBert
 

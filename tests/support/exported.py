@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import once_for_all_workers
-from tiny import BACKBONES, tiny_model, tiny_tokenizer
+from support.helpers import once_for_all_workers
+from support.tiny import BACKBONES, tiny_model, tiny_tokenizer
 
 from deebert.commands import export
 from deebert.modeling.checkpoints import save_model

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tiny import sentences
+from support.tiny import sentences
 
 BINARY, ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
 LABELS = {  # GLUE's words for a task's labels; () for a number

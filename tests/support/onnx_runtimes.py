@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from brute_force import per_off_ramp
-from runtimes import ALWAYS, NEVER, Answer, Question, batch, every_exit, one_at_a_time
+from support.brute_force import per_off_ramp
+from support.runtimes import ALWAYS, NEVER, Answer, Question, batch, every_exit, one_at_a_time
 
 from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_runtime import OnnxDeeBert

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
-from helpers import ROOT
+from support.helpers import ROOT
 
 import deebert.experiment.run  # noqa: F401  the processes have imported it, too
 

@@ -18,7 +18,7 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.training.stage import StageTraining
 from deebert.training.train_data import TokenData
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "VIRTUAL_ENV",
     "CONDA_PREFIX",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from driver_process import DriverProcess, finish, start
 from safetensors.torch import load_file
+from support.driver_process import DriverProcess, finish, start
 
 from deebert.training.checkpointing import newest_checkpoint
 

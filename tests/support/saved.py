@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tiny import sentences, tiny_model, tiny_tokenizer
+from support.tiny import sentences, tiny_model, tiny_tokenizer
 
 from deebert.modeling.checkpoints import save_model
 from deebert.modeling.exit_rules import entropy

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from brute_force import LABEL_RULES, decide, per_off_ramp, uncertainty
-from runtimes import Answer, Question
+from support.brute_force import LABEL_RULES, decide, per_off_ramp, uncertainty
+from support.runtimes import Answer, Question
 
 # By dtype: how near an uncertainty has to be to its threshold for rounding to turn the decision, and how far logits may
 # be from those of the brute force, as a share of 1 or of the largest logit.

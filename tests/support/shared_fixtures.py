@@ -8,9 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from exported import make_small_exports
-from helpers import once_for_all_workers
-from tiny import BACKBONES, sentences, tiny_model, tiny_tokenizer
+from support.exported import make_small_exports
+from support.helpers import once_for_all_workers
+from support.tiny import BACKBONES, sentences, tiny_model, tiny_tokenizer
 
 from deebert.evaluation import plotting
 

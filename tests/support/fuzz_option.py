@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "fuzz"
 ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert", "mpnet")
 RUNTIMES = 4  # of an example, so that it counts as as many cases
 SLICE, SLICE_OF_GRAPH = 6, 8  # examples for each encoder, and for each of the suite's graphs
@@ -50,7 +50,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     found = [value for report in reports for name, value in report.user_properties if name == "fuzz"]
     if not config.getoption("fuzz") or not found:
         return
-    from judge import LOGITS, TIE, Tally  # which needs torch
+    from support.judge import LOGITS, TIE, Tally  # which needs torch
 
     tally = Tally()
     for one in found:
