@@ -142,7 +142,7 @@ def read_label_names(path: Path) -> tuple[str, ...]:
 
 
 def sorted_labels(labels: set[str]) -> tuple[str, ...]:
-    """In the order of numbers where all are whole numbers, else of the alphabet."""
+    """In the order of numbers where all are integers, else of the alphabet."""
     numbers = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels)
     return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
 

@@ -7,7 +7,7 @@ FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # the first characters of f
 
 def printable(text: str) -> str:
     """The text with escapes, such as \\x1b and \\n, in place of the control characters that a terminal would obey."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: ascii(found[0])[1:-1], text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: ascii(match[0])[1:-1], text)
 
 
 def no_formula(field: str) -> str:

@@ -45,8 +45,8 @@ predicted = []
 for options in calls:
     predicted.append([(p.label, p.exit_layer, p.probability) for p in classify(texts, **options)])
 with BatchingWorker(classify) as worker:
-    found = worker.submit([(text,) for text in texts]).result()
-    predicted.append([(p.label, p.exit_layer, p.probability) for p in found])
+    ours = worker.submit([(text,) for text in texts]).result()
+    predicted.append([(p.label, p.exit_layer, p.probability) for p in ours])
 lines = []
 for wrong in (lambda: deebert.DeeBertForSequenceClassification, lambda: deebert.Classifier("nowhere")):
     try:
@@ -67,10 +67,10 @@ def test_an_export_needs_no_pytorch(exports):
     predicted, lines = json.loads(done.stdout)
     classify = Classifier(folder, batch_size=4)
     expected = [classify(TEXTS, **options) for options in CALLS]
-    for found, predictions in zip(predicted, [*expected, expected[0]], strict=True):
-        assert [(label, layer) for label, layer, _ in found] == [(p.label, p.exit_layer) for p in predictions]
-        assert [p for *_, p in found] == pytest.approx([p.probability for p in predictions], abs=1e-5)
-    assert len({layer for found in predicted for _, layer, _ in found}) > 1
+    for ours, predictions in zip(predicted, [*expected, expected[0]], strict=True):
+        assert [(label, layer) for label, layer, _ in ours] == [(p.label, p.exit_layer) for p in predictions]
+        assert [p for *_, p in ours] == pytest.approx([p.probability for p in predictions], abs=1e-5)
+    assert len({layer for rows in predicted for _, layer, _ in rows}) > 1
     for line in lines:
         assert re.search("(torch|transformers) is missing", line)
         assert "pip install -r requirements.txt" in line
@@ -103,7 +103,7 @@ def test_a_saved_tokenizer_is_read_as_transformers_does(tmp_path, backbone, side
     for items in ([(text,) for text in texts], list(zip(texts, texts[::-1], strict=True))):
         columns = [list(column) for column in zip(*items, strict=True)]
         expected = theirs(*columns, truncation="longest_first", max_length=12, padding=True, return_tensors="np")
-        found = encode(items).padded(range(len(items)))
-        for name, array in found.items():
+        ours = encode(items).padded(range(len(items)))
+        for name, array in ours.items():
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
-        assert found.keys() == dict(expected).keys()
+        assert ours.keys() == dict(expected).keys()
