@@ -52,14 +52,15 @@ settings() {
         fi
         DATA=(${TRAIN_FILE:+--train_file "$TRAIN_FILE"} ${VALIDATION_FILE:+--validation_file "$VALIDATION_FILE"}
             ${TEST_FILE:+--test_file "$TEST_FILE"})
-        RECIPE=("${OWN_RECIPE[@]}")
+        RECIPE=("${OWN_RECIPE[@]}") FOLDER=$NAME
     else
         PATH_TO_DATA=${PATH_TO_DATA:-./glue_data} DATASET=${DATASET:-MRPC}  # a task of deebert/data/tasks.py
         NAME=$DATASET DATA=(--task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET")
-        RECIPE=("${PAPER_RECIPE[@]}")
+        RECIPE=("${PAPER_RECIPE[@]}") FOLDER=$MODEL_TYPE-$MODEL_SIZE/$NAME
+        [ -n "$given" ] || [ -z "${MODEL_NAME:-}" ] || FOLDER=$(basename "$MODEL_NAME")/$NAME  # it may be any encoder
     fi
     MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
-    OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$MODEL_TYPE-$MODEL_SIZE/$NAME/two_stage}
+    OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$FOLDER/two_stage}
     [ -z "$given" ] || DATA+=(--model_type "$given")
 }
 

@@ -46,9 +46,9 @@ RECIPES = {"paper": Recipe(), "fast": Recipe(FAST, highway_learning_rate=5e-3, h
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments:
-    """What a run does, where it writes, and on which device."""
+    """Run: what is done, where the results are written, on which device"""
 
-    _argument_group_name = "Run: what is done, where the results are written, on which device"
+    _argument_group_name = __doc__
 
     do_train: bool = HfArg(default=False, help="train all stages of --train_strategy")
     do_eval: bool = HfArg(default=False, help="evaluate the model in output_dir")
@@ -72,9 +72,9 @@ class RunArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """The checkpoint to start from, its off-ramps and its exit rule."""
+    """Model: the checkpoint, its off-ramps and its exit rule"""
 
-    _argument_group_name = "Model: the checkpoint, its off-ramps and its exit rule"
+    _argument_group_name = __doc__
 
     model_type: str | None = HfArg(
         default=None, help="the backbone (default: the checkpoint's)", metadata={"choices": tuple(NAMES)}
@@ -118,9 +118,9 @@ class ModelArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
-    """A GLUE task, and how texts become batches."""
+    """Data: the task and how its texts become batches"""
 
-    _argument_group_name = "Data: the task and how its texts become batches"
+    _argument_group_name = __doc__
 
     task_name: str | None = HfArg(default=None, help=f"one of {', '.join(TASKS)} (default: none, own data)")
     data_dir: str | None = HfArg(default=None, help="folder with the TSV files of --task_name")
@@ -134,12 +134,11 @@ class DataArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnDataArguments:
-    """Own data: CSV, TSV, JSONL or Parquet files in place of a GLUE task."""
+    """Own data: CSV, TSV, JSONL or Parquet files in place of --task_name (docs/own_data.md). An evaluation takes what
+    is not given here from the training of the model in output_dir
+    """
 
-    _argument_group_name = (
-        "Own data: CSV, TSV, JSONL or Parquet files in place of --task_name (docs/own_data.md). An evaluation takes "
-        "what is not given here from the training of the model in output_dir"
-    )
+    _argument_group_name = " ".join(__doc__.split())
 
     train_file: str | None = HfArg(default=None, help="texts with labels to train on")
     validation_file: str | None = HfArg(
@@ -186,9 +185,9 @@ class OwnDataArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointArguments:
-    """What is written and scored during a training."""
+    """Checkpoints: what is written and scored during a training"""
 
-    _argument_group_name = "Checkpoints: what is written and scored during a training"
+    _argument_group_name = __doc__
 
     evaluate_during_training: bool = HfArg(default=False, help="score the dev set every logging_steps")
     load_best_model_at_end: bool = HfArg(
@@ -206,9 +205,9 @@ class CheckpointArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationArguments:
-    """What is scored and timed, how a threshold is chosen, and where samples exit."""
+    """Evaluation: what --do_eval scores and times, how it chooses a threshold"""
 
-    _argument_group_name = "Evaluation: what --do_eval scores and times, how it chooses a threshold"
+    _argument_group_name = __doc__
 
     eval_after_first_stage: bool = HfArg(default=False, help="score the final classifier after stage 1")
     eval_all_checkpoints: bool = HfArg(default=False, help="evaluate the checkpoints of --save_steps, too")

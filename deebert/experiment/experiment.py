@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -201,19 +201,14 @@ def find_task(data: DataArguments, own: OwnDataArguments, **trained) -> Task:
         raise InputError("no data: give --train_file with your own, or --task_name and --data_dir")
     if not (own.train_file or own.validation_file):
         raise InputError(f"--test_file {own.test_file}: give --validation_file, too")
-    paths = {
-        name: Path(path) if path else None for name, path in asdict(own).items() if name.endswith(("_file", "_names"))
-    }
     return own_task(
         OwnFiles(
             **{"problem_type": own.problem_type} | trained,
-            train=paths["train_file"],
-            validation=paths["validation_file"],
-            test=paths["test_file"],
+            **{name.removesuffix("_file"): Path(file) for name, file in own.files.items()},
             text_column=own.text_column,
             label_column=own.label_column,
             column_names=tuple(name.strip() for name in own.column_names.split(",")) if own.column_names else (),
-            label_names=paths["label_names"],
+            label_names=Path(own.label_names) if own.label_names else None,
             label_separator=own.label_separator,
             validation_split=own.validation_split or VALIDATION_SPLIT,
         )

@@ -26,7 +26,7 @@ from deebert.modeling.config import MANIFEST, config_rule
 from deebert.runtime.exported import FORMAT, GRAPH, GRAPH_OF_0_6, graph_facts
 from deebert.runtime.layer_runner import LayerRunner
 from deebert.utils.errors import InputError
-from deebert.utils.files import adding_files, make_folder, remove_leftovers, size_of
+from deebert.utils.files import adding_files, make_folder, remove_leftovers
 
 MOST_BYTES = 2**31 - 1  # of a file of ONNX with its weights inside
 MISSING = "exporting needs more packages: pip install onnx onnxruntime onnxscript"
@@ -222,7 +222,7 @@ def write_files(parts: Path, config, tokenizer, folder: Path, int8: bool) -> Non
         if int8:
             quantize_parts(parts, Path(quantized))
             parts = Path(quantized)
-        if (size := size_of([parts])) > MOST_BYTES:
+        if (size := sum(file.stat().st_size for file in parts.rglob("*"))) > MOST_BYTES:
             advice = "" if int8 else "; export with --int8"
             raise InputError(f"a graph of {size / 2**30:.1f} GiB, and ONNX holds 2 in a file{advice}")
         merge(parts, config, folder / GRAPH)

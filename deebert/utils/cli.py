@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from typing import NoReturn
 
@@ -98,39 +98,20 @@ def missing_package(error: ModuleNotFoundError) -> str:
     return f"{error.name} is missing: activate your environment, or {install}"
 
 
-def positive(text: str) -> int:
-    """An argparse type: a whole number above 0."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
+def number(kind: type, words: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
+    """An argparse type: a finite number of this kind for which `allowed` is true, in words."""
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            value = kind(text)
+            if math.isfinite(value) and allowed(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {words}")
+
+    return read
 
 
-def non_negative(text: str) -> int:
-    """An argparse type: a whole number from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
-    return int(text)
-
-
-def positive_float(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
-
-
-def _number(text: str) -> float:
-    """The number in a text, NaN where there is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+positive = number(int, "a whole number above 0", lambda value: value > 0)
+non_negative = number(int, "a whole number from 0", lambda value: value >= 0)
+positive_float = number(float, "a number above 0", lambda value: value > 0)
+fraction = number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)

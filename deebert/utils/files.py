@@ -158,8 +158,3 @@ def reserved(folder: Path, wanted: bool = True) -> Iterator[None]:
         for path in made:
             with suppress(OSError):  # there are results in it
                 path.rmdir()
-
-
-def size_of(folders: Iterable[Path]) -> int:
-    """The bytes of all files in these folders."""
-    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())

@@ -11,6 +11,7 @@ from support.helpers import snapshot_files as files
 from support.tiny import CLASSES, tiny_config, tiny_model
 
 import run_glue_deebert
+from deebert import __main__
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.plotting import draw
@@ -87,6 +88,21 @@ def test_training_and_evaluation_write_the_documented_files(drive, tmp_path, bac
     assert float(text["acc_at_entropy_0.7"]) == each_layer[0]
     assert (out / "run.json").read_text() == json.dumps(record, indent=2) + "\n"
     assert (out / "run_eval.json").is_file()
+
+
+def test_the_installed_command_trains_and_evaluates(drive, tmp_path, monkeypatch, tiny_data, tiny_checkpoints, capsys):
+    """With the driver's flags; an evaluation needs no more than the model and the data."""
+    data = f"--task_name SST-2 --data_dir {tiny_data / 'SST-2'} --output_dir out"
+    start = f"--model_name_or_path {tiny_checkpoints['bert']} --max_steps 1 --save_steps 0 --no_cuda"
+    for command in (f"train {data} {start}", f"eval {data} --eval_each_highway"):
+        monkeypatch.setattr("sys.argv", ["deebert", *command.split()])
+        cli.run(__main__.main)
+    assert "Result of out on dev: acc" in capsys.readouterr().out
+    assert (tmp_path / "plotting/out/each_layer.npy").is_file()
+    monkeypatch.setattr("sys.argv", ["deebert", "train", "--nothing"])
+    with pytest.raises(SystemExit):
+        cli.run(__main__.main)
+    assert "deebert train --help lists the flags" in capsys.readouterr().err
 
 
 def test_texts_are_cut_at_what_the_model_has_positions_for(drive, tmp_path, tiny_checkpoints):

@@ -90,15 +90,15 @@ def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
     """A stand-in for Python prints its arguments; what the driver does with them is tested in tests/experiment."""
     (tmp_path / "python").write_text('#!/bin/sh\n[ "$1" = -c ] || printf "%s\\n" "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    for folder in ("my data", "banking", f"saved_models/bert-base/{name}/two_stage"):
+    for folder in ("my data", "banking", f"saved_models/{name}/two_stage"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / f"saved_models/bert-base/{name}/two_stage/config.json").write_text("{}")
+    (tmp_path / f"saved_models/{name}/two_stage/config.json").write_text("{}")
     for script_name in ("train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh"):
         done = script(script_name, tmp_path, "--label_column", "team", PYTHON=str(tmp_path / "python"), **files)
         arguments = done.stdout.splitlines()
         for variable, path in files.items():
             assert arguments[arguments.index(f"--{variable.lower()}") + 1] == path
-        assert arguments[arguments.index("--output_dir") + 1] == f"./saved_models/bert-base/{name}/two_stage"
+        assert arguments[arguments.index("--output_dir") + 1] == f"./saved_models/{name}/two_stage"
         assert arguments[-2:] == ["--label_column", "team"]
         assert not {"--task_name", "--data_dir"} & {*arguments}
 
@@ -161,6 +161,11 @@ def test_a_python_without_the_requirements_gets_one_clear_line(tmp_path, tiny_da
     ("name", "settings", "model"),
     [
         ("eval_deebert.sh", {"DATASET": "SST-2"}, "./saved_models/bert-base/SST-2/two_stage"),
+        (
+            "eval_deebert.sh",
+            {"DATASET": "SST-2", "MODEL_NAME": "models/minilm"},
+            "./saved_models/minilm/SST-2/two_stage",
+        ),
         ("entropy_eval.sh", {"TEST_FILE": "new.csv", "OUTPUT_DIR": "runs/train"}, "runs/train"),
     ],
 )
