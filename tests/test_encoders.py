@@ -19,6 +19,7 @@ from support.helpers import ROOT, counted_by_pytorch, train
 from support.saved import TEXTS
 from support.tiny import BACKBONES, random_batch, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import deebert
 from deebert.data.batching import collator
@@ -107,6 +108,16 @@ def stock_class(model) -> type:
 @pytest.fixture(params=ENCODERS)
 def name(request) -> str:
     return request.param
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *BACKBONES])
+def test_a_config_may_request_checkpoints_of_activations(name):
+    """In our layers too, which take the place of those that Hugging Face's constructors make."""
+    config = copy.deepcopy(made(name)[0].config)
+    config.gradient_checkpointing = True
+    layers = [x for x in MODELS[config.model_type][1](config).modules() if isinstance(x, GradientCheckpointingLayer)]
+    assert all(layer.gradient_checkpointing for layer in layers)
+    assert len(layers) == (0 if name in ("mpnet", "toy") else 4)  # Hugging Face has none for MPNet
 
 
 def test_every_encoder_has_its_classes():
@@ -214,6 +225,17 @@ def test_a_pretrained_checkpoint_gets_new_off_ramps_and_a_new_head(name, tmp_pat
         torch.testing.assert_close(alone(**batch)[0], stock.eval()(**batch)[0], atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="not a trained DeeBERT"):
         load_model(str(tmp_path), load_config(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *BACKBONES])
+def test_with_other_labels_what_gives_logits_is_new(name, tmp_path):
+    model, _ = made(name)
+    model.save_pretrained(tmp_path)
+    again, new = load_pretrained(str(tmp_path), load_config(str(tmp_path)), other_labels=True)
+    old = model.state_dict()
+    changed = {key for key, value in again.state_dict().items() if not torch.equal(value, old[key])}
+    assert changed <= set(new)
+    assert {key for key in old if len(old[key]) == 3 and key.endswith("weight")} <= changed
 
 
 def test_a_saved_folder_exits_wherever_it_is_loaded(name, tmp_path):

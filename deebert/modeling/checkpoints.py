@@ -185,7 +185,8 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None, oth
     for name, module in model.named_modules() if pooler is not None else ():
         if isinstance(module, HighwayPooler) and f"{name}.dense.weight" in missing:
             module.load_state_dict(pooler.state_dict())
-    classifiers = [name for name, _ in model.named_modules() if other_labels and name.split(".")[-1] == "classifier"]
+    modules = [name for name, module in model.named_modules() if other_labels and isinstance(module, torch.nn.Linear)]
+    classifiers = [name for name in modules if re.search(r"(^|\.)classifier(\.out_proj)?$", name)]
     for name in classifiers:
         classifier = model.get_submodule(name)
         torch.nn.init.normal_(classifier.weight, std=config.initializer_range)

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOut
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from deebert.modeling.config import add_highway_fields, config_cutoffs, config_rule, has_several_labels, set_rule
+from deebert.modeling.config import config_cutoffs, config_rule, has_several_labels, replacing_a_part, set_rule
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.modeling.first_token import needs_full_last_layer
@@ -286,9 +286,9 @@ class StockHeadClassifier(HighwayClassifier):
     model_options: ClassVar[dict] = {}
 
     def __init__(self, config):
-        add_highway_fields(config, self.config_class)
-        super().__init__(config)  # HF's class with its head, and with a backbone without off-ramps
-        setattr(self, self.base_model_prefix, self.model_class(config, **self.model_options))
+        with replacing_a_part(config, self.config_class):
+            super().__init__(config)  # HF's class with its head, and with a backbone without off-ramps
+            setattr(self, self.base_model_prefix, self.model_class(config, **self.model_options))
         self.post_init()
 
     def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:

@@ -1,7 +1,8 @@
 """The fields that early exit adds to a backbone's config, and how the threshold in it becomes cut-offs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -81,6 +82,19 @@ def add_highway_fields(config, config_class: type) -> None:
         make_highway_config(config, config_class)
     check_fields(config)
     config_rule(config)
+
+
+@contextmanager
+def replacing_a_part(config, config_class: type) -> Iterator[None]:
+    """For a constructor in which a part of ours takes the place of HF's. The config becomes a `config_class`.
+
+    HF's part would use up `config.gradient_checkpointing`; it is set again at the end, for `post_init`.
+    """
+    add_highway_fields(config, config_class)
+    checkpointing = vars(config).pop("gradient_checkpointing", False)
+    yield
+    if checkpointing:
+        config.gradient_checkpointing = True
 
 
 def make_highway_config(config, config_class: type) -> None:

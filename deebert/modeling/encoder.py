@@ -6,12 +6,13 @@ A new backbone is made of these. Shapes: B batch, T tokens, H hidden, C labels, 
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from deebert.modeling.config import add_highway_fields, set_threshold
+from deebert.modeling.config import replacing_a_part, set_threshold
 from deebert.modeling.early_exit import ExitRequest, run_with_exits
 from deebert.modeling.first_token import first_token_layer
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway
@@ -122,11 +123,12 @@ class HighwayModel:
     """Mixin in front of an HF encoder-only model with an `encoder`: replaces that by one with off-ramps."""
 
     encoder_class: type
+    encoder_name: ClassVar[str] = "encoder"
 
     def __init__(self, config, *args, **kwargs):
-        add_highway_fields(config, self.config_class)
-        super().__init__(config, *args, **kwargs)
-        self.encoder = self.encoder_class(config)
+        with replacing_a_part(config, self.config_class):
+            super().__init__(config, *args, **kwargs)
+            setattr(self, self.encoder_name, self.encoder_class(config))
         self.post_init()
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:

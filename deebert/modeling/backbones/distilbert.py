@@ -8,8 +8,8 @@ from transformers.models.distilbert.modeling_distilbert import Transformer
 
 from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import StockHeadClassifier
-from deebert.modeling.config import HighwayConfig, add_highway_fields
-from deebert.modeling.encoder import HighwayEncoder
+from deebert.modeling.config import HighwayConfig
+from deebert.modeling.encoder import HighwayEncoder, HighwayModel
 from deebert.modeling.first_token import first_token_distilbert_layer
 
 
@@ -34,16 +34,12 @@ class DeeDistilBertEncoder(HighwayEncoder, Transformer):
         return first_token_distilbert_layer(self.layer[-1], hidden_states, attention_mask)
 
 
-class DeeDistilBertModel(DistilBertModel):
+class DeeDistilBertModel(HighwayModel, DistilBertModel):
     """DistilBERT with off-ramps in its encoder; on its own it gives the output of DistilBertModel."""
 
     config_class = DeeDistilBertConfig
-
-    def __init__(self, config):
-        add_highway_fields(config, self.config_class)
-        super().__init__(config)
-        self.transformer = DeeDistilBertEncoder(config)
-        self.post_init()
+    encoder_class = DeeDistilBertEncoder
+    encoder_name = "transformer"
 
     @property
     def encoder(self) -> DeeDistilBertEncoder:
