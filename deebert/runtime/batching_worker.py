@@ -4,13 +4,11 @@ What arrives while a batch runs is the next batch, so that a single text never w
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
 from threading import Condition, Thread
+from typing import NamedTuple
 
 from deebert.data.encoding import EncodedTexts
 from deebert.runtime.classifier import Classifier, Prediction
@@ -22,19 +20,13 @@ class QueueFullError(Exception):
     """More texts are waiting than the queue holds."""
 
 
-@dataclass(eq=False)
-class Request:
-    """The texts of one call, the options of the model for them, and the results so far, by position."""
+class Waiting(NamedTuple):
+    """A text in the queue: the encoded texts of its call and its position, the call's options, and its future."""
 
-    texts: Sequence[tuple[str, ...]]
+    encoded: EncodedTexts
+    row: int
     options: dict
-    encoded: EncodedTexts | None = None
-    future: Future = field(default_factory=Future)
-    results: dict[int, Prediction | Exception] = field(default_factory=dict)
-    arrival: float = field(default_factory=time.perf_counter)
-
-
-Item = tuple[Request, int]  # a request and the position of a text in it
+    future: Future
 
 
 class BatchingWorker:
@@ -46,7 +38,7 @@ class BatchingWorker:
     def __init__(self, classifier: Classifier, max_queue: int = 1024):
         self.classifier, self.max_queue = classifier, max_queue
         self.changed = Condition()  # guards what follows
-        self.queue: deque[Item] = deque()
+        self.queue: deque[Waiting] = deque()
         self.pending = 0  # texts without a prediction
         self.closing = False
         self.encoders = ThreadPoolExecutor(ENCODERS)
@@ -68,87 +60,66 @@ class BatchingWorker:
         """Whether texts are taken."""
         return self.thread.is_alive() and not self.closing
 
-    def submit(self, texts: Sequence[tuple[str, ...]], exit_threshold: float | Sequence[float] | None = None) -> Future:
-        """A future with the predictions for texts, as tuples of one, or pairs.
+    def submit(
+        self, texts: Sequence[tuple[str, ...]], exit_threshold: float | Sequence[float] | None = None
+    ) -> list[Future]:
+        """A future with the prediction of each text, given as a tuple of one, or of each pair.
 
         Raises QueueFullError, and ValueError for an unusable threshold.
         """
-        request = Request(texts, self.classifier.options(exit_threshold))
+        options, futures = self.classifier.options(exit_threshold), [Future() for _ in texts]
         with self.changed:
             if self.closing or self.pending + len(texts) > self.max_queue:
                 raise QueueFullError(f"{self.pending} texts are waiting")
             self.pending += len(texts)
-        self.encoders.submit(self._encode, request)
-        return request.future
+        self.encoders.submit(self._encode, texts, options, futures)
+        return futures
 
-    def _encode(self, request: Request) -> None:
+    def _encode(self, texts: Sequence[tuple[str, ...]], options: dict, futures: Sequence[Future]) -> None:
         try:
-            request.encoded = self.classifier.encode(request.texts)
+            encoded = self.classifier.encode(texts)
         except Exception as error:
-            self._finish(request, error)
+            self._finish(futures, [error] * len(futures))
             return
         with self.changed:
-            self.queue.extend((request, row) for row in range(len(request.texts)))
+            self.queue.extend(Waiting(encoded, row, options, future) for row, future in enumerate(futures))
             self.changed.notify()
 
     def _run(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.queue or (self.closing and not self.pending))
-                if not self.queue:
-                    return
-                batch = self._next_batch()
-            self._classify(batch)
+        while batch := self._next_batch():
+            encoded = EncodedTexts.joined([(text.encoded, text.row) for text in batch])
+            results = self._results(encoded, batch[0].options)
+            self._finish([text.future for text in batch], results)
+            try:
+                self.classifier.run_audit(encoded, results)
+            except Exception:
+                logging.getLogger(__name__).exception("an audit failed")
 
-    def _next_batch(self) -> list[Item]:
-        """The first texts of the queue that have the same options as the very first; they leave the queue."""
-        options = self.queue[0][0].options
-        alike = (item for item in self.queue if item[0].options == options)
-        batch = list(islice(alike, self.classifier.batch_size))
-        taken = {(id(request), row) for request, row in batch}
-        self.queue = deque(item for item in self.queue if (id(item[0]), item[1]) not in taken)
-        return batch
-
-    def _classify(self, batch: list[Item]) -> None:
-        encoded, options = joined(batch), batch[0][0].options
-        try:
-            results = self.classifier.classify(encoded, options)
-        except Exception:  # of one text perhaps: it is not to be that of its neighbours
-            results = [self._classify_alone(item) for item in batch]
-        for (request, row), result in zip(batch, results, strict=True):
-            request.results[row] = result
-            if len(request.results) == len(request.texts):
-                self._finish(request)
-        if not any(isinstance(result, Exception) for result in results):
-            self._audit(encoded, results)  # after the callers have their predictions
-
-    def _classify_alone(self, item: Item) -> Prediction | Exception:
-        try:
-            return self.classifier.classify(joined([item]), item[0].options)[0]
-        except Exception as error:
-            return error
-
-    def _audit(self, encoded: EncodedTexts, predictions: list[Prediction]) -> None:
-        try:
-            self.classifier.run_audit(encoded, predictions)
-        except Exception:
-            logging.getLogger(__name__).exception("an audit failed; the service goes on")
-
-    def _finish(self, request: Request, error: Exception | None = None) -> None:
-        results = [request.results[row] for row in sorted(request.results)]
-        error = next((result for result in results if isinstance(result, Exception)), error)
+    def _next_batch(self) -> list[Waiting]:
+        """The first texts that have the options of the very first. They leave the queue. None are left at the end."""
         with self.changed:
-            self.pending -= len(request.texts)
+            self.changed.wait_for(lambda: self.queue or (self.closing and not self.pending))
+            batch, others = [], deque()
+            for text in self.queue:
+                fits = text.options == self.queue[0].options and len(batch) < self.classifier.batch_size
+                (batch if fits else others).append(text)
+            self.queue = others
+            return batch
+
+    def _results(self, encoded: EncodedTexts, options: dict) -> list[Prediction | Exception]:
+        """The predictions of a batch. If it fails, its texts run one by one: an error is that of its own text only."""
+        try:
+            return self.classifier.classify(encoded, options)
+        except Exception as error:
+            if len(encoded) == 1:
+                return [error]
+            alone = [EncodedTexts.joined([(encoded, row)]) for row in range(len(encoded))]
+            return [self._results(text, options)[0] for text in alone]
+
+    def _finish(self, futures: Sequence[Future], results: Sequence[Prediction | Exception]) -> None:
+        with self.changed:
+            self.pending -= len(futures)
             self.changed.notify()
-        if not request.future.set_running_or_notify_cancel():  # the caller has gone
-            return
-        if error is not None:
-            request.future.set_exception(error)
-            return
-        self.classifier.watch.record_seconds(time.perf_counter() - request.arrival)
-        request.future.set_result(results)
-
-
-def joined(batch: Sequence[Item]) -> EncodedTexts:
-    """The encoded texts of a batch."""
-    return EncodedTexts.joined([(request.encoded, row) for request, row in batch])
+        for future, result in zip(futures, results, strict=True):
+            if future.set_running_or_notify_cancel():  # the caller may have gone
+                (future.set_exception if isinstance(result, Exception) else future.set_result)(result)

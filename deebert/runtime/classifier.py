@@ -5,18 +5,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deebert.data.encoding import EncodedTexts, TextEncoder, check_vocabulary
-from deebert.modeling.config import (
-    config_cutoffs,
-    config_rule,
-    has_several_labels,
-    longest_text,
-    set_rule,
-)
+from deebert.modeling.config import config_cutoffs, has_several_labels, longest_text, set_rule
 from deebert.modeling.exit_rules import EXIT_ALL, NO_EXIT
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
@@ -24,15 +17,10 @@ from deebert.runtime.watch import Watch
 from deebert.utils.cli import missing_package
 from deebert.utils.errors import InputError
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from deebert.runtime.layer_runner import LayerRunner
-
 Threshold = float | Sequence[float] | None
 NO_THRESHOLD = (
     "this model has no exit threshold, so no text exits early; "
-    "give --exit_threshold, or choose one with bash scripts/eval_deebert.sh --target_drop 0.01"
+    "give exit_threshold, or choose one by `deebert eval` with target_drop"
 )
 
 
@@ -87,26 +75,28 @@ class Classifier:
         audit: float = 0.0,
     ):
         self.arguments = (folder, exit_threshold, max_seq_length, exit_rule, batch_size, audit)
-        if exit_rule is not None and exit_threshold is None:
-            raise InputError(f"--exit_rule {exit_rule}: give --exit_threshold, too; each rule has its own units")
         if is_exported(folder):
             self.runtime = OnnxDeeBert(folder)
             tokenizer, encoding = read_tokenizer(Path(folder)), self.runtime.encoding
         else:
-            self.runtime, tokenizer, encoding = load_trained(folder, exit_rule)
-        longest = min(longest_text(self.runtime.config, max_seq_length), encoding["max_tokens"])
-        check_vocabulary(tokenizer, self.runtime.config.vocab_size, folder)
-        self.encode = TextEncoder(tokenizer, **encoding | {"max_tokens": longest})
-        if exit_threshold is not None:
-            config = self.runtime.config
             try:
-                set_rule(config, exit_rule or config.exit_rule, exit_threshold)
-            except ValueError as error:
-                rule = "" if exit_rule is None else f"--exit_rule {exit_rule} "
-                raise InputError(f"{rule}--exit_threshold {exit_threshold}: {error}") from None
+                from deebert.runtime.layer_runner import load_trained
+            except ModuleNotFoundError as error:
+                needs = f"not exported for ONNX Runtime, so it needs more: {missing_package(error)}"
+                raise InputError(f"{folder}: {needs}") from None
+            self.runtime, tokenizer, encoding = load_trained(folder)
         self.config, self.batch_size, self.audit = self.runtime.config, batch_size, audit
+        longest = min(longest_text(self.config, max_seq_length), encoding["max_tokens"])
+        check_vocabulary(tokenizer, self.config.vocab_size, folder)
+        self.encode = TextEncoder(tokenizer, **encoding | {"max_tokens": longest})
+        try:
+            if self.options(exit_threshold, exit_rule):
+                set_rule(self.config, exit_rule or self.config.exit_rule, exit_threshold)
+        except ValueError as error:
+            given = "" if exit_threshold is None else f"exit_threshold {exit_threshold}: "
+            raise InputError(f"{given}{error}") from None
         if audit and self.is_regression:
-            raise InputError("--audit compares labels, and a regression model has none; leave it out")
+            raise InputError("an audit compares labels, and a regression model has none; leave it out")
         self.watch = Watch(self.config.num_hidden_layers)
 
     def __reduce__(self):
@@ -130,7 +120,7 @@ class Classifier:
         options, start = self.options(exit_threshold, exit_rule), time.perf_counter()
         encoded = self.encode(as_tuples(texts))
         predictions = self.classify(encoded, options)
-        self.watch.record_seconds(time.perf_counter() - start)
+        self.watch.record(seconds=[time.perf_counter() - start])
         self.run_audit(encoded, predictions)
         return [prediction.top(top_k) for prediction in predictions]
 
@@ -145,31 +135,28 @@ class Classifier:
 
     def classify(self, encoded: EncodedTexts, options: dict) -> list[Prediction]:
         """Predictions for texts of `encode`, in their order, with the options of `options`."""
-        chunks = encoded.by_length(self.batch_size)
-        order = [row for chunk in chunks for row in chunk]
-        outputs = [self.runtime(**encoded.padded(chunk), **options) for chunk in chunks]
-        layers = [layer for output in outputs for layer in output.exit_layer.tolist()]
-        logits = np.concatenate([output.logits for output in outputs])
-        sorted_ = self.predictions(logits, layers, [encoded.truncated[row] for row in order])
-        self.watch.record_texts(layers, [name for p in sorted_ for name in p.labels], sum(encoded.truncated))
-        by_row = dict(zip(order, sorted_, strict=True))
-        return [by_row[row] for row in range(len(order))]
+        by_row: dict[int, Prediction] = {}
+        for rows in encoded.by_length(self.batch_size):
+            by_row |= zip(rows, self._run(encoded, rows, options), strict=True)
+        predictions = [by_row[row] for row in range(len(encoded))]
+        labels = [label for prediction in predictions for label in prediction.labels]
+        self.watch.record([p.exit_layer for p in predictions], labels, truncated=sum(encoded.truncated))
+        return predictions
 
-    def run_audit(self, encoded: EncodedTexts, predictions: Sequence[Prediction]) -> None:
+    def run_audit(self, encoded: EncodedTexts, predictions: Sequence[Prediction | Exception]) -> None:
         """Runs the share `audit` of these texts through all layers, and counts the labels that change.
 
-        Texts that have run through all layers already count, too, and cannot change.
+        Texts that have run through all layers already count, too, and cannot change. Those that failed do not count.
         """
-        audited = [row for row in range(len(predictions)) if random.random() < self.audit]
-        early = [row for row in audited if predictions[row].exit_layer < self.config.num_hidden_layers]
+        known = {row: prediction for row, prediction in enumerate(predictions) if isinstance(prediction, Prediction)}
+        audited = [row for row in known if random.random() < self.audit]
+        early = [row for row in audited if known[row].exit_layer < self.config.num_hidden_layers]
         changed = 0
         for i in range(0, len(early), self.batch_size):
             rows = early[i : i + self.batch_size]
-            output = self.runtime(**encoded.padded(rows), exit_threshold=NO_EXIT)
-            full = self.predictions(output.logits, output.exit_layer.tolist(), [False] * len(rows))
-            changed += sum(predictions[row].label != other.label for row, other in zip(rows, full, strict=True))
-        if audited:
-            self.watch.record_audit(len(audited), changed)
+            full = self._run(encoded, rows, {"exit_threshold": NO_EXIT})
+            changed += sum(known[row].label != other.label for row, other in zip(rows, full, strict=True))
+        self.watch.record(audited=len(audited), changed=changed)
 
     def stats(self) -> dict:
         """Counts of texts by exit layer and by label, and latency percentiles, see `Watch.stats`."""
@@ -193,58 +180,22 @@ class Classifier:
         """Whether the model predicts a number."""
         return self.config.num_labels == 1 and not has_several_labels(self.config)
 
-    def predictions(
-        self, logits: np.ndarray, exit_layers: Sequence[int], truncated: Sequence[bool]
-    ) -> list[Prediction]:
-        """Predictions from logits (B, C), exit layers (B,) and whether each text was cut."""
+    def _run(self, encoded: EncodedTexts, rows: Sequence[int], options: dict) -> list[Prediction]:
+        """Predictions for these texts, as one batch."""
+        output = self.runtime(**encoded.padded(rows), **options)
+        facts = zip(output.exit_layer.tolist(), (encoded.truncated[row] for row in rows), strict=True)
         if self.is_regression:
-            rows = zip(logits[:, 0].tolist(), exit_layers, truncated, strict=True)
-            return [Prediction(value, None, layer, {}, cut) for value, layer, cut in rows]
+            values = output.logits[:, 0].tolist()
+            return [Prediction(value, None, layer, {}, cut) for value, (layer, cut) in zip(values, facts, strict=True)]
         several = has_several_labels(self.config)
         names = [self.config.id2label[i] for i in range(self.config.num_labels)]
         predicted = []
-        for row, layer, cut in zip(shares(logits, several).tolist(), exit_layers, truncated, strict=True):
+        for row, (layer, cut) in zip(shares(output.logits, several).tolist(), facts, strict=True):
             probabilities = dict(zip(names, row, strict=True))
-            if several:
-                label = [name for name, p in probabilities.items() if p > 0.5]
-                probability = [probabilities[name] for name in label]
-            else:
-                label = names[int(np.argmax(row))]
-                probability = probabilities[label]
+            label = [name for name, p in probabilities.items() if p > 0.5] if several else names[int(np.argmax(row))]
+            probability = [probabilities[name] for name in label] if several else probabilities[label]
             predicted.append(Prediction(label, probability, layer, probabilities, cut))
         return predicted
-
-
-def load_trained(folder: str, exit_rule: str | None) -> tuple["LayerRunner", "Tokenizer", dict]:
-    """A trained model that is to exit by this rule, its tokenizer, and the arguments of `TextEncoder` for both.
-
-    Raises InputError, also where PyTorch or transformers are missing.
-    """
-    try:
-        import torch
-
-        from deebert.modeling.checkpoints import (
-            encoding_facts,
-            load_config,
-            load_model,
-            load_tokenizer,
-            quiet_transformers,
-        )
-        from deebert.runtime.layer_runner import LayerRunner
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{folder}: not exported for ONNX Runtime, so it needs more: {missing_package(error)}"
-        ) from None
-    quiet_transformers()
-    config = load_config(folder)
-    config.exit_rule = exit_rule or config.exit_rule
-    try:
-        config_rule(config)
-    except ValueError as error:
-        raise InputError(f"--exit_rule {exit_rule}: {error}") from None
-    tokenizer = load_tokenizer(folder)
-    model = load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return LayerRunner(model), tokenizer.backend_tokenizer, encoding_facts(config, tokenizer)
 
 
 def shares(logits: np.ndarray, several: bool) -> np.ndarray:
@@ -258,10 +209,8 @@ def shares(logits: np.ndarray, several: bool) -> np.ndarray:
 
 def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
     """Texts as tuples of one, pairs as tuples of two. Raises ValueError for a bare string, and for mixed kinds."""
-    if isinstance(texts, str):
-        raise ValueError("give a list of texts, or of pairs; this is a single string")
-    if isinstance(texts, Mapping):
-        raise ValueError("give a list of texts, or of pairs; this is a mapping")
+    if isinstance(texts, str | Mapping):
+        raise ValueError(f"give a list of texts, or of pairs; this is a {type(texts).__name__}")
     tuples = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]
     if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
         raise ValueError("give at least one text; all items have to be texts, or all of them pairs")

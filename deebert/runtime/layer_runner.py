@@ -6,8 +6,10 @@ first layer, step 0 is the embeddings alone. Shapes: b samples, T tokens, H hidd
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from deebert.modeling import checkpoints
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.runtime.exported import ExitOutput
 from deebert.utils.arrays import Array
@@ -68,6 +70,14 @@ class LayerRunner:
         if i == self.last:
             return self.model.classify(self.model.final_state(hidden, pooling_weights))
         return self.off_ramps[i](hidden, pooling_weights)
+
+
+def load_trained(folder: str) -> tuple[LayerRunner, Tokenizer, dict]:
+    """A trained model, its tokenizer, and the arguments of `TextEncoder` for both. Raises InputError."""
+    checkpoints.quiet_transformers()
+    config, tokenizer = checkpoints.load_config(folder), checkpoints.load_tokenizer(folder)
+    model = checkpoints.load_model(folder, config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return LayerRunner(model), tokenizer.backend_tokenizer, checkpoints.encoding_facts(config, tokenizer)
 
 
 def as_tensors(output: ExitOutput) -> HighwayClassifierOutput:

@@ -20,6 +20,13 @@ from deebert.runtime.classifier import Classifier
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # the latency histogram's limits
 BODIES = 32  # of the largest size, that may be in memory
+COUNTS = {  # in `Classifier.stats`: the name in Prometheus, the text, and the label where there are several
+    "exits": ("deebert_exits", "Texts by the layer after which they exited", "layer"),
+    "labels": ("deebert_labels", "Texts by predicted label", "label"),
+    "truncated": ("deebert_truncated_texts", "Texts that were cut", None),
+    "audited": ("deebert_audited_texts", "Texts that ran through all layers, too", None),
+    "changed": ("deebert_changed_texts", "Audited texts whose label then changed", None),
+}
 KINDS = "texts: give a text, a list of texts, or a list of pairs [text, text]"
 
 
@@ -33,7 +40,7 @@ class Limits:
 
 
 class Metrics:
-    """What GET /metrics returns to Prometheus: the watch's counts, the queue, and requests by time and status."""
+    """What GET /metrics returns to Prometheus: the classifier's counts, the queue, and requests by time and status."""
 
     def __init__(self, classifier: Classifier, worker: BatchingWorker):
         self.classifier, self.worker, self.registry = classifier, worker, CollectorRegistry()
@@ -46,19 +53,11 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
         stats = self.classifier.stats()
-        for name, text, label, counts in (
-            ("deebert_exits", "Texts by the layer at which they exited", "layer", stats["exits"]),
-            ("deebert_labels", "Texts by the predicted label", "label", stats["labels"]),
-        ):
-            family = CounterMetricFamily(name, text, labels=[label])
-            for value, count in counts.items():
-                family.add_metric([str(value)], count)
+        for key, (name, text, label) in COUNTS.items():
+            family = CounterMetricFamily(name, text, labels=[label] if label else [])
+            for value, count in stats[key].items() if label else [(None, stats[key])]:
+                family.add_metric([str(value)] if label else [], count)
             yield family
-        yield CounterMetricFamily("deebert_truncated_texts", "Texts that were cut", value=stats["truncated"])
-        yield CounterMetricFamily("deebert_audited_texts", "Texts that ran through all layers", value=stats["audited"])
-        yield CounterMetricFamily(
-            "deebert_changed_texts", "Audited texts whose label then changed", value=stats["changed"]
-        )
         yield GaugeMetricFamily("deebert_queue_texts", "Texts that wait or are active", value=self.worker.pending)
 
 
@@ -144,12 +143,12 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
         async with bodies.read(request) as body:
             texts, threshold, top_k = parse(body, limits.max_texts)
             try:
-                future = worker.submit(texts, threshold)
+                futures = worker.submit(texts, threshold)
             except QueueFullError as error:
                 raise HTTPException(429, f"{error}; try again", {"Retry-After": "1"}) from None
             except ValueError as error:
                 raise HTTPException(422, str(error)) from None
-            predictions = await asyncio.wrap_future(future)
+            predictions = await asyncio.gather(*map(asyncio.wrap_future, futures))
         return JSONResponse({"predictions": [vars(prediction.top(top_k)) for prediction in predictions]})
 
     @app.post("/predict")

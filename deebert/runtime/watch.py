@@ -1,13 +1,12 @@
-"""What a model in use does: the layers at which texts exit, the labels they get, and how long calls take."""
+"""What a classifier in use does: the layers at which texts exit, the labels they get, and how long calls take."""
 
-import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from threading import Lock
 
 import numpy as np
 
-WINDOW = 10_000  # the last calls, that percentiles are computed of
+WINDOW = 10_000  # the last calls, of which percentiles are computed
 
 
 class Watch:
@@ -15,28 +14,18 @@ class Watch:
 
     def __init__(self, layers: int):
         self.layers, self.lock = layers, Lock()
-        self.exits: Counter[int] = Counter()
-        self.labels: Counter[str] = Counter()
-        self.truncated = self.audited = self.changed = 0
-        self.recent_seconds: deque[float] = deque(maxlen=WINDOW)
+        self.exits, self.labels, self.counts = Counter(), Counter(), Counter(truncated=0, audited=0, changed=0)
+        self.seconds: deque[float] = deque(maxlen=WINDOW)
 
-    def record_texts(self, exit_layers: Sequence[int], labels: Sequence[str], truncated: int) -> None:
-        """Texts that were classified, and their labels: none of a regression model, of others any number a text."""
+    def record(
+        self, exits: Iterable[int] = (), labels: Iterable[str] = (), seconds: Iterable[float] = (), **counts: int
+    ) -> None:
+        """Adds the exit layers and the labels of texts, the seconds of calls, and other counts (see `stats`)."""
         with self.lock:
-            self.exits.update(exit_layers)
+            self.exits.update(exits)
             self.labels.update(labels)
-            self.truncated += truncated
-
-    def record_seconds(self, seconds: float) -> None:
-        """The time of one call."""
-        with self.lock:
-            self.recent_seconds.append(seconds)
-
-    def record_audit(self, audited: int, changed: int) -> None:
-        """Texts that ran through all layers, too, and how many of them then got another label."""
-        with self.lock:
-            self.audited += audited
-            self.changed += changed
+            self.counts.update(counts)
+            self.seconds.extend(seconds)
 
     def stats(self) -> dict:
         """The counts since the start, and percentiles of the last 10,000 calls.
@@ -45,14 +34,12 @@ class Watch:
         latency_ms: percentiles of the calls, None before the first.
         """
         with self.lock:
-            exits, labels, seconds = Counter(self.exits), dict(self.labels), list(self.recent_seconds)
-            counts = {"truncated": self.truncated, "audited": self.audited, "changed": self.changed}
-        percentiles = np.percentile(seconds, [50, 95, 99]) if seconds else [math.nan] * 3
-        latency = zip(("p50", "p95", "p99"), percentiles, strict=True)
+            exits, labels, counts, seconds = Counter(self.exits), dict(self.labels), dict(self.counts), [*self.seconds]
+        percentiles = (1000 * np.percentile(seconds, [50, 95, 99])).tolist() if seconds else [None] * 3
         return {
             "texts": exits.total(),
             **counts,
             "exits": {layer: exits[layer] for layer in sorted({*range(1, self.layers + 1), *exits})},
             "labels": labels,
-            "latency_ms": {name: 1000 * float(value) if seconds else None for name, value in latency},
+            "latency_ms": dict(zip(("p50", "p95", "p99"), percentiles, strict=True)),
         }

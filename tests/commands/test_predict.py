@@ -163,15 +163,15 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         ([], ["--model", "nowhere"], "nowhere: its config.json cannot be read"),
         ([], ["--model", "./nowhere"], "./nowhere: no such folder"),
         ([], ["--model", "runs/bert/nowhere"], "runs/bert/nowhere: no such folder"),
-        ([], ["--exit_threshold", "nan"], "--exit_threshold nan"),
+        ([], ["--exit_threshold", "nan"], "exit_threshold nan"),
         (
             [],
             ["--batch_size", "0"],
             "argument --batch_size: 0 is not a whole number above 0 (deebert predict --help",
         ),
-        ([], ["--exit_rule", "confidence"], "--exit_rule confidence: give --exit_threshold, too"),
+        ([], ["--exit_rule", "confidence"], "exit_rule confidence: give exit_threshold, too"),
         ([], ["--exit_rule", "learned", "--exit_threshold", "0.1"], "--exit_rule: invalid choice: 'learned'"),
-        ([], ["--exit_rule", "patience", "--exit_threshold", "1.5"], "--exit_threshold 1.5: patience counts"),
+        ([], ["--exit_rule", "patience", "--exit_threshold", "1.5"], "exit_threshold 1.5: patience counts"),
     ],
 )
 def test_bad_input_gets_one_clear_line(folder, monkeypatch, capsys, lines, arguments, message):
@@ -331,7 +331,7 @@ def test_notes_of_no_threshold_and_of_texts_that_were_cut(folder, monkeypatch, c
     monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--batch_size", "1"])
     predict.main()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: this model has no exit threshold, so no text exits early; give --exit_threshold")
+    assert line.startswith("note: this model has no exit threshold, so no text exits early; give exit_threshold")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n")))
     monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--exit_threshold", "-1"])
     predict.main()

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.request import urlopen
 
 import pytest
-from serving import end, post, server
 from support.saved import TEXTS, save_classifier
+from support.serving import end, post, server
 
 from deebert.commands import serve
 from deebert.utils.errors import InputError

@@ -6,7 +6,7 @@ import json
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
+from time import process_time
 
 import httpx
 import pytest
@@ -59,9 +59,9 @@ def test_requests_with_different_thresholds_share_batches(folder, exports, rule,
     classify = Classifier(str(exports["roberta"] / "export") if exported else folder, batch_size=8, **own)
     expected = [classify(TEXTS, exit_threshold=threshold) for threshold in thresholds]
     with BatchingWorker(classify) as worker:
-        futures = [worker.submit([(text,) for text in TEXTS], thresholds[i % 5]) for i in range(20)]
-        for i, future in enumerate(futures):
-            found = future.result(60)
+        calls = [worker.submit([(text,) for text in TEXTS], thresholds[i % 5]) for i in range(20)]
+        for i, futures in enumerate(calls):
+            found = [future.result(60) for future in futures]
             assert [(p.label, p.exit_layer) for p in found] == [(p.label, p.exit_layer) for p in expected[i % 5]]
     assert worker.pending == 0
     assert len({p.exit_layer for found in expected for p in found}) > 1
@@ -179,14 +179,16 @@ def test_health_by_head(client):
 def test_half_a_million_wrong_elements_are_refused_in_a_moment():
     body = json.dumps({"texts": [7] * 500_000}).encode()
     tracemalloc.start()
-    start = perf_counter()
     with pytest.raises(HTTPException) as refused:
         parse(body, 256)
-    seconds, (_, peak) = perf_counter() - start, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    start = process_time()
+    with pytest.raises(HTTPException):
+        parse(body, 256)
     assert refused.value.status_code == 413
     assert peak < 100e6
-    assert seconds < 3  # 0.02 in fact, without tracemalloc and on a quiet machine; 6 with pydantic
+    assert process_time() - start < 0.3  # 6 with pydantic
 
 
 def test_metrics(folder):
@@ -216,8 +218,8 @@ def test_metrics(folder):
 
 def test_what_has_arrived_is_finished_at_the_end(classifier):
     with BatchingWorker(classifier) as worker:
-        futures = [worker.submit([(text,) for text in TEXTS]) for _ in range(30)]
-    assert all(len(future.result(0)) == 9 for future in futures)
+        futures = [future for _ in range(30) for future in worker.submit([(text,) for text in TEXTS])]
+    assert all(future.result(0).label for future in futures)
     with pytest.raises(QueueFullError):
         worker.submit([("a",)])
     assert not worker.alive

@@ -11,8 +11,8 @@ from http.client import HTTPConnection
 from threading import Event, Thread
 
 import pytest
-from serving import connect, end, health_seconds, post, resident_mb, server
 from support.saved import TEXTS, save_classifier
+from support.serving import connect, end, health_seconds, post, resident_mb, server
 
 from deebert import Classifier
 from deebert.commands.serve import SECONDS_TO_FINISH

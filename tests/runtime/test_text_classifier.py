@@ -106,7 +106,7 @@ def test_what_is_no_text_is_refused(classifier, wrong):
 
 
 def test_an_unknown_rule_gets_one_clear_line(folder):
-    with pytest.raises(InputError, match="--exit_rule boredom: exit_rule is 'boredom'; choose one of"):
+    with pytest.raises(InputError, match="exit_rule is 'boredom'; choose one of"):
         Classifier(folder, 0.1, exit_rule="boredom")
 
 
