@@ -1,8 +1,7 @@
-"""Tokenizes examples, and caches the result."""
+"""Tokenizes the examples of a data set."""
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from deebert.data.encoding import TextEncoder
 from deebert.data.tasks import Example, Task
-from deebert.utils.errors import InputError
-from deebert.utils.files import replacing
-
-CACHE_FORMAT = 2  # increase it when the stored arrays, or how texts become features, change
 
 
 @dataclass(frozen=True)
@@ -95,55 +90,18 @@ def load_features(
     labels: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
-    overwrite_cache: bool = False,
 ) -> Features:
-    """The features of a split, from the cache if they are there. Raises InputError."""
-    facts = json.dumps([CACHE_FORMAT, task.name, split, labels, fingerprint(tokenizer), max_seq_length])
-    key = hashlib.sha256(facts.encode() + task.content(data_dir, split)).hexdigest()[:20]
-    cached = cache_dir() / f"{task.name}-{split}-{max_seq_length}-{key}.npz"
-    if not overwrite_cache and (stored := _read_cache(cached)) is not None:
-        return stored
-    features = tokenize(task.read(data_dir, split, labels), tokenizer, max_seq_length)
-    _write_cache(cached, features)
-    return features
-
-
-def cache_dir() -> Path:
-    """The cache folder. It is not beside the data, which may be shared or read-only."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "deebert" / "features"
+    """The features of a split; labels: in the order of the model's outputs. Raises InputError."""
+    return tokenize(task.read(data_dir, split, labels), tokenizer, max_seq_length)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of all that decides a fast tokenizer's output: vocabulary, merges, normalisation, special tokens.
 
-    It excludes the settings of truncation and padding, because they depend on the last call. Raises InputError.
+    It excludes the settings of truncation and padding, because they depend on the last call.
     """
-    if not tokenizer.is_fast:
-        raise InputError(f"{tokenizer.name_or_path}: no fast tokenizer there (tokenizer.json)")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.pop("truncation", None)
     state.pop("padding", None)
     state["truncation_side"] = tokenizer.truncation_side
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _read_cache(path: Path) -> Features | None:
-    """The features in a file of `_write_cache`; None where there is none, or a damaged or foreign one."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            features = Features(**{"labels": None, **arrays})
-        tokens, end = len(features.input_ids), int(features.offsets[-1])
-        fits = tokens == end == len(features.token_type_ids) and (features.lengths >= 0).all()
-        return features if fits and (features.labels is None or len(features.labels) == len(features)) else None
-    except Exception:  # a damaged file can raise almost anything, and then costs only time
-        return None
-
-
-def _write_cache(path: Path, features: Features) -> None:
-    """Writes the cache. If that fails, only time is lost, so there is just a note."""
-    try:
-        with replacing(path, "wb") as file:
-            np.savez(file, **{name: array for name, array in vars(features).items() if array is not None})
-    except InputError as error:
-        print(f"note: features are not cached: {error}")

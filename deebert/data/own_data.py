@@ -74,9 +74,6 @@ class OwnTask(Task):
             examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
         return examples
 
-    def content(self, data_dir: str | Path | None, split: str) -> bytes:
-        return repr(self.lines[split]).encode()
-
 
 @dataclass(frozen=True, eq=False)
 class Part:

@@ -11,7 +11,6 @@ from pathlib import Path
 from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, folded, number_in
 from deebert.data.tables import read_lines
 from deebert.utils.errors import InputError
-from deebert.utils.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,6 @@ class Task:
     def read(self, data_dir: str | Path, split: str, labels: tuple[str, ...] | None = None) -> list[Example]:
         """The examples of a split; labels: in the order of a model's outputs. Raises InputError."""
         return read_examples(self, data_dir, split, labels)
-
-    def content(self, data_dir: str | Path, split: str) -> bytes:
-        """What the examples of a split depend on, besides the labels' order."""
-        return read_bytes(self.file(data_dir, split))
 
 
 BINARY = ("0", "1")

@@ -129,7 +129,7 @@ class DataArguments:
         help=f"longer inputs are cut (default: {DEFAULT_MAX_SEQ_LENGTH}, or what the model has positions for; of an "
         "evaluation: that of the training)",
     )
-    overwrite_cache: bool = HfArg(default=False, help="tokenize again, even if the features are in the cache")
+    overwrite_cache: bool = HfArg(default=False, help="the original's: here nothing is cached")
 
 
 @dataclass(frozen=True, kw_only=True)

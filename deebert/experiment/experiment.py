@@ -146,9 +146,7 @@ class Experiment:
         """A split, tokenized."""
         folder, length = self.args.data.data_dir, self.config.max_seq_length
         labels = label_order(self.task, self.config.model_type, self.config.id2label)
-        with self.accelerator.local_main_process_first():  # the others read the features from the cache
-            again = self.args.data.overwrite_cache and self.accelerator.is_local_main_process
-            loaded = load_features(self.task, folder, split, labels, self.tokenizer, length, overwrite_cache=again)
+        loaded = load_features(self.task, folder, split, labels, self.tokenizer, length)
         if note := loaded.cut_note():
             self.say(f"note: {split}: {note} (max_seq_length)")
         return loaded

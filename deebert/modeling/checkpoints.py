@@ -140,6 +140,8 @@ def load_tokenizer(
     with one_line(f"{name_or_path}: no tokenizer there that can be read", fix):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, **options)
         tokenizer("a trial", truncation=True)
+    if not tokenizer.is_fast:
+        raise InputError(f"{name_or_path}: no fast tokenizer there (tokenizer.json)")
     return tokenizer
 
 

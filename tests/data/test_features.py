@@ -1,6 +1,4 @@
-"""Tokenization, its cache, and batches."""
-
-import os
+"""Tokenization and batches."""
 
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import tiny_config, tiny_model, tiny_tokenizer
 
-from deebert.data import features
 from deebert.data.batching import TrainBatches, collator, eval_batches
 from deebert.data.features import fingerprint, load_features, tokenize
 from deebert.data.tasks import TASKS, Example, read_examples
@@ -32,10 +29,6 @@ def load(tiny_data, tokenizer, **overrides):
         "max_seq_length": 32,
     }
     return load_features(tokenizer=tokenizer, **settings | overrides)
-
-
-def cached() -> list[str]:
-    return sorted(path.name for path in features.cache_dir().glob("*")) if features.cache_dir().exists() else []
 
 
 def test_pairs_are_cut_to_the_maximum_and_have_token_types(backbone, tmp_path):
@@ -63,45 +56,11 @@ def test_regression_labels_are_floats(tokenizer):
     assert collator(tiny_config("bert"))([tokenized[0], tokenized[1]])["labels"].tolist() == [3.25, 0.0]
 
 
-def test_the_cache_returns_the_same_features(tiny_data, tokenizer, monkeypatch):
-    first = load(tiny_data, tokenizer)
-    assert len(cached()) == 1
-    monkeypatch.setattr(features, "tokenize", lambda *_: pytest.fail("not from the cache"))
-    again = load(tiny_data, tokenizer)
-    for name, array in vars(first).items():
-        np.testing.assert_array_equal(getattr(again, name), array)
-    assert again.cut_note() == first.cut_note()
-    assert len(cached()) == 1
-
-
-def test_unlabelled_features_are_cached_too(tiny_data, tokenizer, tmp_path):
+def test_a_file_without_labels(tiny_data, tokenizer, tmp_path):
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta good film\n")
-    for _ in range(2):
-        tokenized = load(tiny_data, tokenizer, data_dir=tmp_path, split="test")
-        assert tokenized.labels is None
-        assert "labels" not in collator(tiny_config("bert"))([tokenized[0]])
-
-
-def test_each_input_has_its_own_cache_file(tiny_data, tokenizer, tmp_path):
-    changed = tmp_path / "changed"
-    changed.mkdir()
-    text = (tiny_data / "SST-2/dev.tsv").read_text()
-    (changed / "dev.tsv").write_text(text)
-    load(tiny_data, tokenizer)
-    load(tiny_data, tokenizer, data_dir=changed)  # the same text elsewhere is the same
-    assert len(cached()) == 1
-    stat = (changed / "dev.tsv").stat()
-    (changed / "dev.tsv").write_text(text.replace("good", "dull", 1))
-    os.utime(changed / "dev.tsv", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    other_vocabulary = tiny_tokenizer("bert")
-    other_vocabulary.add_tokens(["newword"])
-    load(tiny_data, tokenizer, data_dir=changed)
-    load(tiny_data, tokenizer, max_seq_length=16)
-    load(tiny_data, tokenizer, labels=("1", "0"))
-    load(tiny_data, other_vocabulary)
-    load(tiny_data, tiny_tokenizer("roberta"))
-    load(tiny_data, tokenizer, task=TASKS["MRPC"], data_dir=tiny_data / "MRPC")
-    assert len(cached()) == 7
+    tokenized = load(tiny_data, tokenizer, data_dir=tmp_path, split="test")
+    assert tokenized.labels is None
+    assert "labels" not in collator(tiny_config("bert"))([tokenized[0]])
 
 
 def test_a_tokenizers_fingerprint_does_not_depend_on_its_last_call(tokenizer):
@@ -142,41 +101,6 @@ def test_steps_do_not_depend_on_processes_and_accumulation(samples, batch_size, 
             means = means[1:]
     assert len(means) == 0
     assert next(steps, None) is None
-
-
-def test_an_unwritable_cache_is_no_error(tiny_data, tokenizer, monkeypatch, tmp_path, capsys):
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert len(load(tiny_data, tokenizer)) == 20
-    assert "not cached" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign", "shorter", "pickle"])
-@pytest.mark.hostile("feature cache", "tokenized again")
-def test_a_damaged_cache_file_costs_only_time(tiny_data, tokenizer, damage):
-    expected = load(tiny_data, tokenizer)
-    path = features.cache_dir() / cached()[0]
-    content = path.read_bytes()
-    if damage == "foreign":
-        np.savez(path.open("wb"), something=np.arange(3))
-    elif damage == "shorter":
-        np.savez(path.open("wb"), **vars(expected) | {"input_ids": expected.input_ids[:-1]})
-    elif damage == "pickle":
-        np.savez(path.open("wb"), **vars(expected) | {"labels": np.array([{}] * 20)})
-    else:
-        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"tokens"}[damage])
-    for name, array in vars(load(tiny_data, tokenizer)).items():
-        np.testing.assert_array_equal(getattr(expected, name), array)
-    assert path.read_bytes() == content  # it was written again
-
-
-def test_overwriting_the_cache(tiny_data, tokenizer):
-    load(tiny_data, tokenizer)
-    path = features.cache_dir() / cached()[0]
-    path.write_bytes(b"broken")
-    assert len(load(tiny_data, tokenizer, overwrite_cache=True)) == 20
-    assert len(load(tiny_data, tokenizer)) == 20
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 9), st.integers(0, 5))

@@ -150,7 +150,6 @@ def test_a_folder_that_cannot_be_written_to(uninterrupted, training, tiny_data, 
         (folder / "results").mkdir()
         (folder / "results").chmod(0o777)
         before = snapshot_files(folder)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "results/cache")
         train = [*training(), "--model_name_or_path", "model", "--data_dir", "data"]
         evaluate = f"{COMMON} --do_eval --model_name_or_path model --data_dir data --eval_each_highway".split()
         for argv, message in (

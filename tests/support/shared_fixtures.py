@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import os
 from pathlib import Path
 
 import hypothesis
@@ -22,12 +21,6 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture(params=BACKBONES)
 def backbone(request) -> str:
     return request.param
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_user_cache(tmp_path_factory):
-    """No fixture reads or fills the user's feature cache."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,12 +51,6 @@ def figures_not_drawn(monkeypatch):
         return written
 
     monkeypatch.setattr(plotting, "save", write)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Each test begins with an empty feature cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
