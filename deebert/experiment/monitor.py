@@ -15,7 +15,7 @@ from deebert.evaluation.all_exits import layer_scores
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.dev_sets import DevSets
 from deebert.modeling.checkpoints import one_line, save_model
-from deebert.training.checkpointing import checkpoint_folder, keep_newest, write_checkpoint
+from deebert.training.checkpointing import write_checkpoint
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
 from deebert.utils.files import remove_folder
@@ -102,10 +102,9 @@ class Monitor:
         last_stage = training.stage == len(STRATEGIES[training.settings.train_strategy])
         if last_stage and training.steps == training.total and not training.settings.save_steps:
             return  # the finished model is saved next
-        folder = checkpoint_folder(self.output_dir, training.stage, training.steps)
-        write_checkpoint(folder, self.model, self.tokenizer, training, self.accelerator)
+        limit = self.wanted.save_total_limit
+        write_checkpoint(self.output_dir, self.model, self.tokenizer, training, self.accelerator, limit)
         if self.accelerator.is_main_process:
-            keep_newest(self.output_dir, self.wanted.save_total_limit)
             self.best_in_last_checkpoint = self.best_folder(training)
             self.delete_stale_best(training)
 

@@ -19,10 +19,6 @@ CHECKSUMS = "checksums.json"
 STATE = "training_state.pt"  # beside the model's files: optimizer, schedule, random states, position
 
 
-def checkpoint_folder(output_dir: Path, stage: int, step: int) -> Path:
-    return output_dir / f"checkpoint-stage{stage}-{step}"
-
-
 def saved_steps(output_dir: Path) -> list[Path]:
     """The folders checkpoint-stage{1,2}-{step}, in the order they were written."""
     names = [re.fullmatch(r"checkpoint-stage(\d)-(\d+)", file.parent.name) for file in output_dir.glob("*/config.json")]
@@ -34,8 +30,12 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     return next((folder for folder in reversed(saved_steps(output_dir)) if (folder / STATE).is_file()), None)
 
 
-def write_checkpoint(folder: Path, model, tokenizer, training, accelerator: Accelerator) -> None:
-    """Writes model, tokenizer and training state. Every process calls it, the first one writes. Raises InputError."""
+def write_checkpoint(output_dir: Path, model, tokenizer, training, accelerator: Accelerator, limit: int | None) -> None:
+    """Writes model, tokenizer and training state, then removes the oldest checkpoints beyond the limit (None: none).
+
+    Every process calls it, the first one writes. Raises InputError.
+    """
+    folder = output_dir / f"checkpoint-stage{training.stage}-{training.steps}"
     states = gather_object([random_state()])
     if accelerator.is_main_process:
         state = {"stage": training.stage, "training": training.state_dict(), "random": states}
@@ -44,6 +44,8 @@ def write_checkpoint(folder: Path, model, tokenizer, training, accelerator: Acce
             write_model(model, tokenizer, partial)
             torch.save(state, partial / STATE)
             (partial / CHECKSUMS).write_text(json.dumps({file.name: checksum(file) for file in partial.iterdir()}))
+        for oldest in saved_steps(output_dir)[: -limit if limit else 0]:
+            remove_folder(oldest)
     accelerator.wait_for_everyone()
 
 
@@ -63,12 +65,6 @@ def read_state(folder: Path) -> dict:
     if damaged:
         raise InputError(f"{folder / damaged[0]}: damaged; {fix}")
     return state
-
-
-def keep_newest(output_dir: Path, limit: int | None) -> None:
-    """Removes the oldest checkpoints beyond the limit. None: removes nothing."""
-    for folder in saved_steps(output_dir)[: -limit if limit else 0]:
-        remove_folder(folder)
 
 
 def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:

@@ -1,5 +1,6 @@
 """One stage of training, from its data to its last step. strategies.py says what it trains, losses.py on what loss."""
 
+import io
 import math
 import sys
 import time
@@ -15,7 +16,6 @@ from transformers import get_linear_schedule_with_warmup
 from deebert.data.batching import MicroBatch, TrainBatches
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.losses import training_loss
-from deebert.training.progress import ProgressLines
 from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES
 from deebert.training.train_data import TrainData
@@ -32,6 +32,23 @@ def parameter_groups(model, settings: TrainSettings) -> list[dict]:
             exempt = name.endswith("bias") or id(parameter) in norms
             groups[2 * is_off_ramp(name) + exempt]["params"].append(parameter)
     return [group for group in groups if group["params"]]
+
+
+class ProgressLines(tqdm):
+    """A progress bar where there is no terminal: a line every half minute ten times, then every 5 % of the samples."""
+
+    LINE = "{desc}: {n:,} of {total:,} samples ({percentage:.0f} %){postfix},{rate_fmt}, {remaining} left"
+
+    def __init__(self, **options):
+        self.lines = 0
+        options |= {"miniters": 1, "mininterval": 30, "maxinterval": math.inf, "smoothing": 0, "bar_format": self.LINE}
+        super().__init__(**options, file=io.StringIO())  # not to the terminal, nor the empty bar
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None and self.n > self.initial:
+            print(self, flush=True)
+            self.lines += 1
+            self.miniters = 1 if self.lines < 10 else self.total / 20
 
 
 class StageTraining:
@@ -126,8 +143,8 @@ class StageTraining:
                 losses = 0.0
                 self.samples += len(part.step_rows)
                 self.seconds += time.perf_counter() - started
-                bar.update(len(part.step_rows))
                 bar.set_postfix(loss=f"{self.sums[0] / self.counts[0]:.4f}", step=self.steps, refresh=False)
+                bar.update(len(part.step_rows))
 
                 # what the caller does between two steps: scores, checkpoints
                 if self.due(self.settings.logging_steps):
@@ -198,15 +215,14 @@ class StageTraining:
             **({} if norm is None else {"grad_norm": float(norm)}),
         }
 
-    def progress_bar(self) -> tqdm | ProgressLines:
-        if self.accelerator.is_main_process and not sys.stderr.isatty():
-            return ProgressLines(self.stage, self.total, self.steps)
+    def progress_bar(self) -> tqdm:
         epochs, rest = divmod(self.total, len(self.batches))
         samples = epochs * len(self.data.lengths) + min(rest * self.batches.samples_per_step, len(self.data.lengths))
-        return tqdm(
+        return (tqdm if sys.stderr.isatty() else ProgressLines)(
             total=samples,
             initial=self.samples,
             desc=f"stage {self.stage}",
             unit=" samples",
+            leave=sys.stderr.isatty(),
             disable=not self.accelerator.is_main_process,
         )

@@ -40,12 +40,11 @@ def in_turn(exits: int, step: int) -> list[float]:
     return final_exit(exits, step) if step % 2 else every_exit(exits, step)
 
 
-FINE_TUNING = Stage("backbone", final_exit)
 STRATEGIES: dict[str, tuple[Stage, ...]] = {
     # DeeBERT, section 3.2: first the backbone and its classifier, then the off-ramps alone
-    "two_stage": (FINE_TUNING, Stage("off_ramps", off_ramps)),
+    "two_stage": (Stage("backbone", final_exit), Stage("off_ramps", off_ramps)),
     # Kubaty et al. (2025): first the backbone and its classifier, then all at once
-    "mixed": (FINE_TUNING, Stage("all", every_exit)),
+    "mixed": (Stage("backbone", final_exit), Stage("all", every_exit)),
     # all at once, on the sum of all losses
     "joint": (Stage("all", every_exit),),
     # PABEE (Zhou et al., 2020), section 3.3: the mean, weighted by the number of layers that an exit costs
@@ -53,8 +52,3 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
     # BERxiT (Xin et al., 2021), section 3.2: the final loss and the sum of all losses in turn
     "alternating": (Stage("all", in_turn),),
 }
-
-
-def shares_first_stage(strategy: str) -> bool:
-    """Whether stage 1 of this strategy gives the same model as stage 1 of two_stage."""
-    return STRATEGIES[strategy][0] is FINE_TUNING
