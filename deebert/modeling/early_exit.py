@@ -18,18 +18,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deebert.modeling.exit_rules import ExitRule
-from deebert.utils.arrays import Array, as_floats, functions_of, like, to_numpy
+from deebert.utils.arrays import Array, functions_of, like, to_numpy
 
 
-def exits_now(uncertainty: Array, cutoff: float | Sequence[float]) -> Array:
+def exits_now(uncertainty: Array | float, cutoff: Array | float) -> Array | bool:
     """THE decision: does a sample exit here? Elementwise. At an infinite cut-off each does, also where it is NaN."""
-    cutoff = like(as_floats(cutoff, uncertainty.dtype.itemsize), uncertainty)
     return (uncertainty < cutoff) | (cutoff == math.inf)
 
 
 def first_exit_layer(uncertainties: Array, cutoffs: Sequence[float], first: int = 1) -> Array:
     """The exit layer (B,) of samples with these uncertainties (B, E-1). first: the layer of the first off-ramp."""
-    return (~exits_now(uncertainties, cutoffs)).cumprod(axis=1).sum(axis=1) + first  # + off-ramps before the first exit
+    exits = exits_now(uncertainties, like(np.asarray(cutoffs, np.float32), uncertainties))
+    return (~exits).cumprod(axis=1).sum(axis=1) + first  # as many off-ramps as come before the first exit
 
 
 def exits_of(all_logits: Array, rule: ExitRule, cutoffs: Sequence[float], exit_layers: range) -> tuple[Array, Array]:
@@ -117,11 +117,13 @@ class ExitRequest:
         """The active samples that are certain enough exit with the logits (b, C) of off-ramp i."""
         batch, layer = self.batch, self.exit_layers[i]
         uncertainty, batch.rule_state = self.rule.uncertainty(logits, batch.rule_state)
-        exiting = exits_now(to_numpy(uncertainty), self.cutoffs[i])  # waits for the device, once
-        if exiting.all():
+        uncertainty = uncertainty.item() if len(batch) == 1 else to_numpy(uncertainty)  # waits for the device, once
+        exiting = exits_now(uncertainty, self.cutoffs[i])
+        count = np.count_nonzero(exiting)
+        if count == len(batch):
             self.exited.add(batch.index, logits, layer)
             batch.index = batch.index[:0]
-        elif exiting.any():
+        elif count > 0:
             self.exited.add(batch.index[exiting], logits[exiting], layer)
             batch.keep(~exiting)
 

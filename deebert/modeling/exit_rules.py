@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
 
-from deebert.utils.arrays import Array, at_least_float32, functions_of, softmax
+import numpy as np
+
+from deebert.utils.arrays import Array, at_least_float32, entr, functions_of, softmax
 
 NO_EXIT = -1.0  # the default threshold: no uncertainty is below it
 EXIT_ALL = 0.001  # above the largest uncertainty: all are below it
-SMALLEST = 1.2e-38  # above the smallest normal float32
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,10 @@ class ExitRule:
         return threshold
 
     def cutoffs(self, threshold: float | Sequence[float], num_exits: int) -> list[float]:
-        """A cut-off for each off-ramp, (E-1,), from one threshold or one for each. Raises ValueError."""
+        """A cut-off for each off-ramp, (E-1,), from one threshold or one for each. Raises ValueError.
+
+        They are numbers of float32, in which the uncertainties are computed, so that all runtimes compare alike.
+        """
         threshold = plain_threshold(threshold)
         per_layer = [threshold] * (num_exits - 1) if isinstance(threshold, float) else threshold
         if len(per_layer) not in (num_exits - 1, num_exits):
@@ -107,7 +111,8 @@ class ExitRule:
                 f"the exit rule {self.name} needs at least two labels: with one (regression) every sample would exit "
                 "at the first off-ramp. Use the rule patience, or the threshold -1"
             )
-        return [self.cutoff(v) for v in per_layer]
+        with np.errstate(over="ignore"):  # those that are too large for float32 are infinite
+            return [float(np.float32(self.cutoff(v))) for v in per_layer]
 
     def grid(self, points: int, num_exits: int) -> list[float]:
         """Thresholds that do not depend on data, safest first: evenly spaced, up to the largest uncertainty."""
@@ -205,9 +210,7 @@ def entropy(logits: Array) -> Array:
 
     Finite for any finite logits (the original's exp overflows) and for logits of -inf; NaN logits give NaN.
     """
-    p = softmax(logits)
-    xp = functions_of(p)
-    return xp.sum(-p * xp.log(xp.clip(p, SMALLEST, None)), axis=-1)  # 0 at p = 0
+    return entr(softmax(logits)).sum(axis=-1)
 
 
 def binary_logits(logits: Array) -> Array:

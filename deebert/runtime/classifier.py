@@ -168,7 +168,7 @@ class Classifier:
         first = next((cutoff for cutoff in cutoffs if cutoff > 0), None)
         if first is None:
             return NO_THRESHOLD if given is None else None
-        if rule.stateful or first < rule.cutoff(rule.exit_all_threshold()):
+        if rule.stateful or first <= rule.max_uncertainty:
             return None
         return (
             f"at threshold {first:g} every text exits at the first off-ramp: the uncertainty of the rule "

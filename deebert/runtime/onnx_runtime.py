@@ -17,7 +17,7 @@ from deebert.modeling.config import has_several_labels, set_rule, set_threshold
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold, prediction_entropy
 from deebert.runtime.exported import GRAPH, ExitOutput, exported_config, read_manifest
-from deebert.utils.arrays import Array, as_floats, to_numpy, token_lengths
+from deebert.utils.arrays import Array, to_numpy, token_lengths
 from deebert.utils.errors import InputError
 
 NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
@@ -64,7 +64,7 @@ def rule_and_cutoffs(
     """
     rule = make_rule(name, num_labels, tolerance, several_labels)
     cutoffs = tuple(rule.cutoffs(threshold, num_exits))
-    array = as_floats(cutoffs)
+    array = np.array(cutoffs, np.float32)
     array.setflags(write=False)
     return rule, cutoffs, array
 

@@ -4,7 +4,6 @@ Most functions have one name in both, and those of PyTorch take numpy's `axis` a
 """
 
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -13,6 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALLEST = 1.2e-38  # above the smallest normal float32
 Array: TypeAlias = Union[np.ndarray, "Tensor"]
 
 
@@ -36,12 +36,6 @@ def like(array: np.ndarray, other: Array) -> Array:
     return functions_of(other).from_numpy(array).to(other.device)
 
 
-def as_floats(numbers: float | Sequence[float], itemsize: int = 4) -> np.ndarray:
-    """Numbers in float64 where the size of an item is 8 bytes, else in float32; those too large for it are infinite."""
-    with np.errstate(over="ignore"):
-        return np.asarray(numbers, np.float64 if itemsize == 8 else np.float32)
-
-
 def at_least_float32(array: Array) -> Array:
     """The values in float32, or in float64 if the array has it."""
     xp = functions_of(array)
@@ -56,6 +50,13 @@ def softmax(logits: Array) -> Array:
         return logits.softmax(dim=-1)
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def entr(probabilities: Array) -> Array:
+    """-p ln p of each probability, which is 0 at 0: the terms of an entropy in nats."""
+    if not isinstance(probabilities, np.ndarray):
+        return functions_of(probabilities).special.entr(probabilities)
+    return -probabilities * np.log(np.clip(probabilities, SMALLEST, None))
 
 
 def token_lengths(attention_mask: Array | None) -> np.ndarray | None:

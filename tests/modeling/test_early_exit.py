@@ -66,7 +66,7 @@ def test_sure_samples_exit_and_nan_never():
     assert entropy(logits[1]).isnan()
 
 
-@pytest.mark.parametrize("kind", [np.float32, torch.tensor])
+@pytest.mark.parametrize("kind", [float, np.float32, torch.tensor])
 def test_an_uncertainty_that_equals_the_threshold_does_not_exit(kind):
     """The paper's decision is entropy < threshold."""
     assert [bool(exits_now(kind(x), 0.5)) for x in (0.25, 0.5, 0.75)] == [True, False, False]
@@ -379,11 +379,14 @@ def test_the_last_layer_is_short_with_both_attentions(attention):
     assert needs_full_last_layer(model.config, last, outputs_requested=True)
 
 
-def test_a_cutoff_has_the_precision_of_the_uncertainties():
-    """0.1 in float32 is a little more than 0.1 in float64, which is not below itself."""
-    rule = SimpleNamespace(uncertainty=lambda *_: (torch.tensor([0.1, 0.05], dtype=torch.float64), None))
-    request = ExitRequest(ActiveBatch(np.arange(2)), rule, [0.1], [1, 2])
-    request.let_exit(0, torch.zeros(2, 2))
-    assert request.batch.index.tolist() == [0]
-    assert request.exited.index[0].tolist() == [1]
-    assert first_exit_layer(torch.tensor([[0.1], [0.05]], dtype=torch.float64), [0.1]).tolist() == [2, 1]
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_uncertainty_in_float32_is_not_below_the_same_threshold(size):
+    """0.7 in float32 is a little less than 0.7 in float64."""
+    uncertainty = torch.full((size,), 0.7)
+    cutoffs = make_rule("confidence", 2).cutoffs(0.7, num_exits=2)
+    request = ExitRequest(
+        ActiveBatch(np.arange(size)), SimpleNamespace(uncertainty=lambda *_: (uncertainty, None)), cutoffs, [1, 2]
+    )
+    request.let_exit(0, torch.zeros(size, 2))
+    assert len(request.batch) == size
+    assert first_exit_layer(uncertainty[:, None], cutoffs).tolist() == [2] * size
