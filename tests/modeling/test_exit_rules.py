@@ -217,7 +217,7 @@ def test_arrays_of_numpy_and_tensors_exit_alike(name, labels, several):
     logits = rng.normal(size=(40, 5, labels)).astype(np.float32)
     logits[:, 1:3] = logits[:, :1]  # so that off-ramps agree
     logits[0], logits[1] = np.nan, 1e4 * np.sign(logits[1])
-    cutoffs = [0.4, 1e300, 0.6, 0.5]
+    cutoffs = [0.4, math.inf, 0.6, 0.5]
     tensors = torch.from_numpy(logits)
     ours, expected = rule.uncertainties(logits), rule.uncertainties(tensors)
     np.testing.assert_allclose(ours, expected, atol=1e-6)
