@@ -97,6 +97,10 @@ class AllExits:
         """The cut-offs (E-1,) of a threshold, or of one per off-ramp. Raises ValueError (see `ExitRule.cutoffs`)."""
         return self.exit_rule.cutoffs(threshold, self.num_exits)
 
+    def exits_early(self, threshold: float | Sequence[float]) -> bool:
+        """Whether a sample can exit early at this threshold."""
+        return max(self.cutoffs(threshold), default=0) > 0
+
     def exit_layers(self, threshold: float | Sequence[float]) -> np.ndarray:
         """The exit layer (S,) of each sample. Raises ValueError (see `ExitRule.cutoffs`)."""
         uncertainties = torch.from_numpy(self.uncertainties)

@@ -4,19 +4,22 @@ The dev set shows with a confidence (CONFIDENCE unless you say otherwise) that t
 All of its samples are used: what is promised is about unseen samples, so that none have to be set aside to check it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from deebert.data.tasks import Task
 from deebert.evaluation import risk_control
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.metrics import primary_score
+from deebert.evaluation.metrics import changes, correct, counted_classes, predictions, primary_score
 from deebert.modeling.exit_rules import ExitRule
 from deebert.utils.errors import InputError
 
 CONFIDENCE = {"drop": 0.9, "risk": 0.95}  # by target, where none is given
 POINTS = 200  # thresholds of the sequence that is tested
-BOOTSTRAP_STEP = 4  # of these thresholds, a bootstrap tests every fourth: it computes hundreds of scores for each
+SURE = 0.95  # with which an off-ramp is called better than the final classifier
 
 
 @dataclass(frozen=True)
@@ -72,45 +75,90 @@ class ThresholdChoice:
 
     threshold: in units of the exit rule; None where no threshold is shown to keep the promise and to save anything.
     point: None without a threshold.
+    refusal: why none was searched; "" where one was.
     """
 
     threshold: float | None
     rule: str
     point: OperatingPoint | None
+    refusal: str = ""
 
 
 def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42) -> ThresholdChoice:
-    """Chooses the threshold. seed: of the bootstrap that metrics other than the accuracy need.
+    """Chooses the threshold. seed: of the random rounding that metrics other than the accuracy need.
 
-    Raises InputError (see `check_choice`).
+    Raises InputError where nothing can be chosen: no labels, or a rule or a risk without meaning.
     """
-    check_choice(task, exits, target)
-    threshold = shown_threshold(task, exits, target, seed)
-    point = None if threshold is None else operating_point(task, exits, threshold)
-    return ThresholdChoice(threshold, exits.rule, point)
-
-
-def check_choice(task: Task, exits: AllExits, target: SelectionTarget) -> None:
-    """Raises InputError where nothing can be chosen: no labels, too few samples, a rule or risk without meaning."""
     if exits.labels is None:
         raise InputError("a threshold cannot be chosen on samples without labels")
     if exits.logits.shape[2] == 1 and target.risk is not None:
         raise InputError("a risk counts wrong labels, and a regression model has none; give a drop of the score")
     if not exits.exit_rule.supported:
         raise InputError(f"a threshold cannot be chosen for the rule {exits.rule} and a regression model")
-    if needs_bootstrap(task, target) and target.confidence > 0.99:
-        raise InputError(f"confidence {target.confidence}: the bootstrap for {task.primary_metric} shows 0.99 at most")
-    if len(exits.labels) < 4:
-        raise InputError(f"a threshold cannot be chosen on {len(exits.labels)} samples; at least 4 are needed")
+    refusal = too_few(task, exits.labels, predictions(exits.logits[:, -1], task.several_labels), target)
+    better = None if refusal else better_exit(task, exits, seed)
+    if better is not None:
+        refusal = f"the off-ramp after layer {better} scores more than the final classifier, by more than chance"
+    threshold = None if refusal else shown_threshold(task, exits, target, seed)
+    point = None if threshold is None else operating_point(task, exits, threshold)
+    return ThresholdChoice(threshold, exits.rule, point, refusal)
+
+
+def too_few(task: Task, labels: np.ndarray, full: np.ndarray, target: SelectionTarget) -> str:
+    """Why these samples cannot show the target even if early exit changes nothing; "" where they can.
+
+    full: the full model's predictions.
+    """
+    level = 1 - target.confidence
+    if target.risk is not None:
+        needed = risk_control.fewest_samples(lambda n: risk_control.risk_p_value(0, n, target.risk), level)
+        return "" if len(labels) >= needed else f"{len(labels):,} dev texts are too few: at least {needed:,} are needed"
+    counts = counted_classes(task, labels)
+    for index in (index for index, count in counts.items() if count == 0):  # as if there were one, classified rightly
+        label = np.eye(task.num_labels)[index] if task.several_labels else index
+        labels, full = np.concatenate([labels, [label]]), np.concatenate([full, [label]])
+    change = changes(task, labels, full, full)
+    if change is None:
+        return f"the change of {task.primary_metric} cannot be tested on these predictions"
+    share, nuisance = min(target.drop / change.largest, 1.0), risk_control.nuisance(level)
+    needed = risk_control.fewest_samples(lambda n: risk_control.paired_p_value(0, 0, n, share, nuisance), level)
+    if needed <= len(change.values) and 0 not in counts.values():
+        return ""
+    if not counts:
+        return f"{len(labels):,} dev texts are too few: at least {needed:,} are needed"
+    rare = min(counts, key=counts.get)
+    needed = math.ceil(needed * max(counts[rare], 1) / len(change.values))
+    return f"{counts[rare]:,} dev texts of the class {task.labels[rare]!r} are too few: at least {needed:,} are needed"
+
+
+def better_exit(task: Task, exits: AllExits, seed: int = 42) -> int | None:
+    """The layer of the best off-ramp that scores more than the final classifier by more than chance, if there is one.
+
+    The test is paired, at level 1 - SURE for all off-ramps together.
+    """
+    if 0 in counted_classes(task, exits.labels).values():
+        return None
+    level, chance = (1 - SURE) / max(exits.num_exits - 1, 1), uniform(exits, seed)
+    full = predictions(exits.logits[:, -1], task.several_labels)
+    better = {}
+    for layer, logits in zip(exits.layers[:-1], exits.logits.swapaxes(0, 1), strict=False):
+        change = changes(task, exits.labels, full, predictions(logits, task.several_labels))
+        if change is not None and risk_control.drop_p_value(*change, 0.0, chance, level) <= level:
+            better[layer] = primary_score(task, logits, exits.labels)
+    return max(better, key=better.get, default=None)
+
+
+def uniform(exits: AllExits, seed: int) -> np.ndarray:
+    """(S,) random numbers in [0, 1), the same for every threshold."""
+    return np.random.default_rng(seed).random(len(exits.logits))
 
 
 def shown_threshold(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> float | None:
     """The threshold that these samples show to keep the target; None where there is none that saves anything."""
-    thresholds = candidate_thresholds(exits.exit_rule, exits.num_exits)
-    if needs_bootstrap(task, target):
-        thresholds = thresholds[:: BOOTSTRAP_STEP if len(thresholds) > POINTS else 1]
     threshold = risk_control.fixed_sequence(
-        thresholds, broken_p_value(task, exits, target, seed), 1 - target.confidence
+        candidate_thresholds(exits.exit_rule, exits.num_exits),
+        broken_p_value(task, exits, target, seed),
+        1 - target.confidence,
     )
     return threshold if threshold is not None and exits.cost(exits.exit_layers(threshold), threshold) < 1 else None
 
@@ -120,33 +168,40 @@ def candidate_thresholds(rule: ExitRule, num_exits: int) -> list[float]:
     return [*rule.grid(POINTS, num_exits), rule.exit_all_threshold()]
 
 
-def needs_bootstrap(task: Task, target: SelectionTarget) -> bool:
-    """Whether the drop is one of another metric than the accuracy, which has an exact test."""
-    return target.drop is not None and task.primary_metric != "acc"
-
-
 def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> Callable[[float], float]:
     """The p-value of a threshold's hypothesis "the target is not kept"."""
-    if needs_bootstrap(task, target):
-        bootstrap = risk_control.PairedBootstrap(task, exits, seed)
-        return lambda threshold: bootstrap.p_value(threshold, target.drop)
-    samples = len(exits.labels)
+    if target.risk is not None:
+        return lambda threshold: risk_control.risk_p_value(
+            changed_texts(exits, exits.exit_layers(threshold))[1], len(exits.labels), target.risk
+        )
+    level, chance = 1 - target.confidence, uniform(exits, seed)
+    full = predictions(exits.logits[:, -1], task.several_labels)
 
     def p_value(threshold: float) -> float:
-        _, lost, gained = risk_control.changes(exits, exits.exit_layers(threshold))
-        if target.drop is not None:
-            nuisance = min(risk_control.NUISANCE, (1 - target.confidence) / 10)
-            return risk_control.paired_p_value(lost, gained, samples, target.drop, nuisance)
-        return risk_control.risk_p_value(lost, samples, target.risk)
+        early = predictions(exits.logits_at(exits.exit_layers(threshold)), task.several_labels)
+        change = changes(task, exits.labels, full, early)
+        return 1.0 if change is None else risk_control.drop_p_value(*change, target.drop, chance, level)
 
     return p_value
+
+
+def changed_texts(exits: AllExits, exit_layers: np.ndarray) -> tuple[int, int, int]:
+    """How many predictions differ from the full model's, are worse, are better, for samples that exit there (S,).
+
+    Where a sample may have several labels, its prediction is right if it is right about all of them.
+    """
+    early, full, labels = exits.logits_at(exit_layers), exits.logits[:, -1], exits.labels
+    differ = predictions(early, exits.several_labels) != predictions(full, exits.several_labels)
+    changed = differ.any(axis=-1) if exits.several_labels else differ
+    early_correct, full_correct = correct(early, labels), correct(full, labels)
+    return int(changed.sum()), int((~early_correct & full_correct).sum()), int((early_correct & ~full_correct).sum())
 
 
 def operating_point(task: Task, exits: AllExits, threshold: float | list[float]) -> OperatingPoint:
     """The results of one threshold on these samples."""
     layers = exits.exit_layers(threshold)
     score = primary_score(task, exits.logits_at(layers), exits.labels)
-    changed, lost, gained = (None, None, None) if task.num_labels == 1 else risk_control.changes(exits, layers)
+    changed, lost, gained = (None, None, None) if task.num_labels == 1 else changed_texts(exits, layers)
     return OperatingPoint(
         score=score,
         score_change=score - exits.full_score(task),
@@ -160,39 +215,54 @@ def operating_point(task: Task, exits: AllExits, threshold: float | list[float])
     )
 
 
+def single_exit(task: Task, exits: AllExits, score: float) -> tuple[int, float, float]:
+    """The off-ramp that is the best only exit: its layer, its score and the share of the cost that it saves.
+
+    Of those that score no less than `score` the cheapest, and where there is none, the one that scores most.
+    """
+    options = []
+    for i, layer in enumerate(exits.layers[:-1]):
+        ran = exits.costs.of(np.full(len(exits.logits), layer), [j == i for j in range(exits.num_exits - 1)])
+        saved = 1 - float(ran.sum() / exits.costs.full.sum())
+        options.append((layer, primary_score(task, exits.logits[:, i], exits.labels), saved))
+    good = [option for option in options if option[1] >= score]
+    return max(good, key=lambda option: option[2]) if good else max(options, key=lambda option: option[1])
+
+
+def verdict(task: Task, exits: AllExits, threshold: float | list[float], time_saved: float | None) -> str:
+    """What early exit saves at a threshold, and what the best single exit would save, in one sentence."""
+    point = operating_point(task, exits, threshold)
+    layer, score, saved = single_exit(task, exits, point.score)
+    shown = " ".join(f"{value:.3g}" for value in np.atleast_1d(threshold))
+    times = "" if time_saved is None else f" and {100 * time_saved:.0f} % of the time"
+    change = 100 * (score - exits.full_score(task))
+    early = f"early exit at {shown} saves {100 * point.cost_saved:.0f} % of the cost{times}"
+    single = f"the best single exit, layer {layer}, would save {100 * saved:.0f} % at {change:+.1f}"
+    return f"{early} for {100 * point.score_change:+.1f} points; {single}"
+
+
 def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -> str:
-    """The choice and its results in words, in per cent, points and texts."""
+    """The choice in words."""
     sure, aim = f"with {100 * target.confidence:g} % confidence", describe_target(target)
+    if choice.refusal:
+        return f"no threshold is chosen {sure} that {aim}: {choice.refusal}"
     if choice.threshold is None:
-        return (
-            f"no threshold is chosen: {dev_samples:,} dev samples do not show {sure} that {aim}; more of them may, "
-            "or a weaker target"
-        )
+        shown = f"{dev_samples:,} dev samples do not show {sure} that {aim}"
+        return f"no threshold is chosen: {shown}; more of them may, or a weaker target"
     unit = "nats" if choice.rule == "entropy" else f"({choice.rule})"
-    return "\n".join(
-        [
-            f"chosen threshold: {choice.threshold:.4g} {unit}; {sure} {aim}",
-            f"on the {dev_samples:,} dev samples that show it: {describe(choice.point)}",
-            describe_texts(choice.point),
-        ]
-    )
+    return f"chosen threshold: {choice.threshold:.4g} {unit}; {sure} {aim}"
 
 
 def describe(point: OperatingPoint) -> str:
-    """The point in words: the score, its change, and the cost and layers saved."""
-    score = f"score {100 * point.score:.2f} % ({100 * point.score_change:+.2f})"
-    saved = f"{100 * point.cost_saved:.1f} % of the cost and {100 * point.layers_saved:.1f} % of the layers saved"
-    return f"{score}, {saved}"
-
-
-def describe_texts(point: OperatingPoint) -> str:
-    """The point in texts: how many exit early, and how many predictions change."""
+    """The point in words: score, savings, how many texts exit early, and how many predictions change."""
     early = point.samples - point.exits[max(point.exits)]
-    text = f"of the {point.samples:,} texts {early:,} exit early"
+    saved = f"{100 * point.cost_saved:.1f} % of the cost and {100 * point.layers_saved:.1f} % of the layers saved"
+    text = f"score {100 * point.score:.2f} % ({100 * point.score_change:+.2f}), {saved}; of {point.samples:,} texts "
+    text += f"{early:,} exit early"
     if point.changed is None:
         return text
     changes = f"{point.lost:,} for the worse and {point.gained:,} for the better"
-    return f"{text}; {point.changed:,} predictions change, {changes}"
+    return f"{text}, and {point.changed:,} predictions change, {changes}"
 
 
 def describe_target(target: SelectionTarget) -> str:

@@ -16,7 +16,6 @@ from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
 
-WEAK_END = 0.03  # of the score, by which an off-ramp is better than a final classifier that needs more training
 MOST_REPEATS, SECONDS_OF_REPEATS = 5, 30.0  # a timed sweep is repeated until it has taken so long; medians count
 MORE_TRAINING = "train again with more epochs (EPOCHS, --num_train_epochs) or a higher --learning_rate"
 
@@ -67,14 +66,14 @@ class Evaluation:
             )
 
     def warn_of_weak_end(self, each_layer: dict[int, dict[str, float]]) -> None:
-        """One line where an off-ramp scores much more than the final classifier, which savings are measured against."""
-        primary = {layer: scores[self.task.primary_metric] for layer, scores in each_layer.items()}
-        best, full = max(primary, key=primary.get), primary[self.exits.num_layers]
-        if primary[best] > full + WEAK_END:
+        """One line where an off-ramp scores more than the final classifier, which savings are measured against."""
+        best = threshold_selection.better_exit(self.task, self.exits, self.seed)
+        if best is not None:
+            primary = results.primary_scores(each_layer)
             self.say(
-                f"warning: the final classifier scores {100 * full:.1f} %, the off-ramp after layer {best} "
-                f"{100 * primary[best]:.1f} %: the full model is not trained enough, and what exits save and lose "
-                f"beside it says little; {MORE_TRAINING}"
+                f"warning: the final classifier scores {100 * primary[self.exits.num_layers]:.1f} %, the off-ramp "
+                f"after layer {best} {100 * primary[best]:.1f} %, which is more than chance: the full model is not "
+                f"trained enough, and what exits save and lose beside it says little; {MORE_TRAINING}"
             )
 
     def score_classes(self) -> None:
@@ -87,7 +86,7 @@ class Evaluation:
         exits, config = self.exits, self.model.config
         full, macro = metrics.class_f1(exits.logits[:, -1], exits.labels)
         early, early_macro = [None] * config.num_labels, None
-        if max(exits.cutoffs(config.exit_threshold), default=0) > 0:
+        if exits.exits_early(config.exit_threshold):
             early_logits = exits.logits_at(exits.exit_layers(config.exit_threshold))
             early, early_macro = metrics.class_f1(early_logits, exits.labels)
         counts = exits.labels.sum(axis=0) if exits.several_labels else np.bincount(exits.labels, minlength=len(full))
@@ -115,7 +114,6 @@ class Evaluation:
         if choice.threshold is not None:
             config.exit_threshold = choice.threshold
             self.write_config()
-            facts["latency"] = self.measure_latency(choice.threshold)
             self.say(f"stored in {file}: from_pretrained gives a model that exits at it")
         elif before.exit_rule != config.exit_rule:
             self.say(f"{file} keeps its rule {before.exit_rule} and its threshold {before.exit_threshold}")
@@ -124,15 +122,22 @@ class Evaluation:
             self.say(f"removed from {file}: the threshold {before.exit_threshold}; the model does not exit early")
         results.write_json(self.threshold_file, facts)
 
-    def measure_latency(self, threshold: float | list[float]) -> dict[str, float]:
-        """The median times of some texts, one at a time, with this threshold and with the full model."""
+    def score_threshold(self) -> None:
+        """The score at the model's threshold, what it saves, and beside it the best single exit: the verdict."""
+        threshold = self.model.config.exit_threshold
+        if not self.exits.exits_early(threshold):
+            return
+        point = threshold_selection.operating_point(self.task, self.exits, threshold)
+        self.say(f"{self.split} at the model's threshold: {threshold_selection.describe(point)}")
+        self.scores[f"{self.task.primary_metric}_at_the_threshold"] = point.score
+        self.scores["cost_at_the_threshold"] = 1 - point.cost_saved
         features, collate = self.dev_sets.features[self.split], self.dev_sets.collate
         latency = timing.median_latency(self.model, features, collate, threshold)
         self.say(
             f"the median time of a text is {latency.early_ms:.1f} ms in place of {latency.full_ms:.1f} "
             f"({latency.texts} texts, one at a time, on {self.model.device.type})"
         )
-        return asdict(latency)
+        self.say(threshold_selection.verdict(self.task, self.exits, threshold, latency.time_saved))
 
     def sweep(self) -> None:
         """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""

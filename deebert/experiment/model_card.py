@@ -111,7 +111,7 @@ def scores(config, task: Task, split: str, exits: AllExits) -> Iterator[EvalResu
     metric = task.primary_metric
     values = {f"{metric} after layer {i}": each[metric] for i, each in layer_scores(task, exits).items()}
     threshold = config.exit_threshold
-    if max(exits.cutoffs(threshold), default=0) > 0:
+    if exits.exits_early(threshold):
         layers = exits.exit_layers(threshold)
         values[f"{metric} at the stored threshold"] = primary_score(task, exits.logits_at(layers), exits.labels)
         values["cost at the stored threshold"] = exits.cost(layers, threshold)

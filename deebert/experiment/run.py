@@ -182,6 +182,7 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
             evaluation.choose_threshold()
         evaluation.score_classes()
         evaluation.sweep()
+        evaluation.score_threshold()
         evaluation.write_scores()
         scores |= {f"{name}{suffix}": evaluation.scores[name] for name in experiment.task.metrics}
         if first:

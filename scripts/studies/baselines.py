@@ -15,14 +15,14 @@ from sklearn.metrics import roc_auc_score
 
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.metrics import METRICS, predictions
+from deebert.evaluation.metrics import predictions, score
 from deebert.evaluation.tables import markdown
 from deebert.modeling.exit_rules import NO_EXIT
 
 THRESHOLDS = 200  # that are candidates
 COSTS = np.linspace(0, 1, 101)  # (G,) shares of the full model's cost at which scores are compared
 AT = (25, 50, 75)  # those of them that the table shows, in per cent
-RESAMPLES, RESAMPLES_OF_SLOW_METRICS = 1000, 100
+RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,8 @@ def _below(cost: np.ndarray, score: np.ndarray, left: int, middle: int, right: i
 
 def resampled_scores(task: Task, predicted: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The primary metric (R, P) of predictions (P, S), where each sample is there as often as counts (R, S) say."""
-    metric = task.primary_metric
-    if metric == "acc":
-        return counts @ (predicted == labels).T / counts.sum(axis=1, keepdims=True)
-    if metric in ("f1", "mcc") and task.num_labels == 2:
-        both, ones = counts @ (predicted & labels).T, counts @ predicted.T  # predicted and labels are 0 or 1
-        wanted, total = (counts @ labels)[:, None], counts.sum(axis=1, keepdims=True)
-        if metric == "f1":
-            return 2 * both / np.maximum(ones + wanted, 1)
-        spread = ones * (total - ones) * wanted * (total - wanted)
-        return (both * total - ones * wanted) / np.sqrt(np.maximum(spread, 1))
-    rows = [np.repeat(np.arange(len(labels)), count) for count in counts.astype(int)]
-    return np.array([[METRICS[metric](labels[r], values[r]) for values in predicted] for r in rows])
+    rows, metric = [np.repeat(np.arange(len(labels)), count) for count in counts.astype(int)], task.primary_metric
+    return np.array([[score(task, metric, labels[r], values[r]) for values in predicted] for r in rows])
 
 
 def scores_at_costs(
@@ -205,8 +195,7 @@ def frontier(task: Task, early: dict[str, list[AllExits]], static: dict[str, lis
     if static:
         seeds = zip(*static.values(), strict=True)
         candidates[STATIC] = [static_models(models, full) for models, full in zip(seeds, first, strict=True)]
-    fast = task.primary_metric == "acc" or (task.primary_metric in ("f1", "mcc") and task.num_labels == 2)
-    return Frontier(task, candidates, first[0].labels, RESAMPLES if fast else RESAMPLES_OF_SLOW_METRICS)
+    return Frontier(task, candidates, first[0].labels, RESAMPLES)
 
 
 def frontier_table(lines: Frontier) -> str:

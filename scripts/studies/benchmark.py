@@ -30,7 +30,7 @@ from deebert.data.tasks import get_task
 from deebert.evaluation import plotting
 from deebert.evaluation.all_exits import dev_features
 from deebert.evaluation.series import labels
-from deebert.evaluation.timing import median_milliseconds
+from deebert.evaluation.timing import first_passes
 from deebert.modeling.checkpoints import (
     check_threshold,
     disable_cudnn_attention,
@@ -158,7 +158,8 @@ def onnx_systems(model, features: Features, work: Path, name: str = "full") -> l
     systems = []
     for precision, candidates in paths.items():
         graphs = [System(way, None, onnx_forward(path)) for way, path in candidates.items()]
-        milliseconds = median_milliseconds([graph.forward for graph in graphs], features, collator(model.config), CPU)
+        passes = first_passes([graph.forward for graph in graphs], features, collator(model.config), CPU)
+        milliseconds = [1e3 * float(np.median(seconds)) for seconds in passes]
         listed = "; ".join(f"{graph.name} {ms:.2f}" for graph, ms in zip(graphs, milliseconds, strict=True))
         print(f"{name} model, ONNX Runtime {precision}, ms a text: {listed}", flush=True)
         fastest = graphs[int(np.argmin(milliseconds))]

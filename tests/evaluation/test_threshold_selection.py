@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +14,17 @@ import run_glue_deebert
 from deebert.data.tasks import TASKS
 from deebert.evaluation import threshold_selection
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.risk_control import PairedBootstrap, fixed_sequence, paired_p_value, risk_p_value
+from deebert.evaluation.metrics import changes
+from deebert.evaluation.risk_control import drop_p_value, fewest_samples, fixed_sequence, paired_p_value, risk_p_value
 from deebert.evaluation.threshold_selection import (
     SelectionTarget,
+    better_exit,
     candidate_thresholds,
     choose,
     operating_point,
     shown_threshold,
+    single_exit,
+    verdict,
 )
 from deebert.modeling.checkpoints import load_tokenizer, save_model
 from deebert.modeling.exit_rules import NO_EXIT
@@ -91,24 +97,31 @@ def test_p_value_of_a_drop_covers_the_worst_share_of_changes():
     assert paired_p_value(0, samples, samples, drop) < 0.1
 
 
-def test_bootstrap_is_not_sure_of_what_it_has_not_seen():
-    """No prediction changes here; on unseen samples some might, and few samples cannot exclude it."""
+def test_values_are_rounded_at_random_and_keep_their_mean():
+    """Half a loss of each of many samples is half as many losses; what was not seen is not excluded by few samples."""
+    rng, values = np.random.default_rng(0), np.full(2000, -0.01)
+    assert drop_p_value(values, 0.02, 0.005, rng.random(2000), 0.1) == 1.0
+    assert drop_p_value(values, 0.02, 0.012, rng.random(2000), 0.1) < 0.1
     for samples, certain in ((50, False), (800, True)):
-        exits = simulated(samples, 6)
-        exits.logits[:, :-1] = exits.logits[:, -1:]
-        p_value = PairedBootstrap(TASKS["MRPC"], exits, seed=0).p_value(0.3, 0.01)
-        assert (p_value < 0.1) == certain
+        assert (drop_p_value(np.zeros(samples), 1.2, 0.01, rng.random(samples), 0.1) < 0.1) == certain
+    exact = drop_p_value(np.array([-1.0] * 3 + [1.0] + [0.0] * 396), 1.0, 0.02, rng.random(400), 0.1)
+    assert exact == paired_p_value(3, 1, 400, 0.02)  # nothing is random
+
+
+def test_the_fewest_samples_are_those_that_do_without_a_loss():
+    needed = fewest_samples(lambda samples: risk_p_value(0, samples, 0.05), 0.05)
+    assert risk_p_value(0, needed, 0.05) <= 0.05 < risk_p_value(0, needed - 1, 0.05)
 
 
 def test_regression_has_a_drop_too():
     rng = np.random.default_rng(0)
-    values = rng.normal(size=(500, 1))
-    outputs = values + rng.normal(scale=[1.0, 0.2, 0.02, 0.02], size=(500, 4))
+    values = rng.normal(size=(2000, 1))
+    outputs = values + rng.normal(scale=[1.0, 0.2, 0.02, 0.02], size=(2000, 4))
     exits = AllExits(outputs[:, :, None].astype(np.float32), values[:, 0], rule="patience", tolerance=0.3)
     choice = choose(TASKS["STS-B"], exits, SelectionTarget(drop=0.05))
     assert choice.threshold == 2
     assert choice.point.changed is None
-    assert "exit early" in threshold_selection.report(choice, SelectionTarget(drop=0.05), 500)
+    assert "exit early" in threshold_selection.describe(choice.point)
 
 
 def test_sequence_ends_before_the_first_threshold_that_is_not_shown():
@@ -125,9 +138,8 @@ def test_off_ramps_that_agree_give_the_largest_threshold():
         choice = choose(SST2, same, target)
         assert choice.threshold == same.exit_rule.exit_all_threshold()
         assert choice.point.exits == {1: 600, 2: 0, 3: 0, 4: 0, 5: 0}
-        assert "of the 600 texts 600 exit early; 0 predictions change, 0 for the worse" in threshold_selection.report(
-            choice, target, 600
-        )
+        text = threshold_selection.describe(choice.point)
+        assert "of 600 texts 600 exit early, and 0 predictions change, 0 for the worse" in text
 
 
 def test_the_tested_threshold_is_the_chosen_one():
@@ -149,10 +161,11 @@ def test_report_counts_texts():
         ((early != exits.labels) & (full == exits.labels)).sum(),
         ((early == exits.labels) & (full != early)).sum(),
     )
-    text = threshold_selection.report(choice, target, 600)
+    report = threshold_selection.report(choice, target, 600)
+    assert report.endswith("; with 90 % confidence the score of unseen texts falls by at most 5 points")
     assert (choice.point.changed, choice.point.lost, choice.point.gained) == ((early != full).sum(), lost, gained)
+    text = threshold_selection.describe(choice.point)
     assert f"predictions change, {lost} for the worse and {gained} for the better" in text
-    assert "with 90 % confidence the score of unseen texts falls by at most 5 points" in text
     assert f"{100 * choice.point.score:.2f} %" in text
     assert f"{100 * choice.point.cost_saved:.1f} % of the cost and" in text
 
@@ -163,13 +176,96 @@ def test_one_point_is_no_points():
 
 
 @pytest.mark.parametrize(
-    ("target", "confidence"), [(SelectionTarget(drop=0.02), "90 %"), (SelectionTarget(risk=0.02), "95 %")]
+    ("target", "samples", "needed"), [(SelectionTarget(drop=0.02), 100, 160), (SelectionTarget(risk=0.02), 100, 149)]
 )
-def test_too_few_samples_choose_nothing(target, confidence):
-    few = choose(SST2, simulated(60, 0), target)
-    assert few.threshold is None
-    report = threshold_selection.report(few, target, 60)
-    assert f"60 dev samples do not show with {confidence} confidence that" in report
+def test_too_few_samples_say_how_many_would_do(target, samples, needed):
+    exits = simulated(samples, 0)
+    exits.logits[:, :-1] = exits.logits[:, -1:]  # nothing changes
+    few = choose(SST2, exits, target)
+    report = threshold_selection.report(few, target, samples)
+    assert f"{samples} dev texts are too few: at least {needed} are needed" in report
+    enough = exits.take(np.arange(needed) % samples)
+    assert choose(SST2, enough, target).threshold == exits.exit_rule.exit_all_threshold()
+    assert choose(SST2, exits.take(np.arange(needed - 1) % samples), target).threshold is None
+
+
+@pytest.mark.parametrize("name", ["f1", "recall", "mcc", "f1_macro"])
+def test_a_rare_class_says_how_many_of_its_texts_would_do(name):
+    """None, or one, among many dev texts is no evidence, though no prediction changes."""
+    target, task = SelectionTarget(drop=0.01), replace(SST2, metrics=(name,))
+
+    def refusal(labels: np.ndarray) -> str:
+        exits = AllExits(np.repeat(9 * np.eye(2)[labels][:, None], 6, axis=1).astype(np.float32), labels)
+        choice = choose(task, exits, target)
+        assert (choice.threshold is None) == bool(choice.refusal)
+        return choice.refusal
+
+    for positives in (0, 1, 20):
+        labels = (np.arange(1000) < positives).astype(int)
+        text = rf"{positives} dev texts of the class '1' are too few: at least (\d+) are needed"
+        needed = int(re.fullmatch(text, refusal(labels))[1])
+        assert 60 < needed < 350
+    more = np.repeat(labels, needed)  # needed times as many; a 20th part of them
+    assert refusal(more[::20]) == ""
+    assert refusal(more[::21]).startswith(f"{int(more[::21].sum())} dev texts of the class '1' are too few")
+
+
+def test_a_promise_holds_where_each_off_ramp_is_used_by_rare_texts_only():
+    """24 layers. At each off-ramp few texts exit, and are right; at the last one they would be wrong.
+
+    A threshold whose unused off-ramps were switched off after the test broke the promise in half of the dev sets.
+    """
+    rng, layers, texts, target = np.random.default_rng(0), 24, 200, SelectionTarget(risk=0.05)
+    size = 20_000
+    labels = rng.integers(0, 2, size)
+    predicted, sure = np.repeat(labels[:, None], layers, axis=1), np.full((size, layers), 0.05)
+    group = rng.integers(0, texts, size)  # text i of 200 exits at off-ramp i, where there is one
+    exits_at = np.where(group < layers - 2, group, layers - 2)
+    sure[np.arange(size), exits_at] = sure[:, layers - 2] = 9
+    predicted[:, layers - 2] = np.where(group < layers - 2, 1 - labels, labels)
+    lost = rng.random(size) < 0.045
+    predicted[lost, exits_at[lost]] = 1 - labels[lost]
+    world = AllExits((sure[..., None] * np.eye(2)[predicted]).astype(np.float32), labels)
+    choices = [choose(SST2, world.take(rng.integers(0, size, texts)), target).threshold for _ in range(60)]
+    points = [operating_point(SST2, world, threshold) for threshold in choices if threshold is not None]
+    assert points
+    assert sum(point.lost > target.risk * size for point in points) <= 0.15 * len(choices)  # 5 %, and chance
+
+
+@pytest.mark.parametrize("name", ["f1", "mcc"])
+def test_a_promise_about_a_rare_class_holds_at_its_limit(name):
+    """3 % of the texts have the class, and the score falls by just more than the limit at every threshold."""
+    rng, task, target, size = (
+        np.random.default_rng(1),
+        replace(SST2, metrics=(name,)),
+        SelectionTarget(drop=0.05),
+        100_000,
+    )
+    labels = (np.arange(size) < 0.03 * size).astype(int)
+    full = np.where(rng.random(size) < np.where(labels == 1, 0.1, 0.003), 1 - labels, labels)
+    rights = np.flatnonzero((labels == 1) & (full == 1))
+    for lost in range(10, len(rights), 10):
+        early = full.copy()
+        early[rights[:lost]] = 0
+        if changes(task, labels, full, early).values.mean() < -target.drop:
+            break
+    world = AllExits((9 * np.eye(2)[np.stack([early, early, full], axis=1)]).astype(np.float32), labels)
+    for texts in (50, 1000):
+        rows = (rng.integers(0, size, texts) for _ in range(150))
+        broken = [choose(task, world.take(each), target).threshold is not None for each in rows]
+        assert np.mean(broken) <= 0.1
+
+
+def test_no_promise_is_made_against_a_final_classifier_that_is_worse_than_an_off_ramp():
+    exits = simulated(600, 3)
+    exits.logits[:, [2, -1]] = exits.logits[:, [-1, 2]]
+    for target in (SelectionTarget(drop=0.05), SelectionTarget(risk=0.05)):
+        choice = choose(SST2, exits, target)
+        assert choice.threshold is None
+        assert "the off-ramp after layer 3 scores more than the final classifier" in choice.refusal
+    rng = np.random.default_rng(0)
+    alike = AllExits(rng.normal(size=(300, 25, 2)).astype(np.float32), rng.integers(0, 2, 300))
+    assert better_exit(SST2, alike) is None  # the best of 24 that guess is better by chance
 
 
 @pytest.mark.parametrize(
@@ -192,7 +288,6 @@ def test_targets_out_of_range_are_refused(settings, message):
     [
         (AllExits(np.zeros((9, 3, 2), np.float32), None), "without labels"),
         (AllExits(np.zeros((9, 3, 1), np.float32), np.zeros(9)), "regression"),
-        (AllExits(np.zeros((3, 3, 2), np.float32), np.zeros(3)), "at least 4"),
     ],
 )
 def test_input_without_a_possible_choice_is_refused(exits, message):
@@ -216,9 +311,9 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     assert model.config.highway_pooling == "mean"
     assert written["target"]["risk"] == 0.9
     assert written["point"]["cost_saved"] > 0
-    assert min(written["latency"]["early_ms"], written["latency"]["full_ms"]) > 0
     assert "the median time of a text is" in (text := capsys.readouterr().out)
     assert "stored in" in text
+    assert re.search(r"\nearly exit at \S+ saves \d+ % of the cost and -?\d+ % of the time for \S+ points; ", text)
 
     other_rule = argv.replace("--risk 0.9", "--target_drop 0.01 --exit_rule confidence")
     monkeypatch.setattr("sys.argv", other_rule.split())
@@ -232,5 +327,24 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     assert json.loads((tmp_path / "out/config.json").read_text())["exit_threshold"] == NO_EXIT
     assert json.loads((tmp_path / "res/out/threshold.json").read_text())["threshold"] is None
     text = capsys.readouterr().out
-    assert "no threshold is chosen: 20 dev samples do not show" in text
+    assert re.search(r"20 dev texts are too few: at least 3\d\d are needed", text)
     assert f"the threshold {written['threshold']}; the model does not exit" in text
+
+
+def test_the_verdict_compares_with_the_best_single_exit():
+    """An exit that is no worse and cheaper; where there is none, the one that scores most."""
+    labels = np.arange(100) % 2
+    margins = np.where(np.arange(100) < 60, 9, 0.1)  # after layer 2, 60 texts are certain
+    logits = 9 * np.repeat(np.eye(2)[labels][:, None], 4, axis=1)
+    logits[:, 1] = margins[:, None] * np.eye(2)[labels]
+    logits[:, 0] = 0.1 * np.eye(2)[np.where(np.arange(100) < 30, labels, 1 - labels)]
+    exits = AllExits(logits.astype(np.float32), labels)
+    assert single_exit(SST2, exits, 1.0) == (2, 1.0, 0.5)
+    assert single_exit(SST2, exits, 0.2) == (1, 0.3, 0.75)
+    assert verdict(SST2, exits, 0.3, None) == (
+        "early exit at 0.3 saves 40 % of the cost for +0.0 points; "
+        "the best single exit, layer 2, would save 50 % at +0.0"
+    )
+    exits.logits[60:, 1:3] = exits.logits[60:, 1:3, ::-1]  # now only the full model is right about all texts
+    assert single_exit(SST2, exits, 1.0)[:2] == (2, 0.6)
+    assert " saves 40 % of the cost and 25 % of the time for " in verdict(SST2, exits, 0.3, 0.25)

@@ -166,7 +166,8 @@ def test_numbers(own, tmp_path):
 def test_a_final_classifier_that_learned_too_little_is_named(own, tmp_path, capsys):
     names = ("good", "bad")
     write_csv(tmp_path / "films.csv", [(text, names[label]) for text, label in sentences(60, 1)])
-    own(f"{TRAIN} --train_file films.csv --learning_rate 1e-9 --highway_learning_rate 3e-2")
+    rates = "--learning_rate 1e-9 --highway_learning_rate 3e-2 --num_train_epochs 5"
+    own(f"{TRAIN} --train_file films.csv --validation_file films.csv {rates}")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: the final classifier")]
     assert len(lines) == 1
     assert "the full model is not trained enough" in lines[0]

@@ -11,7 +11,7 @@ from torch.nn import functional
 from deebert import GraphedDeeBert
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.metrics import class_f1, exits_at_chance, majority, predictions
-from deebert.evaluation.risk_control import changes
+from deebert.evaluation.threshold_selection import changed_texts
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.training.losses import distillation_losses, training_loss
 
@@ -119,7 +119,7 @@ def test_lost_samples():
     labels = (rng.random((400, LABELS)) < expit(logits[:, -1] / 2)).astype(np.float32)
     exits = AllExits(logits, labels, several_labels=True)
     right = ((logits > 0) == labels[:, None]).all(-1)
-    _, lost, gained = changes(exits, exits.exit_layers(10.0))
+    _, lost, gained = changed_texts(exits, exits.exit_layers(10.0))
     assert (lost, gained) == ((~right[:, 0] & right[:, 1]).sum(), (right[:, 0] & ~right[:, 1]).sum())
 
 

@@ -11,7 +11,7 @@ from support.helpers import simulated, with_costs
 
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits, sweep
-from deebert.evaluation.metrics import METRICS
+from deebert.evaluation.metrics import score
 
 SST2 = TASKS["SST-2"]
 
@@ -45,7 +45,7 @@ def test_resampled_scores_are_the_metrics_of_drawn_samples(task):
     counts = rng.multinomial(40, np.full(40, 1 / 40), 5).astype(float)
     for r, p in product(range(5), range(3)):
         rows = np.repeat(np.arange(40), counts[r].astype(int))
-        expected = METRICS[task.primary_metric](labels[rows], predicted[p][rows])
+        expected = score(task, task.primary_metric, labels[rows], predicted[p][rows])
         assert baselines.resampled_scores(task, predicted, labels, counts)[r, p] == pytest.approx(expected)
 
 
