@@ -7,8 +7,8 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import NamedTuple
 
 from deebert.data.encoding import EncodedTexts
 from deebert.runtime.classifier import Classifier, Prediction
@@ -20,13 +20,15 @@ class QueueFullError(Exception):
     """More texts are waiting than the queue holds."""
 
 
-class Waiting(NamedTuple):
-    """A text in the queue: the encoded texts of its call and its position, the call's options, and its future."""
+@dataclass(eq=False)
+class Call:
+    """The texts of one call, the options of the model for them, and the results so far, by position."""
 
-    encoded: EncodedTexts
-    row: int
+    texts: Sequence[tuple[str, ...]]
     options: dict
-    future: Future
+    encoded: EncodedTexts | None = None
+    results: dict[int, Prediction | Exception] = field(default_factory=dict)
+    future: Future = field(default_factory=Future)
 
 
 class BatchingWorker:
@@ -38,7 +40,7 @@ class BatchingWorker:
     def __init__(self, classifier: Classifier, max_queue: int = 1024):
         self.classifier, self.max_queue = classifier, max_queue
         self.changed = Condition()  # guards what follows
-        self.queue: deque[Waiting] = deque()
+        self.queue: deque[tuple[Call, int]] = deque()  # a call and the position of a text in it
         self.pending = 0  # texts without a prediction
         self.closing = False
         self.encoders = ThreadPoolExecutor(ENCODERS)
@@ -60,48 +62,50 @@ class BatchingWorker:
         """Whether texts are taken."""
         return self.thread.is_alive() and not self.closing
 
-    def submit(
-        self, texts: Sequence[tuple[str, ...]], exit_threshold: float | Sequence[float] | None = None
-    ) -> list[Future]:
-        """A future with the prediction of each text, given as a tuple of one, or of each pair.
+    def submit(self, texts: Sequence[tuple[str, ...]], exit_threshold: float | Sequence[float] | None = None) -> Future:
+        """A future with the predictions for texts, given as tuples of one, or for pairs.
 
         Raises QueueFullError, and ValueError for an unusable threshold.
         """
-        options, futures = self.classifier.options(exit_threshold), [Future() for _ in texts]
+        call = Call(texts, self.classifier.options(exit_threshold))
         with self.changed:
             if self.closing or self.pending + len(texts) > self.max_queue:
                 raise QueueFullError(f"{self.pending} texts are waiting")
             self.pending += len(texts)
-        self.encoders.submit(self._encode, texts, options, futures)
-        return futures
+        self.encoders.submit(self._encode, call)
+        return call.future
 
-    def _encode(self, texts: Sequence[tuple[str, ...]], options: dict, futures: Sequence[Future]) -> None:
+    def _encode(self, call: Call) -> None:
         try:
-            encoded = self.classifier.encode(texts)
+            call.encoded = self.classifier.encode(call.texts)
         except Exception as error:
-            self._finish(futures, [error] * len(futures))
+            call.results[0] = error
+            self._finish(call)
             return
         with self.changed:
-            self.queue.extend(Waiting(encoded, row, options, future) for row, future in enumerate(futures))
+            self.queue.extend((call, row) for row in range(len(call.texts)))
             self.changed.notify()
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            encoded = EncodedTexts.joined([(text.encoded, text.row) for text in batch])
-            results = self._results(encoded, batch[0].options)
-            self._finish([text.future for text in batch], results)
+            encoded = EncodedTexts.joined([(call.encoded, row) for call, row in batch])
+            results = self._results(encoded, batch[0][0].options)
+            for (call, row), result in zip(batch, results, strict=True):
+                call.results[row] = result
+                if len(call.results) == len(call.texts):
+                    self._finish(call)
             try:
                 self.classifier.run_audit(encoded, results)
             except Exception:
                 logging.getLogger(__name__).exception("an audit failed")
 
-    def _next_batch(self) -> list[Waiting]:
+    def _next_batch(self) -> list[tuple[Call, int]]:
         """The first texts that have the options of the very first. They leave the queue. None are left at the end."""
         with self.changed:
             self.changed.wait_for(lambda: self.queue or (self.closing and not self.pending))
             batch, others = [], deque()
             for text in self.queue:
-                fits = text.options == self.queue[0].options and len(batch) < self.classifier.batch_size
+                fits = text[0].options == self.queue[0][0].options and len(batch) < self.classifier.batch_size
                 (batch if fits else others).append(text)
             self.queue = others
             return batch
@@ -116,10 +120,13 @@ class BatchingWorker:
             alone = [EncodedTexts.joined([(encoded, row)]) for row in range(len(encoded))]
             return [self._results(text, options)[0] for text in alone]
 
-    def _finish(self, futures: Sequence[Future], results: Sequence[Prediction | Exception]) -> None:
+    def _finish(self, call: Call) -> None:
         with self.changed:
-            self.pending -= len(futures)
+            self.pending -= len(call.texts)
             self.changed.notify()
-        for future, result in zip(futures, results, strict=True):
-            if future.set_running_or_notify_cancel():  # the caller may have gone
-                (future.set_exception if isinstance(result, Exception) else future.set_result)(result)
+        if call.future.set_running_or_notify_cancel():  # the caller may have gone
+            errors = [result for result in call.results.values() if isinstance(result, Exception)]
+            if errors:
+                call.future.set_exception(errors[0])
+            else:
+                call.future.set_result([call.results[row] for row in range(len(call.texts))])

@@ -143,12 +143,12 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
         async with bodies.read(request) as body:
             texts, threshold, top_k = parse(body, limits.max_texts)
             try:
-                futures = worker.submit(texts, threshold)
+                future = worker.submit(texts, threshold)
             except QueueFullError as error:
                 raise HTTPException(429, f"{error}; try again", {"Retry-After": "1"}) from None
             except ValueError as error:
                 raise HTTPException(422, str(error)) from None
-            predictions = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            predictions = await asyncio.wrap_future(future)
         return JSONResponse({"predictions": [vars(prediction.top(top_k)) for prediction in predictions]})
 
     @app.post("/predict")

@@ -59,9 +59,9 @@ def test_requests_with_different_thresholds_share_batches(folder, exports, rule,
     classify = Classifier(str(exports["roberta"] / "export") if exported else folder, batch_size=8, **own)
     expected = [classify(TEXTS, exit_threshold=threshold) for threshold in thresholds]
     with BatchingWorker(classify) as worker:
-        calls = [worker.submit([(text,) for text in TEXTS], thresholds[i % 5]) for i in range(20)]
-        for i, futures in enumerate(calls):
-            found = [future.result(60) for future in futures]
+        futures = [worker.submit([(text,) for text in TEXTS], thresholds[i % 5]) for i in range(20)]
+        for i, future in enumerate(futures):
+            found = future.result(60)
             assert [(p.label, p.exit_layer) for p in found] == [(p.label, p.exit_layer) for p in expected[i % 5]]
     assert worker.pending == 0
     assert len({p.exit_layer for found in expected for p in found}) > 1
@@ -218,8 +218,8 @@ def test_metrics(folder):
 
 def test_what_has_arrived_is_finished_at_the_end(classifier):
     with BatchingWorker(classifier) as worker:
-        futures = [future for _ in range(30) for future in worker.submit([(text,) for text in TEXTS])]
-    assert all(future.result(0).label for future in futures)
+        futures = [worker.submit([(text,) for text in TEXTS]) for _ in range(30)]
+    assert all(len(future.result(0)) == 9 for future in futures)
     with pytest.raises(QueueFullError):
         worker.submit([("a",)])
     assert not worker.alive

@@ -45,7 +45,7 @@ predicted = []
 for options in calls:
     predicted.append([(p.label, p.exit_layer, p.probability) for p in classify(texts, **options)])
 with BatchingWorker(classify) as worker:
-    ours = [future.result() for future in worker.submit([(text,) for text in texts])]
+    ours = worker.submit([(text,) for text in texts]).result()
     predicted.append([(p.label, p.exit_layer, p.probability) for p in ours])
 lines = []
 for wrong in (lambda: deebert.DeeBertForSequenceClassification, lambda: deebert.Classifier("nowhere")):
