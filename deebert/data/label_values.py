@@ -63,8 +63,8 @@ def guess_format(
 ) -> LabelFormat:
     """The format of these values. Several labels a line where there is a separator or lists; else a single one.
 
-    known: a model's labels, if there is one. Lists are vectors where they have one length, or repeat a number, and hold
-    0 and 1 only. Without any names a vector's labels are their numbers from 0.
+    known: a model's labels, if there is one. Lists of 0 and 1 are vectors where one repeats a number, or all have the
+    length of one. Without any names a vector's labels are their numbers from 0.
     """
     filled = [value for value in values if value not in (None, "")]
     lists = [isinstance(value, list) or looks_like_list(value) for value in filled]
@@ -77,9 +77,9 @@ def guess_format(
     if not lists or any(as_bit(part) is None for parts in lists for part in parts):
         return plain
     size, count = Counter(map(len, lists)).most_common(1)[0]
-    vectors = count == len(lists) or any(len({*map(as_bit, parts)}) < len(parts) for parts in lists)
-    labels = tuple(names or known or map(str, range(size)))
-    return LabelFormat(MULTI_LABEL, separator, labels, True) if vectors and 1 < size == len(labels) else plain
+    labels, repeats = tuple(names or known or map(str, range(size))), any(len({*parts}) < len(parts) for parts in lists)
+    vectors = size > 1 and (repeats or (count == len(lists) and size == len(labels)))
+    return LabelFormat(MULTI_LABEL, separator, labels, vectors=True) if vectors else plain
 
 
 def as_bit(value: Any) -> bool | None:

@@ -94,6 +94,12 @@ def test_vectors_that_do_not_fit_are_named(task, values, message):
         task(json_lines(values), "t.jsonl")
 
 
+def test_vectors_of_another_length_than_the_names_are_no_sets(task, tmp_path):
+    (tmp_path / "names").write_text("late\nrude\nlost\n")
+    with pytest.raises(InputError, match="line 1, column 'label': 4 numbers, where there are 3 labels"):
+        task(json_lines([[1, 0, 0, 1], [0, 1, 0, 0]]), "t.jsonl", label_names=tmp_path / "names")
+
+
 COLUMNS = "id,comment_text,late,rude,refund\n0,a,0,1,0\n1,b,1,0,0\n2,c,0,0,0\n3,d,true,1.0,0\n"
 
 
