@@ -223,6 +223,11 @@ class EvaluationArguments:
         },
     )
     per_gpu_eval_batch_size: int = HfArg(default=8, help="batch size of the timed passes; the others use 32")
+    metric: str | None = HfArg(
+        default=None,
+        help="the score: acc, f1:CLASS, recall:CLASS, f1_macro, f1_micro, mcc, spearmanr (default: as in the training, "
+        "else the task's)",
+    )
     risk: float | None = HfArg(
         default=None,
         help="choose the fastest threshold that makes at most this share of unseen samples wrong, such as 0.02",

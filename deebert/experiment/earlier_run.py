@@ -43,9 +43,9 @@ def read_record(folder: Path) -> dict | None:
 
 def training_settings(args: Arguments, task: Task) -> dict:
     """All that decides the trained model: flags, the content of data files, the launch. Raises InputError."""
-    free = FREE | set(vars(args.evaluation))
-    settings = {name: value for name, value in args.as_dict().items() if name not in free}
     best = args.checkpoints.load_best_model_at_end  # then the dev set decides, too
+    free = FREE | set(vars(args.evaluation)) - ({"metric"} if best else set())
+    settings = {name: value for name, value in args.as_dict().items() if name not in free}
     splits = ["train", *(split for split in eval_splits(task) if best and split != "test")]
     files = {f"{split}.tsv": task.file(args.data.data_dir, split) for split in splits}
     if args.own.label_names:

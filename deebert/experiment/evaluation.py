@@ -24,7 +24,7 @@ class Evaluation:
     """checkpoint: the model's folder. exits: the logits of all its exits on the split."""
 
     def __init__(self, experiment: Experiment, checkpoint: Path, model, split: str, exits: AllExits):
-        self.dev_sets, self.task, self.say = experiment.dev_sets, experiment.task, experiment.say
+        self.dev_sets, self.task, self.say = experiment.dev_sets, experiment.scored_task, experiment.say
         self.checkpoint, self.model, self.split, self.exits = checkpoint, model, split, exits
         args, self.wanted, self.seed = experiment.args, experiment.args.evaluation, experiment.args.training.seed
         # results of a model that this run trained, or of a checkpoint, have its own name, not that of its start

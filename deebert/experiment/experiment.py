@@ -24,6 +24,7 @@ from deebert.data.encoding import MIN_TOKENS, check_vocabulary
 from deebert.data.features import Features, fingerprint, load_features
 from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
+from deebert.evaluation.metrics import with_metric
 from deebert.experiment import earlier_run
 from deebert.experiment.arguments import (
     RECIPES,
@@ -76,6 +77,7 @@ class Experiment:
         set_seed(self.args.training.seed)
         previous = self.previous_record
         check_config(self.args, self.task, self.config, self.source)
+        self.scored_task  # noqa: B018  checked
         for note in self.task.notes:
             self.say(note)
         if previous is not None:
@@ -97,6 +99,14 @@ class Experiment:
         if self.args.run.do_train:
             return find_task(self.args.data, self.args.own)
         return task_of_training(self.args, self.config)
+
+    @cached_property
+    def scored_task(self) -> Task:
+        """The task with the metric of --metric, or of the training, in place of its own."""
+        record = None if self.args.run.do_train else earlier_run.read_record(self.output_dir)
+        metric = self.args.evaluation.metric or (record or {"arguments": {}})["arguments"].get("metric")
+        labels = label_order(self.task, self.config.model_type, self.config.id2label)
+        return with_metric(self.task, metric, labels) if metric else self.task
 
     @cached_property
     def config(self):
@@ -140,7 +150,7 @@ class Experiment:
         watched = self.args.evaluation.eval_after_first_stage or self.args.checkpoints.evaluate_during_training
         scored = {split: self.args.run.do_eval or (watched and split != "test") for split in eval_splits(self.task)}
         features = {split: self.features(split) for split, wanted in scored.items() if wanted}
-        return DevSets(self.task, features, self.collate, self.accelerator)
+        return DevSets(self.scored_task, features, self.collate, self.accelerator)
 
     def features(self, split: str) -> Features:
         """A split, tokenized."""

@@ -162,7 +162,7 @@ def score_final_classifier(experiment: Experiment, model) -> None:
     """The evaluation of --eval_after_first_stage."""
     for split, exits in experiment.dev_sets.all_exits(model, test=False):
         experiment.say(
-            f"After the first stage, {split}: {show(layer_scores(experiment.task, exits)[exits.num_layers])}"
+            f"After the first stage, {split}: {show(layer_scores(experiment.scored_task, exits)[exits.num_layers])}"
         )
 
 
@@ -184,7 +184,7 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
         evaluation.sweep()
         evaluation.score_threshold()
         evaluation.write_scores()
-        scores |= {f"{name}{suffix}": evaluation.scores[name] for name in experiment.task.metrics}
+        scores |= {f"{name}{suffix}": evaluation.scores[name] for name in experiment.scored_task.metrics}
         if first:
             update_card(experiment, model.config, split, evaluation.exits)
     return scores
@@ -194,4 +194,4 @@ def update_card(experiment: Experiment, config, split: str, exits: AllExits) -> 
     """The model's card with the scores of this evaluation, unless that tried another rule than the model's."""
     folder = experiment.output_dir
     if load_config(str(folder)).exit_rule == config.exit_rule:
-        write_card(folder, config, experiment.task, read_record(folder) or FIELDS, split, exits)
+        write_card(folder, config, experiment.scored_task, read_record(folder) or FIELDS, split, exits)

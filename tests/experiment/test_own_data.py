@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import run_glue_deebert
 from deebert import Classifier
 from deebert.evaluation.all_exits import AllExits
+from deebert.evaluation.results import read_each_layer, read_sweep
 from deebert.experiment.arguments import parse_args
 from deebert.utils import cli
 
@@ -161,6 +163,44 @@ def test_numbers(own, tmp_path):
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["problem_type"] == "regression"
     assert "spearmanr = " in (tmp_path / "out/eval_results.txt").read_text()
+
+
+def test_the_metric_decides_the_score_everywhere(own, tmp_path, capsys):
+    names = ("good", "bad")
+    write_csv(tmp_path / "films.csv", [(text, names[label]) for text, label in sentences(60, 1)])
+    own(f"{TRAIN} --train_file films.csv --validation_file films.csv --metric recall:good")
+    assert "Result of out on dev: recall:good " in capsys.readouterr().out
+    own(f"{EVALUATE} --target_drop 0.01 --eval_highway --exit_threshold 0 0.69")  # the metric of the training
+    assert "dev texts of the class 'good' are too few: at least 3" in capsys.readouterr().out
+    exits = AllExits.load(tmp_path / "plotting/out/all_exits.npz")
+    good = exits.labels == 1
+    recall = (exits.logits.argmax(-1) == 1)[good].mean(axis=0)
+    assert list(read_each_layer(tmp_path / "plotting/out")[1].values()) == pytest.approx(recall.tolist())
+    swept = read_sweep(tmp_path / "plotting/out")[1]
+    early = exits.logits_at(exits.exit_layers(0.69)).argmax(-1)
+    assert swept.score == pytest.approx((early == 1)[good].mean())
+    own(f"{EVALUATE} --metric f1_macro")
+    assert "Result of out on dev: f1_macro " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        own(f"{EVALUATE} --metric f1:great")
+    assert "metric f1:great: give f1:CLASS, where CLASS is one of bad, good" in capsys.readouterr().err
+
+
+def test_the_test_file_is_scored_at_the_stored_threshold(own, tmp_path, capsys):
+    write_csv(tmp_path / "films.csv", [(text, ("good", "bad")[label]) for text, label in sentences(60, 1)])
+    write_csv(tmp_path / "test.csv", [(text, ("good", "bad")[label]) for text, label in sentences(16, 2)])
+    own(f"{TRAIN} --train_file films.csv")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    (tmp_path / "out/config.json").write_text(json.dumps(config | {"exit_threshold": 0.69}))
+    capsys.readouterr()
+    own(f"{EVALUATE} --validation_file films.csv --test_file test.csv")
+    printed = capsys.readouterr().out
+    exits = AllExits.load(tmp_path / "plotting/out-test/all_exits.npz")
+    score = 100 * (exits.logits_at(exits.exit_layers(0.69)).argmax(-1) == exits.labels).mean()
+    assert f"\ntest at the model's threshold: score {score:.2f} % (" in printed
+    assert len(re.findall(r"\nearly exit at 0.69 saves .* points; the best single exit, layer ", printed)) == 2
+    written = (tmp_path / "out-test/eval_results.txt").read_text()
+    assert f"acc_at_the_threshold = {score / 100}" in written
 
 
 def test_a_final_classifier_that_learned_too_little_is_named(own, tmp_path, capsys):
