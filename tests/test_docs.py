@@ -26,7 +26,10 @@ CODE.append(ROOT / "run_glue_deebert.py")
 
 OWN_FLAGS = (  # scripts with flags
     *("sample_data", "paper/predict_glue", "paper/reproduce_paper"),
-    *(f"studies/{name}" for name in ("compare", "benchmark", "benchmark_training", "threshold_coverage")),
+    *(
+        f"studies/{name}"
+        for name in ("compare", "benchmark", "benchmark_training", "static_models", "threshold_coverage")
+    ),
 )
 FLAGS_OF_TESTS = {"--faults", "--fuzz", "--hf-suite", "--mutants", "--slow"}
 FLAGS_OF_OTHERS = {"--help", "--logdir", "--standalone", "--nproc_per_node", *FLAGS_OF_TESTS}

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from comparison import all_thresholds, mean_and_deviation
-from sklearn.metrics import roc_auc_score
+from comparison import mean_and_deviation
+from scipy.stats import t as student
 
 from deebert.data.tasks import Task
-from deebert.evaluation.all_exits import AllExits
+from deebert.evaluation.all_exits import AllExits, dense_thresholds
 from deebert.evaluation.metrics import predictions, score
 from deebert.evaluation.tables import markdown
 from deebert.modeling.exit_rules import NO_EXIT
 
-THRESHOLDS = 200  # that are candidates
+THRESHOLDS = 100  # on an even grid, and as many quantiles of what the samples have
 COSTS = np.linspace(0, 1, 101)  # (G,) shares of the full model's cost at which scores are compared
-AT = (25, 50, 75)  # those of them that the table shows, in per cent
+AT, HALF = (25, 50, 75), 50  # those of them that the tables show, in per cent
 RESAMPLES = 500
 
 
@@ -53,13 +53,13 @@ class Candidates:
 
 def early_exit(exits: AllExits) -> Candidates:
     """One candidate for each threshold."""
-    thresholds = all_thresholds(exits, THRESHOLDS)
+    thresholds = dense_thresholds(exits, THRESHOLDS)
     return Candidates.of(exits, [exits.exit_layers(threshold) for threshold in thresholds], thresholds)
 
 
 def random_exit(exits: AllExits, seed: int = 0) -> Candidates:
     """As many samples exit at each layer as with each threshold, but which ones is drawn at random."""
-    rng, thresholds = np.random.default_rng(seed), all_thresholds(exits, THRESHOLDS)
+    rng, thresholds = np.random.default_rng(seed), dense_thresholds(exits, THRESHOLDS)
     return Candidates.of(exits, [rng.permutation(exits.exit_layers(threshold)) for threshold in thresholds], thresholds)
 
 
@@ -100,7 +100,10 @@ def _below(cost: np.ndarray, score: np.ndarray, left: int, middle: int, right: i
 
 def resampled_scores(task: Task, predicted: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The primary metric (R, P) of predictions (P, S), where each sample is there as often as counts (R, S) say."""
-    rows, metric = [np.repeat(np.arange(len(labels)), count) for count in counts.astype(int)], task.primary_metric
+    metric = task.primary_metric
+    if metric == "acc":  # at once
+        return counts @ (predicted == labels).T / counts.sum(axis=1, keepdims=True)
+    rows = [np.repeat(np.arange(len(labels)), count) for count in counts.astype(int)]
     return np.array([[score(task, metric, labels[r], values[r]) for values in predicted] for r in rows])
 
 
@@ -127,7 +130,7 @@ def scores_at_costs(
 class Frontier:
     """The scores at COSTS of every setting and seed, on the same samples and resamples, so that differences are paired.
 
-    scores: by setting, (seeds, 1 + R, G). lowest: the smallest cost that all of them can run at.
+    scores: by setting, (seeds, 1 + R, G), NaN below the lowest cost that all of them can run at.
     """
 
     def __init__(self, task: Task, candidates: dict[str, list[Candidates]], labels: np.ndarray, resamples: int):
@@ -141,48 +144,37 @@ class Frontier:
             name: np.stack([scores_at_costs(task, one, labels, halves, counts) for one in of_seeds])
             for name, of_seeds in candidates.items()
         }
-        self.lowest = max(one.costs().min() for of_seeds in candidates.values() for one in of_seeds)
-        can_run = self.lowest <= COSTS
-        self.scores = {name: np.where(can_run, of_seeds, np.nan) for name, of_seeds in self.scores.items()}
-        seeds = len(next(iter(candidates.values())))
-        self.drawn_seeds = rng.integers(0, seeds, (resamples, seeds))
-
-    @property
-    def usual(self) -> np.ndarray:
-        """The indices of the costs that all settings can run at: their mean is a setting's mean score."""
-        return np.flatnonzero(self.lowest <= COSTS)
+        lowest = max(one.costs().min() for of_seeds in candidates.values() for one in of_seeds)
+        self.scores = {name: np.where(lowest <= COSTS, scores, np.nan) for name, scores in self.scores.items()}
 
     def curve(self, name: str) -> np.ndarray:
         """(G,) the mean over the seeds, NaN below the lowest cost."""
         return self.scores[name][:, 0].mean(axis=0)
 
-    def score(self, name: str, costs: np.ndarray | int) -> float:
-        """The mean over these indices of COSTS and over the seeds."""
-        return float(self.scores[name][:, 0][:, np.atleast_1d(costs)].mean())
+    def score(self, name: str, cost: int) -> float:
+        """The mean over the seeds at COSTS[cost]."""
+        return float(self.curve(name)[cost])
 
-    def gain(self, name: str, other: str, costs: np.ndarray | int) -> tuple[float, float, float]:
-        """By how much the score is above another setting's, and the 95 % interval over samples and seeds."""
-        difference = (self.scores[name] - self.scores[other])[..., np.atleast_1d(costs)].mean(axis=-1)  # (seeds, 1 + R)
-        resampled = difference[self.drawn_seeds, 1 + np.arange(len(self.drawn_seeds))[:, None]].mean(axis=1)
-        return float(difference[:, 0].mean()), *np.quantile(resampled, [0.025, 0.975]).tolist()
+    def gain(self, name: str, other: str, cost: int) -> tuple[float, tuple[float, float] | None]:
+        """By how much the score at COSTS[cost] is above another setting's, and its `interval`."""
+        difference = (self.scores[name] - self.scores[other])[..., cost]  # (seeds, 1 + R)
+        return float(difference[:, 0].mean()), interval(difference)
 
 
-def oracle(exits: AllExits, wanted: np.ndarray) -> tuple[np.ndarray, float]:
-    """Samples exit at the first exit that predicts what is wanted (S,), or at the first of all where none does.
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    """The interval of a mean over seeds and texts, from values (seeds, 1 + R): observed, and of resampled texts.
 
-    Returns the predictions (S,) and the cost, without off-ramps.
+    Its half is the root of two squares: half of Student's interval over the seeds, and half of the bootstrap's over the
+    texts. It holds for any ratio of the two spreads (tests/scripts/test_baselines.py), and is wide with two seeds. None
+    from one seed, which does not show how much seeds differ.
     """
-    right = predictions(exits.logits) == wanted[:, None]
-    layers = right.argmax(axis=1) + exits.first_layer  # argmax gives the first; 0 where there is none
-    operations = exits.costs.of(layers, [False] * (exits.num_exits - 1))
-    return predictions(exits.logits_at(layers)), float(operations.sum() / exits.costs.full.sum())
-
-
-def error_auroc(exits: AllExits) -> list[float]:
-    """How well the uncertainty after each off-ramp finds its errors, (N-1,): 0.5 is chance; NaN where there is none."""
-    wrong = predictions(exits.logits[:, :-1]) != exits.labels[:, None]
-    columns = zip(wrong.T, exits.uncertainties.T, strict=True)
-    return [float(roc_auc_score(w, u)) if 0 < w.sum() < len(w) else float("nan") for w, u in columns]
+    seeds, tail = len(values), (1 - level) / 2
+    if seeds < 2:
+        return None
+    mean = values[:, 0].mean()
+    of_seeds = student.ppf(1 - tail, seeds - 1) * values[:, 0].std(ddof=1) / np.sqrt(seeds)
+    low, high = np.quantile(values[:, 1:].mean(axis=0), [tail, 1 - tail])
+    return float(mean - np.hypot(mean - low, of_seeds)), float(mean + np.hypot(high - mean, of_seeds))
 
 
 STATIC = "static models"
@@ -202,37 +194,39 @@ def frontier_table(lines: Frontier) -> str:
     """A Markdown table, in per cent and points: scores at shares of the cost, and gains with their intervals."""
     names = [name for name in lines.scores if name != STATIC]
     others = [STATIC] * (STATIC in lines.scores) + names[:1]
-    lowest = f"{100 * COSTS[lines.usual[0]]:.0f}"
-    header = ["setting", *(f"at {share} %" for share in AT), f"mean from {lowest} %"]
-    for other in others:
-        header += [f"over {other} at {AT[1]} %", f"over {other}, mean"]
-    rows = [header]
+    rows = [["setting", *(f"at {share} %" for share in AT), *(f"over {other} at {HALF} %" for other in others)]]
     for name in lines.scores:
-        scores = [lines.score(name, costs) for costs in (*AT, lines.usual)]
-        row = [name, *("-" if np.isnan(score) else f"{100 * score:.1f}" for score in scores)]
-        for other in others:
-            gains = [lines.gain(name, other, costs) for costs in (AT[1], lines.usual)]
-            row += [
-                "" if name == other else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in g)) for g in gains
-            ]
-        rows.append(row)
+        scores = [lines.score(name, cost) for cost in AT]
+        gains = ["" if name == other else gain_cell(lines.gain(name, other, HALF)) for other in others]
+        rows.append([name, *("-" if np.isnan(score) else f"{100 * score:.1f}" for score in scores), *gains])
     return markdown(rows)
+
+
+def gain_cell(gain: tuple[float, tuple[float, float] | None]) -> str:
+    """In points, such as "+2.3 (+1.7 to +3.0)"."""
+    mean, ends = gain
+    return f"{100 * mean:+.1f}" + (f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else "")
+
+
+def about_intervals(samples: int, seeds: int) -> str:
+    """What a reader of `frontier_table` has to know, as a paragraph."""
+    how = f"Thresholds and models are chosen on one half of the {samples:,} samples and scored on the other. "
+    if seeds < 2:
+        return how + "One seed: no intervals, because it does not show how much seeds differ."
+    return how + (
+        f"In brackets: 95 % intervals for other seeds and other texts, by Student's t over the {seeds} seeds and a "
+        "bootstrap of the texts together."
+    )
 
 
 def rivals_table(task: Task, early: dict[str, list[AllExits]]) -> str:
     """A Markdown table, in per cent: early exit of each model beside other ways to choose its samples' exits."""
-    header = ["setting", *(f"{way} at {AT[1]} %" for way in ("early exit", "random exit", "its exits, static"))]
-    rows = [[*header, "label oracle: score, cost", "full model's label: cost", "AUROC of errors, by exit"]]
+    ways = {"early exit": early_exit, "random exits": random_exit, "one exit for all": own_exits}
+    rows = [["setting", *(f"{way} at {HALF} %" for way in ways)]]
     for name, of_seeds in early.items():
-        ways = {way.__name__: [way(exits) for exits in of_seeds] for way in (early_exit, random_exit, own_exits)}
-        lines = Frontier(task, ways, of_seeds[0].labels, resamples=0)
-        row = [name, *(f"{100 * lines.score(way, AT[1]):.1f}" for way in ways)]
-        by_label = [oracle(exits, exits.labels) for exits in of_seeds]
-        scores = [resampled_scores(task, p[None], of_seeds[0].labels, np.ones((1, len(p)))).item() for p, _ in by_label]
-        by_full = [oracle(exits, predictions(exits.logits[:, -1]))[1] for exits in of_seeds]
-        auroc = np.mean([error_auroc(exits) for exits in of_seeds], axis=0)
-        row.append(f"{100 * np.mean(scores):.1f}, {100 * np.mean([cost for _, cost in by_label]):.1f}")
-        rows.append([*row, f"{100 * np.mean(by_full):.1f}", " ".join(f"{100 * value:.0f}" for value in auroc)])
+        candidates = {way: [make(exits) for exits in of_seeds] for way, make in ways.items()}
+        lines = Frontier(task, candidates, of_seeds[0].labels, resamples=0)
+        rows.append([name, *(f"{100 * lines.score(way, HALF):.1f}" for way in ways)])
     return markdown(rows)
 
 

@@ -1,16 +1,18 @@
-"""Early exit beside what one would run instead.
+"""Early exit beside what one would run instead, timed on a dev set. benchmark.sh runs it.
 
-Times the full model (Hugging Face's, as it is and compiled; ONNX Runtime fp32 and int8), smaller models in the same
-ways, and early exit in PyTorch and ONNX Runtime at several thresholds, on a dev set, in one run in which the systems
-take turns: latency at batch size 1, throughput at others. On a GPU: full and smaller models in fp32 and bf16, and early
-exit in PyTorch and as CUDA graphs.
+In one run, in which all systems take random turns: Hugging Face's full model as it is, compiled, and in ONNX Runtime
+in fp32 and int8; static models (static_models.py) in the same ways; and early exit at several thresholds in PyTorch and
+ONNX Runtime. On a GPU: full and static models in fp32 and bf16, and early exit in PyTorch and as CUDA graphs.
+
+Further flags are those of an evaluation by run_glue_deebert.py: the model is --output_dir. Takes some 10 minutes for
+300 texts and a model of 6 layers on two cores, half of it for exports and torch.compile.
 """
 
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,24 +20,26 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import matplotlib as mpl
 import numpy as np
+import static_models
 import torch
-from benchmarking import CPU, System, measure, plot, table, write_csv
-from full_graphs import FullGraph, export_full
-from transformers import BertForSequenceClassification, PreTrainedModel
+from benchmarking import EARLY, System, measure, plot, table, verdicts, write_csv
+from full_graphs import export_full
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from deebert.data.batching import collator
 from deebert.data.features import Features
-from deebert.data.tasks import get_task
+from deebert.data.tasks import eval_splits
 from deebert.evaluation import plotting
-from deebert.evaluation.all_exits import dev_features
+from deebert.evaluation.cost import costs_of
 from deebert.evaluation.series import labels
 from deebert.evaluation.timing import first_passes
+from deebert.experiment.arguments import parse_args
+from deebert.experiment.experiment import Experiment, make_accelerator
 from deebert.modeling.checkpoints import (
     check_threshold,
-    disable_cudnn_attention,
     load_config,
-    load_final_classifier,
     load_model,
     load_tokenizer,
     max_tokens,
@@ -43,127 +47,82 @@ from deebert.modeling.checkpoints import (
 )
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.cuda_graphs import GraphedDeeBert
-from deebert.runtime.onnx_export import exportable, quantize, traced_parts, write_export
+from deebert.runtime.onnx_export import quantize, traced_parts, write_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
 from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive
+from deebert.utils.cli import ArgumentParser, positive
 from deebert.utils.errors import InputError
 from deebert.utils.files import make_folder, replacing
 
+CPU = torch.device("cpu")
 
-def pytorch_systems(folder: str, model, compiled: bool, name: str = "full") -> list[System]:
-    """A model without exits in PyTorch, in its precision and on its device: what users run today."""
-    if model.config.model_type == "bert":
-        stock = BertForSequenceClassification.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
-    else:  # RoBERTa's head is not that of Hugging Face's class; the others take the same way
-        full = FullGraph(model)
 
-        def stock(**batch) -> SequenceClassifierOutput:
-            return SequenceClassifierOutput(logits=full(**batch))
+def stock_model(folder: str, model) -> nn.Module:
+    """The full model as users of Hugging Face run it: its own class, which ignores the off-ramps."""
+    if model.config.model_type == "roberta":
+        return StockRoberta(model)
+    stock = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.models."))
+    return stock.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
 
-    systems = [System(f"PyTorch, {name}", None, lambda batch: stock(**batch))]
+
+class StockRoberta(nn.Module):
+    """A full RoBERTa with the original's head, pooler and linear classifier, for which Hugging Face has no class."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.config, self.base_model, self.classifier = model.config, model.base_model, model.classifier
+
+    def forward(self, **batch) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self.classifier(self.base_model(**batch).pooler_output))
+
+
+def load_static(folder: str, config, longest: int) -> PreTrainedModel:
+    """A static model of the same labels and vocabulary, for texts of up to `longest` tokens. Raises InputError."""
+    model = static_models.load(folder)
+    if model.config.id2label != config.id2label:
+        raise InputError(f"--static {folder}: its labels differ from the model's")
+    if model.config.vocab_size != config.vocab_size:
+        raise InputError(f"--static {folder}: its vocabulary differs from the model's")
+    longest_text = max_tokens(load_config(folder))
+    if longest_text < longest:
+        raise InputError(f"--static {folder}: it takes {longest_text} tokens; a text has {longest}")
+    return model
+
+
+def pytorch_systems(stock: nn.Module, compiled: bool, model: str, precision: str = "") -> list[System]:
+    """A model without exits in PyTorch. precision: ", bf16" and the like, after the runtime's name."""
+    names = ["input_ids", "attention_mask"]
+    if getattr(stock.config, "type_vocab_size", 0):  # other encoders take no token types
+        names.append("token_type_ids")
+
+    def system(runtime: str, run: Callable) -> System:
+        return System(f"{runtime}{precision}", model, lambda batch: run(**{name: batch[name] for name in names}))
+
+    systems = [system("PyTorch", stock)]
     if compiled:
-        fast = torch.compile(stock, dynamic=True)
-        systems.append(System(f"torch.compile, {name}", None, lambda batch: fast(**batch)))
-    if compiled and model.device.type == "cuda":
+        systems.append(system("torch.compile", torch.compile(stock, dynamic=True)))
+    if compiled and next(stock.parameters()).device.type == "cuda":
         # As CUDA graphs, one for each shape of a batch. They are captured in the first repeat, which medians leave out.
         graphed = torch.compile(stock, mode="reduce-overhead", dynamic=True)
-        systems.append(System(f"torch.compile reduce-overhead, {name}", None, lambda batch: graphed(**batch)))
+        systems.append(system("torch.compile reduce-overhead", graphed))
     return systems
 
 
-@dataclass(frozen=True)
-class Smaller:
-    """A smaller model of the same task, without early exit. name: what its folder is called in the table."""
-
-    name: str
-    folder: str
-    model: PreTrainedModel
-
-    @classmethod
-    def load(cls, name: str, folder: str, config, longest: int, device: torch.device) -> "Smaller":
-        """config, longest: of the benchmarked model and its texts, which this one has to fit. Raises InputError."""
-        own = load_config(folder)
-        if own.id2label != config.id2label:
-            raise InputError(f"--smaller {folder}: its labels differ from those of --model")
-        if own.vocab_size != config.vocab_size:
-            raise InputError(f"--smaller {folder}: its vocabulary differs from that of --model")
-        if max_tokens(own) < longest:
-            raise InputError(f"--smaller {folder}: it takes {max_tokens(own)} tokens; a text has {longest}")
-        return cls(name, folder, load_final_classifier(folder, own).to(device).eval())
-
-    def systems(self, systems: Sequence[System]) -> list[System]:
-        """These systems as those of this model."""
-        return [replace(system, threshold=None, smaller=self.model.config) for system in systems]
-
-
-def in_precision(model: PreTrainedModel, precision: torch.dtype) -> PreTrainedModel:
-    """The model in float32, or a copy of it in another precision."""
-    return model if precision == torch.float32 else copy.deepcopy(model).to(precision)
-
-
-def gpu_systems(
-    folder: str, model, smaller: Sequence[Smaller], thresholds: Sequence[float], compiled: bool
-) -> list[System]:
-    """All systems that run on a GPU, in fp32 and bf16."""
-    systems = []
-    for precision in (torch.float32, torch.bfloat16):
-        name = "bf16" if precision == torch.bfloat16 else "fp32"
-        chosen = in_precision(model, precision)
-        runners = {"DeeBERT, PyTorch": chosen, "DeeBERT, CUDA graphs": GraphedDeeBert(chosen)}
-        if precision == torch.float32:
-            runners["DeeBERT, CUDA graphs, in step"] = GraphedDeeBert(chosen, speculate=False)
-        early = [early_exit(runner, threshold, title) for title, runner in runners.items() for threshold in thresholds]
-        full = pytorch_systems(folder, chosen, compiled)
-        for other in smaller:
-            its_model = in_precision(other.model, precision)
-            full += other.systems(pytorch_systems(other.folder, its_model, compiled, other.name))
-        systems += [replace(system, name=f"{system.name}, {name}") for system in full + early]
-    return systems
-
-
-def cpu_systems(
-    folder: str,
-    model,
-    smaller: Sequence[Smaller],
-    thresholds: Sequence[float],
-    compiled: bool,
-    features: Features,
-    work: Path,
-) -> list[System]:
-    """All systems that run on a CPU, in fp32 and int8. work: a folder for the exports."""
-    print("exporting the full model and its layers, in fp32 and int8", flush=True)
-    systems = pytorch_systems(folder, model, compiled)
-    systems += onnx_systems(model, features, work / "full")
-    for number, other in enumerate(smaller):
-        place = work / f"smaller_{number}"
-        systems += other.systems(pytorch_systems(other.folder, other.model, compiled, other.name))
-        systems += other.systems(onnx_systems(other.model, features, place, other.name))
-    runners = early_runners(folder, model, work)
-    return systems + [early_exit(runner, x, title) for title, runner in runners.items() for x in thresholds]
-
-
-def early_exit(runner, threshold: float | None, name: str) -> System:
-    """Early exit at one threshold, batch by batch. threshold: None is what the model stores."""
-    return System(name, threshold, lambda batch: runner(**batch, exit_threshold=threshold))
-
-
-def onnx_systems(model, features: Features, work: Path, name: str = "full") -> list[System]:
+def onnx_systems(stock: PreTrainedModel, features: Features, config, work: Path, model: str) -> list[System]:
     """A model without exits in ONNX Runtime, in fp32 and int8: of several graphs the one that is fastest here."""
     make_folder(work)
-    paths = {"fp32": export_full(exportable(model), work), "int8": {}}
+    paths = {"fp32": export_full(stock, work), "int8": {}}
     for way, path in paths["fp32"].items():
         paths["int8"][way] = path.with_name(f"int8_{path.name}")
         quantize(path, paths["int8"][way])
     systems = []
     for precision, candidates in paths.items():
-        graphs = [System(way, None, onnx_forward(path)) for way, path in candidates.items()]
-        passes = first_passes([graph.forward for graph in graphs], features, collator(model.config), CPU)
+        graphs = [onnx_forward(path) for path in candidates.values()]
+        passes = first_passes(graphs, features, collator(config), CPU)
         milliseconds = [1e3 * float(np.median(seconds)) for seconds in passes]
-        listed = "; ".join(f"{graph.name} {ms:.2f}" for graph, ms in zip(graphs, milliseconds, strict=True))
-        print(f"{name} model, ONNX Runtime {precision}, ms a text: {listed}", flush=True)
-        fastest = graphs[int(np.argmin(milliseconds))]
-        systems.append(replace(fastest, name=f"ONNX Runtime {precision}, {name}"))
+        listed = "; ".join(f"{way} {ms:.2f}" for way, ms in zip(candidates, milliseconds, strict=True))
+        print(f"{model}, ONNX Runtime {precision}, ms a text: {listed}", flush=True)
+        systems.append(System(f"ONNX Runtime {precision}", model, graphs[int(np.argmin(milliseconds))]))
     return systems
 
 
@@ -179,78 +138,110 @@ def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
     return forward
 
 
-def early_runners(folder: str, model, work: Path) -> dict[str, Callable]:
-    """Early exit in PyTorch and in ONNX Runtime, by name."""
-    runners = {"DeeBERT, PyTorch": model}
-    tokenizer = load_tokenizer(folder)
+def cpu_systems(
+    folder: str, model, static: dict[str, PreTrainedModel], compiled: bool, features: Features, work: Path
+) -> tuple[list[System], dict[str, Callable]]:
+    """The systems without exits on a CPU, and what runs early exit, by name. work: a folder for the exports."""
+    print("exporting the models, in fp32 and int8", flush=True)
+    systems = pytorch_systems(stock_model(folder, model), compiled, "full")
+    systems += onnx_systems(model, features, model.config, work / "full", "full")
+    for name, other in static.items():
+        systems += pytorch_systems(other, compiled, name)
+        systems += onnx_systems(other, features, model.config, work / name.replace("/", "_"), name)
+    runners, tokenizer = {"PyTorch": model}, load_tokenizer(folder)
     with traced_parts(model) as parts:
         for precision in ("fp32", "int8"):
             write_export(parts, model.config, tokenizer, work / precision, int8=precision == "int8")
-            runners[f"DeeBERT, ONNX Runtime {precision}"] = OnnxDeeBert(work / precision, torch.get_num_threads())
-    return runners
+            runners[f"ONNX Runtime {precision}"] = OnnxDeeBert(work / precision, torch.get_num_threads())
+    return systems, runners
 
 
-def parse_args() -> argparse.Namespace:
+def gpu_systems(
+    folder: str, model, static: dict[str, PreTrainedModel], compiled: bool
+) -> tuple[list[System], dict[str, Callable]]:
+    """The same on a GPU, in fp32 and bf16."""
+    systems, runners = [], {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        chosen = copy.deepcopy(model).to(dtype)
+        runners |= {f"PyTorch, {precision}": chosen, f"CUDA graphs, {precision}": GraphedDeeBert(chosen)}
+        systems += pytorch_systems(stock_model(folder, chosen), compiled, "full", f", {precision}")
+        for name, other in static.items():
+            systems += pytorch_systems(copy.deepcopy(other).to(model.device, dtype), compiled, name, f", {precision}")
+    return systems, runners
+
+
+def early_exit(runtime: str, runner: Callable, threshold: float) -> System:
+    return System(runtime, EARLY, lambda batch: runner(**batch, exit_threshold=threshold), threshold)
+
+
+def static_costs(static: dict[str, PreTrainedModel], config, lengths: np.ndarray) -> dict[str, float]:
+    """The cost of each static model: a ratio of sums, as everywhere."""
+
+    def of(model: PreTrainedModel) -> float:
+        layers, pooling = model.config.num_hidden_layers, static_models.pooling_of(model)
+        return static_models.operations(config, layers, pooling, lengths.astype(float)).sum()
+
+    full = costs_of(config, lengths).full.sum()
+    return {name: float(of(each) / full) for name, each in static.items()}
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """Our flags and the driver's. Raises InputError."""
     parser = ArgumentParser(
-        description=__doc__.split("\n\n")[1],
-        formatter_class=DefaultsHelp,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", required=True, help="folder of a trained model")
-    parser.add_argument("--smaller", nargs="+", default=[], help="folders of smaller models to time, too")
-    parser.add_argument("--task_name", required=True, help="the task that it was trained for")
-    parser.add_argument("--data_dir", required=True, help="folder with the task's TSV files; its dev set is used")
-    parser.add_argument("--output_dir", required=True, type=Path, help="for benchmark.md, .csv, .png and .pdf")
-    parser.add_argument(
-        "--exit_threshold", "--early_exit_entropy", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5]
-    )
-    parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], help="1 is always there")
-    parser.add_argument("--samples", type=positive, help="how many samples of the dev set (default: all)")
-    parser.add_argument("--repeats", type=positive, default=3, help="passes of each system; medians are reported")
-    parser.add_argument("--max_seq_length", type=positive, help="longer texts are cut (default: as in the training)")
-    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--static", nargs="+", default=[], metavar="DIR", help="folders of static models to time, too")
+    add("--benchmark_dir", required=True, type=Path, help="for benchmark.md, .csv, .png and .pdf")
+    add("--exit_threshold", "--early_exit_entropy", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5])
+    add("--batch_sizes", type=positive, nargs="+", default=[1, 32], help="1 is always there")
+    add("--samples", type=positive, help="the first samples of the dev set only")
+    add("--repeats", type=positive, default=5, help="passes of each system; medians are reported")
+    add("--no_compile", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
+    return parser.parse_known_args()
 
 
 def main() -> None:
-    args = parse_args()
+    args, flags = parse()
     quiet_transformers()
-    disable_cudnn_attention()
-    config, task = load_config(args.model), get_task(args.task_name)
+    evaluation = parse_args(["--do_eval", *flags])
+    experiment = Experiment(evaluation, make_accelerator(evaluation))
+    folder, config, task = experiment.source, experiment.config, experiment.task
+    if config.num_labels == 1:
+        raise InputError(f"{folder}: a regression model has no labels to compare")
     for threshold in args.exit_threshold:
         check_threshold(threshold, config)
-    if config.num_labels == 1:
-        raise InputError(f"{args.model}: a regression model has no labels to compare")
-    tokenizer = load_tokenizer(args.model)
-    features = dev_features(task, args.data_dir, config, tokenizer, args.max_seq_length)
-    features = features.first(args.samples or len(features))
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch sees no GPU here")
-    device = torch.device(args.device)
-    model = load_model(args.model, config).to(device).eval()
-    longest, names = int(features.lengths.max()), labels(args.smaller)
-    smaller = [Smaller.load(*each, config, longest, device) for each in zip(names, args.smaller, strict=True)]
+    features = experiment.features(next(iter(eval_splits(task))))
+    features, device = features.first(args.samples or len(features)), experiment.accelerator.device
+    model = load_model(folder, config).to(device).eval()
+    longest, names = int(features.lengths.max()), labels(args.static)
+    static = {name: load_static(each, config, longest) for name, each in zip(names, args.static, strict=True)}
     sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
     if left_out := [str(size) for size in args.batch_sizes if size > len(features)]:
         print(f"note: no batches of {', '.join(left_out)}: there are {len(features)} samples", file=sys.stderr)
-    make_folder(args.output_dir)
+    make_folder(args.benchmark_dir)
     with TemporaryDirectory() as work, torch.inference_mode():
+        given = folder, model, static, not args.no_compile
+        on_gpu = device.type == "cuda"
+        systems, runners = gpu_systems(*given) if on_gpu else cpu_systems(*given, features, Path(work))
+        costs = static_costs(static, config, features.lengths)
+        systems = [replace(system, cost=costs.get(system.model, 1.0)) for system in systems]
         thresholds = [NO_EXIT, *args.exit_threshold]
-        given = args.model, model, smaller, thresholds, not args.no_compile
-        systems = gpu_systems(*given) if device.type == "cuda" else cpu_systems(*given, features, Path(work))
+        systems += [early_exit(runtime, run, x) for runtime, run in runners.items() for x in thresholds]
         rows = measure(systems, features, task, config, sizes, args.repeats, device)
     about = (
         f"{task.name}, {len(features)} samples of {features.lengths.mean():.0f} tokens on average, "
-        f"{torch.cuda.get_device_name() if device.type == 'cuda' else f'{torch.get_num_threads()} threads'}, "
-        f"{args.repeats} repeats; times in ms per sample, p50 to p99 at batch size 1"
+        f"{torch.cuda.get_device_name() if on_gpu else f'{torch.get_num_threads()} threads'}, "
+        f"{args.repeats} repeats; times in ms per sample, p50 and p99 at batch size 1"
     )
-    print(f"{about}\n\n{table(rows)}\n")
-    with replacing(args.output_dir / "benchmark.md") as file:
-        file.write(f"{about}\n\n{table(rows)}\n")
-    write_csv(args.output_dir / "benchmark.csv", rows)
-    print(args.output_dir / "benchmark.md", args.output_dir / "benchmark.csv", sep="\n")
+    text = f"{about}\n\n{table(rows)}\n\n{verdicts(rows)}\n"
+    print(f"\n{text}")
+    with replacing(args.benchmark_dir / "benchmark.md") as file:
+        file.write(text)
+    write_csv(args.benchmark_dir / "benchmark.csv", rows)
+    print(args.benchmark_dir / "benchmark.md", args.benchmark_dir / "benchmark.csv", sep="\n")
     with mpl.rc_context(plotting.STYLE):
-        print(*plotting.save(plot(rows, task.primary_metric), args.output_dir / "benchmark"), sep="\n")
+        print(*plotting.save(plot(rows, task.primary_metric), args.benchmark_dir / "benchmark"), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Early exit against the full model in PyTorch, compiled, and in ONNX Runtime: latency and throughput on a dev set.
-# Settings: as for train_deebert.sh; further arguments go to benchmark.py. All on the CPU, or with --device cuda.
+# Early exit against the full model and static models, in PyTorch, compiled, and in ONNX Runtime: milliseconds and scores
+# on a dev set, in one run with random turns. Some 10 minutes for 300 texts and a model of 6 layers on two cores.
+#   bash scripts/studies/benchmark.sh --samples 300 --static static3    (made by static_models.py)
+# Settings: as for train_deebert.sh; further arguments go to benchmark.py.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-no_own_files
 settings
 need_data
 need_model
 
-"$PYTHON" -u "$ROOT/scripts/studies/benchmark.py" --model "$OUTPUT_DIR" --task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET" \
-    --output_dir "$RESULTS_DIR/$OUTPUT_DIR/benchmark" "$@"
+"$PYTHON" -u "$ROOT/scripts/studies/benchmark.py" "${DATA[@]}" --output_dir "$OUTPUT_DIR" \
+    --benchmark_dir "$RESULTS_DIR/$OUTPUT_DIR/benchmark" "$@"

@@ -1,49 +1,43 @@
-"""Compares this project's training with a plain loop that does what the original does. Run by benchmark_training.sh.
+"""Training here beside a plain loop as the original's and transformers.Trainer: samples per second, and dev scores.
 
 The plain loop pads every text to --max_seq_length, computes all off-ramps in both stages, back-propagates stage 2
-through the full model, clips over all of its gradients, and uses AdamW with its default implementation. Each system
-runs in a process of its own, and the processes take turns. Memory is the process's on a CPU, on a GPU what it
-allocated there.
+through the full model, and clips over all of its gradients. transformers.Trainer has no
+stage 2; it groups texts by length. All systems of a stage take random turns in one process.
+
+Further flags are those of a training by run_glue_deebert.py. Takes some 10 minutes for a model of 6 layers on two
+cores; with --seeds that many trainings of each system.
 """
 
 import argparse
-import dataclasses
-import multiprocessing
-import os
-import resource
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import numpy as np
+import static_models
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
+from comparison import mean_and_deviation
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from deebert.data.batching import collator
-from deebert.data.features import Features, load_features
-from deebert.data.tasks import eval_splits, get_task, label_order
+from deebert.data.tasks import eval_splits
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
+from deebert.evaluation.results import primary_scores
 from deebert.evaluation.tables import markdown
-from deebert.modeling.checkpoints import (
-    MODELS,
-    disable_cudnn_attention,
-    load_config,
-    load_pretrained,
-    load_tokenizer,
-    quiet_transformers,
-    set_labels,
-)
+from deebert.experiment.arguments import Arguments, parse_args
+from deebert.experiment.experiment import Experiment, make_accelerator
+from deebert.modeling.checkpoints import load_pretrained, quiet_transformers
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.losses import exit_losses
 from deebert.training.settings import TrainSettings
@@ -52,50 +46,43 @@ from deebert.training.train_data import TokenData, cached_features
 from deebert.utils import cli
 from deebert.utils.cli import non_negative, positive
 
-SYSTEMS = ("plain loop", "here", "here, cached")
-CACHED = SYSTEMS[2]
+PLAIN, TRAINER, HERE, CACHED = "plain loop", "transformers.Trainer", "here", "here, cached"
+WARM_UP_STEPS = 3
 
 
-class Trainer:
+class Training:
     """A model with its data, trained by one of the systems."""
 
-    def __init__(self, args: argparse.Namespace, system: str, seed: int):
-        quiet_transformers()
-        disable_cudnn_attention()
-        self.args, self.system, self.task = args, system, get_task(args.task_name)
-        self.accelerator = Accelerator(cpu=args.no_cuda, mixed_precision="bf16" if args.bf16 else "no")
-        set_seed(seed)
-        config = load_config(args.model_name_or_path, args.model_type)
-        set_labels(config, label_order(self.task, args.model_type, config.id2label))
-        config.highway_pooling = args.highway_pooling
-        self.model = load_pretrained(args.model_name_or_path, config)[0].to(self.accelerator.device)
-        self.tokenizer = load_tokenizer(args.model_name_or_path)
-        self.train_features = self.features("train").first(args.samples)
-        self.settings = TrainSettings(
-            per_gpu_train_batch_size=args.batch_size, learning_rate=args.learning_rate, seed=seed, logging_steps=0
-        )
-        if args.highway_learning_rate:
-            self.settings = dataclasses.replace(self.settings, highway_learning_rate=args.highway_learning_rate)
-        self.open = ExitStack()
-
-    def features(self, split: str) -> Features:
-        labels = label_order(self.task, self.args.model_type, self.model.config.id2label)
-        return load_features(self.task, self.args.data_dir, split, labels, self.tokenizer, self.args.max_seq_length)
+    def __init__(self, args: Arguments, system: str, samples: int | None = None):
+        self.args, self.system = args, system
+        self.experiment = Experiment(args, make_accelerator(args))
+        self.accelerator, config = self.experiment.accelerator, self.experiment.config
+        set_seed(args.training.seed)
+        self.model = load_pretrained(args.model.model_name_or_path, config)[0].to(self.accelerator.device)
+        train = self.experiment.train_features
+        self.train_features = train.first(samples or len(train))
+        self.trainer = None
+        if system == TRAINER:
+            layers = config.num_hidden_layers
+            self.trainer = static_models.make_trainer(args, self.experiment.task, layers, "first", disable_tqdm=True)
+        self.data, self.open = TokenData(self.train_features, self.experiment.collate), ExitStack()
 
     def prepare(self, stage: int) -> None:
         """The work that is done once per stage: it fills the cache."""
-        self.data = TokenData(self.train_features, collator(self.model.config))
         if self.system == CACHED and stage == 2:
-            folder = Path(self.open.enter_context(tempfile.TemporaryDirectory()))
-            self.data = self.open.enter_context(
-                cached_features(self.model, self.train_features, self.data.collate, self.accelerator, folder)
-            )
+            folder = Path(self.open.enter_context(TemporaryDirectory()))
+            cache = cached_features(self.model, self.train_features, self.data.collate, self.accelerator, folder)
+            self.data = self.open.enter_context(cache)
 
     def train(self, stage: int, **settings) -> int:
         """Trains a stage. Returns the number of samples it took."""
-        settings = dataclasses.replace(self.settings, **settings)
-        if self.system == "plain loop":
+        settings = replace(self.args.stage_settings(stage), logging_steps=0, save_steps=0, **settings)
+        if self.system == PLAIN:
             return self.plain_loop(stage, settings)
+        if self.trainer:
+            self.trainer.args.max_steps, self.trainer.optimizer = settings.max_steps, None  # a new one, as everywhere
+            self.trainer.train()
+            return settings.max_steps * settings.per_gpu_train_batch_size
         training = StageTraining(stage, self.model, self.data, settings, self.accelerator)
         training.run()
         return training.samples
@@ -112,15 +99,13 @@ class Trainer:
             self.train_features,
             batch_size=settings.per_gpu_train_batch_size,
             shuffle=True,
-            collate_fn=collator(model.config, pad_to=self.args.max_seq_length),
+            collate_fn=collator(model.config, pad_to=model.config.max_seq_length),
             generator=torch.Generator().manual_seed(settings.seed),
         )
         total = settings.total_steps(len(loader))
         schedule = get_linear_schedule_with_warmup(optimizer, 0, total)
         samples = 0
-        for done, batch in enumerate(endless(loader)):
-            if done == total:
-                return samples
+        for _, batch in zip(range(total), endless(loader), strict=False):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             labels, _ = batch.pop("labels"), batch.pop("index")
             samples += len(labels)
@@ -134,21 +119,14 @@ class Trainer:
             optimizer.step()
             schedule.step()
             model.zero_grad()
-        raise AssertionError("the loader is endless")
+        return samples
 
     def scores(self) -> list[float]:
         """The dev score of every exit."""
-        dev = self.features(next(iter(eval_splits(self.task))))
-        exits = run_all_exits(self.model, dev, collator(self.model.config), progress=False)
-        return [metrics[self.task.primary_metric] for metrics in layer_scores(self.task, exits).values()]
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes of this process: allocated on the GPU, or resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB elsewhere
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        task = self.experiment.task
+        dev = self.experiment.features(next(iter(eval_splits(task))))
+        exits = run_all_exits(self.model, dev, self.experiment.collate, progress=False)
+        return list(primary_scores(layer_scores(task, exits)).values())
 
 
 def endless(loader: DataLoader) -> Iterator[dict]:
@@ -156,134 +134,77 @@ def endless(loader: DataLoader) -> Iterator[dict]:
         yield from loader
 
 
-def worker(args: argparse.Namespace, system: str, stage: int, pipe) -> None:
-    """For each seed from the pipe: trains --steps steps and sends samples, seconds and peak memory. Seed 0 ends it."""
-    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  progress bars of all of them would mix
-    try:
-        trainer = Trainer(args, system, seed=0)
-        device = trainer.accelerator.device
-        started = time.perf_counter()
-        trainer.prepare(stage)
-        preparation = time.perf_counter() - started
-        trainer.train(stage, max_steps=3)
-        pipe.send((preparation, len(trainer.train_features), str(device)))
-        while seed := pipe.recv():
-            started = time.perf_counter()
-            samples = trainer.train(stage, max_steps=args.steps, seed=seed)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            pipe.send((samples, time.perf_counter() - started, peak_memory(device)))
-        trainer.open.close()
-    except Exception as error:
-        pipe.send(error)
-
-
-def receive(pipe, value=None):
-    """Sends the value, unless it is None, and waits for the worker's reply. Raises what the worker raised."""
-    if value is not None:
-        pipe.send(value)
-    try:
-        reply = pipe.recv()
-    except EOFError:
-        raise cli.InputError("a process of the benchmark was killed; is there enough memory?") from None
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
-
-
-def speeds(args: argparse.Namespace) -> str:
+def speeds(args: Arguments, steps: int, repeats: int, samples: int | None) -> str:
     """The speed of all systems, which take turns. Returns a Markdown table."""
-    context = multiprocessing.get_context("spawn")  # fork would copy the state of CUDA and of the thread pools
-    rows = [["stage", "", "samples/s", "times the plain loop's (spread)", "peak memory (GiB)"]]
+    rows = [["stage", "", "samples/s", "times the plain loop's (spread)"]]
     for stage in (1, 2):
-        systems = [system for system in SYSTEMS if stage == 2 or system != CACHED]
-        pipes, processes = {}, []
-        for system in systems:
-            pipes[system], end = context.Pipe()
-            processes.append(context.Process(target=worker, args=(args, system, stage, end), daemon=True))
-            processes[-1].start()
-            end.close()  # or a worker that is killed would not be noticed
-            prepared = receive(pipes[system])  # one after the other
-            if system == CACHED:
-                preparation, size, device = prepared
-        turns = {system: [] for system in systems}
-        for seed in tqdm(range(1, args.repeats + 1), desc=f"stage {stage}", unit="turn", leave=False):
-            for system in np.random.default_rng(seed).permutation(systems):
-                turns[str(system)].append(receive(pipes[str(system)], seed))
-        for pipe, process in zip(pipes.values(), processes, strict=True):
-            pipe.send(0)
-            process.join()
-        rates = {system: [samples / seconds for samples, seconds, _ in own] for system, own in turns.items()}
-        for system in systems:
-            ratios = [a / b for a, b in zip(rates[system], rates["plain loop"], strict=True)]
-            name = "here, cached: from the second epoch on" if system == CACHED else system
-            peak = max(memory for *_, memory in turns[system]) / 2**30
+        systems = [PLAIN, HERE, CACHED] if stage == 2 else [PLAIN, TRAINER, HERE]
+        trainings = {system: Training(args, system, samples) for system in systems}
+        for training in trainings.values():
+            started = time.perf_counter()
+            training.prepare(stage)
+            preparation = time.perf_counter() - started  # that of the last one counts, the cached one
+            training.train(stage, max_steps=WARM_UP_STEPS)
+        rates = {system: [] for system in systems}
+        for seed in tqdm(range(1, repeats + 1), desc=f"stage {stage}", unit="turn", leave=False, disable=None):
+            for system in np.random.default_rng(seed).permutation(systems).tolist():
+                started = time.perf_counter()
+                done = trainings[system].train(stage, max_steps=steps, seed=seed)
+                if trainings[system].accelerator.device.type == "cuda":
+                    torch.cuda.synchronize()
+                rates[system].append(done / (time.perf_counter() - started))
+        for training in trainings.values():
+            training.open.close()
+        plain = statistics.median(rates[PLAIN])
+        for system, of_turns in rates.items():
+            ratios = [a / b for a, b in zip(of_turns, rates[PLAIN], strict=True)]
+            name = f"{CACHED}: from the second epoch on" if system == CACHED else system
             faster = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-            rows.append([str(stage), name, f"{statistics.median(rates[system]):.1f}", faster, f"{peak:.2f}"])
+            rows.append([str(stage), name, f"{statistics.median(of_turns):.1f}", faster])
         if CACHED in systems:
+            size = len(trainings[CACHED].train_features)
             rate = size / (preparation + size / statistics.median(rates[CACHED]))
-            plain = statistics.median(rates["plain loop"])
-            name = f"here, cached: first epoch of {size} samples"
-            rows.append(["2", name, f"{rate:.1f}", f"{rate / plain:.1f}", ""])
-    sizes = f"batch size {args.batch_size}, {args.repeats} turns of {args.steps} steps, on {device}"
-    return f"{args.task_name}, {args.model_name_or_path}, {sizes}\n\n{markdown(rows, left=2)}"
+            rows.append(["2", f"{CACHED}: first epoch of {size} samples", f"{rate:.1f}", f"{rate / plain:.1f}"])
+    return markdown(rows, left=2)
 
 
-def quality(args: argparse.Namespace) -> str:
+def quality(args: Arguments, seeds: list[int]) -> str:
     """Trains both stages to the end with each seed. Returns a Markdown table of dev scores, mean and deviation."""
     rows = [["", "final classifier (%)", "mean of the off-ramps (%)", "seconds"]]
-    for system in SYSTEMS:
+    for system in (PLAIN, HERE, CACHED):
         finals, ramps, seconds = [], [], []
-        for seed in args.seeds:
-            trainer, started = Trainer(args, system, seed), time.perf_counter()
+        for seed in seeds:
+            training = Training(replace(args, training=replace(args.training, seed=seed)), system)
+            started = time.perf_counter()
             for stage in (1, 2):
-                trainer.prepare(stage)
-                trainer.train(stage, epochs=args.num_train_epochs)
+                training.prepare(stage)
+                training.train(stage)
             seconds.append(time.perf_counter() - started)
-            *early, final = trainer.scores()
-            trainer.open.close()
-            finals.append(100 * final)
-            ramps.append(100 * statistics.mean(early))
-            print(f"{system}, seed {seed}: {finals[-1]:.2f}, {ramps[-1]:.2f}, {seconds[-1]:.0f} s", flush=True)
-        rows.append([system, spread(finals), spread(ramps), f"{statistics.mean(seconds):.0f}"])
+            *early, final = training.scores()
+            training.open.close()
+            finals.append(final)
+            ramps.append(statistics.mean(early))
+            print(f"{system}, seed {seed}: {100 * final:.2f}, {100 * ramps[-1]:.2f}, {seconds[-1]:.0f} s", flush=True)
+        rows.append([system, mean_and_deviation(finals), mean_and_deviation(ramps), f"{statistics.mean(seconds):.0f}"])
     return markdown(rows)
 
 
-def spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
-
-
-def parse_args() -> argparse.Namespace:
-    parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model_type", choices=MODELS, required=True)
-    add("--model_name_or_path", required=True)
-    add("--task_name", required=True)
-    add("--data_dir", required=True)
-    add("--max_seq_length", type=int, default=128)
-    add("--batch_size", type=positive, default=8)
-    add("--learning_rate", type=float, default=2e-5)
-    add("--highway_learning_rate", type=float)
-    add("--highway_pooling", choices=("first", "mean"), default="first")
-    add("--samples", type=positive, default=10**9, help="train on this many samples, the first ones; default: all")
-    add("--steps", type=positive, default=30, help="optimizer steps per turn")
-    add("--repeats", type=non_negative, default=5, help="turns; 0: no speeds are measured")
-    add("--seeds", type=int, nargs="+", help="also train to the end with each seed, and compare dev scores")
-    add("--num_train_epochs", type=float, default=3.0, help="of each stage, with --seeds")
-    add("--bf16", action="store_true")
-    add("--no_cuda", action="store_true")
-    return parser.parse_args()
-
-
 def main() -> None:
-    args = parse_args()
-    reports: list[Callable[[argparse.Namespace], str]] = [
-        *([speeds] if args.repeats else []),
-        *([quality] if args.seeds else []),
-    ]
-    for report in reports:
-        print(f"\n{report(args)}", flush=True)
+    parser = cli.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--samples", type=positive, help="measure the speed on the first samples only")
+    parser.add_argument("--steps", type=positive, default=30, help="optimizer steps per turn")
+    parser.add_argument("--repeats", type=non_negative, default=5, help="turns; 0: no speeds are measured")
+    parser.add_argument("--seeds", type=int, nargs="+", help="also train to the end with each seed, and compare scores")
+    ours, flags = parser.parse_known_args()
+    quiet_transformers()
+    with TemporaryDirectory() as folder:  # Trainer makes its output_dir
+        args = parse_args(["--do_train", "--output_dir", folder, *flags])
+        if ours.repeats:
+            print(f"\n{speeds(args, ours.steps, ours.repeats, ours.samples)}", flush=True)
+        if ours.seeds:
+            print(f"\n{quality(args, ours.seeds)}", flush=True)
 
 
 if __name__ == "__main__":

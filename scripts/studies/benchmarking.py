@@ -1,81 +1,71 @@
-"""The benchmark's measurements: several systems side by side, as rows of a table, CSV and figure."""
+"""The benchmark's measurements: several systems side by side, as rows of a table, CSV and figure.
 
-import csv
+Shapes: S samples.
+"""
+
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch.utils.benchmark import Timer
-from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from deebert.data.batching import collator
 from deebert.data.features import Features
 from deebert.evaluation import plotting
-from deebert.evaluation.cost import costs_of, operations
+from deebert.evaluation.cost import costs_of
 from deebert.evaluation.metrics import predictions, scores
 from deebert.evaluation.tables import markdown
 from deebert.evaluation.timing import Timing, timed_passes
 from deebert.modeling.config import config_cutoffs
-from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils.files import replacing
 
-CPU = torch.device("cpu")
-GEMM_SECONDS = 0.3  # of measuring the rate of matrix products
+EARLY = "early exit"
+LOST = 0.01  # of the full model's score, in `verdicts`
 
 
 @dataclass(frozen=True)
 class System:
     """A way to classify a batch.
 
-    threshold: None for a model without off-ramps.
-    smaller: the config of a smaller model; None for the benchmarked model and its full model.
+    runtime: what runs it. model: EARLY, "full", or the name of a static model. threshold: of EARLY, else None.
+    cost: the share of the full model's operations; of EARLY it follows from the exits.
     """
 
-    name: str
-    threshold: float | None
+    runtime: str
+    model: str
     forward: Callable[[dict], ModelOutput]
-    smaller: PreTrainedConfig | None = None
+    threshold: float | None = None
+    cost: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime}, {self.model}"
 
 
 @dataclass
 class Row:
     """What one system gives. Shares from 0 to 1, times in milliseconds.
 
-    layers_run: of the full model's.
-    cost: of what ran, off-ramps included (see cost.py); None for a model without off-ramps, which is not ours.
-    agreement: share of the samples with the label that PyTorch gives at batch size 1: at the same threshold; for a
-        smaller model, the full model's.
-    p50, p90, p99: latency at batch size 1, over the samples, of each one's median over the repeats.
-    per_sample: by batch size, median over the repeats.
-    floor: the matrix products of the layers that ran, mean over the samples, at the rate that PyTorch reaches for such
-        products in fp32 at batch size 1.
+    cost: of the full model's operations, off-ramps included (see cost.py).
+    agreement: share of the samples with the label that the same model and threshold gave first, which is PyTorch's at
+        batch size 1: runtimes may only differ by rounding, int8 by more.
+    p50, p99: latency at batch size 1, over the samples, of each one's median over the repeats.
+    per_sample: by batch size, the time of the data set by its samples, median over the repeats.
     """
 
-    system: str
+    runtime: str
+    model: str
     threshold: float | None
     score: float
-    layers_run: float
-    cost: float | None
+    cost: float
     p50: float
-    p90: float
     p99: float
-    floor: float
     agreement: float = 1.0
     per_sample: dict[int, float] = field(default_factory=dict)
-
-
-def gemm_rate(config, tokens: float, device: torch.device) -> float:
-    """Floating-point operations per second of matrix products of a layer's shape, for this many tokens."""
-    states = torch.randn(max(round(tokens), 1), config.hidden_size, device=device)
-    weights = torch.randn(config.hidden_size, 4 * config.hidden_size, device=device)
-    timer = Timer(
-        "states @ weights", globals={"states": states, "weights": weights}, num_threads=torch.get_num_threads()
-    )
-    return 2 * states.numel() * weights.shape[1] / timer.blocked_autorange(min_run_time=GEMM_SECONDS).median
 
 
 def measure(
@@ -85,89 +75,88 @@ def measure(
     config,
     batch_sizes: list[int],
     repeats: int,
-    device: torch.device = CPU,
+    device: torch.device,
 ) -> list[Row]:
-    """Runs all systems side by side at every batch size; 1 comes first, as labels are compared with PyTorch's there."""
+    """Runs all systems side by side at every batch size, of which 1 is the first."""
     rows: list[Row] = []
-    reference: dict[float, np.ndarray] = {}  # PyTorch's labels (S,) at each threshold
+    first_labels: dict[tuple, np.ndarray] = {}  # (S,) by model and threshold
     for size in batch_sizes:
         forwards = [system.forward for system in systems]
         *_, timings = timed_passes(forwards, features, collator(config), device, size, repeats)
         if size == 1:
-            rate = gemm_rate(config, features.lengths.mean(), device)
-            rows = [
-                latency(system, timing, features, task, config, rate)
-                for system, timing in zip(systems, timings, strict=True)
-            ]
+            rows = [make_row(*each, features, task, config) for each in zip(systems, timings, strict=True)]
         for row, timing in zip(rows, timings, strict=True):
             labels = predictions(timing.logits)
-            expected = reference.setdefault(NO_EXIT if row.threshold is None else row.threshold, labels)
+            expected = first_labels.setdefault((row.model, row.threshold), labels)
             row.agreement = min(row.agreement, float((labels == expected).mean()))
-            row.per_sample[size] = per_sample(timing)
+            row.per_sample[size] = 1e3 * float(np.median(timing.seconds)) / len(timing.logits)
     return rows
 
 
-def per_sample(timing: Timing) -> float:
-    """Milliseconds for each sample, the median over the repeats."""
-    return 1e3 * float(np.median(timing.seconds)) / len(timing.logits)
-
-
-def latency(system: System, timing: Timing, features: Features, task, config, rate: float) -> Row:
+def make_row(system: System, timing: Timing, features: Features, task, config) -> Row:
     """The row of one system, from its passes at batch size 1."""
-    layers, ran = timing.exit_layers, system.smaller or config
-    if layers is None:  # every sample runs all layers
-        layers = np.full(len(features), ran.num_hidden_layers)
-    short = system.threshold is not None and config.first_token_only  # early exit computes only what is classified
-    last = 1 if short else features.lengths
-    p50, p90, p99 = np.percentile(1e3 * np.median(timing.batch_seconds, axis=0), [50, 90, 99])
-    return Row(
-        system=system.name,
-        threshold=system.threshold,
-        score=scores(task, timing.logits, features.labels)[task.primary_metric],
-        layers_run=layers.mean() / config.num_hidden_layers,
-        cost=None if system.threshold is None else cost_of(config, features.lengths, layers, system.threshold),
-        p50=p50,
-        p90=p90,
-        p99=p99,
-        floor=1e3 * float(operations(ran, features.lengths, layers, last).mean()) / rate,
-    )
-
-
-def cost_of(config, lengths: np.ndarray, exit_layers: np.ndarray, threshold: float) -> float:
-    """The cost of samples of these lengths (S,) in tokens that exit at these layers (S,)."""
-    rule, cutoffs = config_cutoffs(config, threshold)
-    consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
-    costs = costs_of(config, lengths)
-    return float(costs.of(exit_layers, consulted).sum() / costs.full.sum())
+    p50, p99 = np.percentile(1e3 * np.median(timing.batch_seconds, axis=0), [50, 99])
+    cost = system.cost
+    if system.threshold is not None:
+        rule, cutoffs = config_cutoffs(config, system.threshold)
+        costs = costs_of(config, features.lengths)
+        consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
+        cost = float(costs.of(timing.exit_layers, consulted).sum() / costs.full.sum())
+    score = scores(task, timing.logits, features.labels)[task.primary_metric]
+    return Row(system.runtime, system.model, system.threshold, score, cost, p50, p99)
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown; the floor beside the latency it is for."""
-    sizes = list(rows[0].per_sample)
-    heads = ["system", "threshold", "score (%)", "layers run (%)", "cost (%)", "same label (%)"]
-    heads += ["p50", "p90", "p99", "floor"]
-    heads += [f"batch {size}" for size in sizes]
-    lines = [heads]
+    """Markdown, in per cent and milliseconds."""
+    heads = ["system", "threshold", "score (%)", "cost (%)", "same label (%)", "p50", "p99"]
+    lines = [heads + [f"batch {size}" for size in rows[0].per_sample]]
     for row in rows:
         threshold = "-" if row.threshold is None else "never" if row.threshold <= 0 else f"{row.threshold:g}"
-        values = (row.p50, row.p90, row.p99, row.floor, *row.per_sample.values())
-        times = ["-" if value is None else f"{value:.2f}" for value in values]
-        shares = (row.score, row.layers_run, row.cost, row.agreement)
-        shares = ["-" if value is None else f"{100 * value:.1f}" for value in shares]
-        lines.append([row.system, threshold, *shares, *times])
+        shares = [f"{100 * value:.1f}" for value in (row.score, row.cost, row.agreement)]
+        times = [f"{value:.2f}" for value in (row.p50, row.p99, *row.per_sample.values())]
+        lines.append([f"{row.runtime}, {row.model}", threshold, *shares, *times])
     return markdown(lines)
+
+
+def verdicts(rows: list[Row]) -> str:
+    """For each runtime and batch size, in a line: early exit at no more than LOST, beside what scores as much.
+
+    The thresholds are chosen on the samples that are scored.
+    """
+    lines = []
+    for size in rows[0].per_sample:
+        for runtime in dict.fromkeys(row.runtime for row in rows):
+            mine = [row for row in rows if row.runtime == runtime]
+            full = next((row for row in mine if row.model == "full"), None)
+            early = [row for row in mine if full and row.model == EARLY and row.score >= full.score - LOST - 1e-9]
+            if not early:
+                continue
+            best = min(early, key=lambda row: row.per_sample[size])
+            line = f"{runtime}, batch {size}: early exit at {best.threshold:g} scores {100 * best.score:.1f} %, "
+            line += f"{times_as_fast(full, best, size)} as the full model ({100 * full.score:.1f} %)"
+            rivals = [row for row in mine if row.model not in (EARLY, "full") and row.score >= best.score - 1e-9]
+            if rivals:
+                rival = min(rivals, key=lambda row: row.per_sample[size])
+                line += f", {times_as_fast(rival, best, size)} as {rival.model} ({100 * rival.score:.1f} %)"
+            elif len({row.model for row in mine}) > 2:
+                line += "; no static model scores as much"
+            lines.append(f"- {line}")
+    return "\n".join(lines)
+
+
+def times_as_fast(slow: Row, fast: Row, size: int) -> str:
+    return f"{slow.per_sample[size] / fast.per_sample[size]:.2f} times as fast"
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """One line for each system and threshold; times in milliseconds."""
-    flat = []
-    for row in rows:
-        times = {f"batch_{size}": ms for size, ms in row.per_sample.items()}
-        flat.append({name: value for name, value in asdict(row).items() if not isinstance(value, dict)} | times)
+    lines = [
+        {name: value for name, value in asdict(row).items() if name != "per_sample"}
+        | {f"batch_{size}": ms for size, ms in row.per_sample.items()}
+        for row in rows
+    ]
     with replacing(path) as file:
-        writer = csv.DictWriter(file, list(flat[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
+        pd.DataFrame(lines).to_csv(file, index=False)
 
 
 def plot(rows: list[Row], metric: str) -> Figure:
@@ -176,13 +165,13 @@ def plot(rows: list[Row], metric: str) -> Figure:
     figure = Figure(figsize=(4.2 * len(sizes) + 2.6, 4), layout="constrained")
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axes, size in zip(panels, sizes, strict=True):
-        for i, name in enumerate(dict.fromkeys(row.system for row in rows)):
-            mine = [row for row in rows if row.system == name]
+        for i, name in enumerate(dict.fromkeys((row.runtime, row.model) for row in rows)):
+            mine = [row for row in rows if (row.runtime, row.model) == name]
             look = plotting.line_style(i) | {"markersize": 5, "linewidth": 1}
-            axes.plot([row.per_sample[size] for row in mine], [100 * row.score for row in mine], **look, label=name)
-            early = [row for row in mine if (row.threshold or NO_EXIT) > 0]
-            across, up = [row.per_sample[size] for row in early], [100 * row.score for row in early]
-            plotting.annotate_thresholds(axes, early, across, up)
+            across, up = [row.per_sample[size] for row in mine], [100 * row.score for row in mine]
+            axes.plot(across, up, **look, label=", ".join(name))
+            if mine[0].threshold is not None:
+                plotting.annotate_thresholds(axes, mine, across, up)
         axes.margins(x=0.08, y=0.08)  # room for the thresholds
         axes.set_title("numbers: threshold", fontsize=9, loc="left")
         axes.set(xlabel=f"ms per sample, batch size {size}", xlim=(0, None))

@@ -1,7 +1,7 @@
-"""The full model in ONNX Runtime, made in each way that a practitioner would: early exit is compared with the fastest.
+"""A model without exits in ONNX Runtime, exported in each way that a practitioner would; the fastest one counts.
 
 The ways: PyTorch's two exporters, with and without ONNX Runtime's own optimizer for transformers, which fuses what its
-patterns find (attention, layer normalization, GELU).
+patterns match (attention, layer normalization, GELU).
 """
 
 import copy
@@ -15,28 +15,32 @@ from deebert.runtime.onnx_export import quiet_exporters, save_graph
 
 
 class FullGraph(nn.Module):
-    """Hugging Face's model without off-ramps as one graph."""
+    """The logits of a classifier, as a module with tensors in and out. Of ours: of the full model."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.model(input_ids, attention_mask, token_type_ids, exit_threshold=NO_EXIT).logits
+        types = {"token_type_ids": token_type_ids} if getattr(self.model.config, "type_vocab_size", 0) else {}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask} | types
+        never = {"exit_threshold": NO_EXIT} if hasattr(self.model, "set_exit_threshold") else {}
+        return self.model(**inputs, **never).logits
 
 
 def export_full(model, folder: Path) -> dict[str, Path]:
-    """Writes the full model's graphs in each way, of a model that `exportable` returned. Returns them by name."""
+    """Writes the graphs of a model on the CPU into a folder, in each way. Returns them by name."""
     ids = torch.ones(2, 7, dtype=torch.long)
     inputs = {"input_ids": ids + 4, "attention_mask": ids, "token_type_ids": ids - 1}
-    paths = {"torch.export": folder / "torch_export.onnx"}
-    save_graph(FullGraph(model), inputs, ["logits"], paths["torch.export"])
+    paths = {}
     for attention in ("eager", "sdpa"):
-        name = f"TorchScript, {attention}"
-        paths[name] = folder / f"torchscript_{attention}.onnx"
-        other = copy.deepcopy(model)
-        other.set_attn_implementation(attention)
-        _trace(FullGraph(other), inputs, paths[name])
+        traced = copy.deepcopy(model).eval()
+        traced.set_attn_implementation(attention)
+        if attention == "eager":
+            paths["torch.export"] = folder / "torch_export.onnx"
+            save_graph(FullGraph(traced), inputs, ["logits"], paths["torch.export"])
+        paths[f"TorchScript, {attention}"] = folder / f"torchscript_{attention}.onnx"
+        _trace(FullGraph(traced), inputs, paths[f"TorchScript, {attention}"])
     for name, path in list(paths.items()):
         paths[f"{name}, fused"] = path.with_name(f"fused_{path.name}")
         _fuse(path, paths[f"{name}, fused"], model.config)

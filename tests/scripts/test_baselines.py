@@ -1,6 +1,5 @@
 """Early exit beside its baselines: each number against a plain loop, and that nothing is scored where it was chosen."""
 
-from dataclasses import replace
 from itertools import product
 
 import baselines
@@ -10,7 +9,7 @@ from baselines import COSTS, STATIC, Candidates, Frontier, upper_hull
 from support.helpers import simulated, with_costs
 
 from deebert.data.tasks import TASKS
-from deebert.evaluation.all_exits import AllExits, sweep
+from deebert.evaluation.all_exits import AllExits, dense_thresholds, sweep
 from deebert.evaluation.metrics import score
 
 SST2 = TASKS["SST-2"]
@@ -51,7 +50,7 @@ def test_resampled_scores_are_the_metrics_of_drawn_samples(task):
 
 def test_candidates_are_what_a_sweep_says():
     exits = with_costs(simulated(200, 2))
-    thresholds = baselines.all_thresholds(exits, 200)
+    thresholds = dense_thresholds(exits, baselines.THRESHOLDS)
     early, chance = baselines.early_exit(exits), baselines.random_exit(exits)
     for i, row in enumerate(sweep(SST2, exits, thresholds)):
         assert (early.predictions[i] == exits.labels).mean() == pytest.approx(row.score)
@@ -74,20 +73,20 @@ def test_what_is_chosen_by_chance_scores_like_chance():
     assert lines.score("guesses", 50) == pytest.approx(0.5, abs=0.05)
 
 
-def test_gains_are_paired_and_have_intervals():
+def test_gains_are_paired():
     early = {"mine": [with_costs(simulated(600, 0))] * 2, "same": [with_costs(simulated(600, 0))] * 2}
     full = early["mine"][0].layer_operations.sum(1).mean()
     models = {f"static {k}": [static(600, seed, 0.5 + 0.05 * k, k / 5 * full) for seed in (1, 2)] for k in (1, 3)}
     lines = baselines.frontier(SST2, early, models)
-    assert lines.gain("same", "mine", lines.usual) == (0, 0, 0)
-    gain, low, high = lines.gain("mine", STATIC, 50)
-    assert 0 < low < gain < high
+    assert lines.gain("same", "mine", 50) == (0, (0, 0))
+    gain, (low, high) = lines.gain("mine", STATIC, 50)
+    assert low < gain < high
     assert lines.score("mine", 50) - lines.score(STATIC, 50) == pytest.approx(gain)
     assert np.isnan(lines.curve("mine")[COSTS < 0.19]).all()  # no model is cheaper than the static one of one layer
     header, _, *rows = baselines.frontier_table(lines).splitlines()
-    assert header.count("over static models") == 2
-    assert header.count("over mine") == 2
+    assert header.count("over static models") == header.count("over mine") == 1
     assert [row.split("|")[1].strip() for row in rows] == ["mine", "same", STATIC]
+    assert rows[0].split("|")[5].strip() == f"{100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
     alone = baselines.frontier_table(baselines.frontier(SST2, early, {}))
     assert STATIC not in alone
     points = baselines.static_points(SST2, models, early["mine"][0])
@@ -95,22 +94,32 @@ def test_gains_are_paired_and_have_intervals():
     assert "| static 3 | 6" in baselines.static_table(points)
 
 
-def test_oracles_and_auroc_equal_a_plain_loop():
-    exits = with_costs(simulated(150, 5))
-    said, layers = exits.logits.argmax(-1), exits.layer_operations
-    for wanted in (exits.labels, said[:, -1]):
-        predicted, cost = baselines.oracle(exits, wanted)
-        stops = [next((i for i in range(5) if said[s, i] == wanted[s]), 0) for s in range(150)]
-        assert predicted.tolist() == [said[s, i] for s, i in enumerate(stops)]
-        ran = sum(layers[s, : i + 1].sum() for s, i in enumerate(stops))
-        assert cost == pytest.approx(ran / layers.sum())
-    assert (baselines.oracle(exits, said[:, -1])[0] == said[:, -1]).all()
-    for i, auroc in enumerate(baselines.error_auroc(exits)):
-        wrong, u = said[:, i] != exits.labels, exits.uncertainties[:, i]
-        pairs = [(a > b) + 0.5 * (a == b) for a, b in product(u[wrong], u[~wrong])]
-        assert auroc == pytest.approx(np.mean(pairs))
-    sure = replace(exits, logits=np.repeat(exits.logits[:, -1:], 5, axis=1), labels=said[:, -1])
-    assert np.isnan(baselines.error_auroc(sure)).all()  # no errors to find
-    row = baselines.rivals_table(SST2, {"mine": [exits]}).splitlines()[2]
-    assert row.startswith("| mine | ")
-    assert row.count("|") == 8
+def test_one_seed_has_no_interval():
+    early = {"mine": [with_costs(simulated(100, 0))], "other": [with_costs(simulated(100, 1))]}
+    lines = baselines.frontier(SST2, early, {})
+    assert lines.gain("other", "mine", 50)[1] is None
+    assert "(" not in baselines.frontier_table(lines)
+    assert "no intervals" in baselines.about_intervals(100, seeds=1)
+    assert "Student's t over the 2 seeds" in baselines.about_intervals(100, seeds=2)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("spread", [1, 3])
+def test_intervals_hold_for_few_seeds(seeds, spread):
+    """The mean of new seeds and new texts is 0; the spread of seeds is so many times that of the texts."""
+    rng, trials, covered = np.random.default_rng(0), 2000, 0
+    for _ in range(trials):
+        of_seeds, of_texts = rng.normal(0, spread, (seeds, 1)), rng.normal(0, 1)
+        resampled = rng.normal(0, 1, 200)  # what a bootstrap of these texts adds, the same for all seeds
+        low, high = baselines.interval(of_seeds + of_texts + np.concatenate([[0], resampled]))
+        covered += low <= 0 <= high
+    assert 0.94 < covered / trials < 0.995  # 0.95, less the error of the simulation
+
+
+def test_rivals_are_scored_at_half_the_cost():
+    header, _, line = baselines.rivals_table(SST2, {"mine": [with_costs(simulated(150, 5))]}).splitlines()
+    assert [cell.strip() for cell in header.split("|")[2:5]] == [
+        f"{way} at 50 %" for way in ("early exit", "random exits", "one exit for all")
+    ]
+    early, chance, alone = (float(cell) for cell in line.split("|")[2:5])
+    assert min(early, alone) > chance

@@ -9,8 +9,10 @@ import compare
 import comparison
 import numpy as np
 import pytest
-from comparison import DROPS, GRID, outcome, read_settings, table
-from support.helpers import ROOT, simulated, with_costs
+import static_models
+from compare import OURS, for_each_depth, read_settings
+from comparison import DROPS, GRID, Outcome, table
+from support.helpers import ROOT, simulated, started_by, with_costs
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS
@@ -23,46 +25,22 @@ SST2 = TASKS["SST-2"]
 
 def test_savings_are_the_largest_at_each_drop():
     exits = with_costs(simulated(300, 0))
-    result = outcome(SST2, exits)
-    savings = result.savings
+    result = Outcome.of(SST2, exits)
     full = (exits.logits[:, -1].argmax(-1) == exits.labels).mean()
     assert result.exits[5] == full
     tried = []
     for threshold in np.linspace(0, 0.7, 2000):
         layers = exits.exit_layers(threshold)
         tried.append((1 - exits.cost(layers, threshold), (exits.logits_at(layers).argmax(-1) == exits.labels).mean()))
-    for drop, saved in zip(DROPS, savings.saved, strict=True):
+    for drop, saved in zip(DROPS, result.saved, strict=True):
         assert saved == pytest.approx(max(s for s, score in tried if score >= full - drop - 1e-9), abs=0.02)
-    for share, best in zip(GRID, savings.curve, strict=True):
+    for share, best in zip(GRID, result.curve, strict=True):
         scores = [score for s, score in tried if s >= share]
         assert np.isnan(best) if not scores else best == pytest.approx(max(scores), abs=0.01)
-    assert min(result.exits.values()) < savings.area < full
-
-
-def test_rules_with_the_same_order_of_samples_save_the_same():
-    exits = simulated(300, 3)  # two labels: the entropy falls as the confidence grows
-    rules = ("entropy", "confidence")
-    first, *others = [outcome(SST2, replace(exits, rule=rule)).savings for rule in rules]
-    for other in others:
-        assert other.saved == pytest.approx(first.saved)
-        assert other.area == pytest.approx(first.area)
-
-
-def test_area_of_equal_exits_is_their_score():
-    exits = with_costs(simulated(200, 1))
-    exits.logits[:] = exits.logits[:, -1:]
-    result = outcome(SST2, exits)
-    assert result.savings.area == pytest.approx(result.exits[1])
-
-
-def test_area_leaves_out_thresholds_that_cost_more_than_the_full_model():
-    saved, score = np.array([0, -0.5, -0.1, 0.4, 0.2]), np.array([1.0, 0.0, 0.0, 0.6, 0.9])
-    assert comparison.area(saved, score) == pytest.approx((0.2 * 0.95 + 0.2 * 0.75) / 0.4)
-    assert comparison.area(np.array([0.0]), np.array([0.7])) == 0.7
 
 
 def test_table_has_means_and_deviations():
-    outcomes = [outcome(SST2, simulated(300, seed)) for seed in (0, 1)]
+    outcomes = [Outcome.of(SST2, simulated(300, seed)) for seed in (0, 1)]
     line = table({"mine": outcomes}).splitlines()[2]
     final = [100 * o.exits[5] for o in outcomes]
     assert line.startswith(f"| mine | {np.mean(final):.1f} ± {abs(final[0] - final[1]) / np.sqrt(2):.1f} | ")
@@ -70,9 +48,9 @@ def test_table_has_means_and_deviations():
 
 
 def test_an_exit_before_the_first_layer_has_a_column_of_its_own(tmp_path):
-    plain, exits = outcome(SST2, with_costs(simulated(100, 0))), with_costs(simulated(100, 0, layers=6))
+    plain, exits = Outcome.of(SST2, with_costs(simulated(100, 0))), with_costs(simulated(100, 0, layers=6))
     operations = {"layer_operations": exits.layer_operations[:, 1:], "off_ramp_operations": exits.off_ramp_operations}
-    more = outcome(SST2, replace(exits, first_layer=0, **operations))
+    more = Outcome.of(SST2, replace(exits, first_layer=0, **operations))
     outcomes = {"without": [plain], "with": [more]}
     first, second = (line.split("|")[3].strip() for line in table(outcomes).splitlines()[2:4])
     assert (len(first.split()), second.split()[0], len(second.split())) == (4, "0:", 6)
@@ -82,17 +60,14 @@ def test_an_exit_before_the_first_layer_has_a_column_of_its_own(tmp_path):
     assert float(without["exit_5"]) == plain.exits[5]
 
 
-def test_table_csv_and_curves_show_the_savings(tmp_path):
-    result = outcome(SST2, with_costs(simulated(300, 0)))
+def test_table_and_csv_show_the_savings(tmp_path):
+    result = Outcome.of(SST2, with_costs(simulated(300, 0)))
     header, _, line = table({"mine": [result]}).splitlines()
     assert [name.strip() for name in header.split("|")][4:8] == [f"cost saved at {x}" for x in ("0", "0.5", "1", "2")]
-    cells = [cell.strip() for cell in line.split("|")]
-    assert (cells[6], cells[8]) == (f"{100 * result.savings.saved[2]:.1f}", f"{100 * result.savings.area:.1f}")
+    assert [cell.strip() for cell in line.split("|")][6] == f"{100 * result.saved[2]:.1f}"
     comparison.write_csv(tmp_path / "comparison.csv", {"mine": [result]}, [1])
     row = next(csv.DictReader((tmp_path / "comparison.csv").open()))
-    assert float(row["cost_saved_at_drop_0.01"]) == result.savings.saved[2]
-    assert float(row["area_over_cost"]) == result.savings.area
-    np.testing.assert_array_equal(comparison.curves({"mine": [result]})["mine"][0], result.savings.curve)
+    assert float(row["cost_saved_at_drop_0.01"]) == result.saved[2]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +86,7 @@ def test_bad_settings_files_are_refused(tmp_path, text, message):
 
 @pytest.mark.parametrize("name", ["compare_settings", "frontier_settings"])
 def test_bundled_settings_are_valid(name):
-    settings = comparison.for_each_depth(read_settings(ROOT / f"scripts/studies/{name}.txt"), 6)
+    settings = for_each_depth(read_settings(ROOT / f"scripts/studies/{name}.txt"), 6)
     assert len(settings) >= 5
     required = [
         "--data_dir",
@@ -127,26 +102,29 @@ def test_bundled_settings_are_valid(name):
         "--do_train",
     ]
     for setting, flags in settings.items():
+        ours, flags = OURS.parse_known_args(flags)
         args = parse_args([*required, *flags])
         own = parse_args(
             ["--train_file", "x.csv", "--do_train", "--model_name_or_path", "x", "--output_dir", "x", *flags]
         )
+        if ours.layers:
+            assert setting == f"{ours.pooling} {ours.layers}"
+            continue
         assert args.model.off_ramps() == own.model.off_ramps(), setting  # with own data --recipe fast is the default
         assert args.stage_settings(1) == own.stage_settings(1), setting
 
 
 def test_a_setting_for_each_depth():
-    settings = {"mean": ["--a"], "static {k}": ["--num_layers", "{k}"]}
-    expected = {"mean": ["--a"], "static 1": ["--num_layers", "1"], "static 2": ["--num_layers", "2"]}
-    assert comparison.for_each_depth(settings, 3) == expected
+    settings = {"mean": ["--a"], "static {k}": ["--layers", "{k}"]}
+    expected = {"mean": ["--a"], "static 1": ["--layers", "1"], "static 2": ["--layers", "2"]}
+    assert for_each_depth(settings, 2) == expected
 
 
 def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, figures_not_drawn, monkeypatch, capsys):
     (tmp_path / "settings.txt").write_text(
-        "paper:\nmean: --highway_pooling mean\nsure: --highway_pooling mean --exit_rule confidence\n"
-        "mixed: --train_strategy mixed\n"
+        "paper:\nsure: --exit_rule confidence\nmixed: --train_strategy mixed\nsmall: --layers 1\n"
     )
-    trained, measured, main = [], [], run_glue_deebert.main
+    trained, main, train_static = [], run_glue_deebert.main, static_models.train
 
     def interrupted(argv):
         if len(trained) == 3:
@@ -167,33 +145,31 @@ def test_interrupted_comparison_resumes(tmp_path, tiny_data, tiny_checkpoints, f
     with pytest.raises(KeyboardInterrupt):
         compare_all()
     monkeypatch.setattr(run_glue_deebert, "main", lambda argv: (trained.append(argv), main(argv)))
-    monkeypatch.setattr(comparison, "outcome", lambda task, exits: (measured.append(exits), outcome(task, exits))[1])
+    monkeypatch.setattr(static_models, "train", lambda *given: (trained.append(given), train_static(*given))[1])
     compare_all()
     assert len(trained) == 6  # two seeds of three trainings, none of them twice
     folder = tmp_path / "compared"
     assert not list(folder.glob("runs/*/*/model"))
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
     assert [(row["setting"], row["seed"]) for row in rows] == [
-        (name, seed) for name in ("paper", "mean", "sure", "mixed") for seed in "12"
+        (name, seed) for name in ("paper", "sure", "mixed") for seed in "12"
     ]
-    for row in rows[4:6]:  # "sure", of the same training as "mean"
-        exits = AllExits.load(folder / "runs/highway_pooling+mean" / f"seed{row['seed']}" / "all_exits.npz")
-        expected = outcome(SST2, replace(exits, rule="confidence"))
-        assert float(row["area_over_cost"]) == pytest.approx(expected.savings.area)
-    assert [exits.rule for exits in measured[:6]] == ["entropy"] * 4 + ["confidence"] * 2
-    for plain, sure in zip(measured[2:4], measured[4:6], strict=True):
-        np.testing.assert_array_equal(plain.logits, sure.logits)
+    for row in rows[:4]:  # "sure", of the same training as "paper"
+        exits = AllExits.load(folder / "runs/as_given" / f"seed{row['seed']}" / "all_exits.npz")
+        expected = Outcome.of(SST2, replace(exits, rule={"paper": "entropy", "sure": "confidence"}[row["setting"]]))
+        assert float(row["cost_saved_at_drop_0.01"]) == pytest.approx(expected.saved[2])
     assert {path.name for path in folder.glob("comparison.*")} == {
         f"comparison.{s}" for s in ("md", "csv", "png", "pdf")
     }
     before = [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")]
-    assert {f"| {name} |" for name in ("paper", "mean", "sure", "mixed")} <= set(re.findall(r"\| [^|]+ \|", before[1]))
+    names = {"paper", "sure", "mixed", "static models", "small"}
+    assert {f"| {name} |" for name in names} <= set(re.findall(r"\| [^|]+ \|", before[1]))
     compare_all()
     assert len(trained) == 6
     assert [(folder / f"{name}.md").read_text() for name in ("comparison", "frontier")] == before
     with pytest.raises(cli.InputError, match="runs with other settings"):
         compare_all("--warmup_steps", "3")
-    for flags in (["--exit_rule", "confidence"], ["--seed=3"]):
+    for flags in (["--exit_rule", "margin"], ["--seed=3"]):
         with pytest.raises(cli.InputError, match=r"in a setting's line|runs with other settings"):
             compare_all(*flags)
 
@@ -230,3 +206,16 @@ def test_own_data_are_compared(tmp_path, tiny_checkpoints, figures_not_drawn, mo
     assert "| fast |" in (tmp_path / "compared/comparison.md").read_text()
     # a text with several labels has no predicted class that the baselines could compare
     assert (tmp_path / "compared/frontier.md").is_file() != several
+
+
+def test_one_setting_with_several_seeds(tmp_path, tiny_data, tiny_checkpoints, figures_not_drawn, monkeypatch, capsys):
+    settings = {"PATH_TO_DATA": str(tiny_data), "DATASET": "SST-2", "MODEL_NAME": str(tiny_checkpoints["bert"])}
+    flags = "--max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --no_cuda"
+    started = started_by("studies/compare.sh", tmp_path, *flags.split(), SETTINGS="", SEEDS="3 4", **settings)
+    assert started[0] == str(ROOT / "scripts/studies/compare.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", started)
+    cli.run(compare.main)
+    *_, row = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| as given |"))
+    assert row.count("±") == 5
+    assert {path.name for path in (tmp_path / "comparison/SST-2/runs/as_given").iterdir()} == {"seed3", "seed4"}

@@ -17,6 +17,7 @@ def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints
         "PATH_TO_DATA": str(tiny_data),
         "DATASET": "MRPC",
         "MODEL_NAME": str(tiny_checkpoints["bert"]),
+        "MODEL_TYPE": "bert",
         "MODEL_SIZE": "tiny",
         "EPOCHS": "1",
         "OMP_NUM_THREADS": "1",
@@ -44,7 +45,6 @@ def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints
         ("eval_deebert.sh", "run_glue_deebert.py"),
         ("entropy_eval.sh", "run_glue_deebert.py"),
         ("studies/compare.sh", "scripts/studies/compare.py"),
-        ("studies/seeds.sh", "scripts/studies/compare.py"),
     ],
 )
 def test_the_error_line_and_status_are_passed_on(tmp_path, tiny_data, name, program):
@@ -102,18 +102,15 @@ def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
         assert arguments[-2:] == ["--label_column", "team"]
         assert not {"--task_name", "--data_dir"} & {*arguments}
 
-    for script_name in ("studies/compare.sh", "studies/seeds.sh"):
-        arguments = script(script_name, tmp_path, PYTHON=str(tmp_path / "python"), **files).stdout.splitlines()
-        folder = {"studies/compare.sh": "comparison", "studies/seeds.sh": "seeds"}[script_name]
-        assert arguments[arguments.index("--comparison_dir") + 1] == f"./{folder}/{name}"
-        assert arguments[arguments.index("--train_file") + 1] == files["TRAIN_FILE"]
-        assert "--task_name" not in arguments
+    arguments = script("studies/compare.sh", tmp_path, PYTHON=str(tmp_path / "python"), **files).stdout.splitlines()
+    assert arguments[arguments.index("--comparison_dir") + 1] == f"./comparison/{name}"
+    assert arguments[arguments.index("--train_file") + 1] == files["TRAIN_FILE"]
+    assert "--task_name" not in arguments
     for script_name in (
         "train_deebert.sh",
         "eval_deebert.sh",
         "entropy_eval.sh",
         "studies/compare.sh",
-        "studies/seeds.sh",
     ):
         both = script(script_name, tmp_path, DATASET="MRPC", **files)
         assert (both.returncode, both.stdout) == (2, "")
