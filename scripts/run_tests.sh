@@ -4,7 +4,7 @@
 # In place of the tests: --fuzz 10000 for as many random cases of tests/fuzz, --faults 50 for as many kills,
 # --mutants for small faults in the code, one at a time, which the tests have to notice (tests/mutants; further arguments
 # name mutants, such as 'deebert.training.*'), --hf-suite for Hugging Face's own model tests on our classes and on theirs
-# (tests/hf_suite; further arguments name test cases).
+# (tests/hf_suite; further arguments name test cases; one of them runs where CI is set).
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -29,3 +29,6 @@ fi
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
 "$PYTHON" -m pytest -n auto --dist worksteal --durations=10 "$@"
+if [ -n "${CI:-}" ] && [ $# = 0 ]; then
+    "$PYTHON" tests/hf_suite bert_exits
+fi
