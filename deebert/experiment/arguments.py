@@ -4,11 +4,11 @@ Each dataclass is a group of --help and checks itself. Nothing slow is imported,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers import HfArgumentParser
 
 from deebert.data.label_values import PROBLEM_TYPES
 from deebert.data.tasks import TASKS
@@ -19,7 +19,7 @@ from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES
 from deebert.utils.cli import ArgumentParser, DefaultsHelp
 from deebert.utils.errors import InputError
-from deebert.utils.settings import check_numbers
+from deebert.utils.settings import check_numbers, flag
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
 VALIDATION_SPLIT = 0.1
@@ -50,16 +50,16 @@ class RunArguments:
 
     _argument_group_name = __doc__
 
-    do_train: bool = HfArg(default=False, help="train all stages of --train_strategy")
-    do_eval: bool = HfArg(default=False, help="evaluate the model in output_dir")
-    output_dir: str = HfArg(help="folder where the model is saved, and whose model --do_eval evaluates")
-    overwrite_output_dir: bool = HfArg(default=False, help="train into a folder that is not empty")
-    resume: bool = HfArg(
-        default=False, help="continue from the newest checkpoint in output_dir; without one, start from the beginning"
+    do_train: bool = flag("train all stages of --train_strategy", default=False)
+    do_eval: bool = flag("evaluate the model in output_dir", default=False)
+    output_dir: str = flag("folder where the model is saved, and whose model --do_eval evaluates", default=MISSING)
+    overwrite_output_dir: bool = flag("train into a folder that is not empty", default=False)
+    resume: bool = flag(
+        "continue from the newest checkpoint in output_dir; without one, start from the beginning", default=False
     )
-    plot_data_dir: str = HfArg(default="./plotting/", help="folder for the npy and CSV files")
-    no_cuda: bool = HfArg(default=False, help="use the CPU even if there is a GPU")
-    fp16: bool = HfArg(default=False, help="mixed precision on a GPU")
+    plot_data_dir: str = flag("folder for the npy and CSV files", default="./plotting/")
+    no_cuda: bool = flag("use the CPU even if there is a GPU", default=False)
+    fp16: bool = flag("mixed precision on a GPU", default=False)
 
     def __post_init__(self):
         if not (self.do_train or self.do_eval):
@@ -76,34 +76,27 @@ class ModelArguments:
 
     _argument_group_name = __doc__
 
-    model_type: str | None = HfArg(
-        default=None, help="the backbone (default: the checkpoint's)", metadata={"choices": tuple(NAMES)}
+    model_type: str | None = flag("the backbone (default: the checkpoint's)", choices=tuple(NAMES))
+    model_name_or_path: str | None = flag(
+        "the model to start from, a folder or a name on the hub; an evaluation's results get this name (default: "
+        "output_dir's)"
     )
-    model_name_or_path: str | None = HfArg(
-        default=None,
-        help="the model to start from, a folder or a name on the hub; an evaluation's results get this name (default: "
-        "output_dir's)",
-    )
-    config_name: str | None = HfArg(default=None, help="config to use in training (default: the model's)")
-    tokenizer_name: str | None = HfArg(default=None, help="tokenizer to use (default: the model's)")
-    cache_dir: str | None = HfArg(default=None, help="folder for models from the hub (default: the hub's own cache)")
-    do_lower_case: bool = HfArg(
-        default=False, help="lower-case the input of a BERT, whatever its tokenizer's settings say"
-    )
-    recipe: str | None = HfArg(
-        default=None,
-        help="how off-ramps are made and trained. paper: as in the paper, or as the checkpoint's config says. fast: "
+    config_name: str | None = flag("config to use in training (default: the model's)")
+    tokenizer_name: str | None = flag("tokenizer to use (default: the model's)")
+    cache_dir: str | None = flag("folder for models from the hub (default: the hub's own cache)")
+    do_lower_case: bool = flag("lower-case the input of a BERT, whatever its tokenizer's settings say", default=False)
+    recipe: str | None = flag(
+        "how off-ramps are made and trained. paper: as in the paper, or as the checkpoint's config says. fast: "
         "linear classifiers of the mean of all tokens, one of them before the first layer, with a learning rate of "
         "5e-3, and in stage 2 6 epochs on cached features (default: fast with --train_file, else paper)",
-        metadata={"choices": tuple(RECIPES)},
+        choices=tuple(RECIPES),
     )
-    highway_pooling: Literal["first", "mean"] | None = HfArg(
-        default=None, help="how an off-ramp pools the hidden states (default: the recipe's)"
+    highway_pooling: Literal["first", "mean"] | None = flag(
+        "how an off-ramp pools the hidden states (default: the recipe's)"
     )
-    exit_rule: str | None = HfArg(
-        default=None,
-        help="the uncertainty that is compared with the threshold (default: the checkpoint's, else entropy)",
-        metadata={"choices": tuple(EXIT_RULES)},
+    exit_rule: str | None = flag(
+        "the uncertainty that is compared with the threshold (default: the checkpoint's, else entropy)",
+        choices=tuple(EXIT_RULES),
     )
 
     def off_ramps(self) -> dict[str, str | bool]:
@@ -122,14 +115,13 @@ class DataArguments:
 
     _argument_group_name = __doc__
 
-    task_name: str | None = HfArg(default=None, help=f"one of {', '.join(TASKS)} (default: none, own data)")
-    data_dir: str | None = HfArg(default=None, help="folder with the TSV files of --task_name")
-    max_seq_length: int | None = HfArg(
-        default=None,
-        help=f"longer inputs are cut (default: {DEFAULT_MAX_SEQ_LENGTH}, or what the model has positions for; of an "
-        "evaluation: that of the training)",
+    task_name: str | None = flag(f"one of {', '.join(TASKS)} (default: none, own data)")
+    data_dir: str | None = flag("folder with the TSV files of --task_name")
+    max_seq_length: int | None = flag(
+        f"longer inputs are cut (default: {DEFAULT_MAX_SEQ_LENGTH}, or what the model has positions for; of an "
+        "evaluation: that of the training)"
     )
-    overwrite_cache: bool = HfArg(default=False, help="the original's: here nothing is cached")
+    overwrite_cache: bool = flag("the original's: here nothing is cached", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,38 +132,22 @@ class OwnDataArguments:
 
     _argument_group_name = " ".join(__doc__.split())
 
-    train_file: str | None = HfArg(default=None, help="texts with labels to train on")
-    validation_file: str | None = HfArg(
-        default=None, help="texts with labels to choose a threshold on (default: a part of --train_file)"
+    train_file: str | None = flag("texts with labels to train on")
+    validation_file: str | None = flag("texts with labels to choose a threshold on (default: a part of --train_file)")
+    test_file: str | None = flag("texts with labels that are only scored")
+    validation_split: float | None = flag(
+        f"share of --train_file that is held out where there is no --validation_file (default: {VALIDATION_SPLIT})"
     )
-    test_file: str | None = HfArg(default=None, help="texts with labels that are only scored")
-    validation_split: float | None = HfArg(
-        default=None,
-        help="share of --train_file that is held out where there is no --validation_file "
-        f"(default: {VALIDATION_SPLIT})",
-    )
-    text_column: str | None = HfArg(
-        default=None, help="the column of the text, of pairs both with a comma (default: guessed by the names)"
-    )
-    label_column: str | None = HfArg(
-        default=None,
+    text_column: str | None = flag("the column of the text, of pairs both with a comma (default: guessed by the names)")
+    label_column: str | None = flag(
+        "the column of the label, or with commas one column of 0 and 1 for each label (default: guessed by its name)",
         aliases="--label_columns",
-        help="the column of the label, or with commas one column of 0 and 1 for each label (default: guessed by its "
-        "name)",
     )
-    column_names: str | None = HfArg(
-        default=None, help="names of the columns, with commas, of files without a header line"
-    )
-    label_separator: str | None = HfArg(
-        default=None, help="what stands between the labels of a line that may have several"
-    )
-    label_names: str | None = HfArg(
-        default=None, help="file with a name in each line, for labels that are numbers from 0"
-    )
-    problem_type: str | None = HfArg(
-        default=None,
-        help="what the labels are (default: guessed by the labels; numbers are classes)",
-        metadata={"choices": PROBLEM_TYPES},
+    column_names: str | None = flag("names of the columns, with commas, of files without a header line")
+    label_separator: str | None = flag("what stands between the labels of a line that may have several")
+    label_names: str | None = flag("file with a name in each line, for labels that are numbers from 0")
+    problem_type: str | None = flag(
+        "what the labels are (default: guessed by the labels; numbers are classes)", choices=PROBLEM_TYPES
     )
 
     def __post_init__(self):
@@ -189,13 +165,11 @@ class CheckpointArguments:
 
     _argument_group_name = __doc__
 
-    evaluate_during_training: bool = HfArg(default=False, help="score the dev set every logging_steps")
-    load_best_model_at_end: bool = HfArg(
-        default=False, help="keep the weights of each stage with the best score of --evaluate_during_training"
+    evaluate_during_training: bool = flag("score the dev set every logging_steps", default=False)
+    load_best_model_at_end: bool = flag(
+        "keep the weights of each stage with the best score of --evaluate_during_training", default=False
     )
-    save_total_limit: int | None = HfArg(
-        default=None, help="how many of the latest checkpoints are kept (default: all)"
-    )
+    save_total_limit: int | None = flag("how many of the latest checkpoints are kept (default: all)")
 
     def __post_init__(self):
         check_numbers(self, "save_total_limit", at_least=1)
@@ -209,11 +183,11 @@ class EvaluationArguments:
 
     _argument_group_name = __doc__
 
-    eval_after_first_stage: bool = HfArg(default=False, help="score the final classifier after stage 1")
-    eval_all_checkpoints: bool = HfArg(default=False, help="evaluate the checkpoints of --save_steps, too")
-    eval_each_highway: bool = HfArg(default=False, help="write the score of every exit: each_layer.npy")
-    eval_highway: bool = HfArg(
-        default=False, help="time early exit at each --exit_threshold, in several passes: entropy_{x}.npy"
+    eval_after_first_stage: bool = flag("score the final classifier after stage 1", default=False)
+    eval_all_checkpoints: bool = flag("evaluate the checkpoints of --save_steps, too", default=False)
+    eval_each_highway: bool = flag("write the score of every exit: each_layer.npy", default=False)
+    eval_highway: bool = flag(
+        "time early exit at each --exit_threshold, in several passes: entropy_{x}.npy", default=False
     )
     exit_threshold: list[float] = field(
         default_factory=lambda: [-1.0],
@@ -222,19 +196,16 @@ class EvaluationArguments:
             "aliases": "--early_exit_entropy",
         },
     )
-    per_gpu_eval_batch_size: int = HfArg(default=8, help="batch size of the timed passes; the others use 32")
-    metric: str | None = HfArg(
-        default=None,
-        help="the score: acc, f1:CLASS, recall:CLASS, f1_macro, f1_micro, mcc, spearmanr (default: as in the training, "
-        "else the task's)",
+    per_gpu_eval_batch_size: int = flag("batch size of the timed passes; the others use 32", default=8)
+    metric: str | None = flag(
+        "the score: acc, f1:CLASS, recall:CLASS, f1_macro, f1_micro, mcc, spearmanr (default: as in the training, else "
+        "the task's)"
     )
-    risk: float | None = HfArg(
-        default=None,
-        help="choose the fastest threshold that makes at most this share of unseen samples wrong, such as 0.02",
+    risk: float | None = flag(
+        "choose the fastest threshold that makes at most this share of unseen samples wrong, such as 0.02"
     )
-    target_drop: float | None = HfArg(
-        default=None,
-        help="choose the fastest threshold that lowers the score of unseen samples by at most this, such as 0.01",
+    target_drop: float | None = flag(
+        "choose the fastest threshold that lowers the score of unseen samples by at most this, such as 0.01"
     )
 
     def __post_init__(self):

@@ -51,8 +51,8 @@ def training_settings(args: Arguments, task: Task) -> dict:
     if args.own.label_names:
         files["label_names"] = Path(args.own.label_names)
     hashes = {name: checksum(file) for name, file in files.items()}
-    launch = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": None}  # of torchrun and accelerate launch
-    return settings | hashes | {name: os.environ.get(name, default) for name, default in launch.items()}
+    precision = "fp16" if args.run.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return settings | hashes | {"processes": os.environ.get("WORLD_SIZE", "1"), "mixed_precision": precision}
 
 
 def first_difference(recorded: dict, wanted: dict) -> str | None:

@@ -1,22 +1,13 @@
 """What the steps of a run share: the flags, the task, the model's config, tokenizer, data and devices."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    set_seed,
-)
+from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from deebert.data.batching import Collator, collator
@@ -38,7 +29,6 @@ from deebert.experiment.dev_sets import DevSets
 from deebert.experiment.earlier_run import RunRecord
 from deebert.modeling.checkpoints import (
     check_threshold,
-    disable_cudnn_attention,
     load_config,
     load_model,
     load_tokenizer,
@@ -294,27 +284,3 @@ def config_with_rule(model: ModelArguments, name_or_path: str):
     if model.exit_rule not in (None, config.exit_rule):
         config.exit_rule, config.exit_threshold = model.exit_rule, NO_EXIT
     return config
-
-
-def make_accelerator(args: Arguments) -> Accelerator:
-    """Devices and processes as torchrun or accelerate launch set them up. Raises InputError if they are unsupported."""
-    run = args.run
-    if run.fp16 and (run.no_cuda or not torch.cuda.is_available()):
-        raise InputError("--fp16 needs a GPU; leave it out")
-    disable_cudnn_attention()
-    accelerator = Accelerator(
-        cpu=run.no_cuda or not torch.accelerator.is_available(),  # else accelerate connects no processes on a CPU
-        mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
-        kwargs_handlers=[
-            # in every second step the off-ramps have no gradient
-            DistributedDataParallelKwargs(find_unused_parameters=args.training.train_strategy == "alternating"),
-            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
-        ],
-    )
-    kind, processes = accelerator.distributed_type, os.environ.get("WORLD_SIZE", "1")
-    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise InputError(f"accelerate's {kind.value} is not supported; use its MULTI_GPU, MULTI_CPU or NO")
-    if processes != str(accelerator.num_processes):
-        raise InputError(f"{processes} processes were started, and {accelerator.num_processes} is connected; start one")
-    return accelerator

@@ -1,11 +1,22 @@
 """A run of the driver: training, the score of every exit, sweeps of thresholds, a chosen threshold."""
 
+import os
 import re
 import time
+from datetime import timedelta
 from pathlib import Path
 from signal import SIGTERM
 
-from accelerate.utils import gather_object, set_seed
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+    set_seed,
+)
 
 from deebert.data.label_values import listing
 from deebert.data.tasks import eval_splits, names_other_labels
@@ -13,10 +24,10 @@ from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.earlier_run import FIELDS, read_record
 from deebert.experiment.evaluation import Evaluation, show
-from deebert.experiment.experiment import Experiment, make_accelerator
+from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import write_card
 from deebert.experiment.monitor import Monitor
-from deebert.modeling.checkpoints import load_config, load_model, load_pretrained, save_model
+from deebert.modeling.checkpoints import disable_cudnn_attention, load_config, load_model, load_pretrained, save_model
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
 from deebert.training.stage import StageTraining
@@ -48,6 +59,30 @@ def run(args: Arguments) -> dict[str, float]:
                 scores |= {f"{name}_{step}": score for name, score in evaluate(experiment, folder).items()}
         accelerator.end_training()  # without it, threads of the process group make the process abort at exit
     return scores
+
+
+def make_accelerator(args: Arguments) -> Accelerator:
+    """Devices and processes as torchrun or accelerate launch set them up. Raises InputError if they are unsupported."""
+    run = args.run
+    if run.fp16 and (run.no_cuda or not torch.cuda.is_available()):
+        raise InputError("--fp16 needs a GPU; leave it out")
+    disable_cudnn_attention()
+    accelerator = Accelerator(
+        cpu=run.no_cuda or not torch.accelerator.is_available(),  # else accelerate connects no processes on a CPU
+        mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
+        kwargs_handlers=[
+            # in every second step the off-ramps have no gradient
+            DistributedDataParallelKwargs(find_unused_parameters=args.training.train_strategy == "alternating"),
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
+        ],
+    )
+    kind, processes = accelerator.distributed_type, os.environ.get("WORLD_SIZE", "1")
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise InputError(f"accelerate's {kind.value} is not supported; use its MULTI_GPU, MULTI_CPU or NO")
+    if processes != str(accelerator.num_processes):
+        raise InputError(f"{processes} processes were started, and {accelerator.num_processes} is connected; start one")
+    return accelerator
 
 
 def train(experiment: Experiment) -> None:
@@ -169,7 +204,7 @@ def score_final_classifier(experiment: Experiment, model) -> None:
 def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
     """Scores one saved model on the task's dev sets and writes the result files. Returns the full model's scores."""
     model, scores = experiment.load_trained(folder), {}
-    if not experiment.record.facts:  # neither trained before, nor another model evaluated
+    if not (experiment.args.run.do_train or experiment.record.facts):  # the first of several models
         experiment.record.begin(experiment.task)
     exits = dict(experiment.dev_sets.all_exits(model))
     if not experiment.accelerator.is_main_process:

@@ -3,10 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from transformers.hf_argparser import HfArg
-
 from deebert.training.strategies import STRATEGIES
-from deebert.utils.settings import check_choice, check_numbers
+from deebert.utils.settings import check_choice, check_numbers, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,33 +16,30 @@ class TrainSettings:
 
     _argument_group_name = "Training: strategy, loss and optimizer"
 
-    train_strategy: str = HfArg(
-        default="two_stage",
-        help="which exits' losses are trained in which stage",
-        metadata={"choices": tuple(STRATEGIES)},
+    train_strategy: str = flag(
+        "which exits' losses are trained in which stage", default="two_stage", choices=tuple(STRATEGIES)
     )
-    distill: float = HfArg(
+    distill: float = flag(
+        "share of an off-ramp's loss that is its distance from the final classifier's logits; 0.5 if bare",
         default=0.0,
-        help="share of an off-ramp's loss that is its distance from the final classifier's logits; 0.5 if bare",
-        metadata={"nargs": "?", "const": 0.5},
+        nargs="?",
+        const=0.5,
     )
-    per_gpu_train_batch_size: int = HfArg(default=8, help="samples of a micro-batch in each process")
-    gradient_accumulation_steps: int = HfArg(default=1, help="micro-batches of an optimizer step")
-    learning_rate: float = HfArg(default=5e-5, help="peak of the linear schedule")
-    highway_learning_rate: float | None = HfArg(
-        default=None, help="learning rate of the off-ramps (default: that of the recipe, else learning_rate)"
+    per_gpu_train_batch_size: int = flag("samples of a micro-batch in each process", default=8)
+    gradient_accumulation_steps: int = flag("micro-batches of an optimizer step", default=1)
+    learning_rate: float = flag("peak of the linear schedule", default=5e-5)
+    highway_learning_rate: float | None = flag(
+        "learning rate of the off-ramps (default: that of the recipe, else learning_rate)"
     )
-    weight_decay: float = HfArg(default=0.0, help="biases and LayerNorm weights have none")
-    adam_epsilon: float = HfArg(default=1e-8, help="AdamW's epsilon")
-    max_grad_norm: float = HfArg(default=1.0, help="gradients are clipped to this norm; 0: not clipped")
-    num_train_epochs: float = HfArg(default=3.0, help="epochs of each stage")
-    max_steps: int = HfArg(
-        default=-1, help="optimizer steps of each stage, in place of epochs; 0 or below: epochs count"
-    )
-    warmup_steps: int = HfArg(default=0, help="optimizer steps of linear warm-up")
-    seed: int = HfArg(default=42, help="seed of initialisation, dropout and the order of batches")
-    logging_steps: int = HfArg(default=50, help="optimizer steps between two log entries; 0: no log")
-    save_steps: int = HfArg(default=50, help="optimizer steps between two checkpoints; 0: none within a stage")
+    weight_decay: float = flag("biases and LayerNorm weights have none", default=0.0)
+    adam_epsilon: float = flag("AdamW's epsilon", default=1e-8)
+    max_grad_norm: float = flag("gradients are clipped to this norm; 0: not clipped", default=1.0)
+    num_train_epochs: float = flag("epochs of each stage", default=3.0)
+    max_steps: int = flag("optimizer steps of each stage, in place of epochs; 0 or below: epochs count", default=-1)
+    warmup_steps: int = flag("optimizer steps of linear warm-up", default=0)
+    seed: int = flag("seed of initialisation, dropout and the order of batches", default=42)
+    logging_steps: int = flag("optimizer steps between two log entries; 0: no log", default=50)
+    save_steps: int = flag("optimizer steps between two checkpoints; 0: none within a stage", default=50)
 
     def __post_init__(self):
         check_choice(self, "train_strategy", STRATEGIES)

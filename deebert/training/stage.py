@@ -205,13 +205,13 @@ class StageTraining:
 
     def scalars(self, norm: Tensor | None) -> dict[str, float]:
         """A log entry: the mean losses since the last one, learning rate and norm of the gradients."""
-        loss, *exits = (self.sums / self.counts).tolist()  # NaN for an exit without a loss
+        loss, *exits = (self.sums / self.counts).tolist()  # not finite for an exit without a loss
         self.sums, self.counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
         by_layer = zip(self.model.config.exit_layers, exits, strict=True)
         return {
             "loss": loss,
             "learning_rate": self.schedule.get_last_lr()[0],
-            **{f"loss_layer{layer}": value for layer, value in by_layer if not math.isnan(value)},
+            **{f"loss_layer{layer}": value for layer, value in by_layer if math.isfinite(value)},
             **({} if norm is None else {"grad_norm": float(norm)}),
         }
 

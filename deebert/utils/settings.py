@@ -1,9 +1,19 @@
-"""Checks that dataclasses of settings make of themselves, in `__post_init__`. Messages name the field."""
+"""Fields of settings that may be flags, too, and checks that dataclasses of settings make of themselves.
 
+Messages name the field.
+"""
+
+import dataclasses
 import math
 from collections.abc import Collection
+from typing import Any
 
 from deebert.utils.errors import InputError
+
+
+def flag(help: str, default: Any = None, **argument: Any) -> Any:
+    """A field with what `HfArgumentParser` reads of it: the help text, and arguments of `add_argument`."""
+    return dataclasses.field(default=default, metadata={"help": help} | argument)
 
 
 def check_numbers(

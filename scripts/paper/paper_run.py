@@ -17,8 +17,8 @@ from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import Arguments, parse_args
 from deebert.experiment.earlier_run import same_training, training_settings
-from deebert.experiment.experiment import Experiment, make_accelerator
-from deebert.experiment.run import evaluate
+from deebert.experiment.experiment import Experiment
+from deebert.experiment.run import evaluate, make_accelerator
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def test_all_flags_but_a_few_decide_a_training(args):
     settings = training_settings(args, get_task("SST-2"))
     evaluation = {field.name for field in fields(args.evaluation)}
     assert {*args.as_dict()} - {*settings} == FREE | evaluation
-    assert {*settings} - {*args.as_dict()} == {"train.tsv", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"}
+    assert {*settings} - {*args.as_dict()} == {"train.tsv", "processes", "mixed_precision"}
     assert first_difference(json.loads(json.dumps(settings)), settings) is None
     other = training_settings(replace(args, training=replace(args.training, seed=1)), get_task("SST-2"))
     assert first_difference(settings, other) == "seed, 42; this run has 1"

@@ -38,7 +38,7 @@ BEST = f"{TRAIN} --evaluate_during_training --load_best_model_at_end --save_tota
 
 @pytest.fixture(scope="module")
 def all_flags(tiny_data, tiny_checkpoints):
-    """The driver's arguments, with more flags behind them; flags given later win."""
+    """The driver's arguments, with more flags after them; flags given later win."""
     common = f"--model_type=bert --model_name_or_path={tiny_checkpoints['bert']} --task_name=SST-2"
     common += f" --data_dir={tiny_data / 'SST-2'} --output_dir=out --plot_data_dir=results"
     return lambda more: f"{common} {more}".split()
@@ -147,7 +147,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(argv, tmp_path, unin
 
 def test_a_finished_training_is_not_repeated(argv, tmp_path, capsys):
     run_glue_deebert.main(argv(f"{TRAIN} --max_steps 5"))
-    before = weights(tmp_path / "out")
+    before, record = weights(tmp_path / "out"), (tmp_path / "out/run.json").read_text()
     assert not list((tmp_path / "out").glob("*/training_state.pt"))  # nothing will go on from them
     capsys.readouterr()
     run_glue_deebert.main(argv(f"{TRAIN} --max_steps 5 --resume"))
@@ -155,6 +155,7 @@ def test_a_finished_training_is_not_repeated(argv, tmp_path, capsys):
     assert "the training in out is finished; nothing to resume" in printed
     assert "Result of out on dev" in printed
     assert same(before, weights(tmp_path / "out"))
+    assert (tmp_path / "out/run.json").read_text() == record
     (tmp_path / "out/model.safetensors").unlink()  # not so finished
     run_glue_deebert.main(argv(f"{TRAIN} --max_steps 5 --resume"))
     assert same(before, weights(tmp_path / "out"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import paper_figures
+import paper_run
 import paper_table
 import pytest
 import reproduce_paper
@@ -189,21 +190,21 @@ def test_figures_show_what_was_measured(reproduced):
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on(reproduced, reproduce, monkeypatch, workplace, capsys):
     """Stopped between training and evaluation: the training is not repeated. Other settings are refused."""
-    main, calls = run_glue_deebert.main, []
+    evaluate_padded, calls = paper_run.evaluate_padded, []
 
-    def stop_second(argv: list[str]) -> None:
+    def stop_first(argv: list[str]) -> None:
         calls.append(argv)
-        if len(calls) == 2:
+        if len(calls) == 1:
             raise KeyboardInterrupt
-        main(argv)
+        evaluate_padded(argv)
 
-    monkeypatch.setattr(run_glue_deebert, "main", stop_second)
+    monkeypatch.setattr(paper_run, "evaluate_padded", stop_first)
     monkeypatch.setattr(reproduce_paper, "figures", lambda runs, folder: [])
     new = ("--output_dir", "new", "--models", "bert")
     with pytest.raises(KeyboardInterrupt):
         reproduce(["RTE"], *new)
     reproduce(["RTE"], *new)
-    assert len(calls) == 4
+    assert len(calls) == 2
     assert (workplace / "new/bert/RTE/log.txt").read_text().count("stage 2: mean loss") == 1
     with pytest.raises(InputError, match=r"had another learning_rate, 0\.001"):
         reproduce(["RTE"], *new, "--learning_rate", "1e-4")
