@@ -164,7 +164,7 @@ def help_of(program: str, *arguments: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_flags_exist(page, known_flags):
-    flags = set(re.findall(r"(?<![\w-])--[a-z]\w*", page.read_text(encoding="utf-8")))
+    flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text(encoding="utf-8")))
     assert flags - known_flags - FLAGS_OF_OTHERS - FLAGS_OF_THE_ORIGINAL == set()
 
 
