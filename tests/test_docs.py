@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from support import reference
 from support.helpers import ROOT
 from support.tiny import tiny_model, tiny_tokenizer
 
@@ -207,3 +208,7 @@ def test_the_readme_repeats_what_was_measured():
         threshold = kind.removeprefix("early exit at ")
         key = (f"{system}, full", "-") if kind == "full model" else (f"DeeBERT, {system}", threshold)
         assert tuple(numbers) == measured[key]
+
+
+def test_the_reference_is_that_of_the_docstrings():
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run python tests/support/reference.py"
