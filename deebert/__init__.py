@@ -6,7 +6,7 @@ from deebert.modeling.backbones import NAMES, module_of
 from deebert.utils.cli import missing_package
 from deebert.utils.import_hook import when_imported
 
-__version__ = "0.10.0"
+__version__ = "0.11.0"
 
 # Public names and where they are. Imported when they are first used: `import deebert` alone needs no torch.
 _HOME = {

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference.md"
 HEAD = """# Reference
 
-The public classes, made from their docstrings by `python tests/support/reference.py`. `deebert.X` is imported when it is
-first used. Shapes: B batch, T tokens, H hidden, N layers, E exits, C labels.
+The public classes, made from their docstrings by `python tests/support/reference.py`. Each is imported when it is first
+used. Shapes: B batch, T tokens, H hidden, N layers, E exits, C labels.
 """
 
 
