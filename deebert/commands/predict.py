@@ -50,6 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--format", choices=("tsv", "csv", "jsonl"), help="by default as the input; tsv for lines, jsonl for Parquet"
     )
+    parser.add_argument("--top_k", type=positive, help="jsonl: probabilities of this number of labels, the most likely")
     return checked(parser.parse_args())
 
 
@@ -69,6 +70,8 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     if args.input_format == "parquet" and args.file == "-":
         raise InputError("--input_format parquet: give --file, a Parquet file cannot be read as a stream")
     args.format = args.format or {"lines": "tsv", "parquet": "jsonl"}.get(args.input_format, args.input_format)
+    if args.top_k is not None and args.format != "jsonl":
+        raise InputError(f"--top_k: a {args.format} has one probability a row; give --format jsonl")
     return args
 
 
@@ -90,7 +93,8 @@ def added_columns(prediction: Prediction, args: argparse.Namespace) -> dict:
     label, probability = prediction.label, prediction.probability
     if args.format != "jsonl":
         label, probability = as_field(label, ".6g"), as_field(probability, ".4f")
-    return {"prediction": label, "probability": probability, "exit_layer": prediction.exit_layer}
+    likely = {} if args.top_k is None else {"probabilities": prediction.probabilities}
+    return {"prediction": label, "probability": probability, "exit_layer": prediction.exit_layer} | likely
 
 
 def write(text: str) -> bool:
@@ -116,7 +120,7 @@ def main() -> None:
     columns = [name for name in (args.text_column, args.text_pair_column) if name is not None]
     texts, writer = read_texts(source(args), args.input_format, columns), TableWriter(args.format)
     while batch := list(islice(texts, args.batch_size)):
-        predictions = classify([text for text, _ in batch])
+        predictions = classify([text for text, _ in batch], top_k=args.top_k)
         rows = [row for _, row in batch]
         lines = [writer.text(row, added_columns(x, args)) for row, x in zip(rows, predictions, strict=True)]
         if not write("".join(lines)):

@@ -273,6 +273,7 @@ def test_pairs_of_columns_from_a_stream_in_another_format(folder, monkeypatch, c
         ("a", ["--input_format", "csv"], "--input_format csv: tables need --text_column"),
         ("a", ["--text_column", "a", "--input_format", "parquet"], "--input_format parquet: give --file"),
         ("a", ["--max_seq_length", "7"], "max_seq_length 7: give at least 8 tokens"),
+        ("a", ["--top_k", "2"], "--top_k: a tsv has one probability a row; give --format jsonl"),
         ("a", ["--file", "tests/x.csv"], "--file tests/x.csv: no such file"),
         ("a", ["--file", "/proc/self/mem"], "/proc/self/mem: cannot be read (Input/output error)"),
     ],
@@ -292,6 +293,18 @@ def test_a_table_is_not_taken_for_lines(monkeypatch, tmp_path, ending):
     monkeypatch.setattr("sys.argv", ["predict", "--model", "m", "--file", str(tmp_path / f"x.{ending}")])
     with pytest.raises(InputError, match="give --text_column"):
         predict.main()
+
+
+@pytest.mark.parametrize("backbone", ["bert"])
+def test_the_most_likely_labels_alone(folder, monkeypatch, capsys):
+    flags = ["--model", folder, "--format", "jsonl", "--top_k", "1"]
+    for line in run(monkeypatch, capsys, ["a good film"], *flags):
+        row = json.loads(line)
+        assert row["probabilities"] == {row["label"]: row["probability"]}
+    table = run(monkeypatch, capsys, ["text", "a good film"], *flags, "--text_column", "text", "--input_format", "csv")
+    for line in table:
+        row = json.loads(line)
+        assert row["probabilities"] == {row["prediction"]: row["probability"]}
 
 
 def test_numbers_and_null_are_texts_as_in_training():

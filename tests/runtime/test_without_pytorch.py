@@ -1,6 +1,7 @@
 """What an exported model needs: numpy, tokenizers and ONNX Runtime. It gives the same predicted without PyTorch."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,12 +59,17 @@ print(json.dumps([predicted, lines]))
 )
 
 
-def test_an_export_needs_no_pytorch(exports):
+def test_an_export_needs_no_pytorch(exports, tmp_path):
     folder = str(exports["roberta"] / "export")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([folder, TEXTS, CALLS])], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, json.dumps([folder, TEXTS, CALLS])],
+        env=os.environ | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*"))  # where ONNX Runtime keeps what it would report
     predicted, lines = json.loads(done.stdout)
     classify = Classifier(folder, batch_size=4)
     expected = [classify(TEXTS, **options) for options in CALLS]
