@@ -109,8 +109,8 @@ def test_the_example_for_ray_classifies_batches(quickstart, monkeypatch):
     names["classify_files"](SimpleNamespace(data=Data()), "in", "out")
     expected = Classifier("quickstart/onnx", exit_threshold=0.4)(texts)
     for column, field in (("prediction", "label"), ("exit_layer", "exit_layer")):
-        found = np.concatenate([batch[column] for batch in written["out"]]).tolist()
-        assert found == [getattr(prediction, field) for prediction in expected]
+        actual = np.concatenate([batch[column] for batch in written["out"]]).tolist()
+        assert actual == [getattr(prediction, field) for prediction in expected]
 
 
 def test_the_readme_fits_150_lines():

@@ -141,14 +141,14 @@ def test_without_exits_it_is_hugging_faces(name, attention, tmp_path):
     batch = random_batch(model.config, LENGTHS)
     for inputs in (batch, {"input_ids": batch["input_ids"]}, {key: value[2:3, :9] for key, value in batch.items()}):
         with torch.no_grad():
-            expected, found = stock.eval()(**inputs), model(**inputs)
+            expected, actual = stock.eval()(**inputs), model(**inputs)
             everything = model(**inputs, output_all_exits=True)
-        torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(actual.logits, expected.logits, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(everything.all_logits[:, -1], expected.logits, atol=1e-5, rtol=1e-4)
-        assert found.exit_layer.tolist() == [4] * len(found.logits)
+        assert actual.exit_layer.tolist() == [4] * len(actual.logits)
 
 
-def test_batch_is_one_at_a_time_is_brute_force(name):
+def test_a_batch_equals_single_samples_and_the_brute_force(name):
     model, thresholds = made(name)
     batch = random_batch(model.config, LENGTHS, padding=5)
     with torch.no_grad():
@@ -293,8 +293,8 @@ def test_an_export_gives_the_same_exits(name, tmp_path):
             uncertainties = nats(softmax(full.all_logits[:, :-1].double().numpy(), axis=-1), axis=-1)
             threshold = np.quantile(uncertainties, 0.4) + 1e-4
             expected = model(**batch, exit_threshold=threshold)
-        found = exported(**batch, output_all_exits=True)
-        torch.testing.assert_close(found.all_logits, full.all_logits, atol=1e-4, rtol=1e-3)
+        actual = exported(**batch, output_all_exits=True)
+        torch.testing.assert_close(actual.all_logits, full.all_logits, atol=1e-4, rtol=1e-3)
         early = exported(**batch, exit_threshold=threshold)
         assert early.exit_layer.tolist() == expected.exit_layer.tolist()
         torch.testing.assert_close(early.logits, expected.logits, atol=1e-4, rtol=1e-3)
@@ -308,8 +308,8 @@ def test_the_full_model_as_one_graph_takes_no_types_where_there_are_none():
     model, _ = made("distilbert")
     batch = random_batch(model.config, LENGTHS)
     with torch.no_grad():
-        found = FullGraph(model)(**batch, token_type_ids=torch.ones_like(batch["input_ids"]))
-        torch.testing.assert_close(found, model(**batch).logits, atol=1e-5, rtol=1e-4)
+        actual = FullGraph(model)(**batch, token_type_ids=torch.ones_like(batch["input_ids"]))
+        torch.testing.assert_close(actual, model(**batch).logits, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name != "toy"], indirect=True)
@@ -320,11 +320,11 @@ def test_the_cost_is_what_pytorch_counts(name):
     for length in (3, 11):
         costs, batch = costs_of(model.config, np.array([length])), random_batch(model.config, [length])
         for thresholds, layer in (([NO_EXIT] * 3, 4), ([NO_EXIT, 1e9, NO_EXIT], 2), ([1e-9] * 3, 4)):
-            found, output = counted_by_pytorch(model, **batch, exit_threshold=thresholds)
+            actual, output = counted_by_pytorch(model, **batch, exit_threshold=thresholds)
             assert output.exit_layer.tolist() == [layer]
             counted = costs.of(np.array([layer]), np.array(thresholds) > 0)
             mean = 2 * 32 * length if model.config.model_type == "modernbert" and name == "modernbert" else 0
-            assert counted.item() == pytest.approx(found - mean * (layer == 4))
+            assert counted.item() == pytest.approx(actual - mean * (layer == 4))
 
 
 def test_the_page_shows_the_toy_that_is_tested():

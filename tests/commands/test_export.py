@@ -1,4 +1,4 @@
-"""The export command; predictions from its folder; and a folder that is not a whole export gets one clear line."""
+"""The export command; predictions from its folder; and an incomplete export gets one clear line."""
 
 import json
 import shutil
@@ -51,18 +51,18 @@ def test_int8_is_smaller_and_near(small_exports):
     assert sizes[1] < sizes[0]
 
 
-def test_what_is_no_whole_export_gets_one_clear_line(tmp_path, small_exports):
+def test_an_incomplete_export_gets_one_clear_line(tmp_path, small_exports):
     shutil.copytree(small_exports, tmp_path, dirs_exist_ok=True)
     manifest = tmp_path / "onnx" / MANIFEST
     graph = tmp_path / "onnx/model.onnx"
-    whole = graph.read_bytes()
-    graph.write_bytes(whole[:100])
+    complete = graph.read_bytes()
+    graph.write_bytes(complete[:100])
     with pytest.raises(InputError, match=r"model.onnx: not a graph that ONNX Runtime can read"):
         OnnxDeeBert(tmp_path / "onnx")
     graph.unlink()
     with pytest.raises(InputError, match=r"model.onnx: no such file; the export is incomplete"):
         OnnxDeeBert(tmp_path / "onnx")
-    graph.write_bytes(whole)
+    graph.write_bytes(complete)
     config = tmp_path / "onnx/config.json"
     config.rename(tmp_path / "config.json")
     with pytest.raises(InputError, match=r"config.json: no such file; the export is incomplete"):

@@ -107,8 +107,8 @@ def test_the_floor_counts_the_products_of_the_layers_that_ran():
         (depth, tokens, depth * one),
         (depth, 1, (depth - 1) * one + last),
     ):
-        found = operations(model.config, tokens, np.array([exit_layer]), queries)
-        assert found.item() == pytest.approx(expected, rel=1e-6)
+        actual = operations(model.config, tokens, np.array([exit_layer]), queries)
+        assert actual.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_each_sample_counts_with_its_own_length():

@@ -32,7 +32,7 @@ from support.random_cases import (
     rules_of,
     texts,
 )
-from support.runtimes import PYTORCH, Question
+from support.runtimes import PYTORCH, Trial
 from support.tiny import tiny_tokenizer
 
 from deebert.modeling.backbones import NAMES
@@ -81,17 +81,17 @@ def models(draw, encoder: str) -> dict:
 
 
 def compare(case: Case, model, brute: BruteForce, dtype: str, runtimes: dict[str, tuple], tally: Tally) -> None:
-    """Asks all of the case's runtimes. runtimes: by name the model, and a function from question to answer."""
+    """Runs all of the case's runtimes. runtimes: by name the model, and a function from trial to outcome."""
     batch = case.texts.tensors(model.config)
     reference = brute.all_exits(batch)
     rules = rules_of(model.config)
     rule = rules[int(case.rule * len(rules))]
     for name in case.runtimes:
-        own_model, answer = runtimes[name]
+        own_model, run = runtimes[name]
         threshold = lambda rule: case.thresholds.of(rule, reference)  # noqa: E731
-        question = Question(own_model, batch, reference, rule, threshold, case.draw)
+        trial = Trial(own_model, batch, reference, rule, threshold, case.draw)
         with torch.no_grad():
-            judge(tally, name, dtype, question, answer(question))
+            judge(tally, name, dtype, trial, run(trial))
 
 
 def explore(strategy: st.SearchStrategy, check: Callable, number: int, examples: int, record_property) -> None:
@@ -116,7 +116,7 @@ def test_pytorch(fuzz_part, record_property):
         model = make_model(**made)
         exact = torch.bfloat16 if made["dtype"] == "bfloat16" else torch.float64
         brute = BruteForce(model.config.to_dict(), model.state_dict(), exact)
-        runtimes = {name: (model, answer) for name, answer in PYTORCH.items()}
+        runtimes = {name: (model, run) for name, run in PYTORCH.items()}
         compare(case, model, brute, made["dtype"], runtimes, tally)
 
     strategy = st.tuples(models(encoder), cases(PYTORCH))
@@ -149,8 +149,8 @@ def test_onnx(fuzz_graph, fuzz_export, record_property):
     runtimes = {}
     for precision, functions in (("fp32", FP32), ("int8", INT8)):
         export = Export(exports[precision])
-        for name, answer in functions.items():
-            runtimes[name] = export.runtime, (lambda question, answer=answer, export=export: answer(question, export))
+        for name, run in functions.items():
+            runtimes[name] = export.runtime, (lambda trial, run=run, export=export: run(trial, export))
 
     def check(case: Case, tally: Tally) -> None:
         compare(case, model, brute, "float32", runtimes, tally)
@@ -168,8 +168,8 @@ def test_the_brute_force_shares_no_code_with_the_package():
     tree = ast.parse(Path(brute_force.__file__).read_text(encoding="utf-8"))
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    found = {name.split(".")[0] for name in modules}
-    assert found == {"collections", "dataclasses", "math", "numpy", "torch", "transformers"}
+    actual = {name.split(".")[0] for name in modules}
+    assert actual == {"collections", "dataclasses", "math", "numpy", "torch", "transformers"}
 
 
 def test_every_encoder_is_tried():

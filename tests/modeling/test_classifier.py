@@ -373,7 +373,7 @@ def test_saving_leaves_no_temporary_files_and_replaces_files(tmp_path, tiny_chec
         ),
     ],
 )
-def test_what_is_not_a_bert_is_refused(tmp_path, files, model_type, message):
+def test_another_architecture_is_refused(tmp_path, files, model_type, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):

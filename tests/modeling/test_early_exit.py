@@ -86,7 +86,7 @@ def test_entropy_of_half_precision_is_computed_in_float32():
     per_layer=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_batch_is_one_at_a_time_is_brute_force(name, lengths, padding, quantile, per_layer, seed):
+def test_a_batch_equals_single_samples_and_the_brute_force(name, lengths, padding, quantile, per_layer, seed):
     model = MODELS[name]
     batch = random_batch(model.config, lengths, seed, padding)
     with torch.no_grad():

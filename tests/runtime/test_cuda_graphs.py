@@ -1,4 +1,4 @@
-"""The runtime for GPUs answers as the model does; on a machine without one the same steps run without graphs."""
+"""The runtime for GPUs gives the model's outputs; on a machine without one the same steps run without graphs."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,10 +27,10 @@ def pair(backbone: str, labels: int, pooling: str, speculate: bool):
     return MODELS[key]
 
 
-def alike(found, expected) -> None:
-    assert found.exit_layer.tolist() == expected.exit_layer.tolist()
-    torch.testing.assert_close(found.logits, expected.logits.cpu().float(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.entropy, expected.entropy.cpu(), atol=1e-4, rtol=1e-4)
+def alike(actual, expected) -> None:
+    assert actual.exit_layer.tolist() == expected.exit_layer.tolist()
+    torch.testing.assert_close(actual.logits, expected.logits.cpu().float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual.entropy, expected.entropy.cpu(), atol=1e-4, rtol=1e-4)
 
 
 @given(
@@ -43,7 +43,7 @@ def alike(found, expected) -> None:
     st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]), min_size=4, max_size=4),
     st.integers(0, 2),
 )
-def test_it_answers_as_the_model_does(backbone, labels, pooling, speculate, name, lengths, shares, padding):
+def test_its_outputs_are_the_models(backbone, labels, pooling, speculate, name, lengths, shares, padding):
     rule = make_rule(name, labels, 0.5)
     assume(rule.supported)
     model, runtime = pair(backbone, labels, pooling, speculate)

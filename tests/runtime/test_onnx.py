@@ -240,7 +240,7 @@ def counted_runs(exported):
         del exported._run_graph
 
 
-def test_a_batch_needs_a_run_more_where_samples_leave(models):
+def test_a_batch_needs_one_more_run_where_samples_exit(models):
     model, exported = models["roberta"]
     batch = random_batch(model.config, [6] * 8)
     with torch.no_grad():

@@ -37,17 +37,17 @@ def client(classifier):
         yield client
 
 
-def alike(found: list[dict], expected: list) -> bool:
-    return [(p["label"], p["exit_layer"]) for p in found] == [(p.label, p.exit_layer) for p in expected]
+def alike(actual: list[dict], expected: list) -> bool:
+    return [(p["label"], p["exit_layer"]) for p in actual] == [(p.label, p.exit_layer) for p in expected]
 
 
 def test_one_text_many_texts_and_pairs(client, classifier):
     expected = classifier(TEXTS)
     for texts, predictions in ((TEXTS[0], expected[:1]), (TEXTS, expected)):
-        found = client.post("/predict", json={"texts": texts}).json()["predictions"]
-        assert alike(found, predictions)
-        assert found[0]["probabilities"] == pytest.approx(predictions[0].probabilities, abs=1e-5)
-        assert found[0].keys() == vars(predictions[0]).keys()
+        actual = client.post("/predict", json={"texts": texts}).json()["predictions"]
+        assert alike(actual, predictions)
+        assert actual[0]["probabilities"] == pytest.approx(predictions[0].probabilities, abs=1e-5)
+        assert actual[0].keys() == vars(predictions[0]).keys()
     pairs = [(text, "good") for text in TEXTS]
     assert alike(client.post("/predict", json={"texts": pairs}).json()["predictions"], classifier(pairs))
 
@@ -61,10 +61,10 @@ def test_requests_with_different_thresholds_share_batches(folder, exports, rule,
     with BatchingWorker(classify) as worker:
         futures = [worker.submit([(text,) for text in TEXTS], thresholds[i % 5]) for i in range(20)]
         for i, future in enumerate(futures):
-            found = future.result(60)
-            assert [(p.label, p.exit_layer) for p in found] == [(p.label, p.exit_layer) for p in expected[i % 5]]
+            actual = future.result(60)
+            assert [(p.label, p.exit_layer) for p in actual] == [(p.label, p.exit_layer) for p in expected[i % 5]]
     assert worker.pending == 0
-    assert len({p.exit_layer for found in expected for p in found}) > 1
+    assert len({p.exit_layer for actual in expected for p in actual}) > 1
 
 
 def test_at_the_same_time(classifier):
@@ -164,11 +164,11 @@ def test_an_error_of_one_text_ends_its_request_only(classifier, client, monkeypa
 def test_the_most_probable_labels(client, classifier):
     (expected,) = classifier([TEXTS[0]])
     for k in (1, 2, 99):
-        (found,) = client.post("/predict", json={"texts": TEXTS[0], "top_k": k}).json()["predictions"]
-        assert found["label"] == expected.label
-        assert next(iter(found["probabilities"])) == expected.label
-        assert len(found["probabilities"]) == min(k, len(expected.probabilities))
-        values = list(found["probabilities"].values())
+        (actual,) = client.post("/predict", json={"texts": TEXTS[0], "top_k": k}).json()["predictions"]
+        assert actual["label"] == expected.label
+        assert next(iter(actual["probabilities"])) == expected.label
+        assert len(actual["probabilities"]) == min(k, len(expected.probabilities))
+        values = list(actual["probabilities"].values())
         assert values == sorted(values, reverse=True)
 
 

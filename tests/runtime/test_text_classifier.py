@@ -57,9 +57,9 @@ def test_tokens_are_those_of_transformers(backbone):
             )
             free = tokenizer(*columns)
             encoded = encoder(items)
-            found = encoded.padded(range(len(items)))
-            assert found.keys() == dict(expected).keys()
-            for name, array in found.items():
+            actual = encoded.padded(range(len(items)))
+            assert actual.keys() == dict(expected).keys()
+            for name, array in actual.items():
                 np.testing.assert_array_equal(array, expected[name])
             assert encoded.truncated == [len(ids) > length for ids in free["input_ids"]]
 
@@ -100,7 +100,7 @@ WRONG = ["a film", ["a", ("b", "c")], [("a", "b", "c")], [None], ["a", 3], [floa
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_no_text_is_refused(classifier, wrong):
+def test_an_input_that_is_no_text_is_refused(classifier, wrong):
     with pytest.raises(ValueError):  # noqa: PT011  each has its own words, one of them the tokenizer's
         classifier(wrong)
 
@@ -123,7 +123,7 @@ def test_a_call_has_its_own_threshold_and_rule(classifier):
 @pytest.mark.parametrize("exported", [False, True])
 def test_threads_do_not_disturb_one_another(folder, exports, exported, monkeypatch):
     """Each thread has its own thresholds and rules; PyTorch's number of threads stays as it is for all."""
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("changed for the whole process"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("changed for the process"))
     classify = Classifier(str(exports["roberta"] / "export") if exported else folder, batch_size=4)
     rules = (("entropy", 0.3), ("entropy", 0.6), ("confidence", 0.3), ("patience", 2), ("entropy", -1))
     options = [{"exit_threshold": threshold, "exit_rule": rule} for rule, threshold in rules]
@@ -135,8 +135,8 @@ def test_threads_do_not_disturb_one_another(folder, exports, exported, monkeypat
     expected = [call(i) for i in range(15)]
     assert len({p.exit_layer for predictions in expected for p in predictions}) > 1
     with ThreadPoolExecutor(4) as pool:
-        for i, found in enumerate(pool.map(call, range(90))):
-            assert found == expected[i % 15]
+        for i, actual in enumerate(pool.map(call, range(90))):
+            assert actual == expected[i % 15]
 
 
 FORKED = """
@@ -203,9 +203,9 @@ def test_what_is_counted(folder):
 
 
 def test_the_most_probable_labels_come_first(folder):
-    (whole,), (top,) = Classifier(folder)(TEXTS[:1]), Classifier(folder)(TEXTS[:1], top_k=1)
-    assert list(top.probabilities) == [whole.label]
-    assert top.probabilities[whole.label] == whole.probability == max(whole.probabilities.values())
+    (full,), (top,) = Classifier(folder)(TEXTS[:1]), Classifier(folder)(TEXTS[:1], top_k=1)
+    assert list(top.probabilities) == [full.label]
+    assert top.probabilities[full.label] == full.probability == max(full.probabilities.values())
 
 
 def test_too_few_tokens_are_refused(folder):

@@ -1,6 +1,6 @@
 """Early exit by brute force: what every runtime has to agree with. Nothing here is imported from deebert.
 
-The hidden states are those of Hugging Face's own classes with copied weights, on whole batches, in float64 (bfloat16
+The hidden states are those of Hugging Face's own classes with copied weights, on full batches, in float64 (bfloat16
 for models in bfloat16), with sdpa attention: the eager one gives NaN for padding in ModernBERT's windows. Poolings,
 heads and rules are written out in numpy, and decisions are taken for one sample after the other.
 
@@ -106,8 +106,8 @@ class BruteForce:
         return mask.any(axis=1)
 
     def weight(self, ending: str) -> NDArray:
-        (found,) = [array for name, array in self.weights.items() if name.endswith(ending)]
-        return found
+        (weight,) = [array for name, array in self.weights.items() if name.endswith(ending)]
+        return weight
 
     def pool(self, tokens: NDArray, real: NDArray) -> NDArray:
         """What an off-ramp reads of the hidden states (T, H) of one sample, of which `real` (T,) are no padding."""
@@ -161,7 +161,7 @@ def uncertainty(rule: str, logits: NDArray, several_labels: bool) -> float:
 def decide(exits: AllExits, rule: str, thresholds: Sequence[Sequence[float]]) -> Decisions:
     """What the rule decides. thresholds: (B, E-1) of each sample, in the units that users set."""
     shape = exits.logits.shape[0], exits.logits.shape[1] - 1
-    found = Decisions(np.zeros(shape, bool), np.full(shape, math.inf))
+    decisions = Decisions(np.zeros(shape, bool), np.full(shape, math.inf))
     for sample, own in enumerate(thresholds):
         measure = patience if rule == "patience" else measured
         values, errors = measure(exits, rule, sample)
@@ -169,14 +169,14 @@ def decide(exits: AllExits, rule: str, thresholds: Sequence[Sequence[float]]) ->
             if threshold <= 0:
                 continue
             if rule == "patience":
-                found.exits[sample, i] = values[i] >= threshold
-                found.slack[sample, i] = errors[i]
+                decisions.exits[sample, i] = values[i] >= threshold
+                decisions.slack[sample, i] = errors[i]
             elif math.isinf(threshold):
-                found.exits[sample, i] = True
+                decisions.exits[sample, i] = True
             else:
-                found.exits[sample, i] = values[i] < threshold
-                found.slack[sample, i] = math.inf if errors[i] == 0 else abs(values[i] - threshold)
-    return found
+                decisions.exits[sample, i] = values[i] < threshold
+                decisions.slack[sample, i] = math.inf if errors[i] == 0 else abs(values[i] - threshold)
+    return decisions
 
 
 def measured(exits: AllExits, rule: str, sample: int) -> tuple[list[float], list[float]]:

@@ -47,13 +47,13 @@ def graphs(cases: int) -> list[tuple[str, int, int]]:
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
-    found = [value for report in reports for name, value in report.user_properties if name == "fuzz"]
-    if not config.getoption("fuzz") or not found:
+    tallies = [value for report in reports for name, value in report.user_properties if name == "fuzz"]
+    if not config.getoption("fuzz") or not tallies:
         return
     from support.judge import LOGITS, TIE, Tally  # which needs torch
 
     tally = Tally()
-    for one in found:
+    for one in tallies:
         tally.add(one)
     terminalreporter.section("fuzz")
     for line in [*table(tally.cases), *facts(tally, TIE, LOGITS)]:

@@ -1,4 +1,4 @@
-"""Compares what a runtime answers with the brute force, and counts what was compared."""
+"""Compares the outcome of a runtime with the brute force, and counts what was compared."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from support.brute_force import LABEL_RULES, decide, per_off_ramp, uncertainty
-from support.runtimes import Answer, Question
+from support.runtimes import Outcome, Trial
 
 # By dtype: how near an uncertainty has to be to its threshold for rounding to turn the decision, and how far logits may
 # be from those of the brute force, as a share of 1 or of the largest logit.
@@ -40,12 +40,12 @@ class Tally:
             self.errors[dtype] = max(error, self.errors.get(dtype, 0.0))
 
 
-def judge(tally: Tally, runtime: str, dtype: str, question: Question, answer: Answer) -> None:
-    """Fails unless each sample has left where the rules say, with the logits of its exit, or it is a tie."""
-    config, rule, exits = question.model.config, answer.rule or question.rule, answer.exits or question.reference
+def judge(tally: Tally, runtime: str, dtype: str, trial: Trial, outcome: Outcome) -> None:
+    """Fails unless each sample exits where the rules say, with the logits of its exit, or it is a tie."""
+    config, rule, exits = trial.model.config, outcome.rule or trial.rule, outcome.exits or trial.reference
     samples, off_ramps = exits.logits.shape[0], exits.logits.shape[1] - 1
-    thresholds = answer.thresholds or [per_off_ramp(question.threshold(rule), off_ramps)] * samples
-    layers, logits = answer.layers.tolist(), answer.logits.detach().double().cpu().numpy()
+    thresholds = outcome.thresholds or [per_off_ramp(trial.threshold(rule), off_ramps)] * samples
+    layers, logits = outcome.layers.tolist(), outcome.logits.detach().double().cpu().numpy()
     assert len(layers) == samples
     assert logits.shape == exits.logits[:, 0].shape
     assert np.isfinite(logits).all()
@@ -63,14 +63,14 @@ def judge(tally: Tally, runtime: str, dtype: str, question: Question, answer: An
                 tally.ties.setdefault(dtype, []).append(tie)
         else:
             follows(rule, thresholds[sample], path, logits[sample], exits.several_labels, TIE[dtype])
-    tally.unreadable += question.reference.readable.tolist().count(False)
+    tally.unreadable += trial.reference.readable.tolist().count(False)
     expected = exits.logits[range(samples), paths]
     close(tally, dtype, logits, expected, real)
-    if answer.all_logits is not None:
-        close(tally, dtype, answer.all_logits.double().numpy(), exits.logits, real)
-    if answer.entropy is not None:
+    if outcome.all_logits is not None:
+        close(tally, dtype, outcome.all_logits.double().numpy(), exits.logits, real)
+    if outcome.entropy is not None:
         nats = [uncertainty("entropy", row, exits.several_labels) for row in logits]
-        np.testing.assert_allclose(answer.entropy.double().cpu().numpy(), nats, atol=1e-5)
+        np.testing.assert_allclose(outcome.entropy.double().cpu().numpy(), nats, atol=1e-5)
     tally.cases[runtime, config.model_type] += 1
     tally.exits.update(layers)
 
@@ -86,9 +86,9 @@ def follows(
         assert uncertainty(rule, logits, several_labels) < thresholds[path] + tie
 
 
-def close(tally: Tally, dtype: str, found: np.ndarray, expected: np.ndarray, rows: Sequence[bool]) -> None:
-    found, expected = found[list(rows)], expected[list(rows)]
+def close(tally: Tally, dtype: str, actual: np.ndarray, expected: np.ndarray, rows: Sequence[bool]) -> None:
+    actual, expected = actual[list(rows)], expected[list(rows)]
     if expected.size:
-        error = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+        error = float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()))
         tally.errors[dtype] = max(error, tally.errors.get(dtype, 0.0))
         assert error <= LOGITS[dtype], f"logits are {error:.1e} from those of the brute force"

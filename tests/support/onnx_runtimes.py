@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import torch
 from support.brute_force import per_off_ramp
-from support.runtimes import ALWAYS, NEVER, Answer, Question, batch, every_exit, one_at_a_time
+from support.runtimes import ALWAYS, NEVER, Outcome, Trial, batch, every_exit, one_at_a_time
 
 from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_runtime import OnnxDeeBert
@@ -44,64 +44,64 @@ class Export:
         return dict(zip((output.name for output in self.session.get_outputs()), outputs, strict=True))
 
 
-def graph(question: Question, export: Export) -> Answer:
+def graph(trial: Trial, export: Export) -> Outcome:
     """model.onnx in a batch. It has one rule; that of patience it leaves to its host, and lets all or nobody exit."""
-    rule, off_ramps = question.model.config.exit_rule, question.exits - 1
+    rule, off_ramps = trial.model.config.exit_rule, trial.exits - 1
     if rule == "patience":
-        rule, levels = "entropy", [ALWAYS if level == 1 else NEVER for level in levels_of(question, "patience")]
+        rule, levels = "entropy", [ALWAYS if level == 1 else NEVER for level in levels_of(trial, "patience")]
     else:
-        levels = levels_of(question, rule)
-    found = export.run(question.masked, levels)
-    layers, logits = (torch.from_numpy(found[name]) for name in ("exit_layer", "logits"))
-    return Answer(layers, logits, rule=rule, thresholds=[levels[:off_ramps]] * len(question))
+        levels = levels_of(trial, rule)
+    actual = export.run(trial.masked, levels)
+    layers, logits = (torch.from_numpy(actual[name]) for name in ("exit_layer", "logits"))
+    return Outcome(layers, logits, rule=rule, thresholds=[levels[:off_ramps]] * len(trial))
 
 
-def levels_of(question: Question, rule: str) -> list[float]:
-    return per_off_ramp(question.threshold(rule), question.exits - 1)
+def levels_of(trial: Trial, rule: str) -> list[float]:
+    return per_off_ramp(trial.threshold(rule), trial.exits - 1)
 
 
-def graph_one_at_a_time(question: Question, export: Export) -> Answer:
-    answers = [graph(replace(question, batch=question.masked_rows(row)), export) for row in range(len(question))]
-    return Answer(
-        torch.cat([answer.layers for answer in answers]),
-        torch.cat([answer.logits for answer in answers]),
-        rule=answers[0].rule,
-        thresholds=[answer.thresholds[0] for answer in answers],
+def graph_one_at_a_time(trial: Trial, export: Export) -> Outcome:
+    outcomes = [graph(replace(trial, batch=trial.masked_rows(row)), export) for row in range(len(trial))]
+    return Outcome(
+        torch.cat([outcome.layers for outcome in outcomes]),
+        torch.cat([outcome.logits for outcome in outcomes]),
+        rule=outcomes[0].rule,
+        thresholds=[outcome.thresholds[0] for outcome in outcomes],
     )
 
 
-def int8_graph(question: Question, export: Export) -> Answer:
+def int8_graph(trial: Trial, export: Export) -> Outcome:
     """model.onnx in a batch, against the logits with which all samples leave at one exit in the same batch."""
-    found = [
-        export.run(question.masked, [ALWAYS if j == i else NEVER for j in range(question.exits - 1)])
-        for i in range(question.exits)
+    actual = [
+        export.run(trial.masked, [ALWAYS if j == i else NEVER for j in range(trial.exits - 1)])
+        for i in range(trial.exits)
     ]
-    logits = np.stack([one["logits"] for one in found], axis=1)
-    answer = graph(question, export)
-    answer.exits = replace(question.reference, logits=logits)
-    return answer
+    logits = np.stack([one["logits"] for one in actual], axis=1)
+    outcome = graph(trial, export)
+    outcome.exits = replace(trial.reference, logits=logits)
+    return outcome
 
 
-def int8_one_at_a_time(question: Question, export: Export) -> Answer:
+def int8_one_at_a_time(trial: Trial, export: Export) -> Outcome:
     """Texts alone, against the logits of every exit of the same text alone."""
-    rows = [question.rows(row) for row in range(len(question))]
-    every = [question.model(**row, output_all_exits=True, exit_threshold=NEVER) for row in rows]
-    answer = one_at_a_time(question)
+    rows = [trial.rows(row) for row in range(len(trial))]
+    every = [trial.model(**row, output_all_exits=True, exit_threshold=NEVER) for row in rows]
+    outcome = one_at_a_time(trial)
     logits = torch.cat([one.all_logits for one in every]).numpy()
-    answer.exits = replace(question.reference, logits=logits)
-    return answer
+    outcome.exits = replace(trial.reference, logits=logits)
+    return outcome
 
 
-def int8_batch(question: Question, export: Export) -> Answer:
+def int8_batch(trial: Trial, export: Export) -> Outcome:
     """A batch that shrinks: its samples' exits have to follow from the logits that they leave with."""
-    answer = batch(question)
-    answer.exits = replace(question.reference, readable=np.zeros(len(question), bool))
-    return answer
+    outcome = batch(trial)
+    outcome.exits = replace(trial.reference, readable=np.zeros(len(trial), bool))
+    return outcome
 
 
-def hosted(runtime: Callable[[Question], Answer]) -> Callable[[Question, Export], Answer]:
-    """A runtime for any model with exported ones; the question's model is the host."""
-    return lambda question, export: runtime(question)
+def hosted(runtime: Callable[[Trial], Outcome]) -> Callable[[Trial, Export], Outcome]:
+    """A runtime for any model with exported ones; the trial's model is the host."""
+    return lambda trial, export: runtime(trial)
 
 
 FP32 = {

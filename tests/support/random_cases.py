@@ -161,16 +161,16 @@ class Thresholds:
         """In the units that users set. Quantiles are those of the uncertainties that occur."""
         off_ramps = exits.logits.shape[1] - 1
         if rule == "patience":
-            found = [self.count(level) for level in self.levels]
+            thresholds = [self.count(level) for level in self.levels]
         else:
             values = np.array([measured(exits, rule, sample)[0] for sample in range(len(exits.logits))])
-            found = [
+            thresholds = [
                 self.level(self.levels[i], values if self.alike else values[:, i]) if i < off_ramps else 1.0
                 for i in range(len(self.levels))
             ]
         if self.alike or not off_ramps:
-            return found[0]
-        return found[: off_ramps + self.one_more]
+            return thresholds[0]
+        return thresholds[: off_ramps + self.one_more]
 
     @staticmethod
     def count(level: tuple[str, float, float]) -> float:

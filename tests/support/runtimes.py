@@ -1,4 +1,4 @@
-"""Every way to get an answer, each a function from a question to an answer. Those of ONNX are in onnx_runtimes.py."""
+"""Every way to run a model, each a function from a trial to its outcome. Those of ONNX are in onnx_runtimes.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ NEVER, ALWAYS = -1.0, float("inf")
 
 
 @dataclass
-class Question:
+class Trial:
     """A batch, and how it may exit.
 
     threshold: by a rule's name, in the units that users set. draw: 0 to 1, for choices of a runtime's own. reference:
@@ -58,12 +58,12 @@ class Question:
 
 
 @dataclass
-class Answer:
+class Outcome:
     """layers: (B,). logits: (B, C). entropy: (B,) of these logits, where the runtime says it.
 
     all_logits: of every exit, where the runtime says them. rule, thresholds: by which the samples
-    exited, where these are not the question's; thresholds has those of each sample (B, E-1). exits: an AllExits, where
-    the answer has to follow from other logits than those of the brute force.
+    exited, where these are not the trial's; thresholds has those of each sample (B, E-1). exits: an AllExits, where
+    the outcome has to follow from other logits than those of the brute force.
     """
 
     layers: torch.Tensor
@@ -75,52 +75,54 @@ class Answer:
     exits: AllExits | None = None
 
     @classmethod
-    def of(cls, output, **others) -> "Answer":
+    def of(cls, output, **others) -> "Outcome":
         return cls(output.exit_layer, output.logits, output.entropy, output.all_logits, **others)
 
 
-def joined(parts: list) -> Answer:
-    """The outputs of several calls as one answer."""
-    return Answer(*(torch.cat([getattr(part, name) for part in parts]) for name in ("exit_layer", "logits", "entropy")))
+def joined(parts: list) -> Outcome:
+    """The outputs of several calls as one outcome."""
+    return Outcome(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("exit_layer", "logits", "entropy"))
+    )
 
 
-def batch(question: Question) -> Answer:
-    return Answer.of(question.model(**question.batch, **question.options))
+def batch(trial: Trial) -> Outcome:
+    return Outcome.of(trial.model(**trial.batch, **trial.options))
 
 
-def one_at_a_time(question: Question) -> Answer:
-    return joined([question.model(**question.rows(row), **question.options) for row in range(len(question))])
+def one_at_a_time(trial: Trial) -> Outcome:
+    return joined([trial.model(**trial.rows(row), **trial.options) for row in range(len(trial))])
 
 
-def stored_threshold(question: Question) -> Answer:
-    question.model.set_exit_rule(question.rule, question.threshold(question.rule))
-    return Answer.of(question.model(**question.batch))
+def stored_threshold(trial: Trial) -> Outcome:
+    trial.model.set_exit_rule(trial.rule, trial.threshold(trial.rule))
+    return Outcome.of(trial.model(**trial.batch))
 
 
-def every_exit(question: Question) -> Answer:
-    return Answer.of(question.model(**question.batch, **question.options, output_all_exits=True))
+def every_exit(trial: Trial) -> Outcome:
+    return Outcome.of(trial.model(**trial.batch, **trial.options, output_all_exits=True))
 
 
-def hidden_states(question: Question) -> Answer:
-    return Answer.of(question.model(**question.batch, **question.options, output_hidden_states=True))
+def hidden_states(trial: Trial) -> Outcome:
+    return Outcome.of(trial.model(**trial.batch, **trial.options, output_hidden_states=True))
 
 
-def one_exit(question: Question) -> Answer:
+def one_exit(trial: Trial) -> Outcome:
     """`output_layer`: all samples at one exit, whatever the rule."""
-    wanted = int(question.draw * question.exits * 0.999)
-    layer = question.model.config.exit_layers[wanted]
-    output = question.model(**question.batch, output_layer=layer - 1)
-    thresholds = [ALWAYS if i == wanted else NEVER for i in range(question.exits - 1)]
-    return Answer.of(output, rule="entropy", thresholds=[thresholds] * len(question))
+    wanted = int(trial.draw * trial.exits * 0.999)
+    layer = trial.model.config.exit_layers[wanted]
+    output = trial.model(**trial.batch, output_layer=layer - 1)
+    thresholds = [ALWAYS if i == wanted else NEVER for i in range(trial.exits - 1)]
+    return Outcome.of(output, rule="entropy", thresholds=[thresholds] * len(trial))
 
 
-def layer_graphs(question: Question) -> Answer:
+def layer_graphs(trial: Trial) -> Outcome:
     """The CUDA graphs' loop, on the GPU where there is one. It runs twice, since its buffers stay."""
-    model = question.model
-    model.set_exit_rule(question.rule, question.threshold(question.rule))
-    runtime = GraphedDeeBert(model.to("cuda" if torch.cuda.is_available() else "cpu"), speculate=question.draw < 0.5)
-    runtime(**question.rows(*reversed(range(len(question)))))
-    return Answer.of(runtime(**question.batch))
+    model = trial.model
+    model.set_exit_rule(trial.rule, trial.threshold(trial.rule))
+    runtime = GraphedDeeBert(model.to("cuda" if torch.cuda.is_available() else "cpu"), speculate=trial.draw < 0.5)
+    runtime(**trial.rows(*reversed(range(len(trial)))))
+    return Outcome.of(runtime(**trial.batch))
 
 
 PYTORCH = {

@@ -35,7 +35,7 @@ def one_table_of_operators():
 
 @pytest.fixture(scope="module", autouse=True)
 def no_search_for_garbage_in_libraries():
-    """A collection, which every training and every export asks for, takes half a second with a million objects."""
+    """A collection, which every training and every export starts, takes half a second with a million objects."""
     gc.freeze()
 
 
