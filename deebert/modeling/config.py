@@ -6,8 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deebert.modeling.config_checks import ALIASES, check_architecture, check_fields, check_labels, check_stored
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold
+from deebert.modeling.config_checks import (
+    ALIASES,
+    check_architecture,
+    check_fields,
+    check_labels,
+    check_stored,
+    plain_threshold,
+)
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule
 
 MANIFEST = "deebert_onnx.json"  # beside the config.json of an export; written last, so that the export is complete
 DEFAULT_MAX_SEQ_LENGTH = 128  # tokens; the paper's
@@ -72,41 +79,29 @@ class HighwayConfig(ExitFields):
         """Nothing to do, see `auto_classes.AutoLoading`."""
 
 
-def add_highway_fields(config, config_class: type) -> None:
-    """Turns a plain HF config, in place, into a `config_class`: with the fields of HighwayConfig and their aliases.
+@contextmanager
+def building_with(config, config_class: type) -> Iterator[None]:
+    """In this block a constructor may build a model. It turns a plain HF config, in place, into a `config_class`.
 
-    Raises ValueError for the config of another architecture, and for fields without meaning (see `check_fields`).
+    The checkpointing of activations is for the parts of ours: HF's own, which they replace, would use the field up.
+    Raises ValueError for the config of another architecture, and for fields without meaning.
     """
     check_architecture(config.model_type, config_class)
     if not isinstance(config, HighwayConfig):
-        make_highway_config(config, config_class)
+        check_stored(vars(config))
+        for alias, name in HighwayConfig.ALIASES.items():
+            if alias in vars(config):
+                setattr(config, name, vars(config).pop(alias))
+        for field in dataclasses.fields(ExitFields):
+            if not hasattr(config, field.name):
+                setattr(config, field.name, field.default)
+        config.__class__ = config_class
     check_fields(config)
     config_rule(config)
-
-
-@contextmanager
-def replacing_a_part(config, config_class: type) -> Iterator[None]:
-    """For a constructor in which a part of ours takes the place of HF's. The config becomes a `config_class`.
-
-    HF's part would use up `config.gradient_checkpointing`; it is set again at the end, for `post_init`.
-    """
-    add_highway_fields(config, config_class)
     checkpointing = vars(config).pop("gradient_checkpointing", False)
     yield
     if checkpointing:
         config.gradient_checkpointing = True
-
-
-def make_highway_config(config, config_class: type) -> None:
-    """The fields with their defaults, where the config does not have them, and its new class."""
-    check_stored(vars(config))
-    for alias, name in HighwayConfig.ALIASES.items():
-        if alias in vars(config):
-            setattr(config, name, vars(config).pop(alias))
-    for field in dataclasses.fields(ExitFields):
-        if not hasattr(config, field.name):
-            setattr(config, field.name, field.default)
-    config.__class__ = config_class
 
 
 def config_rule(config, name: str | None = None) -> ExitRule:

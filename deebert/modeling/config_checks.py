@@ -1,7 +1,7 @@
 """What may be wrong with a config. Each check raises ValueError with one line that names the field and what to give."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 ALIASES = {"early_exit_entropy": "exit_threshold"}  # names of the original: ours
@@ -86,3 +86,15 @@ def check_labels(id2label: dict) -> None:
         "".join(map(str, id2label.values())).encode()
     except UnicodeError as error:
         raise ValueError(f"id2label has {error.object[error.start]!r}, which is no Unicode text") from None
+
+
+def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
+    """A threshold, or one per off-ramp, of any kind of numbers (numpy's, a tensor's) as floats. Raises ValueError."""
+    if isinstance(threshold, str):
+        raise ValueError(f"exit_threshold is the string {threshold!r}; give a number")
+    if getattr(threshold, "ndim", None) == 0:  # an array or a tensor of one number
+        threshold = threshold.item()
+    try:
+        return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
+    except TypeError:
+        raise ValueError(f"exit_threshold is {threshold!r}; give a number, or one for each off-ramp") from None

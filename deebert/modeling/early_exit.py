@@ -1,14 +1,14 @@
 """Early exit, on one page: samples come in, layers run, some samples exit, the rest goes on.
 
-    exits_now        the decision     is this sample certain enough? (first_exit_layer: for all layers at once)
+    exits_now        the decision     is this sample certain enough?
     ActiveBatch      the compaction   the samples still in the network, padded no longer than the longest of them
     ExitedSamples    the gathering    logits and exit layers, given back in input order
     run_with_exits   the loop         that uses all three, on the state of one forward pass, an ExitRequest
 
-This file knows neither BERT nor off-ramps. Read on in exit_rules.py (uncertainties), off_ramps.py (logits), encoder.py
-(which runs the loop) and classifier.py (which makes the request and reads the result). Arrays are tensors or numpy's.
-An exit is an off-ramp or, at the end, the final classifier; i counts them from 0. Layers are counted from 1.
-B samples came in, b are still active; T tokens, H hidden, E exits, C labels.
+Read on in exit_rules.py (uncertainties), off_ramps.py (logits), encoder.py (runs the loop) and classifier.py (makes the
+request, reads the result). Arrays are tensors or numpy's, as in ONNX Runtime; positions of samples are always numpy's.
+An exit is an off-ramp or, at the end, the final classifier; i counts them from 0. Layers are counted from 1: layer 0 is
+the exit before the first one. B samples came in, b are still active; T tokens, H hidden, E exits, C labels.
 """
 
 import math
@@ -65,13 +65,10 @@ class ActiveBatch:
             return
         rows, tokens = like(np.flatnonzero(staying), self.hidden_states), slice(self.longest)
         self.hidden_states = self.hidden_states[rows, tokens]
-        if self.rule_state is not None:
-            self.rule_state = self.rule_state[rows]
-        if self.pooling_weights is not None:
-            self.pooling_weights = self.pooling_weights[rows, tokens]
-        if self.attention_mask is not None:
-            mask = self.attention_mask[rows]
-            self.attention_mask = mask[:, tokens] if mask.ndim == 2 else mask[..., tokens, tokens]
+        self.rule_state = None if self.rule_state is None else self.rule_state[rows]
+        self.pooling_weights = None if self.pooling_weights is None else self.pooling_weights[rows, tokens]
+        if (mask := self.attention_mask) is not None:
+            self.attention_mask = mask[rows, tokens] if mask.ndim == 2 else mask[rows][..., tokens, tokens]
 
 
 @dataclass
@@ -139,5 +136,5 @@ def run_with_exits(layers: Sequence[Callable], off_ramps: Sequence[Callable], re
         batch.hidden_states = layer(batch.hidden_states, batch.attention_mask)
         if request.consults(i):
             request.let_exit(i, off_ramps[i](batch.hidden_states, batch.pooling_weights))
-        if len(batch) == 0:
+        if not len(batch):
             break

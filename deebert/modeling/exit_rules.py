@@ -11,11 +11,11 @@ b <= B samples are still active.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 
+from deebert.modeling.config_checks import plain_threshold
 from deebert.utils.arrays import Array, at_least_float32, entr, functions_of, softmax
 
 NO_EXIT = -1.0  # the default threshold: no uncertainty is below it
@@ -57,7 +57,6 @@ class ExitRule:
 
     @property
     def max_uncertainty(self) -> float:
-        """The largest uncertainty that the rule gives."""
         return 1.0
 
     def uncertainty(self, logits: Array, state: Array | None = None) -> tuple[Array, Array | None]:
@@ -79,10 +78,7 @@ class ExitRule:
         return functions_of(all_logits).stack(columns, axis=1) if columns else all_logits[:, :0, 0]
 
     def consults(self, cutoffs: Sequence[float], i: int) -> bool:
-        """Whether off-ramp i, from 0, has to run: not where nothing can exit and no state needs it.
-
-        cutoffs: (E-1,) of all off-ramps.
-        """
+        """Whether off-ramp i, from 0, has to run: not where nothing can exit and no state needs it."""
         if i >= len(cutoffs):  # the final classifier is no off-ramp
             return False
         return cutoffs[i] > 0 or (self.stateful and any(0 < c < math.inf for c in cutoffs[i:]))
@@ -191,18 +187,6 @@ def make_rule(name: str, num_labels: int, tolerance: float = 0.5, several_labels
             f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)} (0.10.0 is the last with others)"
         )
     return EXIT_RULES[name](num_labels, tolerance, several_labels)
-
-
-def plain_threshold(threshold: float | Sequence[float]) -> float | list[float]:
-    """A threshold, or one per off-ramp, of any kind of numbers (numpy's, a tensor's) as floats. Raises ValueError."""
-    if isinstance(threshold, str):
-        raise ValueError(f"exit_threshold is the string {threshold!r}; give a number")
-    if getattr(threshold, "ndim", None) == 0:  # an array or a tensor of one number
-        threshold = threshold.item()
-    try:
-        return float(threshold) if isinstance(threshold, Real) else [float(v) for v in threshold]
-    except TypeError:
-        raise ValueError(f"exit_threshold is {threshold!r}; give a number, or one for each off-ramp") from None
 
 
 def entropy(logits: Array) -> Array:

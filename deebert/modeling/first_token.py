@@ -4,17 +4,19 @@ In evaluation the final classifier reads nothing but the first token's state aft
 saves about four fifths of the layer. The logits are Hugging Face's up to rounding.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-REPRODUCED = ("eager", "sdpa")  # attention implementations that `first_token_layer` is equal to
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+CAPTURE = "transformers.utils.output_capturing"
 
 
 def first_token_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     """A layer as BERT, RoBERTa or ELECTRA has it, for the first token, which attends to all: (b, T, H) -> (b, 1, H).
 
-    attention_mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None. Forward hooks of the layer and
-    of its attention are not called.
+    attention_mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None.
     """
     attention, first = layer.attention.self, hidden_states[:, :1]
     query, key, value = attention.query(first), attention.key(hidden_states), attention.value(hidden_states)
@@ -51,13 +53,30 @@ def attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
     return context.transpose(1, 2).flatten(2)
 
 
-def needs_full_last_layer(config, last_layer: nn.Module, outputs_requested: bool) -> bool:
-    """Whether the backbone's own last layer has to run.
+def bypassed(layer: nn.Module, attention_path: Sequence[str]) -> list[nn.Module | None]:
+    """The modules whose own forward these functions do not call: the layer, and those on the path to its attention."""
+    modules = [layer]
+    for name in attention_path:
+        modules.append(getattr(modules[-1], name, None))
+    return modules
 
-    That is so where its final classifier reads more than the first token, hidden states or attentions were requested,
-    dropout is on, the attention is not one that `first_token_layer` reproduces, or the model is exported: Hugging
-    Face's own pass is the one that exporters know.
+
+def can_stand_in(config, layer: nn.Module, attention_path: Sequence[str], classes: Sequence[type]) -> bool:
+    """Whether the last layer for the first token alone gives all that is read of what this layer gives.
+
+    Not so where more tokens are read, the attention is another one, dropout is on, or something is tied to the modules
+    that are not called: a wrapper, a class that is not the one of `classes`, a patched forward, a hook. Compilers and
+    exporters get Hugging Face's own layer, which they know.
     """
-    other_attention = getattr(config, "is_decoder", False) or config._attn_implementation not in REPRODUCED
-    traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    return not config.first_token_only or outputs_requested or last_layer.training or other_attention or traced
+    known = not getattr(config, "is_decoder", False) and config._attn_implementation in ("eager", "sdpa")
+    if not (config.first_token_only and known) or layer.training:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    for module, kind in zip(bypassed(layer, attention_path), classes, strict=True):
+        if type(module) is not kind or "forward" in vars(module):
+            return False
+        for hook in (hook for name in HOOKS for hook in getattr(module, name).values()):
+            if getattr(hook, "__module__", None) != CAPTURE:  # those do nothing unless hidden states are requested
+                return False
+    return True

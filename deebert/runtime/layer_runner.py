@@ -20,8 +20,7 @@ class LayerRunner:
 
     def __init__(self, model):
         self.model, self.base, self.config = model, model.base_model, model.config
-        self.blocks, self.off_ramps = self.base.encoder.blocks, self.base.encoder.off_ramps
-        self.last = len(self.blocks) - 1
+        self.off_ramps, self.last = self.base.encoder.off_ramps, len(model.config.exit_layers) - 1
 
     @torch.inference_mode()
     def __call__(self, **batch: np.ndarray | float | str) -> ExitOutput:
@@ -63,7 +62,8 @@ class LayerRunner:
         hidden = self.base.embed(inputs, token_type_ids) if i == 0 else inputs
         if i == self.last and self.model.config.first_token_only:
             return self.base.encoder.first_token_layer(hidden, mask)
-        return self.blocks[i](hidden, mask)
+        layer = self.config.exit_layers[i]
+        return hidden if layer == 0 else self.base.encoder.run_layer(layer - 1, hidden, mask)
 
     def exit(self, i: int, hidden: Tensor, pooling_weights: Tensor | None) -> Tensor:
         """Exit i, also the last: logits (b, C)."""

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from deebert.modeling.config import has_several_labels, set_rule, set_threshold
+from deebert.modeling.config_checks import plain_threshold
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, plain_threshold, prediction_entropy
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, prediction_entropy
 from deebert.runtime.exported import GRAPH, ExitOutput, exported_config, read_manifest
 from deebert.utils.arrays import Array, to_numpy, token_lengths
 from deebert.utils.errors import InputError

@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from deebert.modeling.backbones.bert import entropy
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_now, first_exit_layer
 from deebert.modeling.exit_rules import make_rule
-from deebert.modeling.first_token import first_token_layer, needs_full_last_layer
+from deebert.modeling.first_token import first_token_layer
 from deebert.modeling.off_ramps import mean_weights
 from deebert.runtime.layer_runner import LayerRunner
 
@@ -371,12 +371,113 @@ def test_a_row_of_padding_only_harms_no_other(backbone, pooling, threshold):
             torch.testing.assert_close(output.logits[[0, 2, 3]], expected.logits, atol=1e-4, rtol=1e-4)
 
 
+def wrapped(model, layer):
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = layer
+
+        def forward(self, *args, **kwargs):
+            return 0 * self.inner(*args, **kwargs)
+
+    model.bert.encoder.layer[-1] = Wrapper()
+
+
+def patched(model, layer):
+    """As accelerate's device maps do it."""
+    layer.attention.forward, own = lambda *args, **kwargs: (0 * own(*args, **kwargs)[0], None), layer.attention.forward
+
+
+def of_another_class(model, layer):
+    """As FSDP2 shards a layer."""
+
+    class ShardedLayer(type(layer)):
+        def forward(self, *args, **kwargs):
+            return 0 * super().forward(*args, **kwargs)
+
+    layer.__class__ = ShardedLayer
+
+
+CHANGES = {  # each changes what the last layer gives, by means that are not its weights
+    "hook": lambda model, layer: layer.register_forward_hook(lambda module, args, output: 0 * output),
+    "pre-hook": lambda model, layer: layer.register_forward_pre_hook(lambda module, args: (0 * args[0], *args[1:])),
+    "hook on the attention": lambda model, layer: layer.attention.self.register_forward_hook(
+        lambda module, args, output: (0 * output[0], *output[1:])
+    ),
+    "wrapper": wrapped,
+    "patched forward": patched,
+    "another class": of_another_class,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("threshold", [-1, 1e-9])
+def test_what_is_tied_to_the_last_layer_is_heard(change, threshold):
+    """The last layer for the first token alone calls no hooks and no wrapper: so the backbone's own runs."""
+    model = tiny_model("bert")
+    batch = random_batch(model.config, [5, 9])
+    with torch.no_grad():
+        before = model(**batch, exit_threshold=threshold).logits
+        CHANGES[change](model, model.bert.encoder.layer[-1])
+        expected = model.classify(model.bert(**batch).pooler_output)
+        output = model(**batch, exit_threshold=threshold).logits
+    torch.testing.assert_close(output, expected)
+    assert (output - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_last_layer_is_short_with_both_attentions(attention):
+def test_the_last_layer_is_short_with_both_attentions_and_after_hidden_states_were_requested(attention):
     model = tiny_model("bert", attn_implementation=attention)
-    last = model.bert.encoder.layer[-1]
-    assert not needs_full_last_layer(model.config, last, outputs_requested=False)
-    assert needs_full_last_layer(model.config, last, outputs_requested=True)
+    batch, sizes = random_batch(model.config, [5, 9]), []
+    model.bert.encoder.layer[-1].output.register_forward_hook(lambda _, args, output: sizes.append(output.shape[1]))
+    with torch.no_grad():
+        for request in ({}, {"output_hidden_states": True}, {}):  # transformers leaves its hooks on the layers
+            model(**batch, **request)
+    assert sizes == [1, 9, 1]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_compiled_model_gives_the_same(mode):
+    model = tiny_model("bert", highway_pooling="mean")
+    batch = random_batch(model.config, [4, 9, 6, 3])
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    for options in ({"exit_threshold": -1}, {"exit_threshold": 0.5}, {"output_all_exits": True}):
+        with mode():
+            expected, output = model(**batch, **options), compiled(**batch, **options)
+        assert output.exit_layer.tolist() == expected.exit_layer.tolist()
+        torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*(TracerWarning|trace|jit).*")
+@pytest.mark.parametrize("way", ["torch.export", "torch.jit.trace"])
+def test_a_trace_is_of_the_full_model_with_any_batch_size(backbone, way):
+    model = tiny_model(backbone, highway_pooling="mean", exit_threshold=0.5)
+    one, other = random_batch(model.config, [4, 9]), random_batch(model.config, [3, 8, 5])
+
+    class Full(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids, attention_mask, exit_threshold=-1).logits
+
+    class Early(Full):
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids, attention_mask).logits
+
+    def trace(module):
+        if way == "torch.jit.trace":
+            return torch.jit.trace(module, tuple(one.values()), check_trace=False)
+        sizes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in one}
+        return torch.export.export(module, (), dict(one), dynamic_shapes=sizes).module()
+
+    with torch.no_grad():
+        traced = trace(Full().eval())
+        torch.testing.assert_close(traced(**other), model(**other, exit_threshold=-1).logits, atol=1e-5, rtol=1e-4)
+        with pytest.raises(ValueError, match="a trace keeps the exits of its own batch"):
+            trace(Early().eval())
 
 
 @pytest.mark.parametrize("size", [1, 2])

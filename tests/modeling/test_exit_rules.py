@@ -19,8 +19,9 @@ from deebert.evaluation.all_exits import AllExits, dense_thresholds
 from deebert.evaluation.results import SweepRow
 from deebert.evaluation.threshold_selection import SelectionTarget, choose
 from deebert.evaluation.timing import decision_margins, timed_sweep
+from deebert.modeling.config_checks import plain_threshold
 from deebert.modeling.early_exit import first_exit_layer
-from deebert.modeling.exit_rules import EXIT_RULES, make_rule, plain_threshold
+from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 
 LAYERS, TOLERANCE = 4, 0.3
 CASES = [(rule, labels) for rule in EXIT_RULES for labels in (1, 2, 3) if make_rule(rule, labels).supported]

@@ -7,7 +7,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 
 from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import HighwayClassifier
-from deebert.modeling.config import HighwayConfig, add_highway_fields
+from deebert.modeling.config import HighwayConfig, building_with
 from deebert.modeling.encoder import HighwayEncoder, HighwayModel
 from deebert.modeling.exit_rules import entropy
 
@@ -38,10 +38,10 @@ class DeeBertForSequenceClassification(AutoLoading, HighwayClassifier, BertForSe
     model_class = DeeBertModel
 
     def __init__(self, config):
-        add_highway_fields(config, self.config_class)
-        super(BertForSequenceClassification, self).__init__(config)  # HF's __init__ builds a BERT without off-ramps
-        self.bert = self.model_class(config)
-        self.init_head(config)
+        with building_with(config, self.config_class):  # HF's own __init__ makes a backbone without off-ramps
+            super(BertForSequenceClassification, self).__init__(config)
+            self.bert = self.model_class(config)
+            self.init_head(config)
         self.post_init()
 
 

@@ -29,6 +29,8 @@ class DeeDistilBertConfig(HighwayConfig, DistilBertConfig):
 class DeeDistilBertEncoder(HighwayEncoder, Transformer):
     """DistilBERT's layers with an off-ramp after each but the last."""
 
+    attention_path = ("attention",)
+
     def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         """See HighwayEncoder."""
         return first_token_distilbert_layer(self.layer[-1], hidden_states, attention_mask)

@@ -5,7 +5,6 @@ the window in their mask. Both follow from the number of tokens: a batch may shr
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -19,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import StockHeadClassifier
-from deebert.modeling.config import HighwayConfig, add_highway_fields
+from deebert.modeling.config import HighwayConfig, building_with
 from deebert.modeling.early_exit import ExitRequest
 from deebert.modeling.encoder import HighwayEncoder
 from deebert.modeling.off_ramps import mean_of_tokens
@@ -43,8 +42,8 @@ class DeeModernBertModel(HighwayEncoder, ModernBertModel):
     config_class = DeeModernBertConfig
 
     def __init__(self, config):
-        add_highway_fields(config, self.config_class)
-        super().__init__(config)
+        with building_with(config, self.config_class):
+            super().__init__(config)
         self.post_init()
 
     @property
@@ -56,32 +55,19 @@ class DeeModernBertModel(HighwayEncoder, ModernBertModel):
         """The layers, under BERT's name for them."""
         return self.layers
 
-    @property
-    def blocks(self) -> list[Callable]:
-        """See HighwayEncoder."""
-        return self._blocks(self.positions)
-
-    def _blocks(self, positions: Positions) -> list[Callable]:
-        *layers, last = [partial(self._run_layer, layer, positions) for layer in self.layers]
-
-        def normalised(*args, **kwargs) -> Tensor:
-            return self.final_norm(last(*args, **kwargs))
-
-        return self.with_exit_0([*layers, normalised])
-
-    def _run_layer(
-        self, layer: nn.Module, positions: Positions, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs
+    def run_layer(
+        self, i: int, hidden_states: Tensor, attention_mask: Tensor | None, known: dict | None = None, **kwargs
     ) -> Tensor:
-        kind = layer.attention_type
-        if kind == "sliding_attention" and self.config._attn_implementation in ("eager", "sdpa"):
+        """See HighwayEncoder. known: the positions of earlier layers, most of which have as many tokens."""
+        layer, key = self.layers[i], (hidden_states.shape[1], self.layers[i].attention_type)
+        if key[1] == "sliding_attention" and self.config._attn_implementation in ("eager", "sdpa"):
             attention_mask = with_window(attention_mask, hidden_states, self.config.sliding_window)
-        embeddings = positions(hidden_states, kind)
-        return layer(hidden_states, attention_mask=attention_mask, position_embeddings=embeddings, **kwargs)
-
-    def positions(self, hidden_states: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (1, T, size of a head) of the rotary embeddings, for a kind of attention."""
-        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        return self.rotary_emb(hidden_states, positions[None], kind)
+        known = {} if known is None else known
+        if key not in known:
+            positions = torch.arange(key[0], device=hidden_states.device)
+            known[key] = self.rotary_emb(hidden_states, positions[None], key[1])  # cosines and sines (1, T, H / heads)
+        states = layer(hidden_states, attention_mask=attention_mask, position_embeddings=known[key], **kwargs)
+        return self.final_norm(states) if i == len(self.layers) - 1 else states
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """See HighwayModel."""
@@ -116,16 +102,7 @@ class DeeModernBertModel(HighwayEncoder, ModernBertModel):
             raise ValueError("ModernBERT's exits take no position_ids, and no flex_attention: use sdpa or eager")
         hidden_states = self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
-        known: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}  # most layers run with as many tokens as the previous
-
-        def positions(states: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-            key = states.shape[1], kind
-            if key not in known:
-                known[key] = self.positions(states, kind)
-            return known[key]
-
-        blocks = [partial(block, **kwargs) for block in self._blocks(positions)]
-        return BaseModelOutput(last_hidden_state=self.run(exits, blocks, hidden_states, mask))
+        return BaseModelOutput(last_hidden_state=self.run(exits, hidden_states, mask, known={}, **kwargs))
 
 
 class DeeModernBertForSequenceClassification(AutoLoading, StockHeadClassifier, ModernBertForSequenceClassification):

@@ -4,11 +4,9 @@ All layers add the same bias to their attention scores. It depends on the number
 the mask: what shrinks the mask of a batch shrinks the bias, and a layer needs nothing else.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MPNetConfig, MPNetForSequenceClassification, MPNetModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
@@ -34,10 +32,11 @@ class DeeMPNetConfig(HighwayConfig, MPNetConfig):
 class DeeMPNetEncoder(HighwayEncoder, MPNetEncoder):
     """MPNet's layers with an off-ramp after each but the last."""
 
-    @property
-    def blocks(self) -> list[Callable]:
+    attention_path = ("attention", "attn")
+
+    def run_layer(self, i: int, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs) -> Tensor:
         """See HighwayEncoder."""
-        return self.with_exit_0([partial(_hidden_states_of, layer) for layer in self.layer])
+        return super().run_layer(i, hidden_states, attention_mask, **kwargs)[0]
 
     def layer_mask(self, mask: Tensor | None, inputs: Tensor) -> Tensor:
         """The mask with the position bias, (b, heads, T, T). inputs: (b, T) or (b, T, H)."""
@@ -47,10 +46,6 @@ class DeeMPNetEncoder(HighwayEncoder, MPNetEncoder):
     def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         """See HighwayEncoder."""
         return first_token_mpnet_layer(self.layer[-1], hidden_states, attention_mask)
-
-
-def _hidden_states_of(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs) -> Tensor:
-    return layer(hidden_states, attention_mask, **kwargs)[0]
 
 
 class DeeMPNetModel(HighwayModel, MPNetModel):

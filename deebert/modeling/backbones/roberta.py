@@ -8,7 +8,7 @@ from transformers.models.roberta.modeling_roberta import RobertaEncoder
 
 from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import HighwayClassifier
-from deebert.modeling.config import HighwayConfig, add_highway_fields
+from deebert.modeling.config import HighwayConfig, building_with
 from deebert.modeling.encoder import HighwayEncoder, HighwayModel
 from deebert.modeling.exit_rules import entropy
 
@@ -48,11 +48,10 @@ class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, Robert
     ]
 
     def __init__(self, config):
-        add_highway_fields(config, self.config_class)
-        # HF's __init__ builds a RoBERTa without off-ramps
-        super(RobertaForSequenceClassification, self).__init__(config)
-        self.roberta = self.model_class(config)
-        self.init_head(config)
+        with building_with(config, self.config_class):  # HF's own __init__ makes a backbone without off-ramps
+            super(RobertaForSequenceClassification, self).__init__(config)
+            self.roberta = self.model_class(config)
+            self.init_head(config)
         self.register_load_state_dict_pre_hook(without_stock_head)
         self.post_init()
 
