@@ -95,11 +95,6 @@ class Evaluation:
         results.write_classes(self.folder, rows)
         self.say(tables.class_table(rows, ClassRow("macro F1", len(exits.labels), macro, early_macro)))
 
-    @property
-    def threshold_file(self) -> Path:
-        """The last choice of a threshold, also one without a result."""
-        return self.folder / "threshold.json"
-
     def choose_threshold(self) -> None:
         """Chooses the threshold for a risk or a drop of the score, and stores it in the model's config.
 
@@ -120,7 +115,7 @@ class Evaluation:
         elif before.exit_threshold != NO_EXIT:
             self.write_config()
             self.say(f"removed from {file}: the threshold {before.exit_threshold}; the model does not exit early")
-        results.write_json(self.threshold_file, facts)
+        results.write_json(self.folder / "threshold.json", facts)  # also a choice without a result
 
     def score_threshold(self) -> None:
         """The score at the model's threshold, what it saves, and beside it the best single exit: the verdict."""

@@ -157,10 +157,6 @@ class Experiment:
         complete = all((self.output_dir / name).is_file() for name in ("config.json", "model.safetensors"))
         return self.previous_record is not None and self.previous_record["finished"] and complete
 
-    @property
-    def num_stages(self) -> int:
-        return len(STRATEGIES[self.args.training.train_strategy])
-
     def checkpoint_to_resume(self) -> Path | None:
         """The checkpoint that the training continues from, None for a start from the beginning."""
         return newest_checkpoint(self.output_dir) if self.previous_record is not None else None

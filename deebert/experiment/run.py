@@ -95,7 +95,7 @@ def train(experiment: Experiment) -> None:
         clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
         experiment.record.begin(experiment.task, experiment.previous_record)
         monitor = Monitor(args, model, experiment.tokenizer, experiment.dev_sets)
-        for stage in range(first, experiment.num_stages + 1):
+        for stage in range(first, len(STRATEGIES[args.training.train_strategy]) + 1):
             if stage > first and any(gather_object([stop()])):
                 message = f"stopped after stage {stage - 1}; {how_to_resume(experiment.output_dir)}"
                 raise Interrupted(message, stop.number or SIGTERM)

@@ -30,8 +30,8 @@ def test_a_line_every_half_minute_then_every_five_per_cent(clock, capsys):
     samples = [int(line.split()[2].replace(",", "")) for line in lines]
     assert samples[:10] == list(range(240, 2401, 240))
     assert samples[10:] == list(range(4000, 32001, 1600))
-    assert lines[0] == ("stage 1: 240 of 32,000 samples (1 %), loss=0.5000, step=30, 8.00 samples/s, 1:06:10 left")
-    assert "8.00 samples/s, 01:40 left" in lines[-1]
+    assert lines[0] == ("stage 1: 240 of 32,000 samples (1 %), loss=0.5000, step=30, 8.0 samples/s, 1:06:10 left")
+    assert "8.0 samples/s, 01:40 left" in lines[-1]
     assert errors == ""
 
 
@@ -42,5 +42,5 @@ def test_a_short_training_has_none(clock, capsys):
 
 def test_a_resumed_training_knows_its_own_speed(clock, capsys):
     steps(clock, 100, done=60)
-    expected = "stage 1: 720 of 800 samples (90 %), loss=0.5000, step=90, 8.00 samples/s, 00:10 left\n"
+    expected = "stage 1: 720 of 800 samples (90 %), loss=0.5000, step=90, 8.0 samples/s, 00:10 left\n"
     assert capsys.readouterr().out == expected
