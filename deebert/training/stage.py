@@ -37,7 +37,9 @@ def parameter_groups(model, settings: TrainSettings) -> list[dict]:
 class ProgressLines(tqdm):
     """A progress bar where there is no terminal: a line every half minute ten times, then every 5 % of the samples."""
 
-    LINE = "{desc}: {n:,} of {total:,} samples ({percentage:.0f} %){postfix}, {rate_noinv:,.1f} samples/s, {remaining} left"
+    LINE = (
+        "{desc}: {n:,} of {total:,} samples ({percentage:.0f} %){postfix}, {rate_noinv:,.1f}{unit}/s, {remaining} left"
+    )
 
     def __init__(self, **options):
         self.lines = 0
