@@ -62,11 +62,13 @@ class DeeModernBertModel(HighwayEncoder, ModernBertModel):
         layer, key = self.layers[i], (hidden_states.shape[1], self.layers[i].attention_type)
         if key[1] == "sliding_attention" and self.config._attn_implementation in ("eager", "sdpa"):
             attention_mask = with_window(attention_mask, hidden_states, self.config.sliding_window)
-        known = {} if known is None else known
-        if key not in known:
+        embeddings = None if known is None else known.get(key)
+        if embeddings is None:
             positions = torch.arange(key[0], device=hidden_states.device)
-            known[key] = self.rotary_emb(hidden_states, positions[None], key[1])  # cosines and sines (1, T, H / heads)
-        states = layer(hidden_states, attention_mask=attention_mask, position_embeddings=known[key], **kwargs)
+            embeddings = self.rotary_emb(hidden_states, positions[None], key[1])  # cosines and sines (1, T, H / heads)
+        if known is not None:  # without it the number of tokens may be a symbol, which is no key
+            known[key] = embeddings
+        states = layer(hidden_states, attention_mask=attention_mask, position_embeddings=embeddings, **kwargs)
         return self.final_norm(states) if i == len(self.layers) - 1 else states
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
