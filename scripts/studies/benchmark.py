@@ -36,7 +36,8 @@ from deebert.evaluation.cost import costs_of
 from deebert.evaluation.series import labels
 from deebert.evaluation.timing import first_passes
 from deebert.experiment.arguments import parse_args
-from deebert.experiment.experiment import Experiment, make_accelerator
+from deebert.experiment.experiment import Experiment
+from deebert.experiment.run import make_accelerator
 from deebert.modeling.checkpoints import (
     check_threshold,
     load_config,

@@ -36,7 +36,8 @@ from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.evaluation.results import primary_scores
 from deebert.evaluation.tables import markdown
 from deebert.experiment.arguments import Arguments, parse_args
-from deebert.experiment.experiment import Experiment, make_accelerator
+from deebert.experiment.experiment import Experiment
+from deebert.experiment.run import make_accelerator
 from deebert.modeling.checkpoints import load_pretrained, quiet_transformers
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.losses import exit_losses
