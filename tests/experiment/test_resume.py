@@ -23,6 +23,7 @@ from deebert.data.features import load_features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.experiment.monitor import Monitor
+from deebert.training import checkpointing
 from deebert.training.checkpointing import saved_steps
 from deebert.training.stage import StageTraining
 from deebert.utils import cli
@@ -184,7 +185,15 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, capsys):
         assert message in actual
         assert actual.count("\n") == 1
         assert snapshot_files(tmp_path) == before
-    run_glue_deebert.main(argv(f"{TRAIN} --resume --seed 7 --overwrite_output_dir"))  # both: what was asked for last
+    folder = saved_steps(tmp_path / "out")[-1]
+    (folder / checkpointing.CHECKSUMS).unlink()
+    state = checkpointing.read_state(folder)
+    del state["training"]["steps"]  # it has other names in 0.10
+    torch.save(state, folder / checkpointing.STATE)
+    assert ends(argv(f"{TRAIN} --resume")) == 2
+    message = "error: out: the checkpoint does not fit ('steps'); --overwrite_output_dir starts again\n"
+    assert capsys.readouterr().err.endswith(message)
+    run_glue_deebert.main(argv(f"{TRAIN} --resume --seed 7 --overwrite_output_dir"))  # the new training has priority
 
 
 def test_an_overwritten_model_is_gone_at_once(argv, tmp_path, monkeypatch):
