@@ -3,10 +3,11 @@
 Ours are scores of dev sets, the paper's are scores of test sets. Scores, changes and savings are shares, as everywhere.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from deebert.data.tasks import Task, eval_splits
 from deebert.evaluation.all_exits import AllExits, dense_thresholds, sweep
@@ -82,17 +83,13 @@ def read_result(folder: Path, thresholds: Sequence[float]) -> Result:
 
 def read_paper() -> dict[str, dict[str, list[Result]]]:
     """The paper's results, by type of the model and task."""
-    lines = [line for line in PAPER.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    found: dict[str, dict[str, list[Result]]] = {}
-    for cells in csv.DictReader(lines):
-        share = {
-            name: round(float(cells[name]) / 100, 4) for name in cells if name not in ("model_type", "task", "seconds")
-        }
-        points = tuple(Point(share[f"change_{i}"], share[f"saved_{i}"]) for i in (1, 2, 3))
-        result = Result(share["score"], float(cells["seconds"]), points)
-        task = cells["task"].removesuffix("-MM")
-        found.setdefault(cells["model_type"], {}).setdefault(task, []).append(result)
-    return found
+    paper: dict[str, dict[str, list[Result]]] = {}
+    for row in pd.read_csv(PAPER, comment="#").itertuples():
+        points = [(row.change_1, row.saved_1), (row.change_2, row.saved_2), (row.change_3, row.saved_3)]
+        points = tuple(Point(round(change / 100, 4), saved / 100) for change, saved in points)
+        result = Result(round(row.score / 100, 4), row.seconds, points)
+        paper.setdefault(row.model_type, {}).setdefault(row.task.removesuffix("-MM"), []).append(result)
+    return paper
 
 
 def baseline_cell(parts: Sequence[Result]) -> str:
@@ -136,22 +133,29 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-COLUMNS = "model,task,data_set,metric,limit,threshold,score,change,seconds,time_saved,layers_saved"
-COLUMNS += ",paper_model,paper_score,paper_change,paper_seconds,paper_time_saved"
+COLUMNS = (
+    "model task data_set metric limit threshold score change seconds time_saved layers_saved paper_model paper_score"
+)
+COLUMNS += " paper_change paper_seconds paper_time_saved"
 
 
-def csv_rows(block: Block, task: Task) -> list[list]:
-    """For each data set of the task a line for the full model, and one for each threshold. Unknown values are ""."""
-    lines, papers, unknown = [], block.paper.get(task.name), [""] * 5
+def csv_lines(block: Block, task: Task) -> list[dict]:
+    """For each data set of the task a line for the full model, and one for each threshold, by names of COLUMNS."""
+    lines, papers = [], block.paper.get(task.name)
     for i, (split, ours) in enumerate(zip(eval_splits(task), block.ours[task.name], strict=True)):
-        about, paper = [block.model, task.name, split, task.primary_metric], papers[i] if papers else None
-        beside = [BASE[block.model_type], paper.score, "", paper.seconds, ""] if paper else unknown
-        lines.append([*about, "", "", ours.score, "", ours.seconds, "", "", *beside])
-        for j, (drop, point) in enumerate(zip(DROPS, ours.points, strict=False)):  # none for regression
-            row, theirs = point.row, paper.points[j] if paper else None
-            numbers = [row.threshold, row.score, row.score_change, row.seconds, row.time_saved, row.layers_saved]
-            beside = [BASE[block.model_type], "", theirs.change, "", theirs.time_saved] if theirs else unknown
-            lines.append([*about, drop, *numbers, *beside])
+        about = {"model": block.model, "task": task.name, "data_set": split, "metric": task.primary_metric}
+        beside = {}
+        if paper := papers and papers[i]:
+            about["paper_model"] = BASE[block.model_type]
+            beside = {"paper_score": paper.score, "paper_seconds": paper.seconds}
+        lines.append(about | {"score": ours.score, "seconds": ours.seconds} | beside)
+        for j, (limit, point) in enumerate(zip(DROPS, ours.points, strict=False)):  # none for regression
+            row, line = point.row, about | {"limit": limit}
+            line |= {"threshold": row.threshold, "score": row.score, "change": row.score_change}
+            line |= {"seconds": row.seconds, "time_saved": row.time_saved, "layers_saved": row.layers_saved}
+            if paper:
+                line |= {"paper_change": paper.points[j].change, "paper_time_saved": paper.points[j].time_saved}
+            lines.append(line)
     return lines
 
 
@@ -191,11 +195,7 @@ def write_table(folder: Path, blocks: Sequence[Block], tasks: Sequence[Task], no
     for name, content in (("txt", text), ("md", as_markdown)):
         with replacing(folder / f"table1.{name}") as file:
             file.write(content + "\n")
+    lines = [line for block in blocks for task in tasks if task.name in block.ours for line in csv_lines(block, task)]
     with replacing(folder / "table1.csv") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS.split(","))
-        for block in blocks:
-            for task in tasks:
-                if task.name in block.ours:
-                    writer.writerows(csv_rows(block, task))
+        pd.DataFrame(lines, columns=COLUMNS.split()).to_csv(file, index=False)
     return text

@@ -1,4 +1,4 @@
-"""The paper's experiments on tiny models and tiny files of all GLUE tasks: the table, the figures, what is reused."""
+"""The paper's experiments on tiny models and files of several GLUE tasks: the table, the figures, what is reused."""
 
 import csv
 import gc
@@ -22,7 +22,7 @@ from deebert.evaluation import results, timing
 from deebert.evaluation.all_exits import AllExits, sweep
 from deebert.utils.errors import InputError
 
-GLUE = [name for name in TASKS if name != "Ratings"]
+GLUE = ["CoLA", "SST-2", "STS-B", "MNLI", "RTE"]
 MODELS = ("bert", "roberta")  # the names of the folders
 FLAGS = "--epochs 1 --roberta_epochs 2 --max_seq_length 16 --per_gpu_train_batch_size 4 --learning_rate 1e-3"
 FLAGS += " --save_steps 0 --no_cuda"
@@ -41,7 +41,7 @@ def write_split(task: Task, path: Path, count: int, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, tiny_checkpoints) -> Path:
-    """A folder with two models, and in `glue` the nine tasks: 8 lines to train on, 4 to score."""
+    """A folder with two models, and in `glue` the tasks: 8 lines to train on, 4 to score."""
     root = tmp_path_factory.mktemp("reproduction")
     for name in MODELS:
         (root / name).mkdir()
@@ -86,9 +86,9 @@ def reproduced(reproduce, workplace) -> tuple[Path, str]:
 
 @pytest.mark.slow
 def test_each_training_has_a_line(reproduced):
-    lines = [line for line in reproduced[1].splitlines() if re.match(r"\[\d+/18\]", line)]
-    assert lines[:2] == ["[1/18] CoLA, bert: epochs 1", "[2/18] CoLA, roberta: epochs 2"]
-    assert len(lines) == 18
+    lines = [line for line in reproduced[1].splitlines() if re.match(r"\[\d+/10\]", line)]
+    assert lines[:2] == ["[1/10] CoLA, bert: epochs 1", "[2/10] CoLA, roberta: epochs 2"]
+    assert len(lines) == 10
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_the_table_has_each_task_beside_the_papers(reproduced):
 def test_the_csv_file_repeats_what_was_measured(reproduced):
     folder, _ = reproduced
     rows = list(csv.DictReader((folder / "table1.csv").open()))
-    assert len(rows) == 2 * (4 * 9 + 1)  # STS-B has no thresholds, MNLI has two data sets
+    assert len(rows) == 2 * (4 * 5 + 1)  # STS-B has no thresholds, MNLI has two data sets
     for row in rows:
         suffix = "-MM" if row["data_set"] == "dev_mismatched" else ""
         at = folder / row["model"] / row["task"] / f"results{suffix}"
@@ -137,8 +137,8 @@ def test_the_csv_file_repeats_what_was_measured(reproduced):
         assert float(row["change"]) == own.score_change
         assert float(row["time_saved"]) == own.time_saved
         assert suffix or own.score_change > -float(row["limit"])
-    (known,) = [row for row in rows if row["task"] == "QQP" and row["model"] == "roberta" and row["limit"] == "0.04"]
-    assert (float(known["paper_change"]), float(known["paper_time_saved"])) == (-0.006, 0.44)
+    (known,) = [row for row in rows if row["task"] == "RTE" and row["model"] == "roberta" and row["limit"] == "0.04"]
+    assert (float(known["paper_change"]), float(known["paper_time_saved"])) == (-0.011, 0.35)
 
 
 @pytest.mark.slow
