@@ -79,12 +79,6 @@ need_data() {
         "PYTHONPATH=$ROOT $PYTHON -m deebert download $DATASET --data_dir $PATH_TO_DATA"
 }
 
-# no_own_files: for scripts that take a task in PATH_TO_DATA.
-no_own_files() {
-    [ -z "${TRAIN_FILE:-}${VALIDATION_FILE:-}${TEST_FILE:-}" ] || fail "this script takes a task in PATH_TO_DATA:" \
-        "unset TRAIN_FILE, VALIDATION_FILE and TEST_FILE"
-}
-
 # need_model: OUTPUT_DIR has to hold a trained model.
 need_model() {
     [ -f "$OUTPUT_DIR/config.json" ] || fail "no trained model in $OUTPUT_DIR: run scripts/train_deebert.sh with the" \

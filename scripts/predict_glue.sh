@@ -6,8 +6,8 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-no_own_files
 settings
+[ -n "${DATASET:-}" ] || fail "GLUE has test sets for a task in PATH_TO_DATA: unset TRAIN_FILE, VALIDATION_FILE and TEST_FILE"
 need_data
 need_model
 SUBMISSION_DIR=${SUBMISSION_DIR:-./submissions/$MODEL_TYPE-$MODEL_SIZE}

@@ -9,7 +9,6 @@ PATH_TO_DATA=${PATH_TO_DATA:-./glue_data}  # holds a folder for each task; what 
 REPRODUCTION_DIR=${REPRODUCTION_DIR:-./reproduction}
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-no_own_files
 need_requirements
 
 # shellcheck disable=SC2086  # one argument for each task and model

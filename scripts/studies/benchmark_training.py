@@ -1,8 +1,8 @@
 """Training here beside a plain loop as the original's and transformers.Trainer: samples per second, and dev scores.
 
 The plain loop pads every text to --max_seq_length, computes all off-ramps in both stages, back-propagates stage 2
-through the full model, and clips over all of its gradients. transformers.Trainer has no
-stage 2; it groups texts by length. All systems of a stage take random turns in one process.
+through the full model, and clips over all of its gradients. transformers.Trainer has no stage 2; it groups texts by
+length. All systems of a stage take random turns in one process.
 
 Further flags are those of a training by run_glue_deebert.py. Takes some 10 minutes for a model of 6 layers on two
 cores; with --seeds that many trainings of each system.

@@ -57,7 +57,7 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config)
         self.encoder.pooler = None
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(getattr(config, "hidden_dropout_prob", 0.1))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -87,9 +87,9 @@ def pooling_of(model) -> str:
 def operations(config, layers: int, pooling: str, lengths: np.ndarray) -> np.ndarray:
     """(S,) of the first layers of a model of this config, on texts of these lengths (S,).
 
-    As in a model with exits, the last layer counts for the tokens that are read.
+    As in a model with exits, the last layer counts for the first token only, if nothing else is read.
     """
-    read = lengths if pooling == "mean" else 1
+    read = 1 if pooling == "first" and config.first_token_only else lengths
     last = layer_operations(config, lengths, read) + head_operations(config, has_pooler=pooling == "first")
     return (layers - 1) * layer_operations(config, lengths, lengths) + last
 

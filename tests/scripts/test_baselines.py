@@ -106,7 +106,7 @@ def test_one_seed_has_no_interval():
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("spread", [1, 3])
 def test_intervals_hold_for_few_seeds(seeds, spread):
-    """The mean of new seeds and new texts is 0; the spread of seeds is so many times that of the texts."""
+    """The mean of new seeds and new texts is 0; the spread of seeds is `spread` times that of the texts."""
     rng, trials, covered = np.random.default_rng(0), 2000, 0
     for _ in range(trials):
         of_seeds, of_texts = rng.normal(0, spread, (seeds, 1)), rng.normal(0, 1)

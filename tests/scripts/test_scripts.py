@@ -138,6 +138,12 @@ def test_tasks_share_a_folder_of_predictions(tmp_path):
         ]  # fmt: skip
 
 
+def test_own_files_have_no_test_set_on_glues_server(tmp_path):
+    done = script("predict_glue.sh", tmp_path, TRAIN_FILE="my.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: GLUE has test sets for a task in PATH_TO_DATA: unset TRAIN_FILE,")
+
+
 def test_a_wrong_task_gets_one_clear_line(tmp_path):
     done = script("train_deebert.sh", tmp_path, DATASET="SST2")
     assert (done.returncode, done.stdout) == (2, "")
