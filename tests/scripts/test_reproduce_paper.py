@@ -3,6 +3,7 @@
 import csv
 import gc
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import paper_table
 import pytest
 import reproduce_paper
 from paper_run import timed_thresholds
-from support.helpers import script, simulated
+from support.helpers import once_for_all_workers, script, simulated
 from support.tiny import sentences
 
 import run_glue_deebert
@@ -74,14 +75,22 @@ def reproduce(workplace) -> Callable:
 
 
 @pytest.fixture(scope="module")
-def reproduced(reproduce, workplace) -> tuple[Path, str]:
+def reproduced(tmp_path_factory, reproduce, workplace) -> tuple[Path, str]:
     """The folder of a reproduction of all tasks, without figures, and what was printed, but for the table."""
-    lines: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce_paper, "figures", lambda runs, folder: [])
-        patch.setattr("builtins.print", lambda *words, **_: lines.extend(map(str, words)))
-        reproduce(GLUE)
-    return workplace / "out", "\n".join(lines)
+
+    def make(folder: Path) -> None:
+        lines: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reproduce_paper, "figures", lambda runs, folder: [])
+            patch.setattr("builtins.print", lambda *words, **_: lines.extend(map(str, words)))
+            reproduce(GLUE)
+        shutil.copytree(workplace / "out", folder / "out")
+        (folder / "printed.txt").write_text("\n".join(lines))
+
+    shared = once_for_all_workers(tmp_path_factory, "reproduced", make)
+    if not (workplace / "out").exists():
+        shutil.copytree(shared / "out", workplace / "out")
+    return workplace / "out", (shared / "printed.txt").read_text()
 
 
 @pytest.mark.slow
@@ -188,7 +197,7 @@ def test_figures_show_what_was_measured(reproduced):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(reproduced, reproduce, monkeypatch, workplace, capsys):
+def test_an_interrupted_run_goes_on(reproduce, monkeypatch, workplace):
     """Stopped between training and evaluation: the training is not repeated. Other settings are refused."""
     evaluate_padded, calls = paper_run.evaluate_padded, []
 
