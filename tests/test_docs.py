@@ -7,10 +7,8 @@ import sys
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 from support import reference
 from support.helpers import ROOT
@@ -82,35 +80,6 @@ def test_python_snippets_run(page, quickstart, monkeypatch):
 def test_predictions_are_what_the_readme_says(quickstart):
     prediction = Classifier(str(quickstart / "quickstart" / "onnx"), exit_threshold=0.4)(["A triumph."])[0]
     assert list(vars(prediction)) == ["label", "probability", "exit_layer", "probabilities", "truncated"]
-
-
-def test_the_example_for_ray_classifies_batches(quickstart, monkeypatch):
-    """With a stand-in for Ray Data, which makes a worker once and gives it batches of columns."""
-    monkeypatch.chdir(quickstart)
-    page, written, texts = ROOT / "docs" / "deployment.md", {}, ["A triumph.", "It is what it is.", "so so"]
-
-    class Data:
-        def read_parquet(self, source):
-            assert source == "in"
-            return self
-
-        def map_batches(self, worker, fn_constructor_kwargs, batch_size, concurrency):
-            assert (batch_size, concurrency) > (0, 0)
-            worker = worker(**fn_constructor_kwargs)
-            self.batches = [worker({"text": np.array(batch, object)}) for batch in (texts[:2], texts[2:])]
-            return self
-
-        def write_parquet(self, target):
-            written[target] = self.batches
-
-    names = {}
-    (source,) = [source for _, source in blocks(page, "python") if "def classify_files" in source]
-    exec(source, names)
-    names["classify_files"](SimpleNamespace(data=Data()), "in", "out")
-    expected = Classifier("quickstart/onnx", exit_threshold=0.4)(texts)
-    for column, field in (("prediction", "label"), ("exit_layer", "exit_layer")):
-        actual = np.concatenate([batch[column] for batch in written["out"]]).tolist()
-        assert actual == [getattr(prediction, field) for prediction in expected]
 
 
 def test_the_readme_fits_150_lines():

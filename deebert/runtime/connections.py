@@ -5,7 +5,9 @@ connection for ever; and once the process has no file descriptors left, asyncio 
 """
 
 import asyncio
+import socket
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 try:
@@ -14,7 +16,8 @@ except ImportError:  # Windows has no such limit
     resource = None
 
 BACKLOG = 32  # connections that asyncio accepts in one turn; it accepts those of three before one can be closed
-SPARE_FILES = 3 * BACKLOG + 32  # file descriptors that are left for these and for all else
+BURST = 1024  # connections that the operating system keeps meanwhile
+SPARE_FILES = 3 * BACKLOG + 32  # file descriptors that are left for those of the turns, and for all else
 FEWEST = 16  # connections, however few descriptors there are
 LAST_SECONDS = 1.0  # of a client's deadline when the service ends
 
@@ -85,6 +88,15 @@ class BoundedConnection(H11Protocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, where a burst of connections waits its turn."""
+
+    async def startup(self, sockets: list[socket.socket]) -> None:
+        await super().startup(sockets)
+        for each in sockets:
+            each.listen(BURST)  # asyncio has set it to the number of one turn
 
 
 def open_files() -> int:

@@ -70,12 +70,12 @@ class Bodies:
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
         """A request's body, which counts until the end of the context. Raises HTTPException."""
-        body = bytearray()
+        body, declared = bytearray(), int(request.headers.get("content-length", 0))
         try:
             async for chunk in request.stream():
                 body += chunk
                 self.held += len(chunk)
-                if len(body) > self.max_bytes:
+                if max(declared, len(body)) > self.max_bytes:
                     raise HTTPException(413, f"more than {self.max_bytes} bytes")
                 if self.held > BODIES * self.max_bytes:
                     raise HTTPException(503, "too many large requests at once; try again", {"Retry-After": "1"})

@@ -1,6 +1,7 @@
 """A running service for tests, and its clients."""
 
 import json
+import os
 import re
 import resource
 import signal
@@ -77,3 +78,9 @@ def resident_mb(process: subprocess.Popen) -> float:
     """The memory that a process has now."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+def cpu_seconds(process: subprocess.Popen) -> float:
+    """The time of cores that a process has used."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
