@@ -53,6 +53,8 @@ def one_line(problem: str, fix: str) -> Iterator[None]:
         if is_our_fault(error) or "allocate memory" in str(error):
             raise
         words = " ".join(str(error).split()) or type(error).__name__
+        if "weights_only" in words:  # PyTorch's advice is to run the file's code
+            words = "a pickle that holds more than tensors, which is not read"
         words = f"{words[:MOST_WORDS]} ..." if len(words) > MOST_WORDS else words
         raise InputError(f"{problem}: {words}; {fix}") from error
 
@@ -92,9 +94,7 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
             "docs/add_an_encoder.md says how to add one"
         )
     if model_type not in (None, kind):
-        raise InputError(
-            f"{name_or_path}: a {kind} checkpoint, but --model_type is {model_type}; use --model_type {kind}"
-        )
+        raise InputError(f"{name_or_path}: a {kind} checkpoint, but the model type is {model_type}; give {kind}")
     try:
         check_stored(facts)
     except ValueError as error:
@@ -108,11 +108,11 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
 
 
 def check_threshold(value: float, config) -> None:
-    """Raises InputError where a model of this config cannot exit at --exit_threshold `value`."""
+    """Raises InputError where a model of this config cannot exit at this threshold."""
     try:
         config_cutoffs(config, value)
     except ValueError as error:
-        raise InputError(f"--exit_threshold {value}: {error}") from None
+        raise InputError(f"exit_threshold {value}: {error}") from None
 
 
 def set_labels(config, labels: Sequence[str], problem_type: str | None = None) -> None:
@@ -220,6 +220,11 @@ def _load(name_or_path: str, config, cache_dir: str | None, trained: bool = True
             dtype=torch.float32,
             ignore_mismatched_sizes=not trained,
         )
+    if any(name.startswith("module.") for name in info["unexpected_keys"]):
+        raise InputError(
+            f"{name_or_path}: the names of its weights begin with 'module.', as DataParallel names them; save the "
+            "state_dict() of the model inside, model.module"
+        )
     check_layers(name_or_path, config, info["unexpected_keys"] if trained else [])
     others = sorted(info["mismatched_keys"])  # name, shape in the checkpoint, shape in the model
     for name, stored, wanted in others:
@@ -237,7 +242,12 @@ def stored_names(folder: Path) -> list[str]:
     if file.is_file():
         with safe_open(file, framework="pt") as weights:
             return list(weights.keys())
-    return list(json.loads(index.read_text())["weight_map"]) if index.is_file() else []
+    if not index.is_file():
+        return []
+    weight_map = json.loads(index.read_text()).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise InputError(f"{index}: no weight_map of names and files in it; copy the model again")
+    return list(weight_map)
 
 
 def check_layers(name_or_path: str, config, names: Iterable[str], all_layers: bool = True) -> None:

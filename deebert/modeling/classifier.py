@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, H hidden, N layers, E exits (see config.exit_layers), C labels; b samples are still active.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.modeling.off_ramps import classifier_dropout, is_off_ramp, mean_weights
 from deebert.utils.arrays import token_lengths
 
+LOGGER = logging.getLogger(__name__)
 STAGES = ("backbone", "off_ramps", "all")
 TRACED = (
     "a trace keeps the exits of its own batch; trace with exit_threshold=-1, or write a graph with exits by onnx_export"
@@ -60,6 +62,7 @@ class HighwayClassifier:
 
     accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the number of accumulated micro-batches
     stage = "backbone"  # of the training, see `train_stage`
+    off_ramps_seen = False  # whether `_name_untrained` has looked at them
 
     def init_head(self, config) -> None:
         self.num_labels = config.num_labels
@@ -161,7 +164,10 @@ class HighwayClassifier:
     @torch.compiler.disable  # which samples exit is decided on the host
     def _with_exits(self, inputs: dict, rule: ExitRule, cutoffs: Sequence[float], first_token_only: bool) -> Results:
         """Path 2: samples exit on their way through the layers."""
-        batch = self._batch(inputs, off_ramps=any(cutoff > 0 for cutoff in cutoffs))
+        can_exit = any(cutoff > 0 for cutoff in cutoffs)
+        if can_exit and not self.off_ramps_seen:
+            self._name_untrained()
+        batch = self._batch(inputs, off_ramps=can_exit)
         request = ExitRequest(batch, rule, cutoffs, self.config.exit_layers, first_token_only)
         outputs = self.base_model(**inputs, exits=request)
         if len(batch):
@@ -181,6 +187,15 @@ class HighwayClassifier:
             final_logits = self._logits_of(outputs, batch.pooling_weights)
         all_logits = torch.stack([*request.all_logits, final_logits], dim=1)
         return *exits_of(all_logits, rule, cutoffs, layers), all_logits, outputs
+
+    def _name_untrained(self) -> None:
+        """Says once which off-ramps were never trained: new classifiers have a bias of 0, and trained ones do not."""
+        self.off_ramps_seen = True
+        biases = [off_ramp.classifier.bias for off_ramp in self.base_model.encoder.off_ramps]
+        new = [isinstance(bias, Tensor) and not bias.any() for bias in biases]  # a quantized one is no tensor
+        if any(new):
+            layers = [layer for layer, is_new in zip(self.config.exit_layers, new, strict=False) if is_new]
+            LOGGER.warning("the off-ramps after the layers %s were never trained; samples exit at random there", layers)
 
     def _batch(self, inputs: dict, off_ramps: bool = True) -> ActiveBatch:
         """All samples, before the first layer. off_ramps: whether any runs, and not the final classifier alone."""

@@ -6,14 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deebert.modeling.config_checks import (
-    ALIASES,
-    check_architecture,
-    check_fields,
-    check_labels,
-    check_stored,
-    plain_threshold,
-)
+from deebert.modeling import config_checks as checks
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule
 
 MANIFEST = "deebert_onnx.json"  # beside the config.json of an export; written last, so that the export is complete
@@ -37,7 +30,7 @@ class ExitFields:
         None: not known; then 128.
     """
 
-    ALIASES: ClassVar[dict[str, str]] = ALIASES
+    ALIASES: ClassVar[dict[str, str]] = checks.ALIASES
 
     exit_threshold: float | list[float] = NO_EXIT
     exit_rule: str = "entropy"
@@ -64,14 +57,16 @@ class HighwayConfig(ExitFields):
     gated_mlp: ClassVar[bool] = False  # three matrices of hidden_size x intermediate_size in a layer, rather than two
     positions_after_padding: ClassVar[bool] = False  # position numbers begin with pad_token_id + 1
     first_token_only: ClassVar[bool] = True  # in evaluation the last layer is computed for the first token only
+    # what Trainer leaves out of its predictions, which are then the logits alone
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values", "exit_layer", "entropy", "all_logits"]
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As for any HF config. Raises ValueError for the config of another architecture."""
-        check_architecture(config_dict.get("model_type", cls.model_type), cls)
-        check_stored(config_dict)
+        checks.check_architecture(config_dict.get("model_type", cls.model_type), cls)
+        checks.check_stored(config_dict)
         if config_dict.get("id2label") is not None:
-            check_labels(config_dict["id2label"])
+            checks.check_labels(config_dict["id2label"])
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
@@ -86,9 +81,9 @@ def building_with(config, config_class: type) -> Iterator[None]:
     The checkpointing of activations is for the parts of ours: HF's own, which they replace, would use the field up.
     Raises ValueError for the config of another architecture, and for fields without meaning.
     """
-    check_architecture(config.model_type, config_class)
+    checks.check_architecture(config.model_type, config_class)
     if not isinstance(config, HighwayConfig):
-        check_stored(vars(config))
+        checks.check_stored(vars(config))
         for alias, name in HighwayConfig.ALIASES.items():
             if alias in vars(config):
                 setattr(config, name, vars(config).pop(alias))
@@ -96,7 +91,7 @@ def building_with(config, config_class: type) -> Iterator[None]:
             if not hasattr(config, field.name):
                 setattr(config, field.name, field.default)
         config.__class__ = config_class
-    check_fields(config)
+    checks.check_fields(config)
     config_rule(config)
     checkpointing = vars(config).pop("gradient_checkpointing", False)
     yield
@@ -130,13 +125,13 @@ def config_cutoffs(
 def set_threshold(config, value: float | Sequence[float]) -> None:
     """Stores a threshold, or one per off-ramp, in a config. Raises ValueError (see `ExitRule.cutoffs`)."""
     config_cutoffs(config, value)
-    config.exit_threshold = plain_threshold(value)
+    config.exit_threshold = checks.plain_threshold(value)
 
 
 def set_rule(config, name: str, threshold: float | Sequence[float]) -> None:
     """Stores rule and threshold in a config. Raises ValueError."""
     config_cutoffs(config, threshold, name)
-    config.exit_rule, config.exit_threshold = name, plain_threshold(threshold)
+    config.exit_rule, config.exit_threshold = name, checks.plain_threshold(threshold)
 
 
 def longest_text(config, wanted: int | None = None) -> int:

@@ -6,7 +6,7 @@ from numbers import Real
 
 ALIASES = {"early_exit_entropy": "exit_threshold"}  # names of the original: ours
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
-REMOVED = "which version 0.9 no longer has; train the model again, or run it with version 0.8.0"
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -20,11 +20,13 @@ def check_architecture(model_type: str, config_class: type) -> None:
 
 
 def check_stored(facts: Mapping) -> None:
-    """Raises ValueError where a stored config has two different thresholds, or needs what left the code in 0.9."""
-    if facts.get("exit_temperatures") is not None:
-        raise ValueError(f"exit_temperatures is {str(facts['exit_temperatures'])[:100]}, {REMOVED}")
-    if facts.get("highway_pooling") == "attention":
-        raise ValueError(f"highway_pooling is 'attention', {REMOVED}")
+    """Raises ValueError where a stored config has two different thresholds, or an attention that others wrote.
+
+    transformers would fetch the code of an unknown one from the hub, and run it.
+    """
+    for name in ("attn_implementation", "_attn_implementation"):
+        if facts.get(name) not in (None, *ATTENTIONS):
+            raise ValueError(f"{name} is {repr(facts[name])[:100]}; choose one of {', '.join(ATTENTIONS)}")
     for alias, name in ALIASES.items():
         if alias in facts and name in facts and facts[alias] != facts[name]:
             raise ValueError(f"{alias} is {facts[alias]!r}, and {name}, the same, is {facts[name]!r}; remove one")
@@ -65,6 +67,7 @@ CHECKS = {  # by the name of a field, where a config has it: what is valid, and 
     "num_hidden_layers": (lambda n: is_whole(n, 1) and n <= MOST_LAYERS, f"a number from 1 to {MOST_LAYERS}"),
     **dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"), SIZE),
     **dict.fromkeys(("max_position_embeddings", "local_attention"), SIZE),  # the latter is ModernBERT's
+    "chunk_size_feed_forward": (lambda size: size in (0, 1), "0: it has to divide the number of tokens of every text"),
     "problem_type": (lambda value: value in (None, *PROBLEMS), f"one of {', '.join(PROBLEMS)}"),
     "pad_token_id": (lambda value: is_whole(value, 0), "the id of the padding token"),
     "exit_before_first_layer": (lambda value: isinstance(value, bool), "true or false"),

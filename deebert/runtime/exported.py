@@ -31,7 +31,7 @@ class ExitOutput:
 
 
 FORMAT = 5  # raise it when OnnxDeeBert can no longer run earlier exports
-GRAPH, GRAPH_OF_0_6 = "model.onnx", "layers.onnx"
+GRAPH = "model.onnx"
 EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "max_seq_length", "id2label")
 AGAIN = "run deebert export again"
 
@@ -55,10 +55,13 @@ class ExportedConfig(ExitFields):
     id2label: dict[int, str]
 
 
+GRAPH_FACTS = {field.name for field in fields(ExportedConfig)} - {*EDITABLE}  # all but what may be edited later
+ENCODING = {"max_tokens", "pad_id", "has_token_types", "truncation_side"}  # arguments of TextEncoder
+
+
 def graph_facts(config) -> dict:
-    """What a graph is made with, from a model's config: all but what may be edited later."""
-    names = [field.name for field in fields(ExportedConfig) if field.name not in EDITABLE]
-    return {name: getattr(config, name) for name in names}
+    """What a graph is made with, from a model's config."""
+    return {name: getattr(config, name) for name in GRAPH_FACTS}
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -80,8 +83,14 @@ def read_manifest(folder: Path) -> dict:
             f"{folder}: exported by version {manifest['deebert']} (format {manifest['format']}, this one reads "
             f"{FORMAT}); {AGAIN}"
         )
-    if not {"precision", "exit_rule", "config", "encoding"} <= manifest.keys():
+    made_with, encoding = manifest.get("config"), manifest.get("encoding")
+    sound = {"precision", "exit_rule"} <= manifest.keys() and isinstance(made_with, dict) and isinstance(encoding, dict)
+    if not sound or made_with.keys() != GRAPH_FACTS or encoding.keys() != ENCODING:
         raise InputError(f"{folder / MANIFEST}: damaged; {AGAIN}")
+    if encoding["pad_id"] not in range(made_with["vocab_size"]):
+        raise InputError(
+            f"{folder / MANIFEST}: pad_id is {encoding['pad_id']}, which is no token of the model; {AGAIN}"
+        )
     for name in ("config.json", "tokenizer.json", GRAPH):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file; the export is incomplete, {AGAIN}")
@@ -115,7 +124,6 @@ def exported_config(folder: Path, manifest: dict) -> ExportedConfig:
             raise InputError(
                 f"{file}: {name} is {value!r}, but the graph was made with {made_with[name]!r}; set it back, or {AGAIN}"
             )
-    made_with = {name: value for name, value in made_with.items() if name != "exit_temperatures"}  # null, up to 0.8
     edited = {name: stored[name] for name in EDITABLE if name in stored} | {"id2label": labels}
     try:
         config = ExportedConfig(**made_with, **edited)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import deebert
 from deebert.modeling.checkpoints import encoding_facts, one_line
 from deebert.modeling.config import MANIFEST, config_rule
-from deebert.runtime.exported import FORMAT, GRAPH, GRAPH_OF_0_6, graph_facts
+from deebert.runtime.exported import FORMAT, GRAPH, graph_facts
 from deebert.runtime.layer_runner import LayerRunner
 from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files, make_folder, remove_leftovers
@@ -210,7 +210,7 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
     make_folder(folder)
     with one_line(f"{folder}: the export cannot be written", "make room on the disk, or choose another folder"):
         remove_leftovers(folder)
-        with adding_files(folder, last=MANIFEST, obsolete=[GRAPH_OF_0_6]) as partial:
+        with adding_files(folder, last=MANIFEST) as partial:
             write_files(parts, copy.deepcopy(config), tokenizer, partial, int8)
 
 
@@ -223,7 +223,7 @@ def write_files(parts: Path, config, tokenizer, folder: Path, int8: bool) -> Non
             quantize_parts(parts, Path(quantized))
             parts = Path(quantized)
         if (size := sum(file.stat().st_size for file in parts.rglob("*"))) > MOST_BYTES:
-            advice = "" if int8 else "; export with --int8"
+            advice = "" if int8 else "; export it with 8-bit weights"
             raise InputError(f"a graph of {size / 2**30:.1f} GiB, and ONNX holds 2 in a file{advice}")
         merge(parts, config, folder / GRAPH)
     vars(config).pop("auto_map", None)  # PyTorch cannot load this folder

@@ -96,11 +96,11 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def adding_files(folder: Path, last: str, obsolete: Iterable[str] = ()) -> Iterator[Path]:
+def adding_files(folder: Path, last: str) -> Iterator[Path]:
     """A temporary folder to fill. When the block ends without an error, its files are moved into `folder`.
 
     last: the name of the file that says that the others are complete: an old one is removed before they are moved, and
-    the new one is moved last. obsolete: further files that are removed.
+    the new one is moved last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
@@ -108,8 +108,7 @@ def adding_files(folder: Path, last: str, obsolete: Iterable[str] = ()) -> Itera
         yield partial
         files = list(partial.iterdir())
         sync(files)
-        for name in (last, *obsolete):
-            (folder / name).unlink(missing_ok=True)
+        (folder / last).unlink(missing_ok=True)
         for file in sorted(files, key=lambda file: file.name == last):
             file.replace(folder / file.name)
     finally:

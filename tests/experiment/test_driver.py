@@ -274,7 +274,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
             "t5: a t5 checkpoint; DeeBERT takes bert, roberta, ",
         ),
         ("--do_train --model_name_or_path nowhere/model", "nowhere/model: its config.json cannot be read"),
-        ("--do_train --model_type roberta", "use --model_type bert"),
+        ("--do_train --model_type roberta", "but the model type is roberta; give bert"),
         ("--do_train --tokenizer_name untraned", "untraned: no tokenizer there that can be read"),
         ("--do_train --tokenizer_name ./untraned", "./untraned: no such folder"),
         ("--do_train --exit_threshold nan", "--exit_threshold nan"),
@@ -295,7 +295,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_train --highway_pooling attention", "invalid choice: 'attention'"),
         ("--do_train --config_name one_layer", "a model of one layer has no off-ramps"),
         ("--do_train --train_strategy static", "invalid choice: 'static'"),
-        ("--do_train --exit_rule patience --exit_threshold 1.5", "--exit_threshold 1.5: patience counts"),
+        ("--do_train --exit_rule patience --exit_threshold 1.5", "exit_threshold 1.5: patience counts"),
     ],
 )
 def test_bad_input_gets_one_clear_line(drive, tmp_path, tiny_data, tiny_checkpoints, capsys, flags, message):

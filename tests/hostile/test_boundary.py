@@ -101,25 +101,3 @@ def test_an_exports_config_that_means_nothing(tmp_path, changes, message):
     (tmp_path / "config.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match=f"config.json: {message}"):
         exported_config(tmp_path, json.loads(json.dumps({"config": graph_facts(config)})))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"exit_temperatures": None}, None),  # as in every export of 0.8 without them
-        ({"exit_temperatures": [2.0] * 4}, "exit_temperatures is .*, which version 0.9 no longer has"),
-        ({"highway_pooling": "attention"}, "highway_pooling is 'attention', which version 0.9 no longer has"),
-    ],
-)
-def test_exports_of_0_8(tmp_path, changes, message):
-    config = tiny_config("bert")
-    manifest = json.loads(json.dumps({"config": graph_facts(config) | changes}))
-    facts = json.loads(config.to_json_string(use_diff=False)) | changes
-    (tmp_path / "config.json").write_text(json.dumps(facts))
-    if message is None:
-        assert exported_config(tmp_path, manifest).highway_pooling == "first"
-        return
-    with pytest.raises(
-        InputError, match=f"config.json: {message}; train the model again, or run it with version 0.8.0"
-    ):
-        exported_config(tmp_path, manifest)

@@ -50,15 +50,9 @@ def outcome(folder: Path, message: str | None, record_property) -> None:
 
 
 DEEP = "[" * 100_000
-REMOVED = "which version 0.9 no longer has; train the model again, or run it with version 0.8.0"
 CONFIG_FIELDS = [  # field, value, message
     *(("num_hidden_layers", value, "num_hidden_layers") for value in (0, -1, "3", 3.0, None, [3], 10**6, 10**400)),
     *(("num_hidden_layers", value, f"weights of 3 layers, but a config.json of {value}") for value in (1, 2, 4, 200)),
-    *(
-        ("exit_temperatures", value, REMOVED)
-        for value in ([0.5, 2, 1.0], [1e-300] * 3, 2.0, "abc", {"0": 1}, [10**400])
-    ),
-    ("exit_temperatures", None, LOADS),
     *(("exit_threshold", value, "exit_threshold is") for value in (None, "0.3", 10**400, [[0.1]], {}, True, [None])),
     *(("exit_threshold", value, "exit_threshold") for value in (["0.3", "0.3"], float("nan"), [0.1], [0.1] * 4)),
     *(("exit_threshold", value, LOADS) for value in (float("inf"), -float("inf"), 1e300, 0, [0.1, 0.2], [0.1] * 3)),
@@ -70,7 +64,6 @@ CONFIG_FIELDS = [  # field, value, message
     ("exit_rule", "confidence", LOADS),
     *(("highway_pooling", value, "highway_pooling is") for value in (None, [], 3, "last")),
     ("highway_pooling", "mean", LOADS),
-    ("highway_pooling", "attention", REMOVED),
     *(("highway_head", value, "highway_head is") for value in (None, [], 3, "tail")),
     *(("patience_tolerance", value, "patience_tolerance is") for value in (None, "a", -1, float("nan"), [0.5])),
     *(("id2label", value, "id2label") for value in ({"1": "a", "2": "b"}, {"a": "b"}, {}, "ab", ["a", "b"])),
@@ -99,6 +92,10 @@ CONFIG_FIELDS = [  # field, value, message
     *(("pad_token_id", value, "pad_token_id is") for value in (None, -1)),
     ("pad_token_id", 10**9, "pad_token_id|weights do not load"),
     ("problem_type", "nonsense", "problem_type"),
+    *(("attn_implementation", name, "choose one of eager, sdpa") for name in ("someone/kernels", "x@y:z", 3, ["sdpa"])),
+    ("attn_implementation", "eager", LOADS),
+    ("chunk_size_feed_forward", 7, "chunk_size_feed_forward is 7; give 0"),
+    ("chunk_size_feed_forward", 1, LOADS),
     ("dtype", "float99", "float99"),
     ("dtype", "float16", LOADS),
     ("architectures", "BertForSequenceClassification", LOADS),
@@ -203,9 +200,17 @@ def other_names(state: dict) -> None:
         state[name.replace("bert.", "roberta.")] = state.pop(name)
 
 
-def one_line_index(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"classifier.bias": "../../etc/passwd"}}')
+def of_a_data_parallel_model(state: dict) -> None:
+    for name in list(state):
+        state[f"module.{name}"] = state.pop(name)
+
+
+def index_of(weight_map: str):
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {weight_map}}}')
+
+    return damage
 
 
 def folder_in_place_of(file: str):
@@ -224,7 +229,7 @@ def link_to_itself(folder: Path) -> None:
 DAMAGES = [
     (truncate, "weights do not load"),
     (pickled, "weights do not load"),
-    (saved_bomb, "weights do not load"),
+    (saved_bomb, "weights do not load: a pickle that holds more than tensors, which is not read; copy"),
     (as_pickle, LOADS),
     (fewer_layers_than_the_pickle, "weights of 3 layers, but a config.json of 2"),
     (weights(lambda state: state.pop("classifier.bias")), "it has no classifier.bias"),
@@ -233,7 +238,9 @@ DAMAGES = [
     (weights(lambda state: state.update(extra=torch.zeros(2))), LOADS),
     (weights(other_shape), "weights do not load"),
     (weights(other_names), "not a trained DeeBERT"),
-    (one_line_index, "weights"),
+    (weights(of_a_data_parallel_model), "begin with 'module.', as DataParallel names them; save the state_dict"),
+    (index_of('{"classifier.bias": "../../etc/passwd"}'), "weights"),
+    *((index_of(value), "no weight_map of names and files in it") for value in ("[1]", "null", "3", '"x"')),
     (folder_in_place_of("config.json"), "config.json"),
     (folder_in_place_of("model.safetensors"), "weights do not load"),
     (folder_in_place_of("tokenizer.json"), "tokenizer.json is missing"),

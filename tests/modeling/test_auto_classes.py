@@ -15,7 +15,6 @@ from support.tiny import CLASSES, random_batch, tiny_config, tiny_model, tiny_to
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 from transformers.utils import hub
 
-from deebert import DeeBertForSequenceClassification
 from deebert.modeling.checkpoints import save_model
 from deebert.utils.import_hook import when_imported
 
@@ -101,24 +100,6 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, backbone):
     for config in (tiny_config(backbone), stock(num_hidden_layers=1)):
         with pytest.raises(ValueError, match=message):
             model_class(config)
-
-
-@pytest.mark.parametrize("removed", [{"exit_temperatures": [1.0] * 3}, {"highway_pooling": "attention"}])
-def test_what_left_the_code_is_refused(removed, tmp_path):
-    """Fields of models of 0.8, whose logits would be others; null, as in all the others, means nothing."""
-    with pytest.raises(ValueError, match=next(iter(removed))):
-        tiny_model("bert", num_hidden_layers=3, **removed)
-    tiny_model("bert", num_hidden_layers=3).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for fields in (removed, {"exit_temperatures": None}):
-        (tmp_path / "config.json").write_text(json.dumps(config | fields))
-        for load in (DeeBertForSequenceClassification, AutoModelForSequenceClassification):
-            if fields is removed:
-                with pytest.raises(ValueError, match="no longer has; train the model again"):
-                    load.from_pretrained(tmp_path)
-                continue
-            model = load.from_pretrained(tmp_path)
-            assert isinstance(model, DeeBertForSequenceClassification)
 
 
 SCRIPTS = {

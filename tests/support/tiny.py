@@ -35,7 +35,10 @@ def tiny_config(backbone: str, **overrides):
 
 def tiny_model(backbone: str, seed: int = 0, **overrides):
     torch.manual_seed(seed)
-    return CLASSES[backbone][1](tiny_config(backbone, **overrides)).eval()
+    model = CLASSES[backbone][1](tiny_config(backbone, **overrides)).eval()
+    for off_ramp in model.base_model.encoder.off_ramps:
+        torch.nn.init.constant_(off_ramp.classifier.bias, 1e-7)  # not 0, as that of one that was never trained
+    return model
 
 
 def random_batch(config, lengths: list[int], seed: int = 0, padding: int = 0) -> dict[str, torch.Tensor]:
