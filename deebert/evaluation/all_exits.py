@@ -132,14 +132,8 @@ class AllExits:
         return float(self.operations(exit_layers, threshold).sum() / self.costs.full.sum())
 
     def full_score(self, task: Task) -> float:
-        """The primary metric of the full model; computed once."""
-        if task.primary_metric not in self._full_scores:
-            self._full_scores[task.primary_metric] = primary_score(task, self.logits[:, -1], self.labels)
-        return self._full_scores[task.primary_metric]
-
-    @cached_property
-    def _full_scores(self) -> dict[str, float]:
-        return {}
+        """The primary metric of the full model."""
+        return primary_score(task, self.logits[:, -1], self.labels)
 
     @cached_property
     def uncertainties(self) -> np.ndarray:
@@ -212,10 +206,9 @@ def layer_scores(task: Task, exits: AllExits) -> dict[int, dict[str, float]]:
     return {layer: scores(task, exits.logits[:, i], exits.labels) for i, layer in enumerate(exits.layers)}
 
 
-def sweep(task: Task, exits: AllExits, thresholds: Sequence[float]) -> list[SweepRow]:
+def sweep(task: Task, exits: AllExits, thresholds: Sequence[float | Sequence[float]]) -> list[SweepRow]:
     """The score, exits, layers run and cost of each threshold, without running the model."""
-    full_score = exits.full_score(task)
-    rows = []
+    rows, full_score = [], exits.full_score(task)
     for threshold in thresholds:
         exit_layers = exits.exit_layers(threshold)
         score = primary_score(task, exits.logits_at(exit_layers), exits.labels)

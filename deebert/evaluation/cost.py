@@ -65,13 +65,6 @@ def layer_operations(config, tokens: np.ndarray, queries: np.ndarray | int) -> n
     return 4 * tokens * wide**2 + queries * (4 * wide**2 + feed_forward + 4 * tokens * wide)
 
 
-def operations(config, tokens: np.ndarray, exit_layers: np.ndarray, last: np.ndarray | int) -> np.ndarray:
-    """Those (S,) of the layers up to the exit layers (S,); the last layer is computed for `last` tokens."""
-    final = exit_layers == config.num_hidden_layers
-    full, short = layer_operations(config, tokens, tokens), layer_operations(config, tokens, last)
-    return np.where(final, exit_layers - 1, exit_layers) * full + final * short
-
-
 def head_operations(config, has_pooler: bool) -> int:
     """Those of a classifier on one state, and of the pooler before it, if there is one."""
     pooler = 2 * config.hidden_size**2 if has_pooler else 0

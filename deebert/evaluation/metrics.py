@@ -144,6 +144,11 @@ METRICS = {
 }
 
 
+def metric_of(name: str) -> Metric:
+    """The metric of a name that may end with a class."""
+    return METRICS[name.partition(":")[0]]
+
+
 def with_metric(task: Task, name: str, labels: tuple[str, ...]) -> Task:
     """The task with this metric as its primary one. labels: the task's in the order of the model's outputs.
 
@@ -165,9 +170,9 @@ def with_metric(task: Task, name: str, labels: tuple[str, ...]) -> Task:
 
 def class_of(task: Task, name: str) -> int | None:
     """The index of the class that a metric is about, None where it is about all; of two, the second by default."""
-    base, _, label = name.partition(":")
-    if not METRICS[base].of_class:
+    if not metric_of(name).of_class:
         return None
+    _, _, label = name.partition(":")
     return task.labels.index(label) if label else 1
 
 
@@ -197,7 +202,7 @@ def of_metric(task: Task, name: str, values: np.ndarray) -> np.ndarray:
 
 def score(task: Task, name: str, labels: np.ndarray, predicted: np.ndarray) -> float:
     """One metric of labels and predictions, both (S,) or (S, C)."""
-    return float(METRICS[name.partition(":")[0]].score(*(of_metric(task, name, x) for x in (labels, predicted))))
+    return float(metric_of(name).score(*(of_metric(task, name, x) for x in (labels, predicted))))
 
 
 def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -214,14 +219,14 @@ def primary_score(task: Task, logits: np.ndarray, labels: np.ndarray) -> float:
 def changes(task: Task, labels: np.ndarray, full: np.ndarray, early: np.ndarray) -> Changes | None:
     """What early exit changes in the task's primary metric, from labels and predictions, see `Metric.changes`."""
     name = task.primary_metric
-    return METRICS[name.partition(":")[0]].changes(*(of_metric(task, name, x) for x in (labels, full, early)))
+    return metric_of(name).changes(*(of_metric(task, name, x) for x in (labels, full, early)))
 
 
 def counted_classes(task: Task, labels: np.ndarray) -> dict[int, int]:
     """How many samples have each class whose frequency matters to the primary metric; {} where none does."""
-    counts = _columns(labels, task.num_labels).sum(axis=0).astype(int) if task.labels else []
-    index, metric = class_of(task, task.primary_metric), METRICS[task.primary_metric.partition(":")[0]]
-    return {i: count for i, count in enumerate(counts) if metric.all_classes or i == index}
+    index, all_classes = class_of(task, task.primary_metric), metric_of(task.primary_metric).all_classes
+    counted = range(task.num_labels) if all_classes else [] if index is None else [index]
+    return {i: int(np.sum(labels[:, i] if labels.ndim == 2 else labels == i)) for i in counted}
 
 
 def class_f1(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deebert.evaluation.results import COST, SweepRow, saving_unit
+from deebert.evaluation.results import SweepRow
 from deebert.evaluation.series import Series
 from deebert.evaluation.tables import threshold_name
 from deebert.utils.files import replacing
@@ -35,27 +35,18 @@ def score_label(series: Sequence[Series]) -> str:
 
 def time_label(series: Sequence[Series]) -> str:
     """The name of an axis of time saved: npy files hold no time of the full model without off-ramps."""
-    from_npy = {row.full_seconds is None for s in series for row in s.timed}
-    if from_npy == {True, False}:
-        return "time saved (%, measured; of npy files: against threshold 0)"
-    return "time saved against threshold 0 (%, measured)" if True in from_npy else "time saved (%, measured)"
+    from_npy = any(row.full_seconds is None for s in series for row in s.timed)
+    return f"time saved (%, measured{'; npy files: against threshold 0' if from_npy else ''})"
 
 
-def common_unit(series: Sequence[Series]) -> str:
-    """The unit of all savings in one figure: cost where every file holds it, else layers."""
-    return saving_unit(row for s in series for row in [*s.sweep, *s.curve])
+def unit(series: Sequence[Series]) -> str:
+    """What `SweepRow.cost_saved` counts, the same in all of them (see `read_series`)."""
+    return "layers" if any(row.cost is None for s in series for row in s.sweep) else "cost"
 
 
-def saving_label(series: Sequence[Series]) -> str:
-    """The name of an axis of savings; it says where layers are shown because one of several files holds no cost."""
-    unit = common_unit(series)
-    mixed = unit != COST and any(saving_unit(s.sweep) == COST for s in series)
-    return f"{unit} saved (%{'; not every file holds the cost' if mixed else ''})"
-
-
-def saved(rows: Iterable[SweepRow], unit: str) -> list[float]:
-    """What these rows save, in per cent."""
-    return percent(row.saved(unit) for row in rows)
+def saved(rows: Iterable[SweepRow]) -> list[float]:
+    """What these rows save of the cost, in per cent."""
+    return percent(row.cost_saved for row in rows)
 
 
 def line_style(i: int) -> dict:
@@ -67,19 +58,18 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
     """Score against cost (or layers) saved, with the dense curve, and against measured time saved."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     by_cost, by_time = figure.subplots(1, 2, sharey=True)
-    unit = common_unit(series)
     for i, s in enumerate(series):
         line, dots = line_style(i) | {"marker": ""}, line_style(i) | {"linestyle": ""}
         curve = s.curve or s.sweep
-        by_cost.plot(saved(curve, unit), percent(r.score for r in curve), **line, linewidth=1)
-        by_cost.plot(saved(s.sweep, unit), percent(r.score for r in s.sweep), **dots, label=s.label)
+        by_cost.plot(saved(curve), percent(r.score for r in curve), **line, linewidth=1)
+        by_cost.plot(saved(s.sweep), percent(r.score for r in s.sweep), **dots, label=s.label)
         draw_full_score(by_cost, s, i)
     draw_time_tradeoff(by_time, series)
     if len(series) == 1:
         sweep, timed = series[0].sweep, series[0].timed
-        annotate_thresholds(by_cost, sweep, saved(sweep, unit), percent(r.score for r in sweep))
+        annotate_thresholds(by_cost, sweep, saved(sweep), percent(r.score for r in sweep))
         annotate_thresholds(by_time, timed, percent(r.time_saved for r in timed), percent(r.score for r in timed))
-    by_cost.set(xlabel=f"expected: {saving_label(series)}", ylabel=score_label(series))
+    by_cost.set(xlabel=f"expected: {unit(series)} saved (%)", ylabel=score_label(series))
     by_time.set(xlabel=time_label(series))
     note = "horizontal line: full model" + (f"; numbers: {threshold_name(series[0].sweep)}" if len(series) == 1 else "")
     by_cost.set_title(note, fontsize=9, loc="left")
@@ -172,9 +162,9 @@ def plot_savings(series: Sequence[Series]) -> Figure:
     if len(series) == 1:
         timed = series[0].timed
         axes.set_title(f"numbers: {threshold_name(timed)}", fontsize=9, loc="left")
-        annotate_thresholds(axes, timed, saved(timed, common_unit(series)), percent(r.time_saved for r in timed))
+        annotate_thresholds(axes, timed, saved(timed), percent(r.time_saved for r in timed))
     axes.set(
-        xlabel=f"expected: {saving_label(series)}", ylabel=f"measured: {time_label(series).replace(', measured', '')}"
+        xlabel=f"expected: {unit(series)} saved (%)", ylabel=f"measured: {time_label(series).replace(', measured', '')}"
     )
     axes.margins(0.08)
     axes.legend(loc="upper left")
@@ -183,11 +173,10 @@ def plot_savings(series: Sequence[Series]) -> Figure:
 
 def draw_savings(axes, series: Sequence[Series]) -> None:
     """Measured time saved against cost (or layers) saved, and the diagonal."""
-    unit = common_unit(series)
-    ends = [0, max(value for s in series for value in saved(s.timed, unit))]
-    axes.plot(ends, ends, color="0.5", linewidth=1, label=f"time saved = {unit} saved")
+    ends = [0, max(value for s in series for value in saved(s.timed))]
+    axes.plot(ends, ends, color="0.5", linewidth=1, label=f"time saved = {unit(series)} saved")
     for i, s in enumerate(series):
-        expected, measured = saved(s.timed, unit), percent(r.time_saved for r in s.timed)
+        expected, measured = saved(s.timed), percent(r.time_saved for r in s.timed)
         spread = percent((r.time_saved_spread or 0) / 2 for r in s.timed)
         axes.errorbar(expected, measured, yerr=spread, **line_style(i) | {"linestyle": ""}, capsize=2, label=s.label)
 

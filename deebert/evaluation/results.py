@@ -22,7 +22,6 @@ from deebert.utils.text import no_formula
 EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"
 CLASSES = "classes.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
-COST, LAYERS = "cost", "layers"  # units of a saving
 RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
 
 
@@ -63,13 +62,9 @@ class SweepRow:
         return 1 - self.layers_run
 
     @property
-    def cost_saved(self) -> float | None:
-        """1 - cost; below 0 where off-ramps cost more than early exit saves."""
-        return None if self.cost is None else 1 - self.cost
-
-    def saved(self, unit: str) -> float:
-        """The saving in a unit of `saving_unit`."""
-        return self.layers_saved if unit == LAYERS else self.cost_saved
+    def cost_saved(self) -> float:
+        """1 - cost, below 0 where off-ramps cost more than early exit saves; the layers saved where it is not known."""
+        return self.layers_saved if self.cost is None else 1 - self.cost
 
 
 @dataclass(frozen=True)
@@ -88,11 +83,6 @@ def write_classes(folder: Path, rows: Sequence[ClassRow]) -> None:
     table["label"] = table["label"].map(no_formula)
     with replacing(folder / CLASSES) as file:
         table.to_csv(file, index=False)
-
-
-def saving_unit(rows: Iterable[SweepRow]) -> str:
-    """The unit in which savings of these rows can be compared: COST where all have one, else LAYERS."""
-    return COST if all(row.cost is not None for row in rows) else LAYERS
 
 
 def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str = "") -> Path:

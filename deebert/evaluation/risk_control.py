@@ -44,16 +44,16 @@ def risk_p_value(lost: int, samples: int, risk: float) -> float:
     return float(binom.cdf(lost, samples, risk))
 
 
-def drop_p_value(values: np.ndarray, largest: float, drop: float, chance: np.ndarray, level: float) -> float:
+def drop_p_value(values: np.ndarray, largest: float, drop: float, level: float, seed: int) -> float:
     """Of "the score falls by more than `drop`", from its change as a mean of values (S,) of samples.
 
-    largest: the largest value that a sample can have. chance: (S,) uniform random numbers of the samples, in [0, 1).
+    largest: the largest value that a sample can have.
 
     Each value is rounded at random to a full loss, a full gain or none, so that its mean stays; then the test for
     losses and gains is exact, however few there are and whatever was not seen. Where all values are -1, 0 and 1, as for
     the accuracy, nothing is random.
     """
-    full = chance[: len(values)] < np.abs(values) / largest
+    full = np.random.default_rng(seed).random(len(values)) < np.abs(values) / largest
     lost, gained = int((full & (values < 0)).sum()), int((full & (values > 0)).sum())
     return paired_p_value(lost, gained, len(values), min(drop / largest, 1.0), nuisance(level))
 

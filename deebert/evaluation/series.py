@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deebert.evaluation.results import (
@@ -51,7 +51,14 @@ def read_series(folders: Sequence[Path]) -> list[Series]:
         sweep = read_sweep(folder) if has_sweep else []
         curve = read_sweep(folder, CURVE) if (folder / CURVE).is_file() else []
         series.append(Series(label, metric, each_layer, sweep, curve))
+    if any(row.cost is None for s in series for row in s.sweep):  # of npy files: then layers are counted in all
+        series = [replace(s, sweep=without_cost(s.sweep), curve=without_cost(s.curve)) for s in series]
     return series
+
+
+def without_cost(rows: Iterable[SweepRow]) -> list[SweepRow]:
+    """The rows, whose savings are layers then."""
+    return [replace(row, cost=None) for row in rows]
 
 
 def labels(folders: Iterable[str | Path]) -> list[str]:

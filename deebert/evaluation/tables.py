@@ -2,19 +2,14 @@
 
 from collections.abc import Sequence
 
-from deebert.evaluation.results import CLASSES, COST, ClassRow, SweepRow, primary_scores, saving_unit
+from deebert.evaluation.results import CLASSES, ClassRow, SweepRow, primary_scores
 from deebert.utils.text import printable
 
 
 def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A Markdown table of rows of cells, the header first: this many columns to the left, the others to the right."""
-    header, *body = map(row, rows)
+    header, *body = (f"| {' | '.join(cells)} |" for cells in rows)
     return "\n".join([header, f"|{' --- |' * left}{' ---: |' * (len(rows[0]) - left)}", *body])
-
-
-def row(cells: Sequence[str]) -> str:
-    """A row of a Markdown table, for tables that are printed row by row after `markdown([header])`."""
-    return f"| {' | '.join(cells)} |"
 
 
 def percents(layer_scores: dict[int, dict[str, float]]) -> str:
@@ -33,12 +28,11 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
     columns = ("score (%)", "change (points)", "layers run (%)", "cost (%)", "time (s)", "time saved (%)")
     lines = [[threshold_name(rows), *columns]]
     for at in rows:
-        change = "-" if at.score_change is None else f"{100 * at.score_change:+.2f}"
-        cost = "-" if at.cost is None else f"{100 * at.cost:.1f}"
+        shown = ((at.score, ".2f"), (at.score_change, "+.2f"), (at.layers_run, ".1f"), (at.cost, ".1f"))
+        percents = ["-" if share is None else f"{100 * share:{form}}" for share, form in shown]
         seconds = "-" if at.seconds is None else f"{at.seconds:.2f}"
         time_saved = "-" if at.time_saved is None else f"{100 * at.time_saved:.1f}"
-        score, layers_run = f"{100 * at.score:.2f}", f"{100 * at.layers_run:.1f}"
-        lines.append([f"{at.threshold:g}", score, change, layers_run, cost, seconds, time_saved])
+        lines.append([f"{at.threshold:g}", *percents, seconds, time_saved])
     return markdown(lines)
 
 
@@ -59,26 +53,15 @@ def class_table(rows: Sequence[ClassRow], macro: ClassRow, most: int = 10) -> st
 
 def summary(rows: Sequence[SweepRow], drop: float = 0.01) -> str:
     """One sentence: the largest saving at a score within `drop` of the full model's, on the samples of the sweep."""
-    compared = [row for row in rows if row.score_change is not None]
-    if not compared:
-        return "The full model's score is not known: there is neither each_layer.npy nor a sweep at threshold 0."
-    within, points = [row for row in compared if row.score_change >= -drop - 1e-9], f"{100 * drop:g} point"
-    points += "" if drop == 0.01 else "s"
+    points = f"{100 * drop:g} point{'' if drop == 0.01 else 's'}"
+    within = [row for row in rows if row.score_change is not None and row.score_change >= -drop - 1e-9]
     if not within:
-        return f"No threshold keeps the score within {points} of the full model's."
-    unit = saving_unit(compared)
-    best = max(within, key=lambda row: row.saved(unit))
-    savings = [f"{100 * best.layers_saved:.1f} % of the layers"]
-    if unit == COST:
-        savings.insert(0, f"{100 * best.cost_saved:.1f} % of the cost")
-    if best.time_saved is not None:
-        savings.append(f"{100 * best.time_saved:.1f} % of the time")
-    saved = f"On this dev set threshold {best.threshold:g} saves {in_words(savings)}"
+        return f"No threshold is known to keep the score within {points} of the full model's."
+    best = max(within, key=lambda row: row.cost_saved)
+    cost = "" if best.cost is None else f"{100 * best.cost_saved:.1f} % of the cost and "
+    time = "" if best.time_saved is None else f", {100 * best.time_saved:.1f} % of the time"
+    saved = (
+        f"On this dev set threshold {best.threshold:g} saves {cost}{100 * best.layers_saved:.1f} % of the layers{time}"
+    )
     limit = f"no faster one of these thresholds stays within {points}"
     return f"{saved}; the score changes by {100 * best.score_change:+.2f} points, and {limit}."
-
-
-def in_words(parts: Sequence[str]) -> str:
-    """'a', 'a and b', or 'a, b and c'."""
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last

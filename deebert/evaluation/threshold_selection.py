@@ -12,8 +12,9 @@ import numpy as np
 
 from deebert.data.tasks import Task
 from deebert.evaluation import risk_control
-from deebert.evaluation.all_exits import AllExits
+from deebert.evaluation.all_exits import AllExits, sweep
 from deebert.evaluation.metrics import changes, correct, counted_classes, predictions, primary_score
+from deebert.evaluation.results import SweepRow
 from deebert.modeling.exit_rules import ExitRule
 from deebert.utils.errors import InputError
 
@@ -49,38 +50,15 @@ class SelectionTarget:
 
 
 @dataclass(frozen=True)
-class OperatingPoint:
-    """The results of one threshold on one set of samples.
-
-    score_change: the score minus the full model's.
-    exits: how many samples exit after each layer; 0: before the first one.
-    changed, lost, gained: samples whose prediction differs from the full model's, is worse, is better; None for
-        regression.
-    """
-
-    score: float
-    score_change: float
-    layers_saved: float
-    cost_saved: float
-    samples: int
-    exits: dict[int, int]
-    changed: int | None
-    lost: int | None
-    gained: int | None
-
-
-@dataclass(frozen=True)
 class ThresholdChoice:
-    """The chosen threshold and its results on the samples that show its promise.
+    """The chosen threshold, and its results on the samples that show its promise.
 
     threshold: in units of the exit rule; None where no threshold is shown to keep the promise and to save anything.
-    point: None without a threshold.
     refusal: why none was searched; "" where one was.
     """
 
     threshold: float | None
-    rule: str
-    point: OperatingPoint | None
+    point: SweepRow | None
     refusal: str = ""
 
 
@@ -100,8 +78,8 @@ def choose(task: Task, exits: AllExits, target: SelectionTarget, seed: int = 42)
     if better is not None:
         refusal = f"the off-ramp after layer {better} scores more than the final classifier, by more than chance"
     threshold = None if refusal else shown_threshold(task, exits, target, seed)
-    point = None if threshold is None else operating_point(task, exits, threshold)
-    return ThresholdChoice(threshold, exits.rule, point, refusal)
+    point = None if threshold is None else sweep(task, exits, [threshold])[0]
+    return ThresholdChoice(threshold, point, refusal)
 
 
 def too_few(task: Task, labels: np.ndarray, full: np.ndarray, target: SelectionTarget) -> str:
@@ -109,26 +87,27 @@ def too_few(task: Task, labels: np.ndarray, full: np.ndarray, target: SelectionT
 
     full: the full model's predictions.
     """
-    level = 1 - target.confidence
+    level, counts, rare = 1 - target.confidence, counted_classes(task, labels), None
+    samples = counted = len(labels)
     if target.risk is not None:
         needed = risk_control.fewest_samples(lambda n: risk_control.risk_p_value(0, n, target.risk), level)
-        return "" if len(labels) >= needed else f"{len(labels):,} dev texts are too few: at least {needed:,} are needed"
-    counts = counted_classes(task, labels)
-    for index in (index for index, count in counts.items() if count == 0):  # as if there were one, classified rightly
-        label = np.eye(task.num_labels)[index] if task.several_labels else index
-        labels, full = np.concatenate([labels, [label]]), np.concatenate([full, [label]])
-    change = changes(task, labels, full, full)
-    if change is None:
-        return f"the change of {task.primary_metric} cannot be tested on these predictions"
-    share, nuisance = min(target.drop / change.largest, 1.0), risk_control.nuisance(level)
-    needed = risk_control.fewest_samples(lambda n: risk_control.paired_p_value(0, 0, n, share, nuisance), level)
-    if needed <= len(change.values) and 0 not in counts.values():
+    else:
+        for index in [i for i, count in counts.items() if count == 0]:  # as if there were one, classified rightly
+            label = np.eye(task.num_labels)[index] if task.several_labels else index
+            labels, full = np.concatenate([labels, [label]]), np.concatenate([full, [label]])
+        change = changes(task, labels, full, full)
+        if change is None:
+            return f"the change of {task.primary_metric} cannot be tested on these predictions"
+        share, nuisance = min(target.drop / change.largest, 1.0), risk_control.nuisance(level)
+        needed = risk_control.fewest_samples(lambda n: risk_control.paired_p_value(0, 0, n, share, nuisance), level)
+        samples = len(change.values)
+        rare = min(counts, key=counts.get, default=None)
+    if rare is not None:  # the number of texts of this class that so many texts would have
+        needed, counted = math.ceil(needed * max(counts[rare], 1) / samples), counts[rare]
+    if counted >= needed:
         return ""
-    if not counts:
-        return f"{len(labels):,} dev texts are too few: at least {needed:,} are needed"
-    rare = min(counts, key=counts.get)
-    needed = math.ceil(needed * max(counts[rare], 1) / len(change.values))
-    return f"{counts[rare]:,} dev texts of the class {task.labels[rare]!r} are too few: at least {needed:,} are needed"
+    of_class = "" if rare is None else f" of the class {task.labels[rare]!r}"
+    return f"{counted:,} dev texts{of_class} are too few, at least {needed:,} are needed"
 
 
 def better_exit(task: Task, exits: AllExits, seed: int = 42) -> int | None:
@@ -138,19 +117,14 @@ def better_exit(task: Task, exits: AllExits, seed: int = 42) -> int | None:
     """
     if 0 in counted_classes(task, exits.labels).values():
         return None
-    level, chance = (1 - SURE) / max(exits.num_exits - 1, 1), uniform(exits, seed)
+    level = (1 - SURE) / max(exits.num_exits - 1, 1)
     full = predictions(exits.logits[:, -1], task.several_labels)
     better = {}
     for layer, logits in zip(exits.layers[:-1], exits.logits.swapaxes(0, 1), strict=False):
         change = changes(task, exits.labels, full, predictions(logits, task.several_labels))
-        if change is not None and risk_control.drop_p_value(*change, 0.0, chance, level) <= level:
+        if change is not None and risk_control.drop_p_value(*change, 0.0, level, seed) <= level:
             better[layer] = primary_score(task, logits, exits.labels)
     return max(better, key=better.get, default=None)
-
-
-def uniform(exits: AllExits, seed: int) -> np.ndarray:
-    """(S,) random numbers in [0, 1), the same for every threshold."""
-    return np.random.default_rng(seed).random(len(exits.logits))
 
 
 def shown_threshold(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> float | None:
@@ -174,13 +148,13 @@ def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: i
         return lambda threshold: risk_control.risk_p_value(
             changed_texts(exits, exits.exit_layers(threshold))[1], len(exits.labels), target.risk
         )
-    level, chance = 1 - target.confidence, uniform(exits, seed)
+    level = 1 - target.confidence
     full = predictions(exits.logits[:, -1], task.several_labels)
 
     def p_value(threshold: float) -> float:
         early = predictions(exits.logits_at(exits.exit_layers(threshold)), task.several_labels)
         change = changes(task, exits.labels, full, early)
-        return 1.0 if change is None else risk_control.drop_p_value(*change, target.drop, chance, level)
+        return 1.0 if change is None else risk_control.drop_p_value(*change, target.drop, level, seed)
 
     return p_value
 
@@ -197,24 +171,6 @@ def changed_texts(exits: AllExits, exit_layers: np.ndarray) -> tuple[int, int, i
     return int(changed.sum()), int((~early_correct & full_correct).sum()), int((early_correct & ~full_correct).sum())
 
 
-def operating_point(task: Task, exits: AllExits, threshold: float | list[float]) -> OperatingPoint:
-    """The results of one threshold on these samples."""
-    layers = exits.exit_layers(threshold)
-    score = primary_score(task, exits.logits_at(layers), exits.labels)
-    changed, lost, gained = (None, None, None) if task.num_labels == 1 else changed_texts(exits, layers)
-    return OperatingPoint(
-        score=score,
-        score_change=score - exits.full_score(task),
-        layers_saved=1 - float(layers.mean()) / exits.num_layers,
-        cost_saved=1 - exits.cost(layers, threshold),
-        samples=len(layers),
-        exits={layer: int((layers == layer).sum()) for layer in exits.layers},
-        changed=changed,
-        lost=lost,
-        gained=gained,
-    )
-
-
 def single_exit(task: Task, exits: AllExits, score: float) -> tuple[int, float, float]:
     """The off-ramp that is the best only exit: its layer, its score and the share of the cost that it saves.
 
@@ -229,40 +185,42 @@ def single_exit(task: Task, exits: AllExits, score: float) -> tuple[int, float, 
     return max(good, key=lambda option: option[2]) if good else max(options, key=lambda option: option[1])
 
 
-def verdict(task: Task, exits: AllExits, threshold: float | list[float], time_saved: float | None) -> str:
+def verdict(task: Task, exits: AllExits, threshold: float | list[float], time_saved: float) -> str:
     """What early exit saves at a threshold, and what the best single exit would save, in one sentence."""
-    point = operating_point(task, exits, threshold)
-    layer, score, saved = single_exit(task, exits, point.score)
+    row = sweep(task, exits, [threshold])[0]
+    layer, score, saved = single_exit(task, exits, row.score)
     shown = " ".join(f"{value:.3g}" for value in np.atleast_1d(threshold))
-    times = "" if time_saved is None else f" and {100 * time_saved:.0f} % of the time"
+    savings = f"{100 * row.cost_saved:.0f} % of the cost and {100 * time_saved:.0f} % of the time"
     change = 100 * (score - exits.full_score(task))
-    early = f"early exit at {shown} saves {100 * point.cost_saved:.0f} % of the cost{times}"
-    single = f"the best single exit, layer {layer}, would save {100 * saved:.0f} % at {change:+.1f}"
-    return f"{early} for {100 * point.score_change:+.1f} points; {single}"
+    return (
+        f"early exit at {shown} saves {savings} for {100 * row.score_change:+.1f} points; "
+        f"the best single exit, layer {layer}, would save {100 * saved:.0f} % at {change:+.1f}"
+    )
 
 
 def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -> str:
     """The choice in words."""
     sure, aim = f"with {100 * target.confidence:g} % confidence", describe_target(target)
     if choice.refusal:
-        return f"no threshold is chosen {sure} that {aim}: {choice.refusal}"
+        return f"no threshold is chosen to promise, {sure}, that {aim}: {choice.refusal}"
     if choice.threshold is None:
-        shown = f"{dev_samples:,} dev samples do not show {sure} that {aim}"
+        shown = f"{dev_samples:,} dev texts do not show {sure} that {aim}"
         return f"no threshold is chosen: {shown}; more of them may, or a weaker target"
-    unit = "nats" if choice.rule == "entropy" else f"({choice.rule})"
+    unit = "nats" if choice.point.rule == "entropy" else f"({choice.point.rule})"
     return f"chosen threshold: {choice.threshold:.4g} {unit}; {sure} {aim}"
 
 
-def describe(point: OperatingPoint) -> str:
-    """The point in words: score, savings, how many texts exit early, and how many predictions change."""
-    early = point.samples - point.exits[max(point.exits)]
-    saved = f"{100 * point.cost_saved:.1f} % of the cost and {100 * point.layers_saved:.1f} % of the layers saved"
-    text = f"score {100 * point.score:.2f} % ({100 * point.score_change:+.2f}), {saved}; of {point.samples:,} texts "
-    text += f"{early:,} exit early"
-    if point.changed is None:
+def describe(task: Task, exits: AllExits, threshold: float | list[float]) -> str:
+    """What a threshold does with these samples: score, savings, how many exit early, how many predictions change."""
+    (row,) = sweep(task, exits, [threshold])
+    *early, _ = row.exits.values()
+    saved = f"{100 * row.cost_saved:.1f} % of the cost and {100 * row.layers_saved:.1f} % of the layers saved"
+    text = f"score {100 * row.score:.2f} % ({100 * row.score_change:+.2f}), {saved}; of {len(exits.logits):,} texts "
+    text += f"{sum(early):,} exit early"
+    if not task.labels:
         return text
-    changes = f"{point.lost:,} for the worse and {point.gained:,} for the better"
-    return f"{text}, and {point.changed:,} predictions change, {changes}"
+    changed, lost, gained = changed_texts(exits, exits.exit_layers(threshold))
+    return f"{text}, and {changed:,} predictions change, {lost:,} for the worse and {gained:,} for the better"
 
 
 def describe_target(target: SelectionTarget) -> str:

@@ -6,12 +6,10 @@ Shapes: S samples of a data set, C labels. A system is a function from a batch o
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import ModelOutput
 
@@ -26,97 +24,58 @@ CHUNK_BATCHES = 16  # timed batches of one turn: few, so that the machine's drif
 WARM_UP_BATCHES = 3  # untimed batches of each system before the first turn
 TURN_WARM_UP_SECONDS = 0.1  # before each turn: idle threads of ONNX Runtime and OpenMP spin for tens of milliseconds
 TIE = 1e-4  # the largest distance from a cut-off (in nats, for the entropy) at which rounding may change a decision
-
 LATENCY_TEXTS = 100  # of a median latency
 
 ForwardFn = Callable[[dict[str, Tensor]], ModelOutput]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Timing:
     """The times and results of one system.
 
     batch_seconds: (repeats, batches) of the forward passes.
-    exit_layers: (S,), None for a system without exits.
-    logits: (S, C) float32.
+    logits: (S, C) float32. exit_layers: (S,), None for a system without exits.
     """
 
     batch_seconds: np.ndarray
-    exit_layers: np.ndarray | None
-    logits: np.ndarray
+    logits: np.ndarray | None = None
+    exit_layers: np.ndarray | None = None
 
     @property
     def seconds(self) -> np.ndarray:
         """(repeats,) the time of the data set."""
         return self.batch_seconds.sum(axis=1)
 
-
-@dataclass(frozen=True)
-class _Batch:
-    """number: its position in the pass. index: (B,) its samples. inputs: the tensors, on the device."""
-
-    number: int
-    index: np.ndarray
-    inputs: dict[str, Tensor]
-
-
-class _Recorder:
-    """Collects the times and results of one system."""
-
-    def __init__(self, repeats: int, batches: int, samples: int):
-        self.batch_seconds, self.samples = np.zeros((repeats, batches)), samples
-        self.exit_layers: np.ndarray | None = None  # made at the first batch, which shows whether there are exits
-        self.logits: np.ndarray | None = None  # and how many labels
-
-    def add(self, repeat: int, batch: _Batch, seconds: float, output: ModelOutput) -> None:
-        self.batch_seconds[repeat, batch.number] = seconds
+    def keep(self, samples: int, index: np.ndarray, output: ModelOutput) -> None:
+        """Stores the output of a batch of samples (B,)."""
         if self.logits is None:
-            self.logits = np.empty((self.samples, output.logits.shape[1]), np.float32)
-            self.exit_layers = np.empty(self.samples, np.int64) if "exit_layer" in output else None
+            self.logits = np.empty((samples, output.logits.shape[1]), np.float32)
+            self.exit_layers = np.empty(samples, np.int64) if "exit_layer" in output else None
+        self.logits[index] = output.logits.float().cpu()
         if self.exit_layers is not None:
-            self.exit_layers[batch.index] = output.exit_layer.cpu()
-        self.logits[batch.index] = output.logits.float().cpu()
-
-    def timing(self, repeats: int) -> Timing:
-        """The results after this number of repeats."""
-        return Timing(self.batch_seconds[:repeats], self.exit_layers, self.logits)
+            self.exit_layers[index] = output.exit_layer.cpu()
 
 
-def _chunks(loader: DataLoader, size: int, device: torch.device) -> Iterator[list[_Batch]]:
-    """The loader's batches, on the device, in lists of `size`."""
-    batches = enumerate(loader)
-    while chunk := [
-        _Batch(number, batch.pop("index").numpy(), {k: v.to(device) for k, v in batch.items() if k != "labels"})
-        for number, batch in islice(batches, size)
-    ]:
-        yield chunk
-
-
-def _warm_up(forward_fn: ForwardFn, chunk: list[_Batch]) -> None:
-    """Runs batches that are not timed, for TURN_WARM_UP_SECONDS or until the chunk ends."""
+def _warm_up(forward_fn: ForwardFn, batches: Sequence[dict[str, Tensor]]) -> None:
+    """Runs batches that are not timed, for TURN_WARM_UP_SECONDS or until they end."""
     started = time.perf_counter()
-    for batch in chunk:
-        forward_fn(batch.inputs)
+    for batch in batches:
+        forward_fn(batch)
         if time.perf_counter() - started > TURN_WARM_UP_SECONDS:
             break
 
 
-def _time_chunk(
-    forward_fn: ForwardFn, chunk: list[_Batch], device: torch.device
-) -> Iterator[tuple[_Batch, float, ModelOutput]]:
-    """Runs the batches and yields for each the seconds of its forward pass and its output."""
-    for batch in chunk:
-        _synchronize(device)
-        started = time.perf_counter()
-        output = forward_fn(batch.inputs)
-        _synchronize(device)
-        yield batch, time.perf_counter() - started, output
+def _timed(forward_fn: ForwardFn, batch: dict[str, Tensor], device: torch.device) -> tuple[float, ModelOutput]:
+    """The seconds of one forward pass, and its output."""
 
+    def clock() -> float:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)  # waits until the device has finished its work
+        return time.perf_counter()
 
-def _synchronize(device: torch.device) -> None:
-    """Waits until the device has finished its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    started = clock()
+    output = forward_fn(batch)
+    return clock() - started, output
 
 
 @torch.inference_mode()
@@ -134,38 +93,28 @@ def timed_passes(
     Each turn starts with untimed warm-up batches: idle OpenMP and ONNX Runtime threads of the previous system spin for
     tens of milliseconds, and the weights have to be back in the caches. Only forward passes are timed.
     """
-    loader = data_loader(features, eval_batches(features.lengths, batch_size), collate)
-    for batch in next(_chunks(loader, WARM_UP_BATCHES, device)):
+    batches, indices = [], []
+    for batch in data_loader(features, eval_batches(features.lengths, batch_size), collate):
+        indices.append(batch.pop("index").numpy())
+        batches.append({name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
+    for batch in batches[:WARM_UP_BATCHES]:
         for forward_fn in forwards:
-            forward_fn(batch.inputs)
+            forward_fn(batch)
 
-    recorders = [_Recorder(repeats, len(loader), len(features)) for _ in forwards]
-    order = np.random.default_rng(0)
-    bar = tqdm(
-        total=repeats * len(forwards) * len(features), desc="timed passes", unit="sample", leave=False, disable=None
-    )
-    for repeat in range(repeats):
-        for chunk in _chunks(loader, CHUNK_BATCHES, device):
-            for i in order.permutation(len(forwards)):
-                _warm_up(forwards[i], chunk)
-                for batch, seconds, output in _time_chunk(forwards[i], chunk, device):
-                    recorders[i].add(repeat, batch, seconds, output)
-                    bar.update(len(batch.index))
-        yield [recorder.timing(repeat + 1) for recorder in recorders]
-    bar.close()
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Median milliseconds of one text at a time, over `texts` of them: at a threshold, and of the full model.
-
-    time_saved: the share of the full model's time for all of them.
-    """
-
-    early_ms: float
-    full_ms: float
-    time_saved: float
-    texts: int
+    timings = [Timing(np.zeros((repeats, len(batches)))) for _ in forwards]
+    order, total = np.random.default_rng(0), repeats * len(forwards) * len(features)
+    with tqdm(total=total, desc="timed passes", unit="sample", leave=False, disable=None) as bar:
+        for repeat in range(repeats):
+            for start in range(0, len(batches), CHUNK_BATCHES):
+                turn = range(start, min(start + CHUNK_BATCHES, len(batches)))
+                for i in order.permutation(len(forwards)):
+                    _warm_up(forwards[i], batches[start : turn.stop])
+                    for number in turn:
+                        seconds, output = _timed(forwards[i], batches[number], device)
+                        timings[i].batch_seconds[repeat, number] = seconds
+                        timings[i].keep(len(features), indices[number], output)
+                        bar.update(len(indices[number]))
+            yield [replace(timing, batch_seconds=timing.batch_seconds[: repeat + 1]) for timing in timings]
 
 
 def first_passes(
@@ -176,13 +125,10 @@ def first_passes(
     return [timing.batch_seconds[-1] for timing in timings]
 
 
-def median_latency(model, features: Features, collate: Collator, threshold: float | list[float]) -> Latency:
-    """Times some of the samples at batch size 1, at a threshold and without off-ramps, in turns."""
+def at_thresholds(model, thresholds: Sequence[float | list[float]]) -> list[ForwardFn]:
+    """A model at several thresholds, as systems to time."""
     model.eval()
-    forwards = [lambda batch, x=x: model(**batch, exit_threshold=x) for x in (threshold, NO_EXIT)]
-    early, full = first_passes(forwards, features, collate, model.device)
-    medians = [1e3 * float(np.median(seconds)) for seconds in (early, full)]
-    return Latency(*medians, time_saved=1 - float(early.sum() / full.sum()), texts=len(early))
+    return [lambda batch, x=threshold: model(**batch, exit_threshold=x) for threshold in thresholds]
 
 
 def timed_sweep(
@@ -199,9 +145,7 @@ def timed_sweep(
     The full model without off-ramps takes its turns too. Raises RuntimeError where a sample exits at another layer than
     `exits` predicts and its uncertainty there is further than TIE from the cut-off.
     """
-    model.eval()
-    thresholds = [NO_EXIT, *(row.threshold for row in rows)]
-    forwards = [lambda batch, x=threshold: model(**batch, exit_threshold=x) for threshold in thresholds]
+    forwards = at_thresholds(model, [NO_EXIT, *(row.threshold for row in rows)])
     for full, *timings in timed_passes(forwards, features, collate, model.device, batch_size, repeats):
         yield [_timed_row(row, timing, full, exits) for row, timing in zip(rows, timings, strict=True)]
 

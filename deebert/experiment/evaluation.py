@@ -122,17 +122,19 @@ class Evaluation:
         threshold = self.model.config.exit_threshold
         if not self.exits.exits_early(threshold):
             return
-        point = threshold_selection.operating_point(self.task, self.exits, threshold)
-        self.say(f"{self.split} at the model's threshold: {threshold_selection.describe(point)}")
-        self.scores[f"{self.task.primary_metric}_at_the_threshold"] = point.score
-        self.scores["cost_at_the_threshold"] = 1 - point.cost_saved
+        (row,) = all_exits.sweep(self.task, self.exits, [threshold])
+        text = threshold_selection.describe(self.task, self.exits, threshold)
+        self.say(f"{self.split} at the model's threshold: {text}")
+        self.scores[f"{self.task.primary_metric}_at_the_threshold"] = row.score
+        self.scores["cost_at_the_threshold"] = row.cost
+        forwards, device = timing.at_thresholds(self.model, (threshold, NO_EXIT)), self.model.device
         features, collate = self.dev_sets.features[self.split], self.dev_sets.collate
-        latency = timing.median_latency(self.model, features, collate, threshold)
+        early, full = timing.first_passes(forwards, features, collate, device)
         self.say(
-            f"the median time of a text is {latency.early_ms:.1f} ms in place of {latency.full_ms:.1f} "
-            f"({latency.texts} texts, one at a time, on {self.model.device.type})"
+            f"the median time of a text is {1e3 * np.median(early):.1f} ms in place of {1e3 * np.median(full):.1f} "
+            f"({len(early)} texts, one at a time, on {device.type})"
         )
-        self.say(threshold_selection.verdict(self.task, self.exits, threshold, latency.time_saved))
+        self.say(threshold_selection.verdict(self.task, self.exits, threshold, 1 - early.sum() / full.sum()))
 
     def sweep(self) -> None:
         """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""

@@ -19,7 +19,7 @@ from deebert.evaluation.plotting import (
     layer_legend,
     save,
 )
-from deebert.evaluation.series import Series, read_series
+from deebert.evaluation.series import Series, read_series, without_cost
 from deebert.evaluation.tables import threshold_name
 
 LARGE = 24  # layers
@@ -158,8 +158,7 @@ def series_of(shown: Sequence[Shown]) -> list[Series]:
 
 def in_unit_of_layers(each: Shown) -> Series:
     """The series without costs, so that its savings are layers, as the paper counts them; its label is the task."""
-    rows = [replace(row, cost=None) for row in each.series.sweep]
-    return replace(each.series, label=each.task, sweep=rows, curve=[])
+    return replace(each.series, label=each.task, sweep=without_cost(each.series.sweep), curve=[])
 
 
 def draw_figures(folder: Path, shown: Sequence[Shown]) -> tuple[list[Path], list[str]]:

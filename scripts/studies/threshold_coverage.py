@@ -2,8 +2,9 @@
 
 In each population early exit lowers the score by just more than the limit, at every threshold, so that whatever is
 chosen breaks the promise. Many dev sets are drawn from it. The tables say for how many per cent of them a threshold was
-chosen: the largest number over three kinds of changes. It should be no more than the promise allows, up to chance.
-"refused": all dev sets are too small, whatever the changes. The last table is of the full search over thresholds.
+chosen: the largest number over three kinds of changes, and over shares of the rarer class from 50 to 1 %. It should be
+no more than the promise allows, up to chance. "refused": all dev sets are too small, whatever the changes; with the
+share of the class, where there is one. The last table is of the full search over thresholds.
 """
 
 import argparse
@@ -17,10 +18,10 @@ import numpy as np
 
 from deebert.data.tasks import TASKS, Task
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.metrics import METRICS, changes, of_metric
+from deebert.evaluation.metrics import changes, metric_of, of_metric
 from deebert.evaluation.risk_control import drop_p_value, risk_p_value
 from deebert.evaluation.tables import markdown
-from deebert.evaluation.threshold_selection import SelectionTarget, choose, too_few
+from deebert.evaluation.threshold_selection import SelectionTarget, choose, describe_target, too_few
 from deebert.utils import cli
 from deebert.utils.cli import positive
 
@@ -81,7 +82,7 @@ def early_predictions(
         if target.risk is not None:
             return np.mean((now != labels) & ~wrong) > target.risk
         name = task.primary_metric
-        score, scored = METRICS[name.partition(":")[0]].score, of_metric(task, name, labels)
+        score, scored = metric_of(name).score, of_metric(task, name, labels)
         return score(scored, of_metric(task, name, full)) - score(scored, of_metric(task, name, now)) > target.drop
 
     low, high = 0, len(victims)
@@ -114,9 +115,8 @@ def p_value(task: Task, target: SelectionTarget, data: list[np.ndarray], rng: np
     labels, full, early = data
     if target.risk is not None:
         return risk_p_value(int(((full == labels) & (early != labels)).sum()), len(labels), target.risk)
-    change = changes(task, *data)
-    level = 1 - target.confidence
-    return 1.0 if change is None else drop_p_value(*change, target.drop, rng.random(len(labels)), level)
+    change, seed = changes(task, *data), int(rng.integers(2**32))
+    return 1.0 if change is None else drop_p_value(*change, target.drop, 1 - target.confidence, seed)
 
 
 def broken(task: Task, target: SelectionTarget, share: float, kind: str, texts: int, dev_sets: int) -> float | None:
@@ -142,18 +142,28 @@ def broken_by_depth(target: SelectionTarget, layers: int, texts: int, dev_sets: 
     return np.mean([choose(BINARY, world.take(each), target).threshold is not None for each in rows])
 
 
+def cell(task: Task, target: SelectionTarget, shares: tuple[float, ...], texts: int, dev_sets: int) -> str:
+    """The largest share of `broken` in per cent, and the shares of class 1 with which all dev sets are too small."""
+    largest, refused = 0.0, []
+    for share in shares:
+        values = [broken(task, target, share, kind, texts, dev_sets) for kind in KINDS]
+        known = [value for value in values if value is not None]
+        largest = max([largest, *known])
+        if not known:
+            refused.append(f"{100 * share:g}")
+        print(task.primary_metric, describe_target(target), share, texts, known, file=sys.stderr, flush=True)
+    if len(refused) == len(shares):
+        return "refused"
+    return f"{100 * largest:.1f}" + (f" (refused: {', '.join(refused)} %)" if refused else "")
+
+
 def table(target: SelectionTarget, tasks: list[tuple[Task, tuple[float, ...]]], dev_sets: int) -> str:
-    """One row for each metric and share of its class, one column for each number of dev texts."""
-    rows = [["metric", "class 1 (%)", *(f"{texts:,} texts" for texts in DEV_TEXTS)]]
+    """One row for each metric, one column for each number of dev texts."""
+    rows = [["metric", *(f"{texts:,} texts" for texts in DEV_TEXTS)]]
     for task, shares in tasks:
-        for share in shares:
-            cells = []
-            for texts in DEV_TEXTS:
-                of_kinds = [broken(task, target, share, kind, texts, dev_sets) for kind in KINDS]
-                known = [value for value in of_kinds if value is not None]
-                cells.append(f"{100 * max(known):.1f}" if known else "refused")
-            rows.append([task.primary_metric, f"{100 * share:g}" if len(shares) > 1 else "", *cells])
-            print(rows[-1], file=sys.stderr, flush=True)
+        classes = "" if task.num_labels == 2 or not task.labels else f", {task.num_labels} labels"
+        cells = [cell(task, target, shares, texts, dev_sets) for texts in DEV_TEXTS]
+        rows.append([f"{task.primary_metric}{classes}", *cells])
     return markdown(rows)
 
 
@@ -164,14 +174,19 @@ def main() -> None:
     parser.add_argument("--risks", type=float, nargs="*", default=[0.05], help="promises about single texts")
     parser.add_argument("--confidence", type=float, help="of the promises")
     args = parser.parse_args()
-    for risk in args.risks:
-        target = SelectionTarget(risk=risk, confidence=args.confidence)
-        print(f"risk {100 * risk:g} %, allowed: {100 * (1 - target.confidence):.3g} %\n")
-        print(table(target, [(BINARY, (0.5,))], args.dev_sets), flush=True)
-    for drop in args.drops:
-        target = SelectionTarget(drop=drop, confidence=args.confidence)
-        print(f"\ndrop {100 * drop:g} points, allowed: {100 * (1 - target.confidence):.3g} %\n")
-        print(table(target, TASKS_AND_SHARES, args.dev_sets), flush=True)
+    targets = [SelectionTarget(risk=risk, confidence=args.confidence) for risk in args.risks]
+    targets += [SelectionTarget(drop=drop, confidence=args.confidence) for drop in args.drops]
+    for target in targets:
+        print(f"\n{describe_target(target)}; allowed: {100 * (1 - target.confidence):.3g} %\n")
+        tasks = TASKS_AND_SHARES if target.risk is None else [(BINARY, (0.5,))]
+        print(table(target, tasks, args.dev_sets), flush=True)
+    print("\nthe full search over thresholds, by depth; accuracy\n")
+    rows = [["promise", "layers", *(f"{texts:,} texts" for texts in DEV_TEXTS[1:3])]]
+    for target in targets:
+        for layers in LAYERS:
+            cells = [broken_by_depth(target, layers, texts, args.dev_sets // 2) for texts in DEV_TEXTS[1:3]]
+            rows.append([describe_target(target), str(layers), *(f"{100 * cell:.1f}" for cell in cells)])
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from support.helpers import counted_by_pytorch, simulated, with_costs
 from support.tiny import random_batch, tiny_config, tiny_model
 
@@ -12,10 +11,8 @@ from deebert.data.batching import collator
 from deebert.data.features import Features
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits, run_all_exits, sweep
-from deebert.evaluation.cost import costs_of, operations
-from deebert.evaluation.threshold_selection import operating_point
+from deebert.evaluation.cost import costs_of
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.modeling.first_token import first_token_layer
 
 CERTAIN = 1e9  # a threshold at which every sample exits
 NEVER_REACHED = 1e-9  # one at which the off-ramp runs and no sample exits
@@ -93,24 +90,6 @@ def test_cost_agrees_with_the_counter_of_pytorch(backbone, pooling, head):
             assert 0 <= round(counted.item()) - by_pytorch <= pooling_operations
 
 
-def test_the_floor_counts_the_products_of_the_layers_that_ran():
-    """Against PyTorch's own count of their matrix products."""
-    model = tiny_model("bert", attn_implementation="eager")
-    encoder, hidden, (tokens,) = model.base_model.encoder, torch.randn(1, 9, 32), np.array([[9]])
-
-    one, _ = counted_by_pytorch(encoder.layer[0], hidden, None)
-    last, _ = counted_by_pytorch(first_token_layer, encoder.layer[-1], hidden, None)
-    assert last < one / 2
-    depth = model.config.num_hidden_layers
-    for exit_layer, queries, expected in (
-        (2, 1, 2 * one),
-        (depth, tokens, depth * one),
-        (depth, 1, (depth - 1) * one + last),
-    ):
-        actual = operations(model.config, tokens, np.array([exit_layer]), queries)
-        assert actual.item() == pytest.approx(expected, rel=1e-6)
-
-
 def test_each_sample_counts_with_its_own_length():
     """Also in a batch that is padded, and after samples were reordered."""
     model, lengths = tiny_model("bert"), [5, 12, 7, 3]
@@ -160,7 +139,6 @@ def test_the_cost_of_a_data_set_is_a_ratio_of_sums():
     (row,) = sweep(TASKS["SST-2"], exits, [0.3])
     assert row.exits == {1: 1, 2: 1}
     assert row.cost == (10 + 1 + 980 + 1) / 1000
-    assert operating_point(TASKS["SST-2"], exits, 0.3).cost_saved == 1 - row.cost
 
 
 def test_where_operations_are_not_known_layers_count():

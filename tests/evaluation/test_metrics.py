@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn import metrics as sklearn_metrics
 
 from deebert.data.tasks import TASKS
-from deebert.evaluation.metrics import METRICS, changes, counted_classes, of_metric, score, scores, with_metric
+from deebert.evaluation.metrics import changes, counted_classes, metric_of, of_metric, score, scores, with_metric
 from deebert.utils.errors import InputError
 
 TWO, NUMBERS = TASKS["SST-2"], TASKS["STS-B"]
@@ -49,7 +49,7 @@ def test_a_change_is_the_mean_of_the_texts_changes(task, name):
         data = made_up(task, seed)
         task = replace(task, metrics=(name,))
         labels, full, early = (of_metric(task, name, values) for values in data)
-        metric = METRICS[name.partition(":")[0]]
+        metric = metric_of(name)
         change = changes(task, *data)
         assert change.values.mean() == pytest.approx(metric.score(labels, early) - metric.score(labels, full))
         assert np.abs(change.values).max() <= change.largest + 1e-9

@@ -171,7 +171,7 @@ def test_the_metric_decides_the_score_everywhere(own, tmp_path, capsys):
     own(f"{TRAIN} --train_file films.csv --validation_file films.csv --metric recall:good")
     assert "Result of out on dev: recall:good " in capsys.readouterr().out
     own(f"{EVALUATE} --target_drop 0.01 --eval_highway --exit_threshold 0 0.69")  # the metric of the training
-    assert "dev texts of the class 'good' are too few: at least 3" in capsys.readouterr().out
+    assert "dev texts of the class 'good' are too few, at least 3" in capsys.readouterr().out
     exits = AllExits.load(tmp_path / "plotting/out/all_exits.npz")
     good = exits.labels == 1
     recall = (exits.logits.argmax(-1) == 1)[good].mean(axis=0)

@@ -128,7 +128,7 @@ def test_a_threshold_is_chosen_with_every_rule(name, labels):
     choice = choose(task, exits, SelectionTarget(drop=0.05))
     assert choice.point.layers_saved > 0
     assert choice.point.score_change >= -0.05 - 1e-9
-    assert choice.rule == name
+    assert choice.point.rule == name
 
 
 @pytest.mark.parametrize(("name", "labels"), CASES)
