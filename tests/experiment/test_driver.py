@@ -277,7 +277,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--do_train --model_type roberta", "but the model type is roberta; give bert"),
         ("--do_train --tokenizer_name untraned", "untraned: no tokenizer there that can be read"),
         ("--do_train --tokenizer_name ./untraned", "./untraned: no such folder"),
-        ("--do_train --exit_threshold nan", "--exit_threshold nan"),
+        ("--do_train --exit_threshold nan", "exit_threshold nan: exit_threshold is NaN"),
         ("--do_train --fp16 --no_cuda", "--fp16 needs a GPU"),
         ("--do_eval", "--output_dir out: no trained model there"),
         ("--do_eval --output_dir untrained", "untrained: not a trained DeeBERT"),

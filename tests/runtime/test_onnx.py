@@ -349,6 +349,6 @@ def test_an_export_that_cannot_be_written_gets_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"out: the export cannot be written: .*No space left"):
         onnx_export.write_export(tmp_path / "parts", model.config, tokenizer, tmp_path / "out")
     monkeypatch.setattr(onnx_export, "MOST_BYTES", 4)
-    with pytest.raises(InputError, match="and ONNX holds 2 in a file; export with --int8"):
+    with pytest.raises(InputError, match="and ONNX holds 2 in a file; export it with 8-bit weights"):
         onnx_export.write_export(tmp_path / "parts", model.config, tokenizer, tmp_path / "out")
     assert not any((tmp_path / "out").iterdir())
