@@ -1,6 +1,7 @@
 """From texts to tokens, for any number of threads at once. Shapes: B texts, T tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,19 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
         )
 
 
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turns what tokenizers raises into an InputError. It is written in Rust, whose panics are no Exceptions here."""
+    try:
+        yield
+    except (TypeError, UnicodeError):  # half of a surrogate pair, as JSON may hold it
+        raise InputError("a text is not valid Unicode") from None
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"the tokenizer cannot encode the texts ({error}); give the one of the training") from None
+
+
 class TextEncoder:
     """Tokenizes texts and pairs, and cuts the longer text of a pair first, as transformers' tokenizers do.
 
@@ -85,16 +99,15 @@ class TextEncoder:
         self.tokenizer.no_padding()
         self.max_tokens, self.pad_id, self.has_token_types = max_tokens, pad_id, has_token_types
         self.truncation_side = truncation_side
-        self.templates = {1: self._template("a"), 2: self._template("a", "a")}
+        with one_line():
+            self.templates = {1: self._template("a"), 2: self._template("a", "a")}
 
     def __call__(self, texts: Sequence[tuple[str, ...]]) -> EncodedTexts:
-        """Encodes texts, as tuples of one, or pairs, as tuples of two. Raises ValueError for what is not Unicode."""
+        """Encodes texts, as tuples of one, or pairs, as tuples of two. Raises InputError where the tokenizer cannot."""
         size = len(texts[0])
         flat = [text for item in texts for text in item]
-        try:
+        with one_line():
             ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
-        except (TypeError, UnicodeError):  # half of a surrogate pair, as JSON may hold it
-            raise ValueError("a text is not valid Unicode") from None
         ids_and_types, truncated = [], []
         for i in range(0, len(ids), size):
             parts = self._cut(ids[i : i + size])

@@ -138,8 +138,11 @@ def shown_threshold(task: Task, exits: AllExits, target: SelectionTarget, seed: 
 
 
 def candidate_thresholds(rule: ExitRule, num_exits: int) -> list[float]:
-    """Thresholds that do not depend on the samples, the safest first, the last one so that all samples exit at once."""
-    return [*rule.grid(POINTS, num_exits), rule.exit_all_threshold()]
+    """Thresholds that do not depend on the samples, the safest first, the last one so that all samples exit at once.
+
+    They have few decimals, so that the printed threshold is the tested one.
+    """
+    return [round(threshold, 4) for threshold in (*rule.grid(POINTS, num_exits), rule.exit_all_threshold())]
 
 
 def broken_p_value(task: Task, exits: AllExits, target: SelectionTarget, seed: int) -> Callable[[float], float]:
@@ -189,7 +192,7 @@ def verdict(task: Task, exits: AllExits, threshold: float | list[float], time_sa
     """What early exit saves at a threshold, and what the best single exit would save, in one sentence."""
     row = sweep(task, exits, [threshold])[0]
     layer, score, saved = single_exit(task, exits, row.score)
-    shown = " ".join(f"{value:.3g}" for value in np.atleast_1d(threshold))
+    shown = " ".join(f"{value:g}" for value in np.atleast_1d(threshold))
     savings = f"{100 * row.cost_saved:.0f} % of the cost and {100 * time_saved:.0f} % of the time"
     change = 100 * (score - exits.full_score(task))
     return (
@@ -207,7 +210,7 @@ def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -
         shown = f"{dev_samples:,} dev texts do not show {sure} that {aim}"
         return f"no threshold is chosen: {shown}; more of them may, or a weaker target"
     unit = "nats" if choice.point.rule == "entropy" else f"({choice.point.rule})"
-    return f"chosen threshold: {choice.threshold:.4g} {unit}; {sure} {aim}"
+    return f"chosen threshold: {choice.threshold:g} {unit}; {sure} {aim}"
 
 
 def describe(task: Task, exits: AllExits, threshold: float | list[float]) -> str:

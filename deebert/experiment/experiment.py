@@ -238,7 +238,7 @@ def config_to_train(args: Arguments, task: Task):
     if has_off_ramps and wanted.get("highway_head", config.highway_head) != config.highway_head:
         raise InputError(
             f"--recipe {args.model.recipe}: the classifiers of {source}'s off-ramps are of another kind, "
-            f"{config.highway_head}; choose another recipe, or start from a model without off-ramps"
+            f"{config.highway_head}; give --recipe paper to keep them, or start from a model without off-ramps"
         )
     set_labels(config, label_order(task, config.model_type, config.id2label), task.problem_type)
     config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it

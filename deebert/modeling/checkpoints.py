@@ -72,6 +72,12 @@ def check_path(name_or_path: str) -> None:
         raise InputError(f"{name_or_path}: no such folder")
 
 
+def problem_of(name_or_path: str, of_folder: str) -> str:
+    """What is wrong where a folder, or else a model of the hub, cannot be read."""
+    problem = of_folder if Path(name_or_path).exists() else "no such folder here, and the hub gives no such model"
+    return f"{name_or_path}: {problem}"
+
+
 def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str | None = None):
     """The config of a checkpoint of a known backbone, with the fields of early exit.
 
@@ -79,7 +85,7 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
     """
     check_path(name_or_path)
     fix = "give the folder of a model with an undamaged config.json"
-    with one_line(f"{name_or_path}: its config.json cannot be read", fix):
+    with one_line(problem_of(name_or_path, "its config.json cannot be read"), fix):
         facts, _ = PreTrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
     if not isinstance(facts, dict):
         raise InputError(f"{name_or_path}/config.json: no settings in it, but {str(facts)[:20]!r}; {fix}")
@@ -137,7 +143,7 @@ def load_tokenizer(
     if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder}: no tokenizer there; tokenizer.json is missing")  # transformers would invent one
     fix = "copy the tokenizer's files from the model that was trained"
-    with one_line(f"{name_or_path}: no tokenizer there that can be read", fix):
+    with one_line(problem_of(name_or_path, "no tokenizer there that can be read"), fix):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, **options)
         tokenizer("a trial", truncation=True)
     if not tokenizer.is_fast:

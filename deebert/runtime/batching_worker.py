@@ -1,6 +1,7 @@
 """Texts of many callers, classified together: some threads tokenize, and one runs the model on plain batches.
 
-What arrives while a batch runs is the next batch, so that a single text never waits for others.
+What arrives while a batch runs is the next batch, so that a single text never waits for others. Texts of a cancelled
+call are dropped.
 """
 
 import logging
@@ -51,6 +52,10 @@ class BatchingWorker:
         return self
 
     def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits until the results of all that has arrived are there."""
         with self.changed:
             self.closing = True
             self.changed.notify()
@@ -68,6 +73,7 @@ class BatchingWorker:
         Raises QueueFullError, and ValueError for an unusable threshold.
         """
         call = Call(texts, self.classifier.options(exit_threshold))
+        call.future.add_done_callback(lambda _: self._leave(call))
         with self.changed:
             if self.closing or self.pending + len(texts) > self.max_queue:
                 raise QueueFullError(f"{self.pending} texts are waiting")
@@ -77,14 +83,15 @@ class BatchingWorker:
 
     def _encode(self, call: Call) -> None:
         try:
-            call.encoded = self.classifier.encode(call.texts)
+            call.encoded = None if call.future.cancelled() else self.classifier.encode(call.texts)
         except Exception as error:
             call.results[0] = error
             self._finish(call)
             return
         with self.changed:
-            self.queue.extend((call, row) for row in range(len(call.texts)))
-            self.changed.notify()
+            if not call.future.cancelled():
+                self.queue.extend((call, row) for row in range(len(call.texts)))
+                self.changed.notify()
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -121,12 +128,17 @@ class BatchingWorker:
             return [self._results(text, options)[0] for text in alone]
 
     def _finish(self, call: Call) -> None:
-        with self.changed:
-            self.pending -= len(call.texts)
-            self.changed.notify()
-        if call.future.set_running_or_notify_cancel():  # the caller may have gone
+        if call.future.set_running_or_notify_cancel():
             errors = [result for result in call.results.values() if isinstance(result, Exception)]
             if errors:
                 call.future.set_exception(errors[0])
             else:
                 call.future.set_result([call.results[row] for row in range(len(call.texts))])
+
+    def _leave(self, call: Call) -> None:
+        """The call has its results, or was cancelled."""
+        with self.changed:
+            self.pending -= len(call.texts)
+            if call.future.cancelled():
+                self.queue = deque(text for text in self.queue if text[0] is not call)
+            self.changed.notify()

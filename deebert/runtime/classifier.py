@@ -4,13 +4,15 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
 from deebert.data.encoding import EncodedTexts, TextEncoder, check_vocabulary
 from deebert.modeling.config import config_cutoffs, has_several_labels, longest_text, set_rule
-from deebert.modeling.exit_rules import EXIT_ALL, NO_EXIT
+from deebert.modeling.config_checks import is_number
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.runtime.watch import Watch
@@ -60,9 +62,9 @@ class Classifier:
 
     exit_threshold, exit_rule, max_seq_length (tokens): in place of the model's own. batch_size: texts that go through
     the model at once.
-    audit: the share of texts that also run through all layers, after they were classified; `stats` counts how often
-    that changes the label. A pickle holds the arguments and loads the folder again.
-    Raises InputError for what is no trained DeeBERT.
+    audit: the share of texts, from 0 to 1, that also run through all layers, after they were classified; `stats` counts
+    how often that changes the label. A pickle holds the arguments and loads the folder again.
+    Raises InputError for what is no trained DeeBERT, and for values out of range.
     """
 
     def __init__(
@@ -74,6 +76,10 @@ class Classifier:
         batch_size: int = 32,
         audit: float = 0.0,
     ):
+        if not is_whole(batch_size):
+            raise InputError(f"batch_size {batch_size}: give a whole number above 0")
+        if not (is_number(audit) and 0 <= audit <= 1):
+            raise InputError(f"audit {audit}: give a share from 0 to 1")
         self.arguments = (folder, exit_threshold, max_seq_length, exit_rule, batch_size, audit)
         if is_exported(folder):
             self.runtime = OnnxDeeBert(folder)
@@ -112,11 +118,12 @@ class Classifier:
         """Classifies any number of texts, or of pairs (text, text), in batches of texts of similar length.
 
         exit_threshold, exit_rule: for this call only. top_k: so many labels are left in `probabilities`, the most
-        probable first. Raises ValueError for anything else than texts, and for a threshold or rule that the model does
-        not have.
+        probable first. Raises ValueError for anything else than texts, and for a threshold, rule or top_k that makes no
+        sense here.
         """
         if len(texts) == 0 and not isinstance(texts, str):
             return []
+        check_top_k(top_k)
         options, start = self.options(exit_threshold, exit_rule), time.perf_counter()
         encoded = self.encode(as_tuples(texts))
         predictions = self.classify(encoded, options)
@@ -172,7 +179,7 @@ class Classifier:
             return None
         return (
             f"at threshold {first:g} every text exits at the first off-ramp: the uncertainty of the rule "
-            f"{rule.name} is at most {rule.exit_all_threshold() - EXIT_ALL:.3g} here"
+            f"{rule.name} is at most {rule.max_uncertainty:.3g} here"
         )
 
     @property
@@ -214,6 +221,21 @@ def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
     tuples = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]
     if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
         raise ValueError("give at least one text; all items have to be texts, or all of them pairs")
-    if not all(isinstance(text, str) for item in tuples for text in item):
-        raise ValueError('texts have to be strings; give "" where one is missing')
+    try:
+        "".join(text for item in tuples for text in item).encode()
+    except TypeError:
+        raise ValueError('texts have to be strings; give "" where one is missing') from None
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        raise ValueError("a text is not valid Unicode") from None
     return tuples
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number above 0."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+
+
+def check_top_k(top_k: object) -> None:
+    """Raises ValueError for anything else than None or a whole number above 0."""
+    if top_k is not None and not is_whole(top_k):
+        raise ValueError("top_k: give a whole number above 0")

@@ -139,7 +139,7 @@ def test_off_ramps_that_agree_give_the_largest_threshold():
     same = AllExits(np.repeat(exits.logits[:, -1:], 5, axis=1), exits.labels)
     for target in (SelectionTarget(risk=0.02), SelectionTarget(drop=0.01)):
         choice = choose(SST2, same, target)
-        assert choice.threshold == same.exit_rule.exit_all_threshold()
+        assert choice.threshold == round(same.exit_rule.exit_all_threshold(), 4)
         assert choice.point.exits == {1: 600, 2: 0, 3: 0, 4: 0, 5: 0}
         text = threshold_selection.describe(SST2, same, choice.threshold)
         assert "of 600 texts 600 exit early, and 0 predictions change, 0 for the worse" in text
@@ -166,6 +166,7 @@ def test_report_counts_texts():
     )
     report = threshold_selection.report(choice, target, 600)
     assert report.endswith("; with 90 % confidence the score of unseen texts falls by at most 5 points")
+    assert float(re.match(r"chosen threshold: (\S+) nats", report)[1]) == choice.threshold
     changes = changed_texts(exits, exits.exit_layers(choice.threshold))
     assert changes == ((early != full).sum(), lost, gained)
     text = threshold_selection.describe(SST2, exits, choice.threshold)
@@ -189,7 +190,7 @@ def test_too_few_samples_say_how_many_would_do(target, samples, needed):
     report = threshold_selection.report(few, target, samples)
     assert f"{samples} dev texts are too few, at least {needed} are needed" in report
     enough = exits.take(np.arange(needed) % samples)
-    assert choose(SST2, enough, target).threshold == exits.exit_rule.exit_all_threshold()
+    assert choose(SST2, enough, target).threshold == round(exits.exit_rule.exit_all_threshold(), 4)
     assert choose(SST2, exits.take(np.arange(needed - 1) % samples), target).threshold is None
 
 
@@ -317,6 +318,8 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     assert written["point"]["cost"] < 1
     assert "the median time of a text is" in (text := capsys.readouterr().out)
     assert "stored in" in text
+    assert f"chosen threshold: {model.config.exit_threshold:g} nats" in text
+    assert float(f"{model.config.exit_threshold:g}") == model.config.exit_threshold
     assert re.search(r"\nearly exit at \S+ saves \d+ % of the cost and -?\d+ % of the time for \S+ points; ", text)
 
     other_rule = argv.replace("--risk 0.9", "--target_drop 0.01 --exit_rule confidence")

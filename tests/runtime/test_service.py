@@ -90,10 +90,10 @@ def test_at_the_same_time(classifier):
     ("request_", "status", "message"),
     [
         ({"json": {}}, 422, "texts: give a text"),
-        ({"json": {"texts": []}}, 422, "texts: give at least one"),
-        ({"json": {"texts": [3]}}, 422, "texts: give a text"),
-        ({"json": {"texts": ["a", ["b", "c"]]}}, 422, "texts: give a text"),
-        ({"json": {"texts": [["a", "b", "c"]]}}, 422, "texts: give a text"),
+        ({"json": {"texts": []}}, 422, "give at least one text"),
+        ({"json": {"texts": [3]}}, 422, "texts have to be strings"),
+        ({"json": {"texts": ["a", ["b", "c"]]}}, 422, "all of them pairs"),
+        ({"json": {"texts": [["a", "b", "c"]]}}, 422, "all of them pairs"),
         ({"json": {"text": "a"}}, 422, "text"),
         ({"json": {"texts": "a", "exit_threshold": "0.3"}}, 422, "exit_threshold: "),
         ({"json": {"texts": "a", "exit_threshold": [0.3]}}, 422, "exit_threshold has 1 values"),
@@ -214,6 +214,45 @@ def test_metrics(folder):
     assert "deebert_request_seconds_count 12.0" in text
     for label in {p.label for p in expected}:
         assert f'deebert_labels_total{{label="{label}"}} {12 * sum(p.label == label for p in expected)}.0' in text
+
+
+def test_what_was_cancelled_is_dropped(classifier, monkeypatch):
+    """A shutdown whose time is up cancels requests: it then waits for the batch in the model alone."""
+    began, gate, classify, sizes = threading.Event(), threading.Event(), classifier.classify, []
+
+    def wait(encoded, options):
+        began.set()
+        gate.wait(60)
+        sizes.append(len(encoded))
+        return classify(encoded, options)
+
+    monkeypatch.setattr(classifier, "classify", wait)
+    with BatchingWorker(classifier) as worker:
+        first = worker.submit([(TEXTS[0],)])
+        began.wait(60)
+        futures = [worker.submit([(text,) for text in TEXTS]) for _ in range(30)]
+        assert all(future.cancel() for future in futures)
+        assert worker.pending == 1
+        gate.set()
+    assert len(first.result(0)) == 1
+    assert sizes == [1]
+
+
+def test_the_event_loop_goes_on_while_the_service_ends(classifier, monkeypatch):
+    gate, classify = threading.Event(), classifier.classify
+    monkeypatch.setattr(classifier, "classify", lambda *a: gate.wait(60) and classify(*a))
+    app = create_app(classifier, LIMITS)
+
+    async def end_while_a_text_is_in_the_model() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as http:
+            async with app.router.lifespan_context(app):
+                request = asyncio.create_task(http.post("/predict", json={"texts": TEXTS[0]}))
+                while "deebert_queue_texts 1.0" not in (await http.get("/metrics")).text:
+                    await asyncio.sleep(0.01)
+                asyncio.get_running_loop().call_later(0.05, gate.set)  # never called if the loop waits for the model
+            return await request
+
+    assert asyncio.run(end_while_a_text_is_in_the_model()).status_code == 200
 
 
 def test_what_has_arrived_is_finished_at_the_end(classifier):

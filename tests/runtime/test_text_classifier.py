@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,47 @@ WRONG = ["a film", ["a", ("b", "c")], [("a", "b", "c")], [None], ["a", 3], [floa
 def test_an_input_that_is_no_text_is_refused(classifier, wrong):
     with pytest.raises(ValueError):  # noqa: PT011  each has its own words, one of them the tokenizer's
         classifier(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0: "),
+        ({"batch_size": 2.5}, "batch_size 2.5: "),
+        ({"audit": 1.5}, "audit 1.5: "),
+        ({"audit": math.nan}, "audit nan: "),
+        ({"audit": "0.1"}, "audit 0.1: "),
+        ({"max_seq_length": 3}, "max_seq_length 3"),
+    ],
+)
+def test_a_value_out_of_range_gets_one_clear_line(folder, wrong, message):
+    with pytest.raises(InputError, match=message):
+        Classifier(folder, **wrong)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, True, "2"])
+def test_the_number_of_labels_is_above_0(classifier, top_k):
+    with pytest.raises(ValueError, match="top_k: give a whole number above 0"):
+        classifier(TEXTS, top_k=top_k)
+
+
+PanicException = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})  # as tokenizers raises it
+
+
+@pytest.mark.parametrize("error", [Exception("Missing [UNK] token"), PanicException("index out of bounds")])
+def test_texts_that_a_tokenizer_cannot_encode_get_one_line(classifier, monkeypatch, error):
+    class Broken:
+        def encode_batch_fast(self, *_, **__):
+            raise error
+
+    encode = TextEncoder(tiny_tokenizer("bert").backend_tokenizer, 64, 0, True)
+    encode.tokenizer = Broken()
+    monkeypatch.setattr(classifier, "encode", encode)
+    with pytest.raises(InputError, match=f"the tokenizer cannot encode the texts .{re.escape(str(error))}"):
+        classifier(TEXTS)
+    error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        classifier(TEXTS)
 
 
 def test_an_unknown_rule_gets_one_clear_line(folder):
