@@ -27,7 +27,14 @@ from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import write_card
 from deebert.experiment.monitor import Monitor
-from deebert.modeling.checkpoints import disable_cudnn_attention, load_config, load_model, load_pretrained, save_model
+from deebert.modeling.checkpoints import (
+    disable_cudnn_attention,
+    load_config,
+    load_model,
+    load_pretrained,
+    one_line,
+    save_model,
+)
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
 from deebert.training.stage import StageTraining
@@ -67,16 +74,17 @@ def make_accelerator(args: Arguments) -> Accelerator:
     if run.fp16 and (run.no_cuda or not torch.cuda.is_available()):
         raise InputError("--fp16 needs a GPU; leave it out")
     disable_cudnn_attention()
-    accelerator = Accelerator(
-        cpu=run.no_cuda or not torch.accelerator.is_available(),  # else accelerate connects no processes on a CPU
-        mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
-        kwargs_handlers=[
-            # in every second step the off-ramps have no gradient
-            DistributedDataParallelKwargs(find_unused_parameters=args.training.train_strategy == "alternating"),
-            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
-        ],
-    )
+    with one_line("the processes cannot be connected", "start them by torchrun or accelerate launch"):
+        accelerator = Accelerator(
+            cpu=run.no_cuda or not torch.accelerator.is_available(),  # else accelerate connects no processes on a CPU
+            mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
+            kwargs_handlers=[
+                # in every second step the off-ramps have no gradient
+                DistributedDataParallelKwargs(find_unused_parameters=args.training.train_strategy == "alternating"),
+                InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
+            ],
+        )
     kind, processes = accelerator.distributed_type, os.environ.get("WORLD_SIZE", "1")
     if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise InputError(f"accelerate's {kind.value} is not supported; use its MULTI_GPU, MULTI_CPU or NO")

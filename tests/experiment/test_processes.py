@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from support.helpers import ROOT
@@ -18,6 +19,7 @@ from support.tiny import tiny_model, tiny_tokenizer
 
 import run_glue_deebert
 from deebert.evaluation.all_exits import AllExits
+from deebert.utils.errors import InputError
 
 
 def by_torchrun(arguments: list[str]) -> str:
@@ -42,12 +44,24 @@ def by_fork(arguments: list[str]) -> str:
     return "".join(Path(f"printed_{rank}").read_text() for rank in range(2))
 
 
+def forget_processes() -> None:
+    """Accelerate keeps what tests before have set up."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def fresh_accelerate():
+    forget_processes()
+    yield
+    forget_processes()
+
+
 def forked(rank: int, port: int, arguments: list[str]) -> None:
     """What torchrun sets for a process, and the driver in it."""
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
-    AcceleratorState._reset_state(reset_partial_state=True)  # that of tests before
-    GradientState._reset_state()
+    forget_processes()
     with Path(f"printed_{rank}").open("w") as printed, redirect_stdout(printed):
         run_glue_deebert.main(arguments)
 
@@ -100,3 +114,25 @@ def test_two_processes_give_the_results_of_one(tmp_path, tiny_data, monkeypatch,
     exits = [AllExits.load(tmp_path / name / "all_exits.npz") for name in ("res1/one", "res2/two")]
     np.testing.assert_allclose(exits[1].logits, exits[0].logits, atol=2e-3)
     np.testing.assert_array_equal(exits[1].labels, exits[0].labels)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("connects", [True, False])
+def test_processes_that_are_not_connected_are_refused(tmp_path, tiny_data, tiny_checkpoints, monkeypatch, connects):
+    """Each of them would train a model of its own, in one folder."""
+    if connects:  # accelerate tries, but without the address that torchrun sets it cannot
+        message = "the processes cannot be connected: .*MASTER_ADDR.*; start them by torchrun or accelerate launch"
+    else:
+        alone = Accelerator(cpu=True)
+        monkeypatch.setattr("deebert.experiment.run.Accelerator", lambda **_: alone)
+        message = "2 processes were started, and 1 is connected; start one"
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    arguments = (
+        f"--model_name_or_path {tiny_checkpoints['bert']} --task_name SST-2 --data_dir {tiny_data}/SST-2 --no_cuda"
+    )
+    with pytest.raises(InputError, match=message):
+        run_glue_deebert.main(f"{arguments} --do_train --output_dir {tmp_path}/out".split())
+    assert not (tmp_path / "out" / "run.json").exists()
