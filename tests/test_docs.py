@@ -17,6 +17,7 @@ from support.tiny import tiny_model, tiny_tokenizer
 from deebert import Classifier
 from deebert.__main__ import COMMANDS
 from deebert.modeling.exit_rules import EXIT_RULES
+from deebert.training.strategies import STRATEGIES
 
 README, CHANGELOG, RESULTS = ROOT / "README.md", ROOT / "docs" / "CHANGELOG.md", ROOT / "docs" / "results.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,7 +73,7 @@ def test_python_snippets_run(page, quickstart, monkeypatch):
     """A page's snippets run one after another, and share their names."""
     monkeypatch.chdir(quickstart)
     names = {"__name__": "snippet"}
-    with patch.dict(EXIT_RULES):  # the page on design adds one
+    with patch.dict(EXIT_RULES), patch.dict(STRATEGIES):  # the page on design adds one to each
         for line, source in blocks(page, "python"):
             exec(compile("\n" * line + source, str(page), "exec"), names)
 
