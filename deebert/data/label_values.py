@@ -41,6 +41,8 @@ class LabelFormat:
         if self.problem_type == SINGLE_LABEL:
             return self._named(label_name(value, f"; several need the problem_type {MULTI_LABEL}"))
         parts = items(value, self.separator)
+        if scores := [part for part in parts if isinstance(part, float) and math.isfinite(part) and part % 1]:
+            raise ValueError(f"{scores[0]} is a score, not a label; give 0 or 1 for each label, or the names of labels")
         if not self.vectors:
             return tuple(dict.fromkeys(self._named(label_name(part)) for part in parts))
         if parts and len(parts) != len(self.names):

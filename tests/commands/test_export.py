@@ -79,10 +79,14 @@ def test_an_incomplete_export_gets_one_clear_line(tmp_path, small_exports):
     manifest.write_text(json.dumps(facts | {"format": 0, "deebert": "0.0.1"}))
     with pytest.raises(InputError, match=r"exported by version 0.0.1 \(format 0"):
         OnnxDeeBert(tmp_path / "onnx")
-    for damaged in ("", "[1]", '{"format": 1}'):
+    unknown = (json.dumps(facts | {part: facts[part] | {"colour": 3}}) for part in ("config", "encoding"))
+    for damaged in ("", "[1]", '{"format": 1}', *unknown):
         manifest.write_text(damaged)
         with pytest.raises(InputError, match="damaged"):
             OnnxDeeBert(tmp_path / "onnx")
+    manifest.write_text(json.dumps(facts | {"encoding": facts["encoding"] | {"pad_id": 10**9}}))
+    with pytest.raises(InputError, match="pad_id is 1000000000, which is no token of the model"):
+        OnnxDeeBert(tmp_path / "onnx")
     manifest.unlink()
     with pytest.raises(InputError, match=f"no {MANIFEST} there, so no complete export"):
         OnnxDeeBert(tmp_path / "onnx")

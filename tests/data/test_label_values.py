@@ -158,6 +158,11 @@ def test_the_columns_of_json_lines_are_those_of_all_lines(task):
     assert made.label_column == "label"
 
 
+def test_scores_of_labels_are_no_names_of_labels(task):
+    with pytest.raises(InputError, match=r"t\.jsonl, line 1, column 'label': 0\.2 is a score, not a label"):
+        task(json_lines([[0.2, 0.8], [0.9, 0.1]]), "t.jsonl")
+
+
 @pytest.mark.parametrize("value", ["NaN", "null", '""', '" "', "1e400", "-Infinity"])
 def test_no_label_is_no_class(task, value):
     lines = f'{{"text": "x", "label": "a"}}\n{{"text": "y", "label": {value}}}\n{{"text": "z", "label": "b"}}\n'
