@@ -20,7 +20,7 @@ setup(
     extras_require={
         "train": [
             "torch>=2.6",
-            "transformers>=5.10,<6",
+            "transformers>=5.19,<6",
             "accelerate>=1.10",
             "scikit-learn>=1.4",
             "scipy>=1.11",
