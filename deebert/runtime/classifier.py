@@ -16,6 +16,7 @@ from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.runtime.watch import Watch
+from deebert.utils.arrays import softmax
 from deebert.utils.cli import missing_package
 from deebert.utils.errors import InputError
 
@@ -76,8 +77,7 @@ class Classifier:
         batch_size: int = 32,
         audit: float = 0.0,
     ):
-        if not is_whole(batch_size):
-            raise InputError(f"batch_size {batch_size}: give a whole number above 0")
+        check_whole(batch_size=batch_size or 0, max_seq_length=max_seq_length)
         if not (is_number(audit) and 0 <= audit <= 1):
             raise InputError(f"audit {audit}: give a share from 0 to 1")
         self.arguments = (folder, exit_threshold, max_seq_length, exit_rule, batch_size, audit)
@@ -123,7 +123,7 @@ class Classifier:
         """
         if len(texts) == 0 and not isinstance(texts, str):
             return []
-        check_top_k(top_k)
+        check_whole(top_k=top_k)
         options, start = self.options(exit_threshold, exit_rule), time.perf_counter()
         encoded = self.encode(as_tuples(texts))
         predictions = self.classify(encoded, options)
@@ -208,10 +208,7 @@ class Classifier:
 def shares(logits: np.ndarray, several: bool) -> np.ndarray:
     """Probabilities (B, C): each label's own where a text may have several, else softmax."""
     logits = logits.astype(np.float64)
-    if several:
-        return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return 0.5 * (1 + np.tanh(0.5 * logits)) if several else softmax(logits)  # the sigmoid, without overflow
 
 
 def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
@@ -230,12 +227,8 @@ def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
     return tuples
 
 
-def is_whole(value: object) -> bool:
-    """Whether it is a whole number above 0."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
-
-
-def check_top_k(top_k: object) -> None:
-    """Raises ValueError for anything else than None or a whole number above 0."""
-    if top_k is not None and not is_whole(top_k):
-        raise ValueError("top_k: give a whole number above 0")
+def check_whole(**values: object) -> None:
+    """Raises InputError for a value that is neither None nor a whole number above 0."""
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise InputError(f"{name}: give a whole number above 0")

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from deebert.modeling.config_checks import MOST_LAYERS, is_number
 from deebert.runtime.batching_worker import BatchingWorker, QueueFullError
-from deebert.runtime.classifier import Classifier, as_tuples, check_top_k
+from deebert.runtime.classifier import Classifier, as_tuples, check_whole
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # the latency histogram's limits
 BODIES = 32  # of the largest size, that may be in memory
@@ -107,7 +107,7 @@ def parse(body: bytes, max_texts: int) -> tuple[list[tuple[str, ...]], object, i
     if threshold is not None and not (len(thresholds) <= MOST_LAYERS and all(map(is_number, thresholds))):
         raise HTTPException(422, "exit_threshold: give a number, or one for each off-ramp")
     try:
-        check_top_k(top_k)
+        check_whole(top_k=top_k)
         return as_tuples(texts), threshold, top_k
     except ValueError as error:
         raise HTTPException(422, str(error)) from None

@@ -109,12 +109,13 @@ def test_an_input_that_is_no_text_is_refused(classifier, wrong):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"batch_size": 0}, "batch_size 0: "),
-        ({"batch_size": 2.5}, "batch_size 2.5: "),
+        ({"batch_size": 0}, "batch_size: give a whole number"),
+        ({"batch_size": 2.5}, "batch_size: give a whole number"),
         ({"audit": 1.5}, "audit 1.5: "),
         ({"audit": math.nan}, "audit nan: "),
         ({"audit": "0.1"}, "audit 0.1: "),
         ({"max_seq_length": 3}, "max_seq_length 3"),
+        ({"max_seq_length": "9"}, "max_seq_length: give a whole number"),
     ],
 )
 def test_a_value_out_of_range_gets_one_clear_line(folder, wrong, message):
