@@ -15,6 +15,7 @@ _HOME = {
     "OnnxDeeBert": "deebert.runtime.onnx_runtime",
     "GraphedDeeBert": "deebert.runtime.cuda_graphs",
     "Classifier": "deebert.runtime.classifier",
+    "add_exits": "deebert.experiment.add_exits",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -8,6 +8,7 @@ from deebert.utils import cli
 
 COMMANDS = {
     "train": "fine-tune a model with early exit",
+    "add-exits": "add early exit to a classifier that is fine-tuned already, without labels",
     "eval": "score and time the exits of a trained model, choose a threshold",
     "predict": "classify texts with a trained or an exported model",
     "serve": "classify texts over HTTP with a trained or an exported model",
@@ -32,7 +33,9 @@ def main() -> None:
         return
     args = parser.parse_args()
     sys.argv = [f"deebert {args.command}", *args.flags]
-    import_module(f"deebert.commands.{args.command}").main()  # imported late: not every command needs torch
+    import_module(
+        f"deebert.commands.{args.command.replace('-', '_')}"
+    ).main()  # imported late: not every command needs torch
 
 
 def run() -> None:

@@ -34,8 +34,12 @@ class Columns:
         return f"{'text' if len(self.texts) == 1 else 'pairs'} from {texts}, label from {labels}"
 
 
-def choose_columns(path: Path, records: Sequence[Record], text: str | None, label: str | None) -> Columns:
+def choose_columns(
+    path: Path, records: Sequence[Record], text: str | None, label: str | None, labelled: bool = True
+) -> Columns:
     """The columns that are given, or else plain by their names. text, label: one column, or several with commas.
+
+    labelled: whether there have to be labels.
 
     Raises InputError, which lists the columns of the file.
     """
@@ -65,7 +69,7 @@ def choose_columns(path: Path, records: Sequence[Record], text: str | None, labe
     texts = texts or guess("text", TEXT_NAMES, labels)
     labels = labels or guess("label", LABEL_NAMES, texts)
     texts = texts or guess("text", (), labels)
-    for what, names in (("text", texts), ("label", labels)):
+    for what, names in (("text", texts), ("label", labels or not labelled)):
         if not names:
             raise InputError(f"{path}: which column holds the {what}? Name it ({what}_column); {has}")
     return Columns(texts, labels)

@@ -53,15 +53,22 @@ None is chosen here. Add a line `license: ...` at the top. Mind the licences of 
 
 
 def write_card(
-    folder: Path, config, task: Task, record: dict, split: str = "dev", exits: AllExits | None = None
+    folder: Path,
+    config,
+    task: Task,
+    record: dict,
+    split: str = "dev",
+    exits: AllExits | None = None,
+    summary: str = "",
 ) -> None:
     """Writes the card of the model in `folder`, or only the scores into the metadata of one that is there.
 
     config: the model's. record: of its training, as in run.json. exits: of the dev set `split`; None: not scored yet.
+    summary: of a new card; "": what the model was fine-tuned from.
     """
     file = folder / CARD
     try:
-        card = ModelCard.load(file) if file.exists() else new_card(folder, config, task, record)
+        card = ModelCard.load(file) if file.exists() else new_card(folder, config, task, record, summary)
     except (ValueError, YAMLError):  # a person's own text
         return
     if file.exists() and exits is None:
@@ -73,10 +80,11 @@ def write_card(
         opened.write(f"{card}")
 
 
-def new_card(folder: Path, config, task: Task, record: dict) -> ModelCard:
+def new_card(folder: Path, config, task: Task, record: dict, summary: str = "") -> ModelCard:
     """The card of a model that has none."""
     start, name = record["arguments"].get("model_name_or_path"), folder.resolve().name
     origin = f", fine-tuned from `{start if record['from_hub'] else Path(start).name}`" if start else ""
+    origin = f": {summary}" if summary else origin
     facts = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",

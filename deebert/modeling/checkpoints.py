@@ -203,9 +203,12 @@ def load_pretrained(name_or_path: str, config, cache_dir: str | None = None, oth
 
 
 def load_final_classifier(name_or_path: str, config):
-    """A fine-tuned model, to use its final classifier alone; off-ramps that it lacks are random. Raises InputError."""
+    """A fine-tuned classifier with its own weights; off-ramps that it lacks are random. Raises InputError."""
     model, missing = load_pretrained(name_or_path, config)
-    if lacking := [name for name in missing if not is_off_ramp(name)]:
+    lacking = [name for name in missing if not is_off_ramp(name)]
+    if lacking and hasattr(model, "load_stock_head"):
+        lacking = model.load_stock_head(name_or_path)
+    if lacking:
         raise InputError(f"{name_or_path}: not a fine-tuned classifier, it has no {lacking[0]}")
     return model
 

@@ -81,10 +81,13 @@ def sync(files: Iterable[Path]) -> None:
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill. It gets its name when the block ends without an error and all is on the disk."""
+    """A temporary folder to fill. It gets its name when the block ends without an error and all is on the disk.
+
+    Raises InputError where no folder can be made.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    make_folder(partial)
     try:
         yield partial
         sync(partial.iterdir())

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
@@ -63,6 +64,15 @@ class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, Robert
                 if f"{ours}.{kind}" in state_dict:  # a caller may give a part only
                     state_dict[f"{theirs}.{kind}"] = state_dict[f"{ours}.{kind}"].clone()
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def load_stock_head(self, name_or_path: str) -> list[str]:
+        """Takes over HF's own head of two layers from a checkpoint. Returns the names of the weights that it lacks."""
+        stock, info = RobertaForSequenceClassification.from_pretrained(
+            name_or_path, output_loading_info=True, dtype=torch.float32
+        )
+        for theirs, ours in STOCK_HEAD.items():
+            self.get_submodule(ours).load_state_dict(stock.get_submodule(theirs).state_dict())
+        return sorted(info["missing_keys"])
 
 
 STOCK_HEAD = {"classifier.dense": "roberta.pooler.dense", "classifier.out_proj": "classifier"}  # HF's name: ours
