@@ -154,7 +154,7 @@ def test_files_and_settings_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_and_modules_exist(page):
     text = page.read_text(encoding="utf-8")
-    commands = set(re.findall(r"(?:`|-m )deebert (\w+)", text))
+    commands = set(re.findall(r"(?:`|-m )deebert ([a-z][a-z-]*)", text))
     assert commands - set(COMMANDS) == set()
     if page != CHANGELOG:  # which names modules of before
         modules = set(re.findall(r"\bdeebert(?:\.[a-z_]+)+\b", text))

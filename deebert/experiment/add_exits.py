@@ -46,7 +46,8 @@ class AddedExits:
 
     threshold: stored with the model; None: the exits are switched off, since none keeps the labels and saves anything.
     agreement: for each off-ramp, by its layer, the share of texts to which it gives the classifier's own label.
-    kept: the share of texts that keep their label at the threshold. cost: of these, as a share of the classifier's.
+    kept: the share of texts that keep their label at the threshold.
+    cost: of these texts there, as a share of the classifier's.
     """
 
     threshold: float | None

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference.md"
 HEAD = """# Reference
 
-The public classes, made from their docstrings by `python tests/support/reference.py`. Each is imported when it is first
+The public names, made from their docstrings by `python tests/support/reference.py`. Each is imported when it is first
 used. Shapes: B batch, T tokens, H hidden, N layers, E exits, C labels.
 """
 
@@ -39,7 +39,7 @@ def signature(function) -> str:
 
 
 def section(title: str, thing, methods: tuple[str, ...] = ()) -> str:
-    """One class, with these methods of it."""
+    """A function, or a class with these methods of it."""
     parts = [f"## {title}", text_of(thing.__doc__)]
     for name in methods:
         method = inspect.getattr_static(thing, name)
@@ -55,6 +55,7 @@ def section(title: str, thing, methods: tuple[str, ...] = ()) -> str:
 def page() -> str:
     """The text of docs/reference.md."""
     import deebert
+    from deebert.experiment.add_exits import AddedExits
     from deebert.modeling.classifier import HighwayClassifier, HighwayClassifierOutput
     from deebert.modeling.config import ExitFields
     from deebert.modeling.exit_rules import ExitRule
@@ -72,6 +73,8 @@ def page() -> str:
                 section("Fields of a config", ExitFields, ("exit_layers",)),
                 section("`Classifier`", deebert.Classifier, ("__init__", "__call__")),
                 section("`Prediction`", Prediction),
+                section(f"`add_exits{signature(deebert.add_exits)}`".replace(repr(print), "print"), deebert.add_exits),
+                section("`AddedExits`", AddedExits),
                 section("`OnnxDeeBert`", deebert.OnnxDeeBert, ("__init__", "__call__")),
                 section("`GraphedDeeBert`", deebert.GraphedDeeBert, ("__init__", "__call__")),
                 section("`ExitRule`", ExitRule, ("of_prediction", "cutoff")),
