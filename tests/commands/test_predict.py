@@ -160,7 +160,7 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         (["a\tb\tc"], [], "line 1: 3 tab-separated fields"),
         (["a", "b\tc"], [], "line 2: 2 tab-separated fields"),
         ([], ["--file", "nowhere"], "--file nowhere: no such file"),
-        ([], ["--model", "nowhere"], "nowhere: its config.json cannot be read"),
+        ([], ["--model", "nowhere"], "nowhere: no such folder here, and the hub gives no such model"),
         ([], ["--model", "./nowhere"], "./nowhere: no such folder"),
         ([], ["--model", "runs/bert/nowhere"], "runs/bert/nowhere: no such folder"),
         ([], ["--exit_threshold", "nan"], "exit_threshold nan"),
