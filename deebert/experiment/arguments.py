@@ -30,18 +30,34 @@ class Recipe:
     """What --recipe decides; docs/off_ramps.md has the measurements.
 
     off_ramps: fields of the model's config; without them the checkpoint's count, else the paper's.
-    highway_learning_rate: where no other is given. highway_epochs: of a stage that trains the off-ramps alone.
+    defaults: of flags, where they are not given. highway_epochs: of a stage that trains the off-ramps alone.
     cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
+    bf16: whether the backbone is trained in bfloat16 where the device computes in it.
     """
 
     off_ramps: Mapping[str, str | bool] = field(default_factory=dict)
-    highway_learning_rate: float | None = None
+    defaults: Mapping[str, float | bool] = field(default_factory=dict)
     highway_epochs: float | None = None
     cache_features: bool = False
+    bf16: bool = False
 
 
-FAST = {"highway_pooling": "mean", "highway_head": "linear", "exit_before_first_layer": True}
-RECIPES = {"paper": Recipe(), "fast": Recipe(FAST, highway_learning_rate=5e-3, highway_epochs=6.0, cache_features=True)}
+RECIPES = {
+    "paper": Recipe(),
+    "fast": Recipe(
+        off_ramps={"highway_pooling": "mean", "highway_head": "linear", "exit_before_first_layer": True},
+        defaults={
+            "learning_rate": 1e-4,
+            "head_learning_rate": 1e-3,
+            "highway_learning_rate": 5e-3,
+            "per_gpu_train_batch_size": 16,
+            "num_train_epochs": 6.0,
+        },
+        highway_epochs=6.0,
+        cache_features=True,
+        bf16=True,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +102,11 @@ class ModelArguments:
     cache_dir: str | None = flag("folder for models from the hub (default: the hub's own cache)")
     do_lower_case: bool = flag("lower-case the input of a BERT, whatever its tokenizer's settings say", default=False)
     recipe: str | None = flag(
-        "how off-ramps are made and trained. paper: as in the paper, or as the checkpoint's config says. fast: "
-        "linear classifiers of the mean of all tokens, one of them before the first layer, with a learning rate of "
-        "5e-3, and in stage 2 6 epochs on cached features (default: fast with --train_file, else paper)",
+        "how off-ramps are made, and all is trained. paper: as in the paper, or as the checkpoint's config says. "
+        "fast: linear classifiers of the mean of all tokens, one of them before the first layer; 6 epochs of stage 2 "
+        "on cached features; bfloat16 where the device has it; and as defaults "
+        + ", ".join(f"--{name} {value:g}" for name, value in RECIPES["fast"].defaults.items())
+        + " (default: fast with --train_file, else paper)",
         choices=tuple(RECIPES),
     )
     highway_pooling: Literal["first", "mean"] | None = flag(
@@ -167,14 +185,15 @@ class CheckpointArguments:
 
     evaluate_during_training: bool = flag("score the dev set every logging_steps", default=False)
     load_best_model_at_end: bool = flag(
-        "keep the weights of each stage with the best score of --evaluate_during_training", default=False
+        "keep the weights of each stage with the best score of --evaluate_during_training; without it, score the dev "
+        "set after each epoch that trains the backbone, and end the stage after two without a better score (default: "
+        "so with --train_file and the fast recipe)",
+        default=False,
     )
     save_total_limit: int | None = flag("how many of the latest checkpoints are kept (default: all)")
 
     def __post_init__(self):
         check_numbers(self, "save_total_limit", at_least=1)
-        if self.load_best_model_at_end and not self.evaluate_during_training:
-            raise InputError("--load_best_model_at_end needs scores: add --evaluate_during_training (--logging_steps)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,11 +266,9 @@ class Arguments:
 
     def stage_settings(self, stage: int) -> TrainSettings:
         """The hyper-parameters of a stage, from 1: all have the same, but for what the recipe changes."""
-        recipe, settings = RECIPES[self.model.recipe], self.training
-        rate = settings.highway_learning_rate or recipe.highway_learning_rate
-        frozen = STRATEGIES[settings.train_strategy][stage - 1].trains == "off_ramps"
-        epochs = recipe.highway_epochs if frozen and recipe.highway_epochs else settings.num_train_epochs
-        return replace(settings, highway_learning_rate=rate, num_train_epochs=epochs)
+        epochs = RECIPES[self.model.recipe].highway_epochs
+        frozen = STRATEGIES[self.training.train_strategy][stage - 1].trains == "off_ramps"
+        return replace(self.training, num_train_epochs=epochs) if frozen and epochs else self.training
 
     def as_dict(self) -> dict:
         """The values of all flags, by name."""
@@ -282,12 +299,14 @@ def make_parser(program: str = "run_glue_deebert.py") -> FlagParser:
 def parse_args(argv: Sequence[str] | None = None, program: str = "run_glue_deebert.py") -> Arguments:
     """argv: sys.argv[1:] if it is None. Raises InputError."""
     parser = make_parser(program)
-    parser.parse_args(argv)  # reports unknown flags before values without meaning
+    given = parser.parse_args(argv)  # reports unknown flags before values without meaning
+    recipe = given.recipe or ("fast" if given.train_file and given.do_train else "paper")
+    best = recipe == "fast" and given.train_file is not None  # GLUE's dev sets are there to be reported
+    parser.set_defaults(recipe=recipe, load_best_model_at_end=best, **RECIPES[recipe].defaults)
     try:
         groups = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except InputError as error:  # a group's own check, which names a field
         raise InputError(str(error) if "--" in str(error) else f"--{error}") from None
     args = Arguments(*groups)
-    recipe = args.model.recipe or ("fast" if args.own.train_file and args.run.do_train else "paper")
     name = args.model.model_name_or_path or args.run.output_dir
-    return replace(args, model=replace(args.model, recipe=recipe, model_name_or_path=name))
+    return replace(args, model=replace(args.model, model_name_or_path=name))

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 import deebert
 from deebert.data.tasks import Task, eval_splits
 from deebert.evaluation import results
-from deebert.experiment.arguments import VALIDATION_SPLIT, Arguments, OwnDataArguments, RunArguments
+from deebert.experiment.arguments import RECIPES, VALIDATION_SPLIT, Arguments, OwnDataArguments, RunArguments
 from deebert.training.stage import StageTraining
 from deebert.utils.errors import InputError
 from deebert.utils.files import LOCK, checksum
@@ -51,8 +51,23 @@ def training_settings(args: Arguments, task: Task) -> dict:
     if args.own.label_names:
         files["label_names"] = Path(args.own.label_names)
     hashes = {name: checksum(file) for name, file in files.items()}
-    precision = "fp16" if args.run.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return settings | hashes | {"processes": os.environ.get("WORLD_SIZE", "1"), "mixed_precision": precision}
+    return settings | hashes | {"processes": os.environ.get("WORLD_SIZE", "1"), "mixed_precision": precision(args)}
+
+
+def precision(args: Arguments) -> str:
+    """The mixed precision of a training: that of --fp16, of accelerate launch, or of the recipe on this device."""
+    if args.run.fp16:
+        return "fp16"
+    if launched := os.environ.get("ACCELERATE_MIXED_PRECISION"):
+        return launched
+    on_gpu = torch.cuda.is_available() and not args.run.no_cuda
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
+    return "bf16" if RECIPES[args.model.recipe].bf16 and args.run.do_train and fast else "no"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies matrices in bfloat16; without that it is slower than float32."""
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # PyTorch has no public name for it
 
 
 def first_difference(recorded: dict, wanted: dict) -> str | None:
@@ -159,7 +174,7 @@ class RunRecord:
             "device": device,
             "processes": accelerator.num_processes,
             # scores and times are in fp32
-            "mixed_precision": accelerator.mixed_precision if args.run.do_train else "no",
+            "mixed_precision": precision(args) if args.run.do_train else "no",
         }
         if args.run.do_train:
             before = previous or FIELDS

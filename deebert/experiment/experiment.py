@@ -137,7 +137,9 @@ class Experiment:
     @cached_property
     def dev_sets(self) -> DevSets:
         """The dev files that this run scores; a test file only at the end."""
-        watched = self.args.evaluation.eval_after_first_stage or self.args.checkpoints.evaluate_during_training
+        checkpoints = self.args.checkpoints
+        watched = self.args.evaluation.eval_after_first_stage or checkpoints.evaluate_during_training
+        watched |= self.args.run.do_train and checkpoints.load_best_model_at_end
         scored = {split: self.args.run.do_eval or (watched and split != "test") for split in eval_splits(self.task)}
         features = {split: self.features(split) for split, wanted in scored.items() if wanted}
         return DevSets(self.scored_task, features, self.collate, self.accelerator)

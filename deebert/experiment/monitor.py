@@ -40,8 +40,11 @@ class ScalarFile:
             self.events.flush()
 
 
+PATIENCE = 2  # epochs without a better dev score that end a stage
+
+
 class Monitor:
-    """`log` and `save` are the callbacks of StageTraining.run; every process has a monitor."""
+    """`log`, `epoch` and `save` are the callbacks of StageTraining.run; every process has a monitor."""
 
     def __init__(self, args: Arguments, model, tokenizer, dev_sets: DevSets):
         self.wanted, self.model, self.tokenizer = args.checkpoints, model, tokenizer
@@ -57,8 +60,19 @@ class Monitor:
         """Writes scalars, and with --evaluate_during_training the dev scores."""
         if self.wanted.evaluate_during_training:
             scalars = scalars | self.dev_scores(training)
+        self.write(training, scalars)
+
+    def write(self, training: StageTraining, scalars: dict[str, float]) -> None:
         if self.scalars is not None:
             self.scalars.write(training.steps, {f"stage{training.stage}/{name}": x for name, x in scalars.items()})
+
+    def epoch(self, training: StageTraining) -> bool:
+        """Scores the dev set after an epoch of the backbone, if the best weights are wanted. Whether the stage ends."""
+        wanted = self.wanted.load_best_model_at_end and not self.wanted.evaluate_during_training
+        if not wanted or training.plan.trains == "off_ramps" or not self.dev_sets.features:
+            return False
+        self.write(training, self.dev_scores(training))
+        return training.steps - training.best_step >= PATIENCE * len(training.batches)
 
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
         """All metrics of the exits that the stage trains. Saves the weights if they are the best so far."""

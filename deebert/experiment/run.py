@@ -22,7 +22,7 @@ from deebert.data.label_values import listing
 from deebert.data.tasks import eval_splits, names_other_labels
 from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.experiment.arguments import Arguments
-from deebert.experiment.earlier_run import FIELDS, read_record
+from deebert.experiment.earlier_run import FIELDS, precision, read_record
 from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import write_card
@@ -179,7 +179,8 @@ def train_stage(
     started = time.perf_counter()
     with experiment.train_data(model, stage) as data:
         preparation = time.perf_counter() - started
-        training = StageTraining(stage, model, data, settings, accelerator)
+        bf16 = precision(experiment.args) == "bf16"
+        training = StageTraining(stage, model, data, settings, accelerator, bf16)
         if state:
             try:
                 training.load_state_dict(state["training"])
@@ -189,7 +190,7 @@ def train_stage(
                 raise InputError(message) from None
             set_random_state(state["random"][process])
             monitor.resume(training)
-        if not training.run(monitor.log, monitor.save, stop):
+        if not training.run(monitor.log, monitor.epoch, monitor.save, stop):
             where = f"stopped in stage {stage} after step {training.steps} of {training.total}"
             raise Interrupted(f"{where}; {how_to_resume(experiment.output_dir)}", stop.number or SIGTERM)
     monitor.load_best(training)

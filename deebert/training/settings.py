@@ -28,6 +28,9 @@ class TrainSettings:
     per_gpu_train_batch_size: int = flag("samples of a micro-batch in each process", default=8)
     gradient_accumulation_steps: int = flag("micro-batches of an optimizer step", default=1)
     learning_rate: float = flag("peak of the linear schedule", default=5e-5)
+    head_learning_rate: float | None = flag(
+        "learning rate of the final classifier and its pooler (default: that of the recipe, else learning_rate)"
+    )
     highway_learning_rate: float | None = flag(
         "learning rate of the off-ramps (default: that of the recipe, else learning_rate)"
     )
@@ -44,7 +47,7 @@ class TrainSettings:
     def __post_init__(self):
         check_choice(self, "train_strategy", STRATEGIES)
         check_numbers(self, "per_gpu_train_batch_size", "gradient_accumulation_steps", at_least=1)
-        check_numbers(self, "learning_rate", "highway_learning_rate", "num_train_epochs", above=0)
+        check_numbers(self, "learning_rate", "head_learning_rate", "highway_learning_rate", "num_train_epochs", above=0)
         check_numbers(self, "weight_decay", "adam_epsilon", "max_grad_norm", at_least=0)
         check_numbers(self, "warmup_steps", "seed", "logging_steps", "save_steps", at_least=0)
         check_numbers(self, "distill", at_least=0, at_most=1)

@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
@@ -23,15 +25,22 @@ from deebert.utils.errors import InputError
 
 
 def parameter_groups(model, settings: TrainSettings) -> list[dict]:
-    """The trained parameters: off-ramps at their own rate; biases and LayerNorm weights without weight decay."""
-    rates = (settings.learning_rate, settings.highway_learning_rate or settings.learning_rate)
-    groups = [{"params": [], "lr": lr, "weight_decay": decay} for lr in rates for decay in (settings.weight_decay, 0.0)]
+    """The trained parameters: head and off-ramps at their own rates; biases and LayerNorm weights without decay."""
+    own = (settings.learning_rate, settings.head_learning_rate, settings.highway_learning_rate)
+    rates, decays = [rate or settings.learning_rate for rate in own], (settings.weight_decay, 0.0)
+    groups = [{"params": [], "lr": rate, "weight_decay": decay} for rate in rates for decay in decays]
     norms = {id(module.weight) for module in model.modules() if isinstance(module, nn.LayerNorm)}  # names differ
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = name.endswith("bias") or id(parameter) in norms
-            groups[2 * is_off_ramp(name) + exempt]["params"].append(parameter)
+            part = 2 if is_off_ramp(name) else int(is_head(model, name))
+            groups[2 * part + exempt]["params"].append(parameter)
     return [group for group in groups if group["params"]]
+
+
+def is_head(model, name: str) -> bool:
+    """Whether a parameter is the final classifier's, or the pooler's that it reads, rather than the backbone's."""
+    return not name.startswith(f"{model.base_model_prefix}.") or name.startswith(f"{model.base_model_prefix}.pooler.")
 
 
 class ProgressLines(tqdm):
@@ -54,18 +63,22 @@ class ProgressLines(tqdm):
 
 
 class StageTraining:
-    """One stage (from 1) of the strategy: `total` optimizer steps, of which `steps` are done.
+    """One stage (from 1) of the strategy: `total` optimizer steps, of which `steps` are done; fewer if it ends early.
 
     Every stage has its own optimizer and linear schedule. `run` trains the model in place. With the model's weights and
     the random states, `state_dict` is all that is needed to continue bit for bit.
 
+    bf16: whether the passes compute in bfloat16; weights, optimizer and loss are in float32.
     best, best_step: the best dev score so far and its step; None without evaluation. The caller sets them.
     """
 
-    PROGRESS = ("steps", "seconds", "samples", "loss_sum", "sums", "counts", "best", "best_step")
+    PROGRESS = ("steps", "total", "seconds", "samples", "loss_sum", "sums", "counts", "best", "best_step")
 
-    def __init__(self, stage: int, model, data: TrainData, settings: TrainSettings, accelerator: Accelerator):
+    def __init__(
+        self, stage: int, model, data: TrainData, settings: TrainSettings, accelerator: Accelerator, bf16: bool = False
+    ):
         self.stage, self.model, self.data, self.settings, self.accelerator = stage, model, data, settings, accelerator
+        self.autocast = partial(torch.autocast, accelerator.device.type, torch.bfloat16, enabled=bf16)
         self.plan = STRATEGIES[settings.train_strategy][stage - 1]
         model.train_stage(self.plan.trains)
         self.batches = TrainBatches(
@@ -117,13 +130,15 @@ class StageTraining:
     def run(
         self,
         log: Callable[["StageTraining", dict[str, float]], None] = lambda training, scalars: None,
+        epoch: Callable[["StageTraining"], bool] = lambda training: False,
         save: Callable[["StageTraining"], None] = lambda training: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Makes the remaining optimizer steps. Returns False if `stopped` was True in any process before the end.
 
-        `log` gets loss, each exit's loss, learning_rate and grad_norm every logging_steps and at the end. `save` is
-        called every save_steps, at the end and when stopped. Raises InputError if the loss is not finite.
+        `log` gets loss, each exit's loss, learning_rate and grad_norm every logging_steps and at the end. `epoch` is
+        called after each epoch, in all processes; the stage ends where it returns True. `save` is called every
+        save_steps, at the end and when stopped. Raises InputError if the loss is not finite.
         """
         loader = self.data.load(part.rows for part in self.remaining())
         losses, started = 0.0, time.perf_counter()  # `seconds` excludes the callbacks
@@ -149,11 +164,13 @@ class StageTraining:
                 bar.update(len(part.step_rows))
 
                 # what the caller does between two steps: scores, checkpoints
+                if self.steps % len(self.batches) == 0 and epoch(self):
+                    self.total = self.steps
                 if self.due(self.settings.logging_steps):
                     log(self, self.scalars(norm))
                 if stop or self.steps == self.total or self.due(self.settings.save_steps):
                     save(self)
-                if stop:
+                if stop or self.steps == self.total:
                     break
                 started = time.perf_counter()
         self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)  # the next stage wraps other parameters
@@ -169,7 +186,9 @@ class StageTraining:
         self.module.train()  # an evaluation between two steps sets eval mode
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         labels, _ = batch.pop("labels"), batch.pop("index", None)
-        output = self.module(**batch, output_all_exits=any(weights[:-1]), train_highway=self.plan.trains == "off_ramps")
+        options = {"output_all_exits": any(weights[:-1]), "train_highway": self.plan.trains == "off_ramps"}
+        with self.autocast():
+            output = convert_to_fp32(self.module(**batch, **options))
         return training_loss(output, labels, weights, self.settings.distill)
 
     def add_up(self, losses: Tensor, weights: list[float], part: MicroBatch, stopped: bool) -> bool:

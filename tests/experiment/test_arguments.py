@@ -46,7 +46,7 @@ def test_the_flags_of_the_original_are_here_and_few_others():
         name[2:] for name in ORIGINAL if name.startswith("--") and name != "--early_exit_entropy"
     }
     assert given["exit_threshold"] == [0.1]
-    assert len(flags()) <= 58
+    assert len(flags()) <= 59
 
 
 def test_the_defaults_of_the_original():
@@ -103,7 +103,6 @@ def test_negative_numbers_of_every_spelling_are_values():
         ("--label_column x", "--label_column has no effect without --train_file or --validation_file or"),
         ("--train_file a.csv", "--task_name and --data_dir are for GLUE's files"),
         ("--evaluate_during_training --logging_steps 0", "it scores every --logging_steps, and that is 0"),
-        ("--load_best_model_at_end", "--load_best_model_at_end needs scores: add --evaluate_during_training"),
         ("--output_dir .", "--output_dir .: give a folder's name"),
     ],
 )
@@ -136,13 +135,23 @@ def test_a_recipe_sets_what_is_not_given():
     assert (paper.model.recipe, paper.model.off_ramps()) == ("paper", {})
     assert paper.stage_settings(2) == paper.training
     assert fast.model.off_ramps() == RECIPES["fast"].off_ramps
-    assert [fast.stage_settings(stage).num_train_epochs for stage in (1, 2)] == [3, 6]
-    assert fast.stage_settings(2).highway_learning_rate == 5e-3
+    assert [fast.stage_settings(stage).num_train_epochs for stage in (1, 2)] == [6, 6]
+    rates = ("learning_rate", "head_learning_rate", "highway_learning_rate")
+    assert [getattr(fast.training, rate) for rate in rates] == [1e-4, 1e-3, 5e-3]
     given = parse_args([*REQUIRED, "--recipe", "fast", "--highway_learning_rate", "1e-3", "--highway_pooling", "first"])
     assert given.stage_settings(2).highway_learning_rate == 1e-3
     assert given.model.off_ramps()["exit_before_first_layer"] is False  # the first token's embedding is no feature
     mixed = parse_args([*REQUIRED, "--recipe", "fast", "--train_strategy", "mixed"])
-    assert mixed.stage_settings(2).num_train_epochs == 3  # six epochs are for off-ramps alone
+    assert mixed.stage_settings(2).num_train_epochs == 4  # six epochs are for off-ramps alone
+
+
+def test_the_best_epoch_counts_where_the_dev_set_is_no_benchmarks():
+    """On GLUE's dev sets the scores are reported, so that they choose nothing unless it is wanted."""
+    own = ["--do_train", "--model_name_or_path", "m", "--output_dir", "o", "--train_file", "a.csv"]
+    assert parse_args(own).checkpoints.load_best_model_at_end
+    assert not parse_args([*own, "--load_best_model_at_end", "false"]).checkpoints.load_best_model_at_end
+    assert not parse_args([*own, "--recipe", "paper"]).checkpoints.load_best_model_at_end
+    assert not parse_args([*REQUIRED, "--recipe", "fast"]).checkpoints.load_best_model_at_end
 
 
 def test_all_flags_but_a_few_decide_a_training(args):
