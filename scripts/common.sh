@@ -52,15 +52,20 @@ settings() {
         fi
         DATA=(${TRAIN_FILE:+--train_file "$TRAIN_FILE"} ${VALIDATION_FILE:+--validation_file "$VALIDATION_FILE"}
             ${TEST_FILE:+--test_file "$TEST_FILE"})
-        RECIPE=("${OWN_RECIPE[@]}") FOLDER=$NAME
+        FOLDER=$NAME
     else
         PATH_TO_DATA=${PATH_TO_DATA:-./glue_data} DATASET=${DATASET:-MRPC}  # a task of deebert/data/tasks.py
         NAME=$DATASET DATA=(--task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET")
-        RECIPE=("${PAPER_RECIPE[@]}") FOLDER=$MODEL_TYPE-$MODEL_SIZE/$NAME
+        FOLDER=$MODEL_TYPE-$MODEL_SIZE/$NAME
         [ -n "$given" ] || [ -z "${MODEL_NAME:-}" ] || FOLDER=$(basename "$MODEL_NAME")/$NAME  # it may be any encoder
     fi
     MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
     OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$FOLDER/two_stage}
+    if [ -n "${DATASET:-}" ]; then
+        RECIPE=("${PAPER_RECIPE[@]}" --num_train_epochs "${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}")
+    else
+        RECIPE=(--save_steps 0 ${EPOCHS:+--num_train_epochs "$EPOCHS"})  # all else as --recipe fast has it
+    fi
     [ -z "$given" ] || DATA+=(--model_type "$given")
 }
 
@@ -93,10 +98,8 @@ sys.exit(not all(i.find_spec(name) for name in names))' ||
         fail "$PYTHON lacks the requirements: activate your environment, or $PYTHON -m pip install -r $ROOT/requirements.txt"
 }
 
-# The paper's training, and its epochs of each stage, which depend on the type or the name of the model. With own data
-# batches and learning rate are larger: there --recipe fast is the default, which is not the paper's either.
+# The paper's training, and its epochs of each stage, which depend on the type or the name of the model.
 PAPER_RECIPE=(--per_gpu_train_batch_size 8 --learning_rate 2e-5 --save_steps 0)
-OWN_RECIPE=(--per_gpu_train_batch_size 16 --learning_rate 5e-5 --save_steps 0)
 paper_epochs() { case "$*" in *roberta*) echo 10 ;; *) echo 3 ;; esac; }
 
 run_glue() {

@@ -21,7 +21,7 @@ RESULTS=$RESULTS_DIR/$OUTPUT_DIR
 if [ -f $OUTPUT_DIR/config.json ]; then
     echo "using the model trained before; to train again: rm -r $ROOT/$OUTPUT_DIR"
 else
-    bash scripts/train_deebert.sh --recipe fast --learning_rate 5e-5 --per_gpu_train_batch_size 16 \
+    bash scripts/train_deebert.sh --recipe fast --learning_rate 1e-4 --per_gpu_train_batch_size 16 \
         --overwrite_output_dir --resume
 fi
 bash scripts/eval_deebert.sh

@@ -10,7 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 settings
 need_data
 
-EPOCHS=${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}
-
-run_glue --model_name_or_path "$MODEL_NAME" --do_train --do_eval --eval_after_first_stage \
-    --num_train_epochs "$EPOCHS" "${RECIPE[@]}" "$@"
+run_glue --model_name_or_path "$MODEL_NAME" --do_train --do_eval --eval_after_first_stage "${RECIPE[@]}" "$@"

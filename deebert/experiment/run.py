@@ -175,11 +175,12 @@ def train_stage(
     process = accelerator.process_index
     if stage > 1 or process > 0:  # random numbers differ between stages and between processes
         set_seed(settings.seed + stage + 1000 * process)
-    experiment.say(f"stage {stage}: training {TRAINED[STRATEGIES[settings.train_strategy][stage - 1].trains]}")
+    bf16 = precision(experiment.args) == "bf16"
+    what = TRAINED[STRATEGIES[settings.train_strategy][stage - 1].trains]
+    experiment.say(f"stage {stage}: training {what}{' in bfloat16' * bf16}")
     started = time.perf_counter()
     with experiment.train_data(model, stage) as data:
         preparation = time.perf_counter() - started
-        bf16 = precision(experiment.args) == "bf16"
         training = StageTraining(stage, model, data, settings, accelerator, bf16)
         if state:
             try:

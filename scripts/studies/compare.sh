@@ -11,7 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 settings
 need_data
 
-EPOCHS=${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}
 SETTINGS=${SETTINGS-$ROOT/scripts/studies/compare_settings.txt}  # lines "name: flags", see compare.py
 SEEDS=${SEEDS:-1 2 3}
 COMPARISON_DIR=${COMPARISON_DIR:-./comparison/$NAME}
@@ -19,4 +18,4 @@ COMPARISON_DIR=${COMPARISON_DIR:-./comparison/$NAME}
 # shellcheck disable=SC2086  # one argument for each seed
 "$PYTHON" -u "$ROOT/scripts/studies/compare.py" ${SETTINGS:+--settings "$SETTINGS"} --seeds $SEEDS \
     --comparison_dir "$COMPARISON_DIR" "${DATA[@]}" --model_name_or_path "$MODEL_NAME" \
-    --num_train_epochs "$EPOCHS" "${RECIPE[@]}" "$@"
+    "${RECIPE[@]}" "$@"

@@ -142,7 +142,7 @@ def test_a_recipe_sets_what_is_not_given():
     assert given.stage_settings(2).highway_learning_rate == 1e-3
     assert given.model.off_ramps()["exit_before_first_layer"] is False  # the first token's embedding is no feature
     mixed = parse_args([*REQUIRED, "--recipe", "fast", "--train_strategy", "mixed"])
-    assert mixed.stage_settings(2).num_train_epochs == 4  # six epochs are for off-ramps alone
+    assert mixed.stage_settings(2).num_train_epochs == 6  # six epochs are for off-ramps alone
 
 
 def test_the_best_epoch_counts_where_the_dev_set_is_no_benchmarks():

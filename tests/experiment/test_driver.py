@@ -192,7 +192,7 @@ def test_an_exit_before_the_first_layer_is_layer_0_in_every_file(drive, tmp_path
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert {name: config[name] for name in RECIPES["fast"].off_ramps} == RECIPES["fast"].off_ramps
     stages = json.loads((tmp_path / "out/run.json").read_text())["stages"]
-    assert [stages[stage]["updates"] for stage in "12"] == [6, 36]  # 1 epoch, and 6 on cached features
+    assert [stages[stage]["updates"] for stage in "12"] == [3, 18]  # 1 epoch, and 6 on cached features
 
     drive(
         "--do_eval --eval_each_highway --eval_highway --exit_threshold 0 0.3 0.7 --model_name_or_path out "

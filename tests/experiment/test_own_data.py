@@ -20,6 +20,7 @@ from deebert.evaluation.results import read_each_layer, read_sweep
 from deebert.experiment.arguments import parse_args
 from deebert.utils import cli
 
+FROZEN = "--learning_rate 1e-12 --head_learning_rate 1e-12"
 TRAIN = "--do_train --do_eval --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --save_steps 0 --no_cuda"
 EVALUATE = "--do_eval --eval_each_highway --model_name_or_path out --max_seq_length 32"
 
@@ -206,7 +207,7 @@ def test_the_test_file_is_scored_at_the_stored_threshold(own, tmp_path, capsys):
 def test_a_final_classifier_that_learned_too_little_is_named(own, tmp_path, capsys):
     names = ("good", "bad")
     write_csv(tmp_path / "films.csv", [(text, names[label]) for text, label in sentences(60, 1)])
-    rates = "--learning_rate 1e-9 --highway_learning_rate 3e-2 --num_train_epochs 5"
+    rates = f"{FROZEN} --highway_learning_rate 3e-2 --per_gpu_train_batch_size 8"
     own(f"{TRAIN} --train_file films.csv --validation_file films.csv {rates}")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: the final classifier")]
     assert len(lines) == 1
@@ -217,7 +218,7 @@ def test_exits_at_chance_are_named(own, tmp_path, capsys):
     write_csv(
         tmp_path / "train.csv", [(text, "common" if i else "rare") for i, (text, _) in enumerate(sentences(12, 1))]
     )
-    own(f"{TRAIN} --train_file train.csv --validation_file train.csv --learning_rate 1e-9 --highway_learning_rate 1e-9")
+    own(f"{TRAIN} --train_file train.csv --validation_file train.csv {FROZEN} --highway_learning_rate 1e-9")
     printed = capsys.readouterr().out
     assert "of 4: no better than always 'common' (91.7 %); train again with more epochs (EPOCHS," in printed
     assert "warning: 12 of 12 texts in train.csv are in train.csv, too" in printed
@@ -232,7 +233,7 @@ def test_a_fine_tuned_start_keeps_its_rows_by_their_names(own, tmp_path, capsys,
     """Whatever the order in which the file has the labels. A classifier of other labels is replaced."""
     write_csv(tmp_path / "films.csv", [(text, ("good", "bad")[label]) for text, label in sentences(60, 1)])
     stock = stock_classifier(tmp_path / "start", names)
-    own(f"{TRAIN} --train_file films.csv --model_name_or_path start --learning_rate 1e-12 --highway_learning_rate 1e-3")
+    own(f"{TRAIN} --train_file films.csv --model_name_or_path start {FROZEN} --highway_learning_rate 1e-3")
     printed = capsys.readouterr().out
     assert ("start: its classifier is of other labels, cat, dog; a new one is trained" in printed) != kept
     assert json.loads((tmp_path / "out/config.json").read_text())["id2label"] == dict(zip("01", order, strict=True))

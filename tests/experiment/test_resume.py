@@ -176,7 +176,6 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, capsys):
         ("--resume --recipe fast", "had another recipe, paper; this run has fast"),
         ("--resume --logging_steps 2", "had another logging_steps, 3; this run has 2"),
         ("--resume --output_dir other", "--output_dir other: the folder is not empty"),
-        ("--load_best_model_at_end --output_dir new", "--load_best_model_at_end needs scores"),
         ("--output_dir other/file/new", "other/file/new: no folder can be made there"),
         ("--fp16 --output_dir new", "--fp16 needs a GPU; leave it out"),
     ):
@@ -278,6 +277,24 @@ def test_the_best_weights_are_kept_and_few_checkpoints(argv, tmp_path, monkeypat
     dev = load_features(TASKS["SST-2"], tiny_data / "SST-2", "dev", ("0", "1"), tiny_tokenizer("bert"), 32)
     exits = layer_scores(TASKS["SST-2"], run_all_exits(model, dev, collator(model.config)))
     assert np.mean([scores["acc"] for layer, scores in exits.items() if layer < len(exits)]) == max(seen[2])
+
+
+def test_a_stage_ends_after_two_epochs_without_a_better_score(argv, tmp_path, monkeypatch, capsys):
+    """The best epoch's weights are used; the backbone's stage is scored after each epoch, the off-ramps' is not."""
+    scores, used = iter((0.5, 0.7, 0.7, 0.6)), {}
+
+    def dev_scores(self, training):
+        self.keep_if_best(training, next(scores))
+        used[training.steps] = training.model.classifier.weight.detach().clone()
+        return {}
+
+    monkeypatch.setattr(Monitor, "dev_scores", dev_scores)
+    run_glue_deebert.main(argv(f"{TRAIN} --num_train_epochs 9 --load_best_model_at_end --max_seq_length 16"))
+    record = json.loads((tmp_path / "out/run.json").read_text())["stages"]
+    assert [record[stage]["updates"] for stage in "12"] == [4 * 4, 9 * 4]
+    assert (record["1"]["best_dev_score"], record["1"]["best_update"]) == (0.7, 8)
+    assert "the best dev score was 70.00 after step 8; its weights are used" in capsys.readouterr().out
+    assert torch.equal(weights(tmp_path / "out")["classifier.weight"], used[8])
 
 
 def test_run_json_tells_what_each_stage_took(argv, tmp_path, uninterrupted):

@@ -15,6 +15,7 @@ from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS, read_examples
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.training.settings import TrainSettings
+from deebert.training.stage import parameter_groups
 from deebert.utils.errors import InputError
 
 QUIET = {"logging_steps": 0, "save_steps": 0}
@@ -133,6 +134,36 @@ def test_callbacks_are_called_at_the_right_steps(tiny_data, tmp_path):
     rates = [scalars["learning_rate"] for _, scalars in logged]
     np.testing.assert_allclose(rates, [1e-4, 0.5e-4, 0], atol=1e-12)
     assert all(scalars["grad_norm"] > 0 and scalars["loss"] > 0 for _, scalars in logged)
+
+
+def test_an_epoch_may_be_the_last_one(tiny_data, tmp_path):
+    epochs, saved = [], []
+    model, features = tiny_model("bert"), data("bert", tiny_data, tmp_path)
+
+    def epoch(training) -> bool:
+        epochs.append(training.steps)
+        return len(epochs) == 2
+
+    settings = TrainSettings(num_train_epochs=5, logging_steps=0, save_steps=5)
+    training = train(1, model, features, settings, epoch=epoch, save=lambda training: saved.append(training.steps))
+    assert epochs == [6, 12]  # 6 batches in an epoch
+    assert saved == [5, 10, 12]
+    assert (training.steps, training.state_dict()["total"]) == (12, 12)  # one that is resumed here is at its end
+
+
+def test_each_part_has_its_learning_rate(backbone):
+    model = tiny_model(backbone)
+    settings = TrainSettings(learning_rate=1.0, head_learning_rate=2.0, highway_learning_rate=3.0, weight_decay=0.5)
+    groups = parameter_groups(model, settings)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    by_name = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    backbones = (".layer.", ".layers.", "embeddings.", "final_norm", "relative_attention_bias")
+    for name, rate in by_name.items():
+        of_backbone = any(part in name for part in backbones)
+        assert rate == (3 if ".highway" in name else 1 if of_backbone else 2), name
+    assert {*by_name.values()} == {1, 2, 3}
+    plain = parameter_groups(model, TrainSettings(learning_rate=1.0))
+    assert {group["lr"] for group in plain} == {1}
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tiny_data, tmp_path):

@@ -34,6 +34,7 @@ def test_the_page_scores_what_the_driver_scores(tiny_checkpoints, tmp_path, monk
     printed = capsys.readouterr().out
     flags = "--do_train --do_eval --eval_each_highway --recipe fast --no_cuda --max_seq_length 32 --learning_rate 3e-3"
     files = "--train_file train.csv --validation_file dev.csv --output_dir driver --plot_data_dir results"
+    flags += " --head_learning_rate 3e-3 --per_gpu_train_batch_size 8 --load_best_model_at_end false"
     start = f"--num_train_epochs 6 --save_steps 0 --model_name_or_path {tiny_checkpoints['bert']}"
     run_glue_deebert.main(f"{flags} {files} {start}".split())
     (file,) = tmp_path.glob("results/**/all_exits.npz")
