@@ -13,7 +13,6 @@ _HOME = {
     **{f"{name}ForSequenceClassification": module_of(model_type) for model_type, name in NAMES.items()},
     **{f"{name}Config": module_of(model_type) for model_type, name in NAMES.items()},
     "OnnxDeeBert": "deebert.runtime.onnx_runtime",
-    "GraphedDeeBert": "deebert.runtime.cuda_graphs",
     "Classifier": "deebert.runtime.classifier",
     "add_exits": "deebert.experiment.add_exits",
 }

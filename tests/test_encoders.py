@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from cuda_graphs import GraphedDeeBert
 from full_graphs import FullGraph
 from scipy.special import softmax
 from scipy.stats import entropy as nats
@@ -33,7 +34,6 @@ from deebert.modeling.checkpoints import load_config, load_model, load_pretraine
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.runtime import onnx_export
-from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.onnx_runtime import OnnxDeeBert
 from deebert.training.settings import TrainSettings
 from deebert.training.stage import StageTraining, parameter_groups

@@ -88,7 +88,7 @@ def test_imports_run_downward():
         ("deebert.data", "from deebert.modeling import bert", ["deebert.modeling.bert"]),
         ("deebert.training", "def f():\n    from deebert.runtime.x import y", ["deebert.runtime.x.y"]),
         ("deebert.training", "from deebert import OnnxDeeBert, __version__", ["deebert.OnnxDeeBert"]),
-        ("deebert.runtime", "import deebert\ndeebert.GraphedDeeBert, deebert.__version__", ["deebert.GraphedDeeBert"]),
+        ("deebert.runtime", "import deebert\ndeebert.OnnxDeeBert, deebert.__version__", ["deebert.OnnxDeeBert"]),
         ("deebert.commands", "importlib.import_module('run_glue_deebert')", ["run_glue_deebert"]),
         ("deebert.experiment", "import torch, compare", ["compare"]),
         ("deebert.data", "from .tasks import TASKS", [".tasks.TASKS"]),

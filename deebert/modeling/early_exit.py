@@ -44,7 +44,7 @@ class ActiveBatch:
 
     index: np.ndarray  # (b,) position of each sample in the input
     lengths: np.ndarray | None = None  # (b,) position of the last token + 1; None: the number of tokens never shrinks
-    hidden_states: Array | None = None  # (b, T, H); None: the tensors are elsewhere, as in the CUDA runtime
+    hidden_states: Array | None = None  # (b, T, H); None before the first layer
     attention_mask: Array | None = None  # as the layers take it: (b, T), (b, 1, 1, T) or (b, 1, T, T)
     pooling_weights: Array | None = None  # (b, T) for the off-ramps' pooling; None: there is no padding
     rule_state: Array | None = None  # (b, ...) of a stateful exit rule
@@ -61,8 +61,6 @@ class ActiveBatch:
         """THE compaction: keeps the samples `staying`, (b,) bool, and the tokens up to the longest one."""
         self.index = self.index[staying]
         self.lengths = None if self.lengths is None else self.lengths[staying]
-        if self.hidden_states is None:
-            return
         rows, tokens = like(np.flatnonzero(staying), self.hidden_states), slice(self.longest)
         self.hidden_states = self.hidden_states[rows, tokens]
         self.rule_state = None if self.rule_state is None else self.rule_state[rows]

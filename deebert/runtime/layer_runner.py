@@ -12,7 +12,6 @@ from torch import Tensor
 from deebert.modeling import checkpoints
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.runtime.exported import ExitOutput
-from deebert.utils.arrays import Array
 
 
 class LayerRunner:
@@ -25,28 +24,10 @@ class LayerRunner:
     @torch.inference_mode()
     def __call__(self, **batch: np.ndarray | float | str) -> ExitOutput:
         """Classifies a batch (B, T): the model's arguments, as arrays of numpy, to logits and exit layers likewise."""
-        given = {name: self.inputs(v)[0] if isinstance(v, np.ndarray) else v for name, v in batch.items()}
-        output = self.model(**given)
+        arrays = {name: value for name, value in batch.items() if isinstance(value, np.ndarray)}
+        tensors = {name: torch.as_tensor(array, device=self.model.device) for name, array in arrays.items()}
+        output = self.model(**batch | tensors)
         return ExitOutput(output.logits.float().cpu().numpy(), output.exit_layer.cpu().numpy())
-
-    def inputs(self, *given: Array | None) -> list[Tensor | None]:
-        """See `LayerSteps.inputs`."""
-        return [None if array is None else torch.as_tensor(array, device=self.model.device) for array in given]
-
-    @torch.inference_mode()
-    def step(
-        self,
-        i: int,
-        inputs: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        consult: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `LayerSteps.step`."""
-        hidden = self.layer(i, inputs, self.additive_mask(attention_mask), token_type_ids)
-        if not consult:
-            return hidden, None
-        return hidden, self.exit(i, hidden, self.model.pooling_weights(attention_mask))
 
     def additive_mask(self, attention_mask: Tensor) -> Tensor:
         """(b, T) -> what layers add to their attention scores (b, 1, 1, T); MPNet's (b, heads, T, T)."""

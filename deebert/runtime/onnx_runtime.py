@@ -70,6 +70,11 @@ def rule_and_cutoffs(
     return rule, cutoffs, array
 
 
+def as_integers(array: Array | None) -> np.ndarray | None:
+    """An input as the graph takes it."""
+    return None if array is None else to_numpy(array).astype(np.int64, copy=False)
+
+
 class GraphOutputs(NamedTuple):
     """What a run of the graph returns after the layer where it ended. See onnx_graph.merge."""
 
@@ -130,7 +135,7 @@ class OnnxDeeBert:
             raise ValueError("there is nothing to classify")
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
         rule, cutoffs, array = self._rule_and_cutoffs(threshold, exit_rule)
-        ids, mask, types = self.inputs(input_ids, attention_mask, token_type_ids)
+        ids, mask, types = map(as_integers, (input_ids, attention_mask, token_type_ids))
         mask = np.ones_like(ids) if mask is None else mask
         if output_all_exits:
             output = self._run_all_exits(rule, cutoffs, ids, mask, types)
@@ -146,25 +151,6 @@ class OnnxDeeBert:
 
         return as_tensors(output)
 
-    def inputs(self, *given: Array | None) -> list[np.ndarray | None]:
-        """See `LayerSteps.inputs`."""
-        return [None if array is None else to_numpy(array).astype(np.int64, copy=False) for array in given]
-
-    def step(
-        self,
-        i: int,
-        inputs: np.ndarray,
-        attention_mask: np.ndarray,
-        token_type_ids: np.ndarray | None = None,
-        consult: bool = True,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Step i with the exit after it, see `LayerSteps.step`.
-
-        The graph cannot end after a layer whose off-ramp does not run, so `consult` makes no difference here.
-        """
-        outputs = self.run(i, self._stop_everywhere(), inputs, attention_mask, token_type_ids)
-        return outputs.hidden, outputs.logits
-
     def run(
         self,
         i: int,
@@ -173,7 +159,10 @@ class OnnxDeeBert:
         attention_mask: np.ndarray,
         token_type_ids: np.ndarray | None = None,
     ) -> GraphOutputs:
-        """Runs the steps from i to the first where a sample exits by these cut-offs (E-1,). Inputs as for `step`."""
+        """Runs the steps from i to the first where a sample exits by these cut-offs (E-1,).
+
+        inputs: ids (b, T) where i is 0, else hidden states (b, T, H).
+        """
         outputs = self._run_graph(i, cutoffs, inputs, attention_mask, token_type_ids, stop_at_first=True)
         logits, exit_layer, hidden = outputs
         return GraphOutputs(int(exit_layer[0]), hidden, logits)

@@ -23,6 +23,7 @@ import numpy as np
 import static_models
 import torch
 from benchmarking import EARLY, System, measure, plot, table, verdicts, write_csv
+from cuda_graphs import GraphedDeeBert
 from full_graphs import export_full
 from torch import nn
 from transformers import PreTrainedModel
@@ -47,7 +48,6 @@ from deebert.modeling.checkpoints import (
     quiet_transformers,
 )
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.runtime.cuda_graphs import GraphedDeeBert
 from deebert.runtime.onnx_export import quantize, traced_parts, write_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
 from deebert.utils import cli

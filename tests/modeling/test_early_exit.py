@@ -485,9 +485,8 @@ def test_an_uncertainty_in_float32_is_not_below_the_same_threshold(size):
     """0.7 in float32 is a little less than 0.7 in float64."""
     uncertainty = torch.full((size,), 0.7)
     cutoffs = make_rule("confidence", 2).cutoffs(0.7, num_exits=2)
-    request = ExitRequest(
-        ActiveBatch(np.arange(size)), SimpleNamespace(uncertainty=lambda *_: (uncertainty, None)), cutoffs, [1, 2]
-    )
+    batch = ActiveBatch(np.arange(size), hidden_states=torch.zeros(size, 1, 2))
+    request = ExitRequest(batch, SimpleNamespace(uncertainty=lambda *_: (uncertainty, None)), cutoffs, [1, 2])
     request.let_exit(0, torch.zeros(size, 2))
     assert len(request.batch) == size
     assert first_exit_layer(uncertainty[:, None], cutoffs).tolist() == [2] * size

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from cuda_graphs import GraphedDeeBert
 from scipy.special import expit
 from scipy.stats import entropy as scipy_entropy
 from support.tiny import random_batch
 from torch.nn import functional
 
-from deebert import GraphedDeeBert
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.metrics import class_f1, exits_at_chance, majority, predictions
 from deebert.evaluation.threshold_selection import changed_texts

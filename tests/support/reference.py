@@ -76,7 +76,6 @@ def page() -> str:
                 section(f"`add_exits{signature(deebert.add_exits)}`".replace(repr(print), "print"), deebert.add_exits),
                 section("`AddedExits`", AddedExits),
                 section("`OnnxDeeBert`", deebert.OnnxDeeBert, ("__init__", "__call__")),
-                section("`GraphedDeeBert`", deebert.GraphedDeeBert, ("__init__", "__call__")),
                 section("`ExitRule`", ExitRule, ("of_prediction", "cutoff")),
             ]
         )

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from cuda_graphs import GraphedDeeBert
 from support.brute_force import AllExits
-
-from deebert.runtime.cuda_graphs import GraphedDeeBert
 
 NEVER, ALWAYS = -1.0, float("inf")
 

@@ -2,15 +2,15 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import cuda_graphs
 import pytest
 import torch
+from cuda_graphs import GraphedDeeBert
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.tiny import BACKBONES, random_batch, tiny_model
 
 from deebert.modeling.exit_rules import EXIT_RULES, entropy, make_rule
-from deebert.runtime import cuda_graphs
-from deebert.runtime.cuda_graphs import GraphedDeeBert
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MODELS = {}
@@ -60,7 +60,7 @@ def test_its_outputs_are_the_models(backbone, labels, pooling, speculate, name, 
     alike(runtime(**{name: tensor.cpu() for name, tensor in batch.items()}), expected)
 
 
-def test_layers_behind_the_exit_run_once_at_most(monkeypatch):
+def test_at_most_one_layer_after_the_exit_runs(monkeypatch):
     """A batch of one runs the layers up to its exit, and the one that was begun while its exit was read."""
     ran = []
     model = tiny_model("bert").to(DEVICE)

@@ -1,4 +1,6 @@
-"""CUDA-graph runtime with speculation: on a GPU, the next layer begins before the previous exit is known.
+"""Early exit as CUDA graphs, with speculation: on a GPU, the next layer begins before the previous exit is known.
+
+A study, which benchmark.py times: what it gains on current GPUs is not known.
 
 At small batches a GPU is faster than Python can launch work. Here each layer with its off-ramp is one CUDA graph, and
 the next layer is launched before the host has read the off-ramp's result: if all samples exit there, one layer of GPU
@@ -31,13 +33,15 @@ WARM_UP = 2  # passes before a capture: libraries choose their kernels in the fi
 
 @dataclass
 class SlottedBatch(ActiveBatch):
-    """The active samples as the host knows them: index and lengths (b,) in numpy, and each one's slot on the GPU."""
+    """The active samples as the host knows them: index and lengths (b,) in numpy, and each one's slot on the GPU.
+
+    Its tensors stay in a `State`.
+    """
 
     slots: np.ndarray | None = None  # (b,)
 
     def keep(self, staying: np.ndarray) -> None:
-        super().keep(staying)
-        self.slots = self.slots[staying]
+        self.index, self.lengths, self.slots = self.index[staying], self.lengths[staying], self.slots[staying]
 
 
 class State:
@@ -230,16 +234,17 @@ class GraphedDeeBert:
         """Runs step i on the state, and the exit after it where it is consulted."""
         last = i == self.runner.last
         inputs, types = (state.ids, state.types) if i == 0 else (state.hidden, None)
-        hidden, logits = self.runner.step(i, inputs, state.mask, types, consult=consult or last)
+        hidden = self.runner.layer(i, inputs, self.runner.additive_mask(state.mask), types)
         if not last:
             state.hidden.copy_(hidden)
-        uncertainty = None
+        if not (consult or last):
+            return
+        logits, uncertainty = self.runner.exit(i, hidden, self.model.pooling_weights(state.mask)), None
         if consult:
             uncertainty, rule_state = rule.uncertainty(logits, state.rule_state if i > 0 else None)
             if rule_state is not None:
                 state.set_rule_state(rule_state)
-        if consult or last:
-            layer.write(logits, uncertainty)
+        layer.write(logits, uncertainty)
 
     def captured(self, state: State, run: Callable[[], None]) -> Callable[[], None]:
         """`run` as a graph, which keeps the state as it is; on a CPU itself."""
