@@ -30,29 +30,31 @@ class Recipe:
     """What --recipe decides; docs/off_ramps.md has the measurements.
 
     off_ramps: fields of the model's config; without them the checkpoint's count, else the paper's.
-    defaults: of flags, where they are not given. highway_epochs: of a stage that trains the off-ramps alone.
+    defaults: of flags, where they are not given. rates: likewise, of a model up to RATES_WIDTH wide; a wider one takes
+        less in proportion. highway_epochs: of a stage that trains the off-ramps alone.
     cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
     bf16: whether the backbone is trained in bfloat16 where the device computes in it.
     """
 
     off_ramps: Mapping[str, str | bool] = field(default_factory=dict)
-    defaults: Mapping[str, float | bool] = field(default_factory=dict)
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
     highway_epochs: float | None = None
     cache_features: bool = False
     bf16: bool = False
 
 
+RATES_WIDTH = 384
 RECIPES = {
     "paper": Recipe(),
     "fast": Recipe(
         off_ramps={"highway_pooling": "mean", "highway_head": "linear", "exit_before_first_layer": True},
         defaults={
-            "learning_rate": 1e-4,
-            "head_learning_rate": 1e-3,
             "highway_learning_rate": 5e-3,
             "per_gpu_train_batch_size": 16,
             "num_train_epochs": 6.0,
         },
+        rates={"learning_rate": 1e-4, "head_learning_rate": 1e-3},
         highway_epochs=6.0,
         cache_features=True,
         bf16=True,
@@ -106,6 +108,8 @@ class ModelArguments:
         "fast: linear classifiers of the mean of all tokens, one of them before the first layer; 6 epochs of stage 2 "
         "on cached features; bfloat16 where the device has it; and as defaults "
         + ", ".join(f"--{name} {value:g}" for name, value in RECIPES["fast"].defaults.items())
+        + ", and for a model of 384 units, in proportion less for a wider one, "
+        + ", ".join(f"--{name} {value:g}" for name, value in RECIPES["fast"].rates.items())
         + " (default: fast with --train_file, else paper)",
         choices=tuple(RECIPES),
     )
@@ -264,11 +268,17 @@ class Arguments:
         if self.checkpoints.evaluate_during_training and not self.training.logging_steps:
             raise InputError("--evaluate_during_training: it scores every --logging_steps, and that is 0")
 
-    def stage_settings(self, stage: int) -> TrainSettings:
-        """The hyper-parameters of a stage, from 1: all have the same, but for what the recipe changes."""
-        epochs = RECIPES[self.model.recipe].highway_epochs
-        frozen = STRATEGIES[self.training.train_strategy][stage - 1].trains == "off_ramps"
-        return replace(self.training, num_train_epochs=epochs) if frozen and epochs else self.training
+    def stage_settings(self, stage: int, hidden_size: int) -> TrainSettings:
+        """The hyper-parameters of a stage, from 1: all have the same, but for what the recipe changes.
+
+        hidden_size: the width of the model.
+        """
+        recipe, scale = RECIPES[self.model.recipe], min(1.0, RATES_WIDTH / hidden_size)
+        open_rates = {name: rate * scale for name, rate in recipe.rates.items() if getattr(self.training, name) is None}
+        settings = replace(self.training, **open_rates)
+        if recipe.highway_epochs and STRATEGIES[settings.train_strategy][stage - 1].trains == "off_ramps":
+            return replace(settings, num_train_epochs=recipe.highway_epochs)
+        return settings
 
     def as_dict(self) -> dict:
         """The values of all flags, by name."""
@@ -302,7 +312,8 @@ def parse_args(argv: Sequence[str] | None = None, program: str = "run_glue_deebe
     given = parser.parse_args(argv)  # reports unknown flags before values without meaning
     recipe = given.recipe or ("fast" if given.train_file and given.do_train else "paper")
     best = recipe == "fast" and given.train_file is not None  # GLUE's dev sets are there to be reported
-    parser.set_defaults(recipe=recipe, load_best_model_at_end=best, **RECIPES[recipe].defaults)
+    rates = dict.fromkeys(RECIPES[recipe].rates)  # None: they depend on the model
+    parser.set_defaults(recipe=recipe, load_best_model_at_end=best, **RECIPES[recipe].defaults, **rates)
     try:
         groups = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except InputError as error:  # a group's own check, which names a field

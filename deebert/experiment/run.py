@@ -171,7 +171,7 @@ def train_stage(
     experiment: Experiment, model, monitor: Monitor, stage: int, state: dict | None, stop: StopSignal
 ) -> None:
     """One stage, from its start or from a checkpoint's state. Raises Interrupted after Ctrl-C or SIGTERM."""
-    settings, accelerator = experiment.args.stage_settings(stage), experiment.accelerator
+    settings, accelerator = experiment.args.stage_settings(stage, model.config.hidden_size), experiment.accelerator
     process = accelerator.process_index
     if stage > 1 or process > 0:  # random numbers differ between stages and between processes
         set_seed(settings.seed + stage + 1000 * process)

@@ -77,7 +77,9 @@ class Training:
 
     def train(self, stage: int, **settings) -> int:
         """Trains a stage. Returns the number of samples it took."""
-        settings = replace(self.args.stage_settings(stage), logging_steps=0, save_steps=0, **settings)
+        settings = replace(
+            self.args.stage_settings(stage, self.model.config.hidden_size), logging_steps=0, save_steps=0, **settings
+        )
         if self.system == PLAIN:
             return self.plain_loop(stage, settings)
         if self.trainer:

@@ -106,8 +106,8 @@ def encode(examples: list[Example], tokenizer, max_length: int) -> list[dict]:
 
 def make_trainer(args: Arguments, task: Task, layers: int, pooling: str, **arguments) -> Trainer:
     """A trainer with the driver's settings; it writes the model to output_dir. arguments: of TrainingArguments."""
-    source, settings = args.model.model_name_or_path, args.stage_settings(1)
-    config, ours = AutoConfig.from_pretrained(source), config_to_train(args, task)
+    source, ours = args.model.model_name_or_path, config_to_train(args, task)
+    config, settings = AutoConfig.from_pretrained(source), args.stage_settings(1, ours.hidden_size)
     if not 1 <= layers <= config.num_hidden_layers:
         raise InputError(f"--layers {layers}: {source} has {config.num_hidden_layers}")
     labels = label_order(task, ours.model_type, ours.id2label)

@@ -111,7 +111,7 @@ def test_bundled_settings_are_valid(name):
             assert setting == f"{ours.pooling} {ours.layers}"
             continue
         assert args.model.off_ramps() == own.model.off_ramps(), setting  # with own data --recipe fast is the default
-        assert args.stage_settings(1) == own.stage_settings(1), setting
+        assert args.stage_settings(1, 384) == own.stage_settings(1, 384), setting
 
 
 def test_a_setting_for_each_depth():

