@@ -192,7 +192,7 @@ def train_off_ramps(network, features: Features, accelerator: Accelerator, folde
     settings = TrainSettings(
         distill=1.0,  # the labels have no part in the loss
         per_gpu_train_batch_size=16,
-        highway_learning_rate=RECIPE.highway_learning_rate,
+        highway_learning_rate=RECIPE.defaults["highway_learning_rate"],
         num_train_epochs=RECIPE.highway_epochs,
         seed=seed,
         logging_steps=0,
