@@ -2,9 +2,9 @@
 
 from importlib import import_module
 
+from deebert.modeling.auto_classes import load_on_first_use, when_imported
 from deebert.modeling.backbones import NAMES, module_of
 from deebert.utils.cli import missing_package
-from deebert.utils.import_hook import when_imported
 
 __version__ = "0.11.0"
 
@@ -32,11 +32,5 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
 
 
-def _teach_auto_classes(modeling_auto) -> None:
-    from deebert.modeling.auto_classes import load_on_first_use
-
-    load_on_first_use(modeling_auto)
-
-
 # So that transformers' auto classes know our models, and `import deebert` alone stays without transformers and torch.
-when_imported("transformers.models.auto.modeling_auto", _teach_auto_classes)
+when_imported("transformers.models.auto.modeling_auto", load_on_first_use)

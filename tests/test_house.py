@@ -1,6 +1,7 @@
 """The rooms of the code (design, section 3): their doors open one way, and nothing stands outside."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,24 @@ def test_the_top_level_is_that_of_the_design():
     top = {name.split("/")[0] for name in files}
     assert "deebert" in top
     assert [name for name in sorted(top) if name not in [*TOP, "LICENSE"] and not name.startswith(".")] == []
+
+
+def test_the_tree_of_the_design_is_that_of_the_package():
+    """docs/design.md names every file of the package, room by room; remarks stand in parentheses."""
+    page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    tree = re.sub(
+        r"\([^()]*\)", "", re.search(r"^deebert/\n(.*?)^run_glue_deebert\.py", page, re.DOTALL | re.MULTILINE)[1]
+    )
+    named = set(re.findall(r"^  (\w+\.py)", tree, re.MULTILINE))
+    for room, names in re.findall(r"^  (\w+)/(.*?)(?=^  \w|\Z)", tree, re.DOTALL | re.MULTILINE):
+        named |= {f"{room}/{name}" for name in re.findall(r"[^,\s]+", names)}
+    there = {path.name for path in (ROOT / "deebert").glob("*.py")}
+    for path in (ROOT / "deebert").glob("*/*"):
+        if path.suffix == ".py" and path.stem != "__init__":
+            there.add(f"{path.parent.name}/{path.stem}")
+        elif (path / "__init__.py").is_file():
+            there.add(f"{path.parent.name}/{path.name}/")
+    assert named == there
 
 
 def test_figures_need_neither_torch_nor_a_model():

@@ -1,12 +1,16 @@
 """`deebert download MRPC SST-2 --data_dir DIR`: fetches GLUE tasks from the Hugging Face hub, as TSV files."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from deebert.data.download import DOWNLOADS, download, hub_loader
-from deebert.data.tasks import Task, get_task
+from deebert.data.tasks import BINARY, DIAGNOSTIC, INDEX_COLUMNS, TASKS, Task, get_task, is_test
 from deebert.utils.cli import ArgumentParser
 from deebert.utils.errors import InputError
+from deebert.utils.files import replacing
+
+REPOSITORY = "nyu-mll/glue"
+DOWNLOADS = tuple(name for name in TASKS if name != "Ratings")
 
 
 def main() -> None:
@@ -44,3 +48,54 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
         except InputError:
             raise InputError(f"{name}: no such GLUE task; choose one of {', '.join(DOWNLOADS)}") from None
     return list(dict.fromkeys(tasks))
+
+
+def hub_loader() -> Callable:
+    """`load_dataset` of the package datasets. Raises InputError if it is not installed."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError("the download needs the package datasets: pip install datasets") from None
+    return load_dataset
+
+
+def download(task: Task, data_dir: str | Path) -> list[Path]:
+    """Fetches a task and writes its TSV files to data_dir / its name; returns their paths. Raises InputError.
+
+    MNLI comes with the diagnostic set, which gets a folder of its own, as in GLUE's download.
+    """
+    folder = Path(data_dir) / task.name
+    parts = [(task.name.lower().replace("-", ""), {folder / f"{split}.tsv": hub for split, hub in task.splits})]
+    if task == TASKS["MNLI"]:
+        parts.append(("ax", {Path(data_dir) / DIAGNOSTIC / f"{DIAGNOSTIC}.tsv": "test"}))
+    load_dataset, written = hub_loader(), []
+    for name, files in parts:
+        try:
+            dataset = load_dataset(REPOSITORY, name)
+            splits = {path: _lines(task, dataset[hub], path.stem) for path, hub in files.items()}
+        except Exception as error:  # the library's have no common base: no network, no such data, a damaged cache
+            raise InputError(f"{task.name}: the hub cannot be reached, or has no such task: {error}") from None
+        for path, lines in splits.items():
+            with replacing(path) as file:
+                file.writelines(f"{line}\n" for line in lines)
+        written += splits
+    return written
+
+
+def _lines(task: Task, rows, split: str) -> list[str]:
+    """One split of a hub dataset as GLUE lays it out."""
+    test = is_test(split)  # the hub fills the label of test rows with -1
+    names = rows.features["label"].names if task.labels and task.labels != BINARY else None
+    columns = dict(zip(task.text_columns, task.hub_columns or task.text_columns, strict=True))
+    labelled = task.headerless or (*task.text_columns, task.label_column)
+    header = (INDEX_COLUMNS[0], *task.text_columns) if test else labelled
+
+    def field(row: dict, column: str) -> str:
+        if column in columns:
+            return " ".join(str(row[columns[column]]).split())  # a tab or line break would end the field
+        if column == task.label_column:
+            return names[row["label"]] if names else str(row["label"])
+        return str(row["idx"]) if column == INDEX_COLUMNS[0] else ""
+
+    records = ["\t".join(field(row, column) for column in header) for row in rows]
+    return records if task.headerless and not test else ["\t".join(header), *records]

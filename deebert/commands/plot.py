@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from deebert.evaluation.plotting import draw
+from deebert.evaluation.plotting import draw, read_series
 from deebert.evaluation.results import read_sweep
-from deebert.evaluation.series import read_series
 from deebert.evaluation.tables import summary, sweep_table
 from deebert.utils.cli import ArgumentParser
 

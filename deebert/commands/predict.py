@@ -12,8 +12,7 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from deebert.data.table_writer import TableWriter, as_field
-from deebert.data.tables import ENDINGS, read_texts
+from deebert.data.tables import ENDINGS, TableWriter, as_field, read_texts
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import Classifier, Prediction
 from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive

@@ -1,7 +1,7 @@
 """The GLUE tasks, and Ratings: the format of their TSV files, how to read them, and their metrics.
 
-Own data, in files of any columns, become a task in own_data.py. download.py fetches GLUE's files from the hub, and
-scripts/predict_glue.sh writes predictions for its test sets.
+Own data, in files of any columns, become a task in own_data.py. `deebert download` fetches GLUE's files from the hub,
+and scripts/predict_glue.sh writes predictions for its test sets.
 """
 
 import re

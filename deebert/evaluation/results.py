@@ -4,8 +4,8 @@ Reading prefers the CSV, which holds what npy files do not: all metrics, the spr
 Folders with npy files only, such as the original's, are read too. This module needs neither torch nor a model.
 """
 
-import json
 import math
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
+from numpy.lib import format as npy_format
 
-from deebert.evaluation.object_arrays import read_objects
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 from deebert.utils.text import no_formula
@@ -23,6 +23,10 @@ EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve
 CLASSES = "classes.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
 RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
+# What pickles of numbers and dicts name, of numpy 1 and 2
+CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
+KNOWN = {("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode")}
+KNOWN |= {(core, name) for core in CORES for name in ("_reconstruct", "scalar")}
 
 
 @dataclass(frozen=True)
@@ -246,19 +250,50 @@ def write_eval_results(folder: Path, scores: dict[str, float]) -> None:
         file.writelines(f"{key} = {value}\n" for key, value in sorted(scores.items()))
 
 
-def write_json(path: Path, facts: dict) -> None:
-    """Writes a dictionary; values that JSON does not know, such as paths, become strings."""
-    with replacing(path) as file:
-        json.dump(facts, file, indent=2, default=str)
-        file.write("\n")
+class _Named:
+    """Stands for all that a pickle names: it keeps the arguments and the state, and does nothing with them."""
+
+    def __init__(self, *arguments):
+        self.arguments, self.state = arguments, ()
+
+    def __setstate__(self, state):
+        self.state = state
 
 
-def read_json(path: Path, kind: type = dict) -> dict | list:
-    """Reads a file of `write_json` that holds a dict, or a list. Raises InputError where it is damaged."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, kind):
-            raise ValueError("no settings in it")
-    except (OSError, RecursionError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it") from None
-    return facts
+class _Unpickler(pickle.Unpickler):
+    """A pickle is a program that calls what it names. Here it names nothing but `_Named`."""
+
+    def find_class(self, module: str, name: str) -> type[_Named]:
+        if (module, name) not in KNOWN:
+            raise pickle.UnpicklingError(f"it names {f'{module}.{name}'!a}, and result files hold only numbers")
+        return _Named
+
+
+def _plain(value):
+    """The value, where numpy's scalars have become Python numbers."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if not isinstance(value, _Named):
+        return value
+    dtype, data = value.arguments
+    if isinstance(data, _Named):  # pickles of protocol 2 write bytes as text
+        data = data.arguments[0].encode("latin1")
+    return np.frombuffer(data, np.dtype(dtype.arguments[0]).newbyteorder(dtype.state[1]), count=1).item()
+
+
+def read_objects(path: Path) -> list:
+    """The items of a one-dimensional npy array: of numbers, or of objects (numbers, None, and dicts of them).
+
+    Raises ValueError, or any other exception that a damaged pickle causes.
+    """
+    with path.open("rb") as file:
+        npy_format.read_magic(file)
+        shape, _, dtype = npy_format.read_array_header_1_0(file)
+        if dtype.hasobject:
+            items = [_plain(item) for item in _Unpickler(file).load().state[4]]
+        else:
+            file.seek(0)
+            items = npy_format.read_array(file, allow_pickle=False).tolist()
+    if len(shape) != 1 or len(items) != shape[0]:
+        raise ValueError("not a list")
+    return items

@@ -17,9 +17,8 @@ from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES
-from deebert.utils.cli import ArgumentParser, DefaultsHelp
+from deebert.utils.cli import ArgumentParser, DefaultsHelp, check_numbers, flag
 from deebert.utils.errors import InputError
-from deebert.utils.settings import check_numbers, flag
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
 VALIDATION_SPLIT = 0.1

@@ -12,11 +12,10 @@ from accelerate import Accelerator
 
 import deebert
 from deebert.data.tasks import Task, eval_splits
-from deebert.evaluation import results
 from deebert.experiment.arguments import RECIPES, VALIDATION_SPLIT, Arguments, OwnDataArguments, RunArguments
 from deebert.training.stage import StageTraining
 from deebert.utils.errors import InputError
-from deebert.utils.files import LOCK, checksum
+from deebert.utils.files import LOCK, checksum, read_json, write_json
 
 TRAINING, EVALUATION = "run.json", "run_eval.json"  # neither overwrites the other
 # what is read of a record, and what a field is where an older version did not write it
@@ -34,7 +33,7 @@ def read_record(folder: Path) -> dict | None:
     file = folder / TRAINING
     if not file.is_file():
         return None
-    record = FIELDS | results.read_json(file)
+    record = FIELDS | read_json(file)
     for name, default in FIELDS.items():
         if type(record[name]) is not type(default):
             raise InputError(f"{file}: damaged ({name} is {str(record[name])[:20]!r}); remove it")
@@ -203,7 +202,7 @@ class RunRecord:
 
     def write(self) -> None:
         if self.accelerator.is_main_process:
-            results.write_json(self.file, self.facts)
+            write_json(self.file, self.facts)
 
 
 def git_revision() -> str | None:

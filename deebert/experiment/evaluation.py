@@ -14,7 +14,7 @@ from deebert.evaluation.threshold_selection import SelectionTarget
 from deebert.experiment.experiment import Experiment
 from deebert.modeling.checkpoints import load_config
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.utils.files import replacing
+from deebert.utils.files import replacing, write_json
 
 MOST_REPEATS, SECONDS_OF_REPEATS = 5, 30.0  # a timed sweep is repeated until it has taken so long; medians count
 MORE_TRAINING = "train again with more epochs (EPOCHS, --num_train_epochs) or a higher --learning_rate"
@@ -115,7 +115,7 @@ class Evaluation:
         elif before.exit_threshold != NO_EXIT:
             self.write_config()
             self.say(f"removed from {file}: the threshold {before.exit_threshold}; the model does not exit early")
-        results.write_json(self.folder / "threshold.json", facts)  # also a choice without a result
+        write_json(self.folder / "threshold.json", facts)  # also a choice without a result
 
     def score_threshold(self) -> None:
         """The score at the model's threshold, what it saves, and beside it the best single exit: the verdict."""

@@ -39,9 +39,9 @@ from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
+from deebert.utils.cli import StopSignal
 from deebert.utils.errors import InputError, Interrupted
 from deebert.utils.files import remove_leftovers, reserved
-from deebert.utils.stop_signal import StopSignal
 
 TRAINED = {
     "backbone": "the backbone and its classifier",

@@ -5,8 +5,12 @@ config.json keeps the backbone's model_type: tools that know the backbone only r
 Without that import, `trust_remote_code=True` runs a file in the folder that imports this package.
 """
 
+import importlib.util
 import shutil
+import sys
+from collections.abc import Callable
 from functools import wraps
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -86,3 +90,33 @@ def load_on_first_use(modeling_auto: ModuleType) -> None:
 
     for name in ("from_pretrained", "from_config"):
         setattr(auto_class, name, after_import(getattr(auto_class, name).__func__))
+
+
+def when_imported(name: str, then: Callable[[ModuleType], None]) -> None:
+    """Calls `then` with the module of that name, once: now, if it is imported already, or after its first import."""
+    if name in sys.modules:
+        then(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _FirstImport(name, then))
+
+
+class _FirstImport(MetaPathFinder):
+    """Finds one module as Python would, and has `then` called after the module's code has run."""
+
+    def __init__(self, name: str, then: Callable[[ModuleType], None]):
+        self.name, self.then = name, then
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self.name or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)  # the others find it
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_call(module) -> None:
+                execute(module)
+                self.then(module)
+
+            spec.loader.exec_module = execute_and_call
+        return spec

@@ -4,7 +4,6 @@ The manifest holds what the graph was made with and how texts become its tokens.
 edited later: threshold, exit rule, names of labels.
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from deebert.modeling.config import MANIFEST, ExitFields, config_cutoffs
 from deebert.modeling.config_checks import check_fields, check_labels, check_stored
 from deebert.utils.arrays import Array
 from deebert.utils.errors import InputError
-from deebert.utils.files import read_bytes
+from deebert.utils.files import read_json
 
 
 @dataclass
@@ -75,7 +74,7 @@ def read_manifest(folder: Path) -> dict:
         raise InputError(f"{folder}: no such folder")
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run deebert export")
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST, advice=AGAIN)
     if not {"deebert", "format"} <= manifest.keys():
         raise InputError(f"{folder / MANIFEST}: damaged; {AGAIN}")
     if manifest["format"] != FORMAT:
@@ -97,21 +96,10 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def read_json(file: Path) -> dict:
-    """The object in a JSON file. Raises InputError."""
-    try:
-        facts = json.loads(read_bytes(file))
-    except (ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise InputError(f"{file}: damaged; {AGAIN}")
-    return facts
-
-
 def exported_config(folder: Path, manifest: dict) -> ExportedConfig:
     """The config of an export. Raises InputError where config.json is damaged or differs from the graph's."""
     file, made_with = folder / "config.json", manifest["config"]
-    facts = read_json(file)
+    facts = read_json(file, advice=AGAIN)
     stored = {ExitFields.ALIASES.get(name, name): value for name, value in facts.items()}
     labels = stored.get("id2label") or {i: f"LABEL_{i}" for i in range(made_with["num_labels"])}
     try:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from deebert.training.strategies import STRATEGIES
-from deebert.utils.settings import check_choice, check_numbers, flag
+from deebert.utils.cli import check_choice, check_numbers, flag
 
 
 @dataclass(frozen=True, kw_only=True)

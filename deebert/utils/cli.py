@@ -1,16 +1,17 @@
 """Commands: errors that the user can correct are InputErrors, one line that names the file or flag and what to do."""
 
 import argparse
+import dataclasses
 import io
 import math
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from deebert.utils.errors import InputError, Interrupted
 from deebert.utils.text import printable
@@ -90,6 +91,37 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class StopSignal:
+    """In the block of `with`, the first Ctrl-C or SIGTERM requests a stop (`self()` is True); a second one ends the
+    process."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.number = 0  # of the signal, 0 before one comes
+        self.before = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():  # other threads cannot have handlers
+            self.before = {number: signal.signal(number, self.request_stop) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def request_stop(self, number: int, frame) -> None:
+        """The signal handler. It restores the handlers before it."""
+        self.number = number
+        self.__exit__()
+        print(
+            "\nstopping after this step, with a checkpoint; a second signal stops at once", file=sys.stderr, flush=True
+        )
+
+    def __call__(self) -> bool:
+        return self.number != 0
+
+
 def missing_package(error: ModuleNotFoundError) -> str:
     """What to do about a package that is not installed, as one line. Raises it where it is a fault of our own."""
     if error.name is None or error.name.split(".")[0] not in REQUIREMENTS.split():
@@ -115,3 +147,28 @@ positive = number(int, "a whole number above 0", lambda value: value > 0)
 non_negative = number(int, "a whole number from 0", lambda value: value >= 0)
 positive_float = number(float, "a number above 0", lambda value: value > 0)
 fraction = number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def flag(help: str, default: Any = None, **argument: Any) -> Any:
+    """A field with what `HfArgumentParser` reads of it: the help text, and arguments of `add_argument`."""
+    return dataclasses.field(default=default, metadata={"help": help} | argument)
+
+
+def check_numbers(
+    settings, *names: str, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
+) -> None:
+    """Raises InputError where one of these fields is not a finite number within the bounds. None is allowed."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is None or (math.isfinite(value) and above < value and at_least <= value <= at_most):
+            continue
+        bounds = {"above": above, "from": at_least, "up to": at_most}
+        shown = " ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        raise InputError(f"{name} {value}: give a number{' ' * bool(shown)}{shown}")
+
+
+def check_choice(settings, name: str, choices: Collection[str]) -> None:
+    """Raises InputError where the field is none of the choices. None is allowed."""
+    value = getattr(settings, name)
+    if value is not None and value not in choices:
+        raise InputError(f"{name} {value}: choose one of {', '.join(choices)}")

@@ -1,6 +1,7 @@
 """Safe writing: to a temporary name first, then renamed, so that a file is either complete or absent."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -44,12 +45,22 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
             partial.unlink()
 
 
-def read_bytes(path: Path) -> bytes:
-    """What is in a file. Raises InputError."""
+def write_json(path: Path, facts: dict) -> None:
+    """Writes a dictionary; values that JSON does not know, such as paths, become strings."""
+    with replacing(path) as file:
+        json.dump(facts, file, indent=2, default=str)
+        file.write("\n")
+
+
+def read_json(path: Path, kind: type = dict, advice: str = "remove it") -> dict | list:
+    """Reads a file that holds a dict, or a list. Raises InputError, with the advice, where it is damaged."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, kind):
+            raise ValueError("not a JSON {kind.__name__}")
+    except (OSError, RecursionError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); {advice}") from None
+    return facts
 
 
 def checksum(path: Path) -> str:

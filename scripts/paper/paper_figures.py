@@ -12,14 +12,16 @@ from matplotlib.figure import Figure
 
 from deebert.evaluation.plotting import (
     STYLE,
+    Series,
     draw_exits,
     draw_layers,
     draw_savings,
     draw_time_tradeoff,
     layer_legend,
+    read_series,
     save,
+    without_cost,
 )
-from deebert.evaluation.series import Series, read_series, without_cost
 from deebert.evaluation.tables import threshold_name
 
 LARGE = 24  # layers

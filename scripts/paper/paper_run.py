@@ -19,6 +19,7 @@ from deebert.experiment.arguments import Arguments, parse_args
 from deebert.experiment.earlier_run import same_training, training_settings
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.run import evaluate, make_accelerator
+from deebert.utils.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Run:
         """The record of the evaluation, None where there is none of this model with these flags."""
         if not self.record.is_file() or not self.trained:
             return None
-        record = results.read_json(self.record)
+        record = read_json(self.record)
         same = record["trained"] == self.trained["started"] and record["argv"] == self.evaluation([])
         return record if same else None
 
@@ -93,7 +94,7 @@ class Run:
             evaluate_padded(self.evaluation(sorted({*timed_thresholds(self.task.num_labels), *chosen})))
         facts = {"trained": self.trained["started"], "argv": self.evaluation([]), "thresholds": chosen}
         facts |= {"device": device_name(self.args)}
-        results.write_json(self.record, facts)
+        write_json(self.record, facts)
 
     @contextmanager
     def log(self) -> Iterator[None]:

@@ -22,14 +22,13 @@ from deebert.data.batching import collator
 from deebert.data.features import load_features
 from deebert.data.tasks import DIAGNOSTIC, INDEX_COLUMNS, TASKS, Task, check_num_labels, get_task, label_order
 from deebert.evaluation.all_exits import AllExits, run_all_exits
-from deebert.evaluation.results import read_json
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
 from deebert.modeling.config import config_cutoffs, longest_text
 from deebert.modeling.exit_rules import EXIT_RULES, NO_EXIT
 from deebert.utils import cli
 from deebert.utils.cli import positive
 from deebert.utils.errors import InputError
-from deebert.utils.files import make_folder, read_bytes, replacing
+from deebert.utils.files import make_folder, read_json, replacing
 
 # the files that the server wants, and how many predictions are in each
 SIZES = {
@@ -73,6 +72,14 @@ def present_splits(task: Task, data_dir: Path) -> list[str]:
                 raise
             splits.remove(split)
     return splits
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a file. Raises InputError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_indices(path: Path) -> list[int]:

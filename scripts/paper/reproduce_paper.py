@@ -16,7 +16,7 @@ from paper_figures import draw_figures, read_shown
 from paper_run import Run, label, timed_thresholds
 from paper_table import Block, notes, read_result, write_table
 
-from deebert.data.download import download
+from deebert.commands.download import download
 from deebert.data.tasks import TASKS, Task, eval_splits, get_task
 from deebert.experiment.arguments import parse_args
 from deebert.modeling.checkpoints import load_config

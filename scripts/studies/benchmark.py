@@ -34,7 +34,6 @@ from deebert.data.features import Features
 from deebert.data.tasks import eval_splits
 from deebert.evaluation import plotting
 from deebert.evaluation.cost import costs_of
-from deebert.evaluation.series import labels
 from deebert.evaluation.timing import first_passes
 from deebert.experiment.arguments import parse_args
 from deebert.experiment.experiment import Experiment
@@ -215,7 +214,7 @@ def main() -> None:
     features = experiment.features(next(iter(eval_splits(task))))
     features, device = features.first(args.samples or len(features)), experiment.accelerator.device
     model = load_model(folder, config).to(device).eval()
-    longest, names = int(features.lengths.max()), labels(args.static)
+    longest, names = int(features.lengths.max()), plotting.labels(args.static)
     static = {name: load_static(each, config, longest) for name, each in zip(names, args.static, strict=True)}
     sizes = [1, *(size for size in args.batch_sizes if 1 < size <= len(features))]
     if left_out := [str(size) for size in args.batch_sizes if size > len(features)]:

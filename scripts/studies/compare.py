@@ -34,7 +34,7 @@ from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser
 from deebert.utils.errors import InputError
-from deebert.utils.files import replacing
+from deebert.utils.files import read_json, replacing, write_json
 
 OURS = ArgumentParser(parents=[static_models.FLAGS], add_help=False, allow_abbrev=False)  # not the driver's
 OURS.add_argument("--exit_rule", choices=EXIT_RULES, default="entropy")  # does not change the training
@@ -76,7 +76,7 @@ class Runs:
     def __init__(self, folder: Path, common: list[str]):
         self.folder, self.common = folder, common
         self.record = folder / "common.json"
-        recorded = results.read_json(self.record, list) if self.record.is_file() else common
+        recorded = read_json(self.record, list) if self.record.is_file() else common
         if recorded != common:
             raise InputError(
                 f"{folder}: it holds runs with other settings ({' '.join(recorded)}); choose another COMPARISON_DIR"
@@ -132,8 +132,8 @@ class Runs:
         else:
             run_glue_deebert.main(argv)
             written = results.result_dir(run / "results", str(run / "model")) / ALL_EXITS
-        results.write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})
-        results.write_json(self.record, self.common)
+        write_json(run / "run.json", {"argv": argv, "seconds": time.perf_counter() - started})
+        write_json(self.record, self.common)
         written.replace(stored)
         shutil.rmtree(run / "model")
 

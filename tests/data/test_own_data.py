@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, sorted_labels
-from deebert.data.own_data import OwnFiles, own_task
-from deebert.data.splitting import shared_texts, validation_rows
+from deebert.data.own_data import OwnFiles, own_task, shared_texts, validation_rows
 from deebert.data.tables import read_table
 from deebert.data.tasks import Example
 from deebert.utils.errors import InputError

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from deebert.data.table_writer import TableWriter
-from deebert.data.tables import read_records, read_table, read_texts
+from deebert.data.tables import TableWriter, read_records, read_table, read_texts
 from deebert.utils.errors import InputError
 
 ROWS = [{"text": "one; two, three", "label": "a"}, {"text": "NA", "label": "b"}]

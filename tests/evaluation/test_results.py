@@ -11,8 +11,8 @@ import pytest
 from support.helpers import script
 
 from deebert.evaluation import plotting, results
+from deebert.evaluation.plotting import read_series
 from deebert.evaluation.results import ClassRow, SweepRow, read_each_layer, read_sweep, result_dir
-from deebert.evaluation.series import read_series
 from deebert.evaluation.tables import class_table, summary, sweep_table
 from deebert.utils import cli
 from deebert.utils.errors import InputError

@@ -14,8 +14,7 @@ import run_glue_deebert
 from deebert import __main__
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.plotting import draw
-from deebert.evaluation.series import read_series
+from deebert.evaluation.plotting import draw, read_series
 from deebert.experiment.arguments import RECIPES
 from deebert.experiment.run import new_parts
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels

@@ -24,7 +24,7 @@ from support.faulty_runs import (
 )
 from support.helpers import snapshot_files
 
-from deebert.evaluation.series import read_series
+from deebert.evaluation.plotting import read_series
 from deebert.training.checkpointing import saved_steps
 from deebert.utils.files import LOCK
 

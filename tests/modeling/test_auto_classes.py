@@ -15,8 +15,8 @@ from support.tiny import CLASSES, random_batch, tiny_config, tiny_model, tiny_to
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 from transformers.utils import hub
 
+from deebert.modeling.auto_classes import when_imported
 from deebert.modeling.checkpoints import save_model
-from deebert.utils.import_hook import when_imported
 
 STOCK = {"bert": "BertForSequenceClassification", "roberta": "RobertaForSequenceClassification"}
 

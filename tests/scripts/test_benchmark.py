@@ -11,7 +11,7 @@ from benchmarking import EARLY, Row, verdicts
 from support.exported import parts_kept_in
 from transformers import BertConfig, BertForSequenceClassification
 
-from deebert.evaluation.series import labels
+from deebert.evaluation.plotting import labels
 from deebert.modeling.checkpoints import load_config, max_tokens
 from deebert.utils import cli
 from deebert.utils.errors import InputError
