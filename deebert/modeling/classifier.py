@@ -27,9 +27,8 @@ STAGES = ("backbone", "off_ramps", "all")
 TRACED = (
     "a trace keeps the exits of its own batch; trace with exit_threshold=-1, or write a graph with exits by onnx_export"
 )
-Results = tuple[
-    Tensor, Tensor, Tensor | None, BaseModelOutput
-]  # logits, exit layers, all logits, the backbone's output
+# of a pass: logits (B, C), exit layers (B,), all logits (B, E, C), the backbone's output
+Results = tuple[Tensor, Tensor, Tensor | None, BaseModelOutput]
 
 
 @dataclass
@@ -122,12 +121,10 @@ class HighwayClassifier:
             early_exit_entropy: the original's name for exit_threshold.
             kwargs: `output_hidden_states`, `output_attentions` (both run every layer for every sample), `return_dict`.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs |= kwargs | {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "return_dict": True}
-        if not self.config.type_vocab_size:  # backbones without token types do not take them
-            del inputs["token_type_ids"]
-        if labels is not None and labels.is_floating_point() and self.num_labels > 1 and not self.config.problem_type:
-            self.config.problem_type = "multi_label_classification"  # as HF's loss would do, after samples have exited
+        types = {"token_type_ids": token_type_ids} if self.config.type_vocab_size else {}  # others do not take them
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask} | types | kwargs
+        inputs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "return_dict": True}
+        self._set_problem_type(labels)
         stage = self.stage if self.training and labels is not None else "backbone"
         stage = "off_ramps" if train_highway else stage
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
@@ -237,6 +234,11 @@ class HighwayClassifier:
             labels = labels.to(logits.dtype)
         trained = [logits] if stage == "backbone" else all_logits.unbind(dim=1)[: -1 if stage == "off_ramps" else None]
         return sum(self.loss_function(labels=labels, pooled_logits=z, config=self.config) for z in trained)
+
+    def _set_problem_type(self, labels: Tensor | None) -> None:
+        """As HF's loss does where the config has none, but before samples exit: exit rules depend on it."""
+        if labels is not None and labels.is_floating_point() and self.num_labels > 1 and not self.config.problem_type:
+            self.config.problem_type = "multi_label_classification"
 
     def _cutoffs(
         self, threshold: float | Sequence[float] | None, output_layer: int | None, exit_rule: str | None

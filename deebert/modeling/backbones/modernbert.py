@@ -4,7 +4,6 @@ Where BERT's layers need a mask, those of ModernBERT need the rotary embeddings 
 the window in their mask. Both follow from the number of tokens: a batch may shrink, and a runtime may run any layer.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -22,8 +21,6 @@ from deebert.modeling.config import HighwayConfig, building_with
 from deebert.modeling.early_exit import ExitRequest
 from deebert.modeling.encoder import HighwayEncoder
 from deebert.modeling.off_ramps import mean_of_tokens
-
-Positions = Callable[[Tensor, str], tuple[Tensor, Tensor]]  # hidden states, kind of attention -> cosines, sines
 
 
 class DeeModernBertConfig(HighwayConfig, ModernBertConfig):
