@@ -20,9 +20,10 @@ from deebert.data.features import Features, tokenize
 from deebert.data.label_values import MULTI_LABEL, SINGLE_LABEL
 from deebert.data.own_data import METRICS, OwnFiles, OwnTask, own_task
 from deebert.data.tables import ENDINGS, read_table, read_texts
-from deebert.evaluation import risk_control, timing
+from deebert.evaluation import timing
 from deebert.evaluation.all_exits import AllExits, run_all_exits
 from deebert.evaluation.metrics import correct, predictions
+from deebert.evaluation.risk_control import fewest_samples, risk_p_value
 from deebert.evaluation.threshold_selection import SelectionTarget, changed_texts, choose, describe
 from deebert.experiment.arguments import RECIPES
 from deebert.experiment.experiment import set_text_length
@@ -88,11 +89,10 @@ def add_exits(
     config, tokenizer = load_source(source, max_seq_length)
     task = task_of(texts, config, text_column, label_column, label_separator)
     training, held_out = split(task, tokenizer, config, target, seed)
-    notes = [
-        *task.notes,
-        *(f"note: {note} (max_seq_length)" for note in {training.cut_note(), held_out.cut_note()} if note),
-    ]
-    say("\n".join([*notes, f"{len(training):,} different texts train the off-ramps, {len(held_out):,} are held out"]))
+    for note in (*task.notes, training.cut_note()):
+        if note:
+            say(f"note: {note}")
+    say(f"{len(training):,} different texts train the off-ramps, {len(held_out):,} are held out")
 
     with complete_folder(output) as folder:
         set_seed(seed)
@@ -144,13 +144,14 @@ def task_of(
     """The texts as the dev set of a task, with labels where a table has the classifier's. Raises InputError."""
     names, several = tuple(str(config.id2label[i]) for i in sorted(config.id2label)), has_several_labels(config)
     problem, notes = MULTI_LABEL if several else SINGLE_LABEL, ()
-    in_file = isinstance(texts, str | Path)
-    path = Path(texts if in_file else "texts")
-    if not in_file:
+    path = Path(texts) if isinstance(texts, str | Path) else None
+    if path is None:
         lines = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    elif path.suffix.lower() in ENDINGS or text_column or label_column:
-        columns, errors = {"text_column": text_column, "label_column": label_column}, []
-        columns["label_separator"] = separator
+    elif path.suffix.lower() not in ENDINGS and not (text_column or label_column):
+        lines = [each for each, _ in read_texts(path, "lines", ())]
+    else:
+        columns = {"text_column": text_column, "label_column": label_column, "label_separator": separator}
+        errors = []
         for labels in (names, tuple(map(str, range(len(names))))):  # a file may have their numbers
             try:
                 return own_task(OwnFiles(validation=path, labels=labels, problem_type=problem, **columns))
@@ -161,10 +162,8 @@ def task_of(
         notes = (f"no labels are used: {errors[0]}",)
         named = choose_columns(path, read_table(path), text_column, None, labelled=False).texts
         lines = [each for each, _ in read_texts(path, ENDINGS[path.suffix.lower()], named)]
-    else:
-        lines = [each for each, _ in read_texts(path, "lines", ())]
-    unlabelled = {"dev": [(each, None) for each in lines]}
-    return OwnTask(path.stem, (), "", names, METRICS[problem], several_labels=several, notes=notes, lines=unlabelled)
+    name, unlabelled = path.stem if path else "texts", {"dev": [(each, None) for each in lines]}
+    return OwnTask(name, (), "", names, METRICS[problem], several_labels=several, notes=notes, lines=unlabelled)
 
 
 def split(task: OwnTask, tokenizer, config, target: SelectionTarget, seed: int) -> tuple[Features, Features]:
@@ -173,11 +172,7 @@ def split(task: OwnTask, tokenizer, config, target: SelectionTarget, seed: int) 
     Raises InputError where they are too few.
     """
     examples = list({(each.text_a, each.text_b): each for each in task.read(None, "dev")}.values())
-
-    def p_value(samples: int) -> float:
-        return risk_control.risk_p_value(0, samples, target.risk)
-
-    needed = risk_control.fewest_samples(p_value, 1 - target.confidence)
+    needed = fewest_samples(lambda samples: risk_p_value(0, samples, target.risk), 1 - target.confidence)
     if len(examples) < 2 * needed:
         shown = f"to show with {sure(target)} that {keeps(target)}"
         raise InputError(f"{len(examples):,} different texts are too few {shown}; at least {2 * needed:,} are needed")
