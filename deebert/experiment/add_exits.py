@@ -89,9 +89,10 @@ def add_exits(
     config, tokenizer = load_source(source, max_seq_length)
     task = task_of(texts, config, text_column, label_column, label_separator)
     training, held_out = split(task, tokenizer, config, target, seed)
-    for note in (*task.notes, training.cut_note()):
-        if note:
-            say(f"note: {note}")
+    for note in task.notes:
+        say(note)
+    if note := training.cut_note():
+        say(f"note: {note} (max_seq_length)")
     say(f"{len(training):,} different texts train the off-ramps, {len(held_out):,} are held out")
 
     with complete_folder(output) as folder:

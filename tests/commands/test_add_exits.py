@@ -214,6 +214,17 @@ def test_several_labels_have_to_stay_all(tmp_path, monkeypatch, capsys):
     assert added.kept == pytest.approx(same)
 
 
+def test_texts_that_are_cut_are_counted(classifier, tmp_path):
+    said, texts = [], [*TEXTS, *(f"{text} so" * 30 for text in TEXTS[:60])]
+    deebert.add_exits(classifier, texts, tmp_path / "fast", agreement=0.8, max_seq_length=16, say=said.append)
+    cut = sum(len(tiny_tokenizer("bert")(text)["input_ids"]) > 16 for text in texts)
+    assert 60 <= cut < 100
+    shown = int(said[0].split()[1])  # of those that train
+    assert 0.6 * cut < shown < cut
+    assert "have more than 16 tokens and were cut (max_seq_length)" in said[0]
+    assert json.loads((tmp_path / "fast/config.json").read_text())["max_seq_length"] == 16
+
+
 def test_where_nothing_is_saved_the_exits_are_off(classifier, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_off_ramps", lambda *_: None)  # they know nothing
     said = []
