@@ -185,15 +185,8 @@ def split(task: OwnTask, tokenizer, config, target: SelectionTarget, seed: int) 
 
 def train_off_ramps(network, features: Features, accelerator: Accelerator, folder: Path, seed: int) -> None:
     """Trains the off-ramps on what one pass gives: pooled states and the classifier's logits."""
-    settings = TrainSettings(
-        distill=1.0,  # the labels have no part in the loss
-        per_gpu_train_batch_size=16,
-        highway_learning_rate=RECIPE.defaults["highway_learning_rate"],
-        num_train_epochs=RECIPE.highway_epochs,
-        seed=seed,
-        logging_steps=0,
-        save_steps=0,
-    )
+    recipe = {**RECIPE.defaults, "num_train_epochs": RECIPE.highway_epochs}
+    settings = TrainSettings(**recipe, distill=1.0, seed=seed, logging_steps=0, save_steps=0)  # 1: labels have no part
     with cached_features(network, features, collator(network.config), accelerator, folder) as cached:
         own = predictions(cached.final_logits, has_several_labels(network.config))
         StageTraining(2, network, replace(cached, labels=own), settings, accelerator).run()
