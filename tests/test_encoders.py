@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import deebert
 from deebert.data.batching import collator
 from deebert.data.features import tokenize
-from deebert.data.tasks import TASKS, read_examples
+from deebert.data.tasks import TASKS
 from deebert.evaluation.cost import costs_of
 from deebert.experiment.earlier_run import FIELDS
 from deebert.experiment.model_card import new_card
@@ -173,7 +173,7 @@ def test_a_batch_equals_single_samples_and_the_brute_force(name):
 
 
 def test_the_stages_train_what_they_should_and_cached_features_train_the_same(name, tiny_data, tmp_path):
-    examples = read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train")[:15]
+    examples = TASKS["SST-2"].read(tiny_data / "SST-2", "train")[:15]
     features = tokenize(examples, tiny_tokenizer("bert"), 32)
     no_dropout = [
         "dropout",

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from deebert.data.batching import collator
 from deebert.data.encoding import check_vocabulary
-from deebert.data.tasks import get_task
-from deebert.evaluation.all_exits import dev_features, run_all_exits, sweep
-from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
-from deebert.modeling.config import config_rule
+from deebert.data.features import Features, load_features
+from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
+from deebert.evaluation.all_exits import run_all_exits, sweep
+from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
+from deebert.modeling.config import config_rule, longest_text
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_export import export
@@ -69,3 +70,14 @@ def main() -> None:
     )
     if config.num_labels > 1:
         print(f"same label at each exit: {' '.join(f'{100 * share:.1f}' for share in agree)} % of the samples")
+
+
+def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int | None = None) -> Features:
+    """The features of a task's first dev set for a model of this config. Raises InputError.
+
+    max_seq_length: None is that of the training.
+    """
+    check_num_labels(task, config.num_labels, "--model")
+    split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
+    longest = min(longest_text(config, max_seq_length), max_tokens(config))
+    return load_features(task, data_dir, split, labels, tokenizer, longest)

@@ -133,19 +133,14 @@ class TextEncoder:
     def _cut(self, parts: Sequence[list[int]]) -> list[list[int]]:
         """The tokens of a text, or of a pair, that fit beside the special tokens: of a pair the longer is cut first."""
         room = self.max_tokens - (len(self.templates[len(parts)]) - len(parts))
-        if len(parts) == 1:
-            return [self._shortened(parts[0], room)]
-        first, second = map(len, parts)
-        if first + second <= room:
-            return list(parts)
-        if first <= second:
-            keep = min(first, room // 2)
-            return [self._shortened(parts[0], keep), self._shortened(parts[1], room - keep)]
-        keep = min(second, room // 2)
-        return [self._shortened(parts[0], room - keep), self._shortened(parts[1], keep)]
-
-    def _shortened(self, tokens: list[int], room: int) -> list[int]:
-        return tokens[max(0, len(tokens) - room) :] if self.truncation_side == "left" else tokens[:room]
+        sizes = [room]
+        if len(parts) == 2:
+            first, second = map(len, parts)
+            shorter = min(first, second, room // 2)
+            sizes = [shorter, room - shorter] if first <= second else [room - shorter, shorter]
+        if self.truncation_side == "left":
+            return [tokens[max(0, len(tokens) - size) :] for tokens, size in zip(parts, sizes, strict=True)]
+        return [tokens[:size] for tokens, size in zip(parts, sizes, strict=True)]
 
     def _with_special_tokens(self, parts: Sequence[list[int]]) -> tuple[list[int], list[int]]:
         """Token ids and types."""

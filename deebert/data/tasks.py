@@ -73,8 +73,37 @@ class Task:
         return path
 
     def read(self, data_dir: str | Path, split: str, labels: tuple[str, ...] | None = None) -> list[Example]:
-        """The examples of a split; labels: in the order of a model's outputs. Raises InputError."""
-        return read_examples(self, data_dir, split, labels)
+        """The examples of a split. labels: in the order of a model's outputs; the task's own by default.
+
+        The files are tab separated without quoting: a quote character is text. Raises InputError with file and line.
+        """
+        path, labels = self.file(data_dir, split), self.labels if labels is None else labels
+        lines = enumerate(read_lines(path, newline="\n"), 1)
+        rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in lines if line.strip())
+        header = list(self.headerless) if self.headerless and not is_test(split) else next(rows, (1, []))[1]
+        labelled = self.label_column in header or not is_test(split)
+        columns = [*self.text_columns, *([self.label_column] if labelled else [])]
+        if missing := [column for column in columns if column not in header]:
+            has = f"the file has {', '.join(header) or 'none'}"
+            raise InputError(f"{path}, line 1: no column {', '.join(map(repr, missing))}; {has}")
+        examples, short = [], 0
+        for number, fields in rows:
+            row = dict(zip(header, fields, strict=False))
+            if any(column not in row for column in columns):
+                if not self.short_rows:
+                    raise InputError(f"{path}, line {number}: {len(fields)} columns where {len(header)} are expected")
+                short += 1
+                if not is_test(split):
+                    continue
+                row = dict.fromkeys(columns, "") | row  # a submission needs a prediction for each line
+            label = _label(row[self.label_column], labels, f"{path}, line {number}") if labelled else None
+            text_a, text_b = ([row[column] for column in self.text_columns] + [None])[:2]
+            examples.append(Example(text_a, text_b, label))
+        if short:
+            print(f"{path}: {'filled up' if is_test(split) else 'skipped'} {short} short rows")
+        if not examples:
+            raise InputError(f"{path}: no examples in it")
+        return examples
 
 
 BINARY = ("0", "1")
@@ -174,40 +203,6 @@ def check_num_labels(task: Task, num_labels: int, name: str) -> None:
 def is_test(split: str) -> bool:
     """Whether this is a test split: GLUE does not publish its labels, and its lines have an index instead."""
     return split.startswith("test") or split == DIAGNOSTIC
-
-
-def read_examples(task: Task, data_dir: str | Path, split: str, labels: tuple[str, ...] | None = None) -> list[Example]:
-    """Reads one split. labels: their order, the task's own by default.
-
-    The files are tab separated without quoting: a quote character is text. Raises InputError with file and line.
-    """
-    path, labels = task.file(data_dir, split), task.labels if labels is None else labels
-    lines = enumerate(read_lines(path, newline="\n"), 1)
-    rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in lines if line.strip())
-    header = list(task.headerless) if task.headerless and not is_test(split) else next(rows, (1, []))[1]
-    labelled = task.label_column in header or not is_test(split)
-    columns = [*task.text_columns, *([task.label_column] if labelled else [])]
-    if missing := [column for column in columns if column not in header]:
-        has = f"the file has {', '.join(header) or 'none'}"
-        raise InputError(f"{path}, line 1: no column {', '.join(map(repr, missing))}; {has}")
-    examples, short = [], 0
-    for number, fields in rows:
-        row = dict(zip(header, fields, strict=False))
-        if any(column not in row for column in columns):
-            if not task.short_rows:
-                raise InputError(f"{path}, line {number}: {len(fields)} columns where {len(header)} are expected")
-            short += 1
-            if not is_test(split):
-                continue
-            row = dict.fromkeys(columns, "") | row  # a submission needs a prediction for each line
-        label = _label(row[task.label_column], labels, f"{path}, line {number}") if labelled else None
-        text_a, text_b = ([row[column] for column in task.text_columns] + [None])[:2]
-        examples.append(Example(text_a, text_b, label))
-    if short:
-        print(f"{path}: {'filled up' if is_test(split) else 'skipped'} {short} short rows")
-    if not examples:
-        raise InputError(f"{path}: no examples in it")
-    return examples
 
 
 def _label(text: str, labels: tuple[str, ...], place: str) -> int | float:

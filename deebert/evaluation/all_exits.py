@@ -16,13 +16,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from deebert.data.batching import Collator, map_batches
-from deebert.data.features import Features, load_features
-from deebert.data.tasks import Task, check_num_labels, eval_splits, label_order
+from deebert.data.features import Features
+from deebert.data.tasks import Task
 from deebert.evaluation.cost import Costs, costs_of
 from deebert.evaluation.metrics import primary_score, scores
 from deebert.evaluation.results import SweepRow
-from deebert.modeling.checkpoints import max_tokens
-from deebert.modeling.config import has_several_labels, longest_text
+from deebert.modeling.config import has_several_labels
 from deebert.modeling.early_exit import first_exit_layer
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, entropy, make_rule
 from deebert.utils.errors import InputError
@@ -139,17 +138,6 @@ class AllExits:
     def uncertainties(self) -> np.ndarray:
         """The rule's uncertainty (S, E-1) of each sample after each off-ramp."""
         return self.exit_rule.uncertainties(torch.from_numpy(self.logits)).numpy()
-
-
-def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int | None = None) -> Features:
-    """The features of a task's first dev set for a model of this config. Raises InputError.
-
-    max_seq_length: None is that of the training.
-    """
-    check_num_labels(task, config.num_labels, "--model")
-    split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
-    longest = min(longest_text(config, max_seq_length), max_tokens(config))
-    return load_features(task, data_dir, split, labels, tokenizer, longest)
 
 
 def run_all_exits(

@@ -19,7 +19,7 @@ from deebert.utils.errors import InputError
 
 
 class Changes(NamedTuple):
-    """The change of a score, as the mean of values (S,) of the texts that count. largest: that a value can be."""
+    """The change of a score, as the mean of values (S,) of the texts that count, none of which exceeds +-largest."""
 
     values: np.ndarray
     largest: float
@@ -93,8 +93,9 @@ def _spearman_changes(labels: np.ndarray, full: np.ndarray, early: np.ndarray) -
     """Of standardised ranks r the correlation is 1 - E[(r - r')^2] / 2."""
     if np.ptp(early) == 0:
         return None
-    label, before, after = (_standardised(rankdata(values)) for values in (labels, full, early))
-    largest = (max(after.max(), label.max()) - min(after.min(), label.min())) ** 2 / 2
+    ranks = [_standardised(rankdata(values)) for values in (labels, full, early)]
+    label, before, after = ranks
+    largest = np.ptp(ranks) ** 2 / 2  # no two ranks are further apart, whichever of the three they are of
     return Changes(((before - label) ** 2 - (after - label) ** 2) / 2, largest)
 
 

@@ -1,4 +1,4 @@
-"""Draws figures, PNG and PDF, from result files. It imports neither torch nor a model.
+"""Reads result folders as series, and draws figures of them, PNG and PDF. It imports neither torch nor a model.
 
 `deebert plot RESULT_DIR ... --output_dir DIR` draws all folders together, every figure that there are files for.
 """
@@ -260,18 +260,13 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 def draw(series: Sequence[Series], output_dir: Path) -> list[Path]:
     """Draws every figure that there is data for and returns the files written."""
-    swept, timed = [s for s in series if s.sweep], [s for s in series if s.timed]
-    layered = [s for s in series if s.each_layer]
+    swept = [s for s in series if s.sweep]
     plots = {
         "score_by_saving": (plot_tradeoff, swept),
-        "score_by_layer": (plot_layers, layered),
+        "score_by_layer": (plot_layers, [s for s in series if s.each_layer]),
         "exits_by_threshold": (plot_exits, swept),
-        "expected_and_measured_saving": (plot_savings, timed),
+        "expected_and_measured_saving": (plot_savings, [s for s in series if s.timed]),
     }
-    written = []
     with mpl.rc_context(STYLE):
-        for name, (plot, usable) in plots.items():
-            if not usable:
-                continue
-            written += save(plot(usable), output_dir / name)
-    return written
+        figures = {name: plot(usable) for name, (plot, usable) in plots.items() if usable}
+        return [path for name, figure in figures.items() for path in save(figure, output_dir / name)]

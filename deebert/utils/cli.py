@@ -1,4 +1,7 @@
-"""Commands: errors that the user can correct are InputErrors, one line that names the file or flag and what to do."""
+"""Commands: their errors in one line, what Ctrl-C and SIGTERM do, and flags, also as fields of settings.
+
+Errors that the user can correct are InputErrors, which name the file, the flag or the field, and what to do.
+"""
 
 import argparse
 import dataclasses

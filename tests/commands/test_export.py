@@ -9,6 +9,8 @@ from support.exported import run_export
 from support.tiny import random_batch, tiny_model, tiny_tokenizer
 
 from deebert.commands import predict
+from deebert.commands.export import dev_features
+from deebert.data.tasks import TASKS
 from deebert.modeling.checkpoints import save_model
 from deebert.modeling.config import MANIFEST
 from deebert.runtime.onnx_runtime import OnnxDeeBert
@@ -23,6 +25,12 @@ def test_the_command_says_how_the_export_compares(small_exports):
     assert "same label at each exit: 100.0 100.0 %" in printed
     assert "not measured" in (small_exports / "int8.txt").read_text()
     assert not [path for path in small_exports.glob("*/*") if path.name.startswith(".")]
+
+
+def test_a_model_of_another_task_is_not_scored(tmp_path):
+    model = tiny_model("bert", num_labels=3)
+    with pytest.raises(InputError, match="--model: a model of 3 labels, but MRPC has 2; was it trained for another"):
+        dev_features(TASKS["MRPC"], tmp_path, model.config, tokenizer=None)
 
 
 def test_predictions_of_model_and_export_are_the_same(tmp_path, small_exports, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import pytest
 from predict_glue import read_indices
 
 from deebert.commands import download
-from deebert.data.tasks import TASKS, Example, read_examples
+from deebert.data.tasks import TASKS, Example
 from deebert.utils import cli
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
@@ -81,7 +81,7 @@ def check_files(folder, task: str) -> None:
     for split, file in [*files, *([("diagnostic", folder / "diagnostic/diagnostic.tsv")] if task == "MNLI" else [])]:
         test = split.startswith(("test", "diagnostic"))
         expected = Example(text_a, text_b, None if test else label)
-        assert read_examples(TASKS[task], folder / task, split) == [expected] * 2
+        assert TASKS[task].read(folder / task, split) == [expected] * 2
         if test:
             assert file.read_text().startswith("index\t")
             assert read_indices(file) == [0, 1]

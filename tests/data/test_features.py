@@ -9,7 +9,7 @@ from support.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 from deebert.data.batching import TrainBatches, collator, eval_batches
 from deebert.data.features import fingerprint, load_features, tokenize
-from deebert.data.tasks import TASKS, Example, read_examples
+from deebert.data.tasks import TASKS, Example
 from deebert.evaluation.all_exits import run_all_exits
 
 SST2 = TASKS["SST-2"]
@@ -134,7 +134,7 @@ def test_batches_are_of_similar_lengths():
 
 def test_bucketed_padding_gives_the_scores_of_fixed_padding(backbone, tiny_data, tmp_path):
     tokenizer, model = tiny_tokenizer(backbone), tiny_model(backbone, highway_pooling="mean")
-    tokenized = tokenize(read_examples(SST2, tiny_data / "SST-2", "dev"), tokenizer, 40)
+    tokenized = tokenize(SST2.read(tiny_data / "SST-2", "dev"), tokenizer, 40)
     bucketed = run_all_exits(model, tokenized, collator(model.config), batch_size=7)
     fixed_collator = collator(model.config, pad_to=40)
     assert fixed_collator([tokenized[0]])["input_ids"].shape == torch.Size([1, 40])

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from deebert.data.tasks import TASKS, Example, Task, get_task, label_order, names_other_labels, read_examples
+from deebert.data.tasks import TASKS, Example, Task, get_task, label_order, names_other_labels
 from deebert.evaluation.metrics import scores
 from deebert.utils.errors import InputError
 
@@ -45,18 +45,18 @@ def write(folder, split: str, text: str):
 def test_every_tasks_train_file(tmp_path, task, lines, expected, capsys):
     folder = write(tmp_path / task, "train", "\n".join(lines) + "\n")
     expected = [Example(texts[0], texts[1] if len(texts) > 1 else None, label) for *texts, label in expected]
-    assert read_examples(get_task(task), folder, "train") == expected
+    assert get_task(task).read(folder, "train") == expected
     assert ("skipped 1 short rows" in capsys.readouterr().out) == (task == "QQP")
 
 
 def test_test_files_have_no_labels_and_cola_then_has_a_header(tmp_path):
     folder = write(tmp_path, "test", "index\tsentence\n0\tSome text\n")
-    assert read_examples(get_task("CoLA"), folder, "test") == [Example("Some text", None, None)]
+    assert get_task("CoLA").read(folder, "test") == [Example("Some text", None, None)]
 
 
 def test_short_rows_of_a_test_file_are_kept_because_each_line_needs_a_prediction(tmp_path, capsys):
     folder = write(tmp_path, "test", "id\tquestion1\tquestion2\n0\tA?\n1\tA?\tB?\n")
-    assert read_examples(get_task("QQP"), folder, "test") == [Example("A?", "", None), Example("A?", "B?", None)]
+    assert get_task("QQP").read(folder, "test") == [Example("A?", "", None), Example("A?", "B?", None)]
     assert "filled up 1 short rows" in capsys.readouterr().out
 
 
@@ -64,7 +64,7 @@ def test_short_rows_of_a_test_file_are_kept_because_each_line_needs_a_prediction
 def test_the_diagnostic_set_is_beside_mnli_or_in_it(tmp_path, place):
     (tmp_path / "MNLI").mkdir()
     write(tmp_path / place, "diagnostic", "index\tsentence1\tsentence2\n0\tA\tB\n")
-    assert read_examples(get_task("MNLI"), tmp_path / "MNLI", "diagnostic") == [Example("A", "B", None)]
+    assert get_task("MNLI").read(tmp_path / "MNLI", "diagnostic") == [Example("A", "B", None)]
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,17 @@ def test_the_diagnostic_set_is_beside_mnli_or_in_it(tmp_path, place):
 @pytest.mark.hostile("GLUE file", "one line")
 def test_bad_files_are_reported_with_file_and_line(tmp_path, task, text, message):
     with pytest.raises(InputError, match=message):
-        read_examples(get_task(task), write(tmp_path, "dev", text), "dev")
+        get_task(task).read(write(tmp_path, "dev", text), "dev")
 
 
 def test_missing_and_binary_files_are_reported(tmp_path):
     with pytest.raises(InputError, match="no such directory"):
-        read_examples(get_task("RTE"), tmp_path / "none", "dev")
+        get_task("RTE").read(tmp_path / "none", "dev")
     with pytest.raises(InputError, match=r"dev.tsv: no such file"):
-        read_examples(get_task("RTE"), tmp_path, "dev")
+        get_task("RTE").read(tmp_path, "dev")
     (tmp_path / "dev.tsv").write_bytes(b"sentence1\tsentence2\tlabel\n\xff\xfe")
     with pytest.raises(InputError, match="not UTF-8"):
-        read_examples(get_task("RTE"), tmp_path, "dev")
+        get_task("RTE").read(tmp_path, "dev")
 
 
 def test_task_names():

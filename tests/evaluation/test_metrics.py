@@ -55,6 +55,13 @@ def test_a_change_is_the_mean_of_the_texts_changes(task, name):
         assert np.abs(change.values).max() <= change.largest + 1e-9
 
 
+def test_no_change_of_a_rank_exceeds_the_largest():
+    """A number that the full model gives to one text only is an outlier among its ranks."""
+    labels = np.arange(100.0)
+    change = changes(NUMBERS, labels, labels == 50, labels)
+    assert 40 < np.abs(change.values).max() <= change.largest
+
+
 def test_scores_are_those_of_the_libraries():
     labels, predicted, _ = made_up(FIVE)
     logits = np.eye(5)[predicted]

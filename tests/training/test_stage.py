@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from deebert.data.batching import TrainBatches, collator
 from deebert.data.features import tokenize
-from deebert.data.tasks import TASKS, read_examples
+from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.training.settings import TrainSettings
 from deebert.training.stage import parameter_groups
@@ -22,7 +22,7 @@ QUIET = {"logging_steps": 0, "save_steps": 0}
 
 
 def data(backbone, tiny_data, folder, split="train"):
-    return tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", split), tiny_tokenizer(backbone), 32)
+    return tokenize(TASKS["SST-2"].read(tiny_data / "SST-2", split), tiny_tokenizer(backbone), 32)
 
 
 def snapshot(model) -> dict[str, torch.Tensor]:

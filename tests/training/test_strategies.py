@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from deebert.data.batching import TrainBatches, collator
 from deebert.data.features import tokenize
-from deebert.data.tasks import TASKS, read_examples
+from deebert.data.tasks import TASKS
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.modeling.off_ramps import POOLINGS, is_off_ramp
@@ -25,7 +25,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def data(tiny_data, task="SST-2"):
-    return tokenize(read_examples(TASKS[task], tiny_data / task, "train"), tiny_tokenizer("bert"), 32)
+    return tokenize(TASKS[task].read(tiny_data / task, "train"), tiny_tokenizer("bert"), 32)
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3])

@@ -10,7 +10,7 @@ from support.tiny import tiny_model, tiny_tokenizer
 
 from deebert.data.batching import collator
 from deebert.data.features import tokenize
-from deebert.data.tasks import TASKS, read_examples
+from deebert.data.tasks import TASKS
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training import train_data
 from deebert.training.settings import TrainSettings
@@ -53,7 +53,7 @@ def test_training_with_a_cache_equals_training_without_dropout_in_the_backbone(
 ):
     config = {"highway_pooling": pooling, "exit_rule": rule, "num_labels": TASKS[task].num_labels}
     config |= {"highway_head": "linear", "exit_before_first_layer": True} if pooling == "mean" else {}
-    features = tokenize(read_examples(TASKS[task], tiny_data / task, "train")[:28], tiny_tokenizer(backbone), 32)
+    features = tokenize(TASKS[task].read(tiny_data / task, "train")[:28], tiny_tokenizer(backbone), 32)
     plain, cached = (
         trained(tiny_model(backbone, **config, **NO_DROPOUT), features, use, tmp_path) for use in (False, True)
     )
@@ -64,7 +64,7 @@ def test_training_with_a_cache_equals_training_without_dropout_in_the_backbone(
 
 
 def test_a_large_cache_is_a_temporary_file(tiny_data, tmp_path, monkeypatch):
-    features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train")[:28], tiny_tokenizer("bert"), 32)
+    features = tokenize(TASKS["SST-2"].read(tiny_data / "SST-2", "train")[:28], tiny_tokenizer("bert"), 32)
     in_memory = trained(tiny_model("bert"), features, True, tmp_path)
     monkeypatch.setattr(train_data, "IN_MEMORY", 0)
     model = tiny_model("bert")
@@ -76,7 +76,7 @@ def test_a_large_cache_is_a_temporary_file(tiny_data, tmp_path, monkeypatch):
 
 
 def test_only_the_off_ramps_have_dropout(tiny_data, tmp_path):
-    features = tokenize(read_examples(TASKS["SST-2"], tiny_data / "SST-2", "train")[:28], tiny_tokenizer("bert"), 32)
+    features = tokenize(TASKS["SST-2"].read(tiny_data / "SST-2", "train")[:28], tiny_tokenizer("bert"), 32)
     states = []
     for dropout in (
         {"classifier_dropout": 0.5},
