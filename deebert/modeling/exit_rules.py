@@ -108,7 +108,7 @@ class ExitRule:
                 "at the first off-ramp. Use the rule patience, or the threshold -1"
             )
         with np.errstate(over="ignore"):  # those that are too large for float32 are infinite
-            return [float(np.float32(self.cutoff(v))) for v in per_layer]
+            return np.array([self.cutoff(v) for v in per_layer], np.float32).tolist()
 
     def grid(self, points: int, num_exits: int) -> list[float]:
         """Thresholds that do not depend on data, safest first: evenly spaced, up to the largest uncertainty."""

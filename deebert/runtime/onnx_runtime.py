@@ -7,20 +7,18 @@ Shapes: B batch, T tokens, H hidden, E exits, C labels; b samples are still acti
 import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from deebert.modeling.config import has_several_labels, set_rule, set_threshold
-from deebert.modeling.config_checks import plain_threshold
+from deebert.modeling.config import config_cutoffs, has_several_labels, set_rule, set_threshold
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, prediction_entropy
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.runtime.exported import GRAPH, ExitOutput, exported_config, read_manifest
 from deebert.utils.arrays import Array, to_numpy, token_lengths
 from deebert.utils.errors import InputError
 
+STOP = np.array(True)
 NO_IDS = np.empty((0, 0), np.int64)  # after the first layer the ids are not read
 SINGLE_OUTPUTS = ["logits", "exit_layer"]  # what a single text needs
 OUTPUTS = [*SINGLE_OUTPUTS, "hidden"]
@@ -37,50 +35,12 @@ def open_session(path: Path, threads: int | None = None):
         raise InputError("ONNX Runtime is missing: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or default_threads()
+    number = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = threads or (int(number) if number.isdigit() else 0)  # 0: ONNX Runtime's own choice
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base
         raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
-
-
-def default_threads() -> int:
-    """OMP_NUM_THREADS; 0, which is ONNX Runtime's own choice, where it is not set."""
-    number = os.environ.get("OMP_NUM_THREADS", "")
-    return int(number) if number.isdigit() else 0
-
-
-@lru_cache
-def rule_and_cutoffs(
-    name: str,
-    num_labels: int,
-    tolerance: float,
-    several_labels: bool,
-    threshold: float | tuple[float, ...],
-    num_exits: int,
-) -> tuple[ExitRule, tuple[float, ...], np.ndarray]:
-    """A rule and its cut-offs (E-1,), as numbers and as the graph takes them. Raises ValueError.
-
-    Cached: a single text takes so little time that computing them counts.
-    """
-    rule = make_rule(name, num_labels, tolerance, several_labels)
-    cutoffs = tuple(rule.cutoffs(threshold, num_exits))
-    array = np.array(cutoffs, np.float32)
-    array.setflags(write=False)
-    return rule, cutoffs, array
-
-
-def as_integers(array: Array | None) -> np.ndarray | None:
-    """An input as the graph takes it."""
-    return None if array is None else to_numpy(array).astype(np.int64, copy=False)
-
-
-class GraphOutputs(NamedTuple):
-    """What a run of the graph returns after the layer where it ended. See onnx_graph.merge."""
-
-    exit_layer: int  # from 1; 0: before the first layer
-    hidden: np.ndarray  # (b, T, H), after the last layer (b, 1, H)
-    logits: np.ndarray  # (b, C)
 
 
 class OnnxDeeBert:
@@ -134,38 +94,61 @@ class OnnxDeeBert:
         if len(input_ids) == 0:
             raise ValueError("there is nothing to classify")
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
-        rule, cutoffs, array = self._rule_and_cutoffs(threshold, exit_rule)
-        ids, mask, types = map(as_integers, (input_ids, attention_mask, token_type_ids))
+        rule, cutoffs = config_cutoffs(self.config, threshold, exit_rule)
+        given = (input_ids, attention_mask, token_type_ids)
+        ids, mask, types = (None if x is None else to_numpy(x).astype(np.int64, copy=False) for x in given)
         mask = np.ones_like(ids) if mask is None else mask
         if output_all_exits:
-            output = self._run_all_exits(rule, cutoffs, ids, mask, types)
-        elif rule.name != self.graph_rule or rule.stateful:
-            output = self._run_batch(rule, cutoffs, None, ids, mask, types)
-        elif len(ids) == 1:
-            output = self._run_single(array, ids, mask, types)
+            all_logits = self._all_exits(ids, mask, types)
+            logits, exit_layer = exits_of(all_logits, rule, cutoffs, self.exit_layers)
         else:
-            output = self._run_batch(rule, cutoffs, array, ids, mask, types)
+            all_logits, (logits, exit_layer) = None, self._with_exits(rule, cutoffs, ids, mask, types)
+        entropy = prediction_entropy(logits, has_several_labels(self.config))
+        output = ExitOutput(logits, exit_layer, entropy, all_logits)
         if isinstance(input_ids, np.ndarray):
             return output
         from deebert.runtime.layer_runner import as_tensors  # PyTorch is here, since its tensors are
 
         return as_tensors(output)
 
-    def run(
-        self,
-        i: int,
-        cutoffs: np.ndarray,
-        inputs: np.ndarray,
-        attention_mask: np.ndarray,
-        token_type_ids: np.ndarray | None = None,
-    ) -> GraphOutputs:
-        """Runs the steps from i to the first where a sample exits by these cut-offs (E-1,).
+    def _with_exits(
+        self, rule: ExitRule, cutoffs: Sequence[float], ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (B, C) and exit layers (B,) of a batch (B, T).
 
-        inputs: ids (b, T) where i is 0, else hidden states (b, T, H).
+        A single text is one run of the graph, which ends where the text exits. In a batch a run stops at the first
+        layer where a sample may exit, and the next one resumes there with those that are still active.
         """
-        outputs = self._run_graph(i, cutoffs, inputs, attention_mask, token_type_ids, stop_at_first=True)
-        logits, exit_layer, hidden = outputs
-        return GraphOutputs(int(exit_layer[0]), hidden, logits)
+        if rule.name == self.graph_rule and not rule.stateful:
+            stops = np.array(cutoffs, np.float32)
+            if len(ids) == 1:
+                logits, exit_layer = self._run_graph(0, stops, ids, mask, types, SINGLE_OUTPUTS)
+                return logits, exit_layer
+        else:  # the graph does not know this rule, and stops after each layer that the rule consults
+            consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
+            stops = np.where(consulted, np.float32(math.inf), np.float32(NO_EXIT))
+        batch = ActiveBatch(np.arange(len(ids)), token_lengths(mask), ids, mask)
+        request, i = ExitRequest(batch, rule, cutoffs, self.exit_layers), 0  # the step with which the next run begins
+        while len(batch):
+            logits, layers, batch.hidden_states = self._run_graph(
+                i, stops, batch.hidden_states, batch.attention_mask, types
+            )
+            i = self.exit_layers.index(int(layers[0]))
+            if i == len(cutoffs):
+                request.exited.add(batch.index, logits, self.exit_layers[i])
+                break
+            request.let_exit(i, logits)
+            i += 1
+        return request.exited.in_input_order()
+
+    def _all_exits(self, ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None) -> np.ndarray:
+        """The logits (B, E, C) of every exit for every sample: each run of the graph stops after one layer."""
+        state, exits = ids, []
+        everywhere = np.full(len(self.exit_layers) - 1, np.inf, np.float32)
+        for i in range(len(self.exit_layers)):
+            logits, _, state = self._run_graph(i, everywhere, state, mask, types)
+            exits.append(logits)
+        return np.stack(exits, axis=1)
 
     def _run_graph(
         self,
@@ -174,83 +157,16 @@ class OnnxDeeBert:
         inputs: np.ndarray,
         mask: np.ndarray,
         types: np.ndarray | None,
-        outputs: list[str] | None = None,
-        stop_at_first: bool = False,
+        outputs: list[str] = OUTPUTS,
     ) -> list[np.ndarray]:
-        """The outputs of these names, or all, as ONNX Runtime returns them. stop_at_first: see `onnx_graph.merge`."""
-        # an export of 0.10 may have more outputs than these
-        feed = {"attention_mask": mask, "exit_threshold": cutoffs}
-        if stop_at_first:
-            feed["stop_at_first"] = np.array(True)
+        """Runs the graph from step i to the first layer where a sample exits by these cut-offs (E-1,).
+
+        inputs: ids (b, T) where i is 0, else hidden states (b, T, H). Returns the outputs of these names, of that layer
+        (see `onnx_graph.merge`).
+        """
+        feed = {"attention_mask": mask, "exit_threshold": cutoffs, "stop_at_first": STOP}
         if i == 0:
             feed |= {"input_ids": inputs, "token_type_ids": np.zeros_like(inputs) if types is None else types}
         else:
             feed |= {"layer": np.array(i), "hidden_in": inputs, "input_ids": NO_IDS, "token_type_ids": NO_IDS}
-        return self.session.run(outputs or OUTPUTS, feed)
-
-    def _run_single(
-        self, cutoffs: np.ndarray, ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
-    ) -> ExitOutput:
-        """One text is one run of the graph, which ends where the text exits."""
-        logits, exit_layer = self._run_graph(0, cutoffs, ids, mask, types, SINGLE_OUTPUTS)
-        return ExitOutput(logits, exit_layer, self._entropy(logits))
-
-    def _run_batch(
-        self,
-        rule: ExitRule,
-        cutoffs: Sequence[float],
-        stops: np.ndarray | None,
-        ids: np.ndarray,
-        mask: np.ndarray,
-        types: np.ndarray | None,
-    ) -> ExitOutput:
-        """A batch (B, T): the graph stops at the first layer where a sample may exit; the others resume from there.
-
-        stops: the cut-offs (E-1,) where the graph has this rule; None: it stops after each layer that the rule
-            consults.
-        """
-        if stops is None:
-            consulted = [rule.consults(cutoffs, i) for i in range(len(cutoffs))]
-            stops = np.where(consulted, np.float32(math.inf), np.float32(NO_EXIT))
-        batch = ActiveBatch(np.arange(len(ids)), token_lengths(mask), ids, mask)
-        request, i = ExitRequest(batch, rule, cutoffs, self.exit_layers), 0  # the step with which the next run begins
-        while len(batch):
-            outputs = self.run(i, stops, batch.hidden_states, batch.attention_mask, types)
-            layer, batch.hidden_states = outputs.exit_layer, outputs.hidden
-            if layer == self.exit_layers[-1]:
-                request.exited.add(batch.index, outputs.logits, layer)
-                break
-            i = self.exit_layers.index(layer)
-            request.let_exit(i, outputs.logits)
-            i += 1
-        logits, exit_layer = request.exited.in_input_order()
-        return ExitOutput(logits, exit_layer, self._entropy(logits))
-
-    def _run_all_exits(
-        self, rule: ExitRule, cutoffs: Sequence[float], ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
-    ) -> ExitOutput:
-        """Every layer and every exit for every sample; where each would exit follows from that."""
-        state, exits = ids, []  # of each exit the logits (b, C)
-        for i in range(len(self.exit_layers)):
-            outputs = self.run(i, self._stop_everywhere(), state, mask, types)
-            state = outputs.hidden
-            exits.append(outputs.logits)
-        all_logits = np.stack(exits, axis=1)
-        logits, exit_layer = exits_of(all_logits, rule, cutoffs, self.exit_layers)
-        return ExitOutput(logits, exit_layer, self._entropy(logits), all_logits)
-
-    def _entropy(self, logits: np.ndarray) -> np.ndarray:
-        return prediction_entropy(logits, has_several_labels(self.config))
-
-    def _stop_everywhere(self) -> np.ndarray:
-        return np.full(len(self.exit_layers) - 1, np.inf, np.float32)
-
-    def _rule_and_cutoffs(
-        self, threshold: float | Sequence[float] | None, exit_rule: str | None
-    ) -> tuple[ExitRule, tuple[float, ...], np.ndarray]:
-        config = self.config
-        threshold = plain_threshold(config.exit_threshold if threshold is None else threshold)
-        key = threshold if isinstance(threshold, float) else tuple(threshold)
-        rule, several = exit_rule or config.exit_rule, has_several_labels(config)
-        exits = len(self.exit_layers)
-        return rule_and_cutoffs(rule, config.num_labels, config.patience_tolerance, several, key, exits)
+        return self.session.run(outputs, feed)
