@@ -28,7 +28,14 @@ OWN_FLAGS = (  # scripts with flags
     *("sample_data", "paper/predict_glue", "paper/reproduce_paper"),
     *(
         f"studies/{name}"
-        for name in ("compare", "benchmark", "benchmark_training", "static_models", "threshold_coverage")
+        for name in (
+            "compare",
+            "benchmark",
+            "benchmark_training",
+            "static_models",
+            "threshold_coverage",
+            "frozen_encoder",
+        )
     ),
 )
 FLAGS_OF_TESTS = {"--faults", "--fuzz", "--hf-suite", "--mutants", "--slow"}
