@@ -29,7 +29,7 @@ def exits_now(uncertainty: Array | float, cutoff: Array | float) -> Array | bool
 def first_exit_layer(uncertainties: Array, cutoffs: Sequence[float], first: int = 1) -> Array:
     """The exit layer (B,) of samples with these uncertainties (B, E-1). first: the layer of the first off-ramp."""
     exits = exits_now(uncertainties, like(np.asarray(cutoffs, np.float32), uncertainties))
-    return (~exits).cumprod(axis=1).sum(axis=1) + first  # as many off-ramps as come before the first exit
+    return (~exits).cumprod(axis=1).sum(axis=1) + first  # 1 until the first exit, then 0
 
 
 def exits_of(all_logits: Array, rule: ExitRule, cutoffs: Sequence[float], exit_layers: range) -> tuple[Array, Array]:
@@ -43,7 +43,7 @@ class ActiveBatch:
     """The samples that are still in the network."""
 
     index: np.ndarray  # (b,) position of each sample in the input
-    lengths: np.ndarray | None = None  # (b,) position of the last token + 1; None: the number of tokens never shrinks
+    lengths: np.ndarray | None = None  # (b,) position of the last token + 1; None: it never shrinks, as a batch of one
     hidden_states: Array | None = None  # (b, T, H); None before the first layer
     attention_mask: Array | None = None  # as the layers take it: (b, T), (b, 1, 1, T) or (b, 1, T, T)
     pooling_weights: Array | None = None  # (b, T) for the off-ramps' pooling; None: there is no padding

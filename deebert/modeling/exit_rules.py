@@ -19,7 +19,7 @@ from deebert.modeling.config_checks import plain_threshold
 from deebert.utils.arrays import Array, at_least_float32, entr, functions_of, softmax
 
 NO_EXIT = -1.0  # the default threshold: no uncertainty is below it
-EXIT_ALL = 0.001  # above the largest uncertainty: all are below it
+EXIT_ALL = 0.001  # added to the largest uncertainty, so that all are below
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ExitRule:
     """
 
     num_labels: int
-    tolerance: float = 0.5  # patience with one label: values that differ by no more than this agree
+    tolerance: float = 0.5  # used by patience where there is one label: values that differ by no more agree
     several_labels: bool = False
 
     name: ClassVar[str]
@@ -41,7 +41,7 @@ class ExitRule:
     def of_prediction(self, logits: Array, state: Array | None) -> tuple[Array, Array | None]:
         """What a rule defines: the uncertainty (b,) of predictions with logits (b, C), and the rule's next state.
 
-        state: (b, ...) as returned after the previous off-ramp, None after the first.
+        state: one array of b rows, as returned at the previous off-ramp; None at the first one.
         """
         raise NotImplementedError
 
@@ -184,7 +184,8 @@ def make_rule(name: str, num_labels: int, tolerance: float = 0.5, several_labels
     """The rule of that name; several_labels: a sample may have any number of them. Raises ValueError."""
     if name not in EXIT_RULES:
         raise ValueError(
-            f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)} (0.10.0 is the last with others)"
+            f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)} (0.10.0 is the last with others; one of "
+            "your own has to be registered first)"
         )
     return EXIT_RULES[name](num_labels, tolerance, several_labels)
 
