@@ -14,10 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from deebert.evaluation.results import (
     CURVE,
-    EACH_LAYER,
-    EACH_LAYER_NPY,
     SWEEP,
     SweepRow,
+    each_layer_file,
     entropy_files,
     read_each_layer,
     read_sweep,
@@ -56,7 +55,7 @@ def read_series(folders: Sequence[Path]) -> list[Series]:
     """Reads result folders: CSV files, or the original's npy files. Raises InputError where a folder holds neither."""
     series = []
     for folder, label in zip(folders, labels(folders), strict=True):
-        has_layers = any((folder / name).is_file() for name in (EACH_LAYER, EACH_LAYER_NPY))
+        has_layers = each_layer_file(folder) is not None
         has_sweep = (folder / SWEEP).is_file() or bool(entropy_files(folder))
         if not has_layers and not has_sweep:
             raise InputError(

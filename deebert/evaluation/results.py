@@ -19,14 +19,12 @@ from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 from deebert.utils.text import no_formula
 
-EACH_LAYER, SWEEP, CURVE = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv"
-CLASSES = "classes.csv"
+EACH_LAYER, SWEEP, CURVE, CLASSES = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv", "classes.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
 RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
 # What pickles of numbers and dicts name, of numpy 1 and 2
-CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
 KNOWN = {("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode")}
-KNOWN |= {(core, name) for core in CORES for name in ("_reconstruct", "scalar")}
+KNOWN |= {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
 
 
 @dataclass(frozen=True)
@@ -119,14 +117,17 @@ def write_each_layer(folder: Path, layer_scores: dict[int, dict[str, float]]) ->
         pd.DataFrame.from_dict(layer_scores, orient="index").to_csv(file, index_label="layer")
 
 
+def each_layer_file(folder: Path) -> Path | None:
+    """The folder's file with the score of each exit, the CSV where there are both; None where there is none."""
+    return next((path for path in (folder / EACH_LAYER, folder / EACH_LAYER_NPY) if path.is_file()), None)
+
+
 def read_each_layer(folder: Path) -> tuple[str, dict[int, float]]:
     """Reads the primary metric's name ("" where only the npy file is there) and its value for each exit, by layer.
 
     Raises InputError.
     """
-    path = folder / EACH_LAYER
-    if not path.is_file() and (folder / EACH_LAYER_NPY).is_file():
-        path = folder / EACH_LAYER_NPY
+    path = each_layer_file(folder) or folder / EACH_LAYER
     with _reading(path):
         if path.suffix == ".npy":
             metric, lines = "", list(enumerate(read_objects(path), 1))
@@ -187,7 +188,7 @@ def _read_entropy_files(folder: Path) -> list[SweepRow]:
         raise InputError(f"{folder}: its entropy_*.npy files are of models of different depth; move some of them away")
     without_exits = [row for row in rows if row.threshold <= 0]
     full_score = without_exits[-1].score if without_exits else None
-    if any((folder / name).is_file() for name in (EACH_LAYER, EACH_LAYER_NPY)):
+    if each_layer_file(folder):
         *_, full_score = read_each_layer(folder)[1].values()
     full_seconds = without_exits[-1].seconds if without_exits else None
     return [
@@ -206,8 +207,7 @@ def _entropy_row(threshold: float, path: Path) -> SweepRow:
         exits, seconds, layers_run, score = read_objects(path)
         first = 0 if 0 in exits else 1
         counts = {layer: exits[layer] for layer in range(first, first + len(exits))}
-        row = {"threshold": threshold, "score": score, "score_change": None, "layers_run": layers_run}
-        return _checked(SweepRow(**row, exits=counts, seconds=seconds))
+        return _checked(SweepRow(threshold, score, None, layers_run, counts, seconds))
 
 
 def _sweep_row(record: dict) -> SweepRow:
