@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 ALIASES = {"early_exit_entropy": "exit_threshold"}  # names of the original: ours
 MOST_LAYERS = 1000  # no BERT comes near it; building more takes hours
@@ -45,7 +45,7 @@ def check_fields(config) -> None:
 
 
 def is_whole(value, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value) -> bool:

@@ -2,24 +2,25 @@
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from deebert.data.encoding import EncodedTexts, TextEncoder, check_vocabulary
 from deebert.modeling.config import config_cutoffs, has_several_labels, longest_text, set_rule
-from deebert.modeling.config_checks import is_number
+from deebert.modeling.config_checks import is_number, is_whole
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
-from deebert.runtime.watch import Watch
 from deebert.utils.arrays import softmax
 from deebert.utils.cli import missing_package
 from deebert.utils.errors import InputError
 
+WINDOW = 10_000  # the last calls, of which percentiles are computed
 Threshold = float | Sequence[float] | None
 NO_THRESHOLD = (
     "this model has no exit threshold, so no text exits early; "
@@ -58,6 +59,42 @@ class Prediction:
         return replace(self, probabilities=dict(best))
 
 
+class Watch:
+    """Counts texts by exit layer and by label, and times calls. Safe from several threads. layers: N."""
+
+    def __init__(self, layers: int):
+        self.layers, self.lock = layers, Lock()
+        self.exits, self.labels, self.counts = Counter(), Counter(), Counter(truncated=0, audited=0, changed=0)
+        self.seconds: deque[float] = deque(maxlen=WINDOW)
+
+    def record(
+        self, exits: Iterable[int] = (), labels: Iterable[str] = (), seconds: Iterable[float] = (), **counts: int
+    ) -> None:
+        """Adds the exit layers and the labels of texts, the seconds of calls, and other counts (see `stats`)."""
+        with self.lock:
+            self.exits.update(exits)
+            self.labels.update(labels)
+            self.counts.update(counts)
+            self.seconds.extend(seconds)
+
+    def stats(self) -> dict:
+        """The counts since the start, and percentiles of the last 10,000 calls.
+
+        texts, truncated, audited, changed: numbers of texts. exits, labels: texts by exit layer and by label.
+        latency_ms: percentiles of the calls, None before the first.
+        """
+        with self.lock:
+            exits, labels, counts, seconds = Counter(self.exits), dict(self.labels), dict(self.counts), [*self.seconds]
+        percentiles = (1000 * np.percentile(seconds, [50, 95, 99])).tolist() if seconds else [None] * 3
+        return {
+            "texts": exits.total(),
+            **counts,
+            "exits": {layer: exits[layer] for layer in sorted({*range(1, self.layers + 1), *exits})},
+            "labels": labels,
+            "latency_ms": dict(zip(("p50", "p95", "p99"), percentiles, strict=True)),
+        }
+
+
 class Classifier:
     """A saved or exported model with its tokenizer. Safe from any number of threads.
 
@@ -83,15 +120,17 @@ class Classifier:
         self.arguments = (folder, exit_threshold, max_seq_length, exit_rule, batch_size, audit)
         if is_exported(folder):
             self.runtime = OnnxDeeBert(folder)
-            tokenizer, encoding = read_tokenizer(Path(folder)), self.runtime.encoding
+            tokenizer = read_tokenizer(Path(folder))
         else:
             try:
-                from deebert.runtime.layer_runner import load_trained
+                from deebert.runtime.pytorch_runtime import PyTorchRuntime
             except ModuleNotFoundError as error:
                 needs = f"not exported for ONNX Runtime, so it needs more: {missing_package(error)}"
                 raise InputError(f"{folder}: {needs}") from None
-            self.runtime, tokenizer, encoding = load_trained(folder)
+            self.runtime = PyTorchRuntime(folder)
+            tokenizer = self.runtime.tokenizer
         self.config, self.batch_size, self.audit = self.runtime.config, batch_size, audit
+        encoding = self.runtime.encoding
         longest = min(longest_text(self.config, max_seq_length), encoding["max_tokens"])
         check_vocabulary(tokenizer, self.config.vocab_size, folder)
         self.encode = TextEncoder(tokenizer, **encoding | {"max_tokens": longest})
@@ -230,5 +269,5 @@ def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
 def check_whole(**values: object) -> None:
     """Raises InputError for a value that is neither None nor a whole number above 0."""
     for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+        if value is not None and not is_whole(value, 1):
             raise InputError(f"{name}: give a whole number above 0")

@@ -3,6 +3,9 @@
 The parts of the model (masks, layers, exits) are traced one by one; onnx_graph.py makes one graph of them, in which
 samples exit by the model's own exit rule. The threshold is an input. For another rule onnx_runtime.py has the graph
 stop after each layer.
+
+Step i, from 0, ends at exit i: it runs one layer, the first one the embeddings too. Where there is an exit before the
+first layer, step 0 is the embeddings alone. Shapes: b samples, T tokens, H hidden, C labels.
 """
 
 import copy
@@ -24,7 +27,6 @@ import deebert
 from deebert.modeling.checkpoints import encoding_facts, one_line
 from deebert.modeling.config import MANIFEST, config_rule
 from deebert.runtime.exported import FORMAT, GRAPH, graph_facts
-from deebert.runtime.layer_runner import LayerRunner
 from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files, make_folder, remove_leftovers
 
@@ -32,38 +34,64 @@ MOST_BYTES = 2**31 - 1  # of a file of ONNX with its weights inside
 MISSING = "exporting needs more packages: pip install onnx onnxruntime onnxscript"
 
 
+def additive_mask(model, attention_mask: Tensor) -> Tensor:
+    """(b, T) -> what layers add to their attention scores (b, 1, 1, T); MPNet's (b, heads, T, T)."""
+    mask = (attention_mask == 0).to(model.dtype)[:, None, None] * torch.finfo(model.dtype).min
+    return model.base_model.encoder.layer_mask(mask, attention_mask)
+
+
+def run_step(model, i: int, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    """Step i without its exit: ids (b, T) where i is 0, else hidden states (b, T, H), and the mask of `additive_mask`.
+
+    The last step's layer is computed for the first token only, where the final classifier reads no other.
+    """
+    encoder, layer = model.base_model.encoder, model.config.exit_layers[i]
+    hidden = model.base_model.embed(inputs, token_type_ids) if i == 0 else inputs
+    if layer == model.config.num_hidden_layers and model.config.first_token_only:
+        return encoder.first_token_layer(hidden, mask)
+    return hidden if layer == 0 else encoder.run_layer(layer - 1, hidden, mask)
+
+
+def exit_logits(model, i: int, hidden: Tensor, pooling_weights: Tensor | None) -> Tensor:
+    """Logits (b, C) of exit i, also of the last, after its step."""
+    off_ramps = model.base_model.encoder.off_ramps
+    if i == len(off_ramps):
+        return model.classify(model.final_state(hidden, pooling_weights))
+    return off_ramps[i](hidden, pooling_weights)
+
+
 class MasksGraph(nn.Module):
-    """attention_mask (b, T) -> the layers' additive mask (b, 1, 1, T) and, where off-ramps need it, pooling weights."""
+    """attention_mask (b, T) -> the mask of `additive_mask` and, where off-ramps need it, pooling weights (b, T)."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.runner = model, LayerRunner(model)
+        self.model = model
 
     def forward(self, attention_mask: Tensor) -> tuple[Tensor, ...]:
         weights = self.model.pooling_weights(attention_mask)
-        return self.runner.additive_mask(attention_mask), *([] if weights is None else [weights])
+        return additive_mask(self.model, attention_mask), *([] if weights is None else [weights])
 
 
 class LayerGraph(nn.Module):
-    """One step, see `LayerRunner.layer`."""
+    """`run_step` as a module."""
 
     def __init__(self, model, i: int):
         super().__init__()
-        self.model, self.runner, self.i = model, LayerRunner(model), i
+        self.model, self.i = model, i
 
     def forward(self, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.runner.layer(self.i, inputs, mask, token_type_ids)
+        return run_step(self.model, self.i, inputs, mask, token_type_ids)
 
 
 class ExitGraph(nn.Module):
-    """The exit after a step, see `LayerRunner.exit`, and the uncertainty (b,) by the model's rule."""
+    """The logits (b, C) of exit i, and their uncertainty (b,) by the model's rule."""
 
     def __init__(self, model, i: int):
         super().__init__()
-        self.model, self.runner, self.i, self.rule = model, LayerRunner(model), i, config_rule(model.config)
+        self.model, self.i, self.rule = model, i, config_rule(model.config)
 
     def forward(self, hidden: Tensor, pooling_weights: Tensor | None = None) -> tuple[Tensor, ...]:
-        logits = self.runner.exit(self.i, hidden, pooling_weights)
+        logits = exit_logits(self.model, self.i, hidden, pooling_weights)
         if self.rule.stateful:  # the graph keeps no state, so nothing exits by it
             uncertainty = torch.full_like(logits[:, 0], math.inf)
         else:
@@ -74,7 +102,7 @@ class ExitGraph(nn.Module):
 def export_parts(model, folder: Path) -> None:
     """Writes the graphs of which onnx_graph.py makes one, of a model that `exportable` returned."""
     ids = torch.ones(2, 7, dtype=torch.long)
-    mask, pooling_weights = LayerRunner(model).additive_mask(ids), model.pooling_weights(ids)
+    mask, pooling_weights = additive_mask(model, ids), model.pooling_weights(ids)
     hidden = torch.randn(2, 7, model.config.hidden_size)
     weights = {} if pooling_weights is None else {"pooling_weights": pooling_weights}
     save_graph(MasksGraph(model), {"attention_mask": ids}, ["mask", *weights], folder / "masks.onnx")

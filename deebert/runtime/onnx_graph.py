@@ -8,7 +8,7 @@ any sample, and resumes it there with the samples that are still active; a run m
 One session serves all layers, and its threads stay awake from one to the next; a session for each layer wakes them
 again each time, which costs a quarter of a small model's time. A Loop over layers is 6 % slower than nested Ifs.
 
-Step i, from 0, ends at exit i (see layer_runner.py). This is the one place that repeats the decision of
+Step i, from 0, ends at exit i (see onnx_export.py). This is the one place that repeats the decision of
 modeling/early_exit.py; the parity tests hold the two together.
 """
 

@@ -1,6 +1,6 @@
 """Early exit in ONNX Runtime: loads what `deebert export` wrote, and gives the outputs of the PyTorch model.
 
-Steps are those of layer_runner.py: step i, from 0, ends at exit i.
+Steps are those of onnx_export.py: step i, from 0, ends at exit i.
 Shapes: B batch, T tokens, H hidden, E exits, C labels; b samples are still active.
 """
 
@@ -107,9 +107,12 @@ class OnnxDeeBert:
         output = ExitOutput(logits, exit_layer, entropy, all_logits)
         if isinstance(input_ids, np.ndarray):
             return output
-        from deebert.runtime.layer_runner import as_tensors  # PyTorch is here, since its tensors are
+        from torch import from_numpy  # PyTorch is here, since its tensors are
 
-        return as_tensors(output)
+        from deebert.modeling.classifier import HighwayClassifierOutput
+
+        arrays = {name: array for name, array in vars(output).items() if array is not None}
+        return HighwayClassifierOutput(**{name: from_numpy(array) for name, array in arrays.items()})
 
     def _with_exits(
         self, rule: ExitRule, cutoffs: Sequence[float], ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None

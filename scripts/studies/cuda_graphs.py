@@ -4,7 +4,7 @@ A study, which benchmark.py times: what it gains on current GPUs is not known.
 
 At small batches a GPU is faster than Python can launch work. Here each layer with its off-ramp is one CUDA graph, and
 the next layer is launched before the host has read the off-ramp's result: if all samples exit there, one layer of GPU
-work is wasted, but no latency is added. Graph i, from 0, ends at exit i (see layer_runner.py).
+work is wasted, but no latency is added. Graph i, from 0, ends at exit i (see onnx_export.py).
 
 Shapes: B batch, T tokens, H hidden, C labels; b samples are still active. Graphs have fixed shapes: the number of rows
 is padded to a power of two, texts to one of LENGTHS, or to a multiple of LONGER. A slot is a row of such a shape.
@@ -23,7 +23,7 @@ from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.config import config_cutoffs, has_several_labels
 from deebert.modeling.early_exit import ActiveBatch, exits_now
 from deebert.modeling.exit_rules import ExitRule, prediction_entropy
-from deebert.runtime.layer_runner import LayerRunner
+from deebert.runtime.onnx_export import additive_mask, exit_logits, run_step
 from deebert.utils.arrays import token_lengths
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -131,7 +131,7 @@ class GraphedDeeBert:
 
     def __init__(self, model, speculate: bool = True):
         self.model, self.config, self.device, self.speculate = model.eval(), model.config, model.device, speculate
-        self.runner, self.exit_layers = LayerRunner(model), model.config.exit_layers
+        self.exit_layers, self.last = model.config.exit_layers, len(model.config.exit_layers) - 1
         self.longest = max_tokens(model.config)
         self.states: dict[tuple[int, int], State] = {}
         self.layers: dict[tuple, GraphedLayer] = {}
@@ -181,7 +181,7 @@ class GraphedDeeBert:
         current = self.layer(state, 0, rule, cutoffs).launch()
         current_slots = batch.slots  # in the state in which `current` runs; batch.slots are those of `state`
         for i, exit_here in enumerate(self.exit_layers):
-            last = i == self.runner.last
+            last = i == self.last
             upcoming = None
             if self.speculate and not last:
                 upcoming = self.layer(state, i + 1, rule, cutoffs).launch()
@@ -198,7 +198,7 @@ class GraphedDeeBert:
                 upcoming, current_slots = self.layer(state, i + 1, rule, cutoffs).launch(), batch.slots
             else:
                 current_slots = batch.slots
-                if i + 1 < self.runner.last:
+                if i + 1 < self.last:
                     state = self.compacted(state, batch)
             current = upcoming
 
@@ -232,14 +232,15 @@ class GraphedDeeBert:
 
     def run_layer(self, state: State, i: int, consult: bool, rule: ExitRule, layer: GraphedLayer) -> None:
         """Runs step i on the state, and the exit after it where it is consulted."""
-        last = i == self.runner.last
+        last = i == self.last
         inputs, types = (state.ids, state.types) if i == 0 else (state.hidden, None)
-        hidden = self.runner.layer(i, inputs, self.runner.additive_mask(state.mask), types)
+        hidden = run_step(self.model, i, inputs, additive_mask(self.model, state.mask), types)
         if not last:
             state.hidden.copy_(hidden)
         if not (consult or last):
             return
-        logits, uncertainty = self.runner.exit(i, hidden, self.model.pooling_weights(state.mask)), None
+        logits = exit_logits(self.model, i, hidden, self.model.pooling_weights(state.mask))
+        uncertainty = None
         if consult:
             uncertainty, rule_state = rule.uncertainty(logits, state.rule_state if i > 0 else None)
             if rule_state is not None:

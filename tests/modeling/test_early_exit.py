@@ -21,7 +21,7 @@ from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_now, fir
 from deebert.modeling.exit_rules import make_rule
 from deebert.modeling.first_token import first_token_layer
 from deebert.modeling.off_ramps import mean_weights
-from deebert.runtime.layer_runner import LayerRunner
+from deebert.runtime.onnx_export import additive_mask
 
 MODELS = {  # both heads, and both poolings
     "bert": tiny_model("bert"),
@@ -183,7 +183,7 @@ def test_the_last_layer_of_the_first_token_is_hugging_faces(backbone, attention)
     layer = model.base_model.encoder.layer[-1]
     hidden = torch.randn(3, 11, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     kept = torch.arange(11) < torch.tensor([11, 4, 7])[:, None]
-    added = LayerRunner(model).additive_mask(kept.long())
+    added = additive_mask(model, kept.long())
     causal = torch.ones(11, 11).tril() == 0
     masks = [None, added, added.masked_fill(causal, added.min())]
     if attention == "sdpa":
@@ -197,7 +197,7 @@ def test_the_last_layer_of_the_first_token_is_hugging_faces(backbone, attention)
 def test_a_model_that_never_exits_takes_the_masks_that_its_backbone_takes():
     model = tiny_model("bert", highway_pooling="mean")
     batch = random_batch(model.config, [7, 4])
-    added = LayerRunner(model).additive_mask(batch["attention_mask"]).expand(2, 1, 7, 7)
+    added = additive_mask(model, batch["attention_mask"]).expand(2, 1, 7, 7)
     with torch.no_grad():
         output = model(batch["input_ids"], attention_mask=added, exit_threshold=-1)
         torch.testing.assert_close(output.logits, model(**batch, exit_threshold=-1).logits)

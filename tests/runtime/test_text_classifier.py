@@ -31,7 +31,7 @@ from deebert.modeling.checkpoints import (
     save_model,
     set_labels,
 )
-from deebert.runtime.watch import Watch
+from deebert.runtime.classifier import Watch
 from deebert.utils.errors import InputError
 
 
