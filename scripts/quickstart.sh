@@ -7,14 +7,14 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
-python_in_venv requirements.txt
-
 MODEL=${MODEL:-small}
 case $MODEL in
     small) SAMPLE=quickstart MODEL_TYPE=bert RATE=1e-4 ;;
     base) SAMPLE=quickstart-base MODEL_TYPE=mpnet RATE=5e-5 ;;
     *) fail "MODEL=$MODEL: choose small or base" ;;
 esac
+python_in_venv requirements.txt
+
 [ $MODEL = small ] || echo "430 MB are fetched; training and evaluation take half an hour to an hour on 2 CPU cores"
 "$PYTHON" scripts/sample_data.py --model $MODEL --output_dir $SAMPLE --train "${TRAIN:-3000}" --dev "${DEV:-1000}"
 

@@ -144,6 +144,11 @@ def test_own_files_have_no_test_set_on_glues_server(tmp_path):
     assert done.stderr.startswith("error: GLUE has test sets for a task in PATH_TO_DATA: unset TRAIN_FILE,")
 
 
+def test_the_quickstart_has_two_models(tmp_path):
+    done = script("quickstart.sh", tmp_path, MODEL="huge")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: MODEL=huge: choose small or base\n")
+
+
 def test_a_wrong_task_gets_one_clear_line(tmp_path):
     done = script("train_deebert.sh", tmp_path, DATASET="SST2")
     assert (done.returncode, done.stdout) == (2, "")
