@@ -5,12 +5,11 @@ The new model gives the classifier's predictions at a part of its cost. The text
 
 from deebert.experiment.add_exits import add_exits
 from deebert.modeling.checkpoints import quiet_transformers
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, fraction, non_negative, positive
+from deebert.utils.cli import ArgumentParser, fraction, non_negative, positive
 
 
 def main() -> None:
-    about = __doc__.split("\n\n")[1]
-    parser = ArgumentParser(prog="deebert add-exits", description=about, formatter_class=DefaultsHelp)
+    parser = ArgumentParser(prog="deebert add-exits", description=__doc__.split("\n\n")[1])
     flag = parser.add_argument
     flag("--model", required=True, help="the fine-tuned classifier, a folder or a name on the hub; it is only read")
     flag(

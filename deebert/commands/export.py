@@ -13,16 +13,13 @@ from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_export import export
 from deebert.runtime.onnx_runtime import OnnxDeeBert
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive
+from deebert.utils.cli import ArgumentParser, positive
 from deebert.utils.errors import InputError
 
 
 def main() -> None:
-    parser = ArgumentParser(
-        prog="deebert export",
-        description="Writes a trained model as one ONNX graph of all layers and off-ramps.",
-        formatter_class=DefaultsHelp,
-    )
+    about = "Writes a trained model as one ONNX graph of all layers and off-ramps."
+    parser = ArgumentParser(prog="deebert export", description=about)
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument("--output", required=True, type=Path, help="folder for the graphs")
     parser.add_argument(

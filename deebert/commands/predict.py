@@ -15,7 +15,7 @@ from pathlib import Path
 from deebert.data.tables import ENDINGS, TableWriter, as_field, read_texts
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import Classifier, Prediction
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive
+from deebert.utils.cli import ArgumentParser, positive
 from deebert.utils.errors import InputError
 from deebert.utils.text import printable
 
@@ -23,11 +23,7 @@ FORMATS = ("lines", *dict.fromkeys(ENDINGS.values()))
 
 
 def parse_args() -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="deebert predict",
-        description=__doc__.split("\n\n")[1],
-        formatter_class=DefaultsHelp,
-    )
+    parser = ArgumentParser(prog="deebert predict", description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--file", default="-", help="the texts, UTF-8; -: standard input")
     parser.add_argument("--text_column", help="read a table, and the texts from this column")

@@ -20,11 +20,11 @@ from deebert.data.features import Features, tokenize
 from deebert.data.label_values import MULTI_LABEL, SINGLE_LABEL
 from deebert.data.own_data import METRICS, OwnFiles, OwnTask, own_task
 from deebert.data.tables import ENDINGS, read_table, read_texts
-from deebert.evaluation import timing
 from deebert.evaluation.all_exits import AllExits, run_all_exits
 from deebert.evaluation.metrics import correct, predictions
 from deebert.evaluation.risk_control import fewest_samples, risk_p_value
 from deebert.evaluation.threshold_selection import SelectionTarget, changed_texts, choose, describe
+from deebert.evaluation.timing import compare_latency
 from deebert.experiment.arguments import RECIPES
 from deebert.experiment.experiment import set_text_length
 from deebert.experiment.model_card import write_card
@@ -223,12 +223,7 @@ def report(
         return
     shown = f"{100 * added.kept:.2f} % of the held-out texts keep their label"
     say(f"chosen threshold: {added.threshold:.4g} nats; {shown}, at {100 * added.cost:.1f} % of the cost")
-    forwards, device = timing.at_thresholds(network, (added.threshold, NO_EXIT)), network.device
-    early, full = timing.first_passes(forwards, held_out, collator(network.config), device)
-    say(
-        f"the median time of a text is {1e3 * np.median(early):.1f} ms in place of {1e3 * np.median(full):.1f} "
-        f"({len(early)} texts, one at a time, on {device.type})"
-    )
+    say(compare_latency(network, added.threshold, held_out, collator(network.config))[0])
     if exits.labels is not None:
         say(f"against the file's labels: {describe(task, exits, added.threshold)}")
 

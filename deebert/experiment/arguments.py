@@ -17,7 +17,7 @@ from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.training.settings import TrainSettings
 from deebert.training.strategies import STRATEGIES
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, check_numbers, flag
+from deebert.utils.cli import ArgumentParser, check_numbers, flag
 from deebert.utils.errors import InputError
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
@@ -302,7 +302,7 @@ def make_parser(program: str = "run_glue_deebert.py") -> FlagParser:
     """The parser of the driver's flags, with one group of --help for each group of `Arguments`."""
     groups = [each.type for each in fields(Arguments)]
     usage = f"{program} --output_dir DIR [flags]"
-    return FlagParser(groups, prog=program, usage=usage, description=DESCRIPTION, formatter_class=DefaultsHelp)
+    return FlagParser(groups, prog=program, usage=usage, description=DESCRIPTION)
 
 
 def parse_args(argv: Sequence[str] | None = None, program: str = "run_glue_deebert.py") -> Arguments:

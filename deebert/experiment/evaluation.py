@@ -127,14 +127,10 @@ class Evaluation:
         self.say(f"{self.split} at the model's threshold: {text}")
         self.scores[f"{self.task.primary_metric}_at_the_threshold"] = row.score
         self.scores["cost_at_the_threshold"] = row.cost
-        forwards, device = timing.at_thresholds(self.model, (threshold, NO_EXIT)), self.model.device
         features, collate = self.dev_sets.features[self.split], self.dev_sets.collate
-        early, full = timing.first_passes(forwards, features, collate, device)
-        self.say(
-            f"the median time of a text is {1e3 * np.median(early):.1f} ms in place of {1e3 * np.median(full):.1f} "
-            f"({len(early)} texts, one at a time, on {device.type})"
-        )
-        self.say(threshold_selection.verdict(self.task, self.exits, threshold, 1 - early.sum() / full.sum()))
+        text, time_saved = timing.compare_latency(self.model, threshold, features, collate)
+        self.say(text)
+        self.say(threshold_selection.verdict(self.task, self.exits, threshold, time_saved))
 
     def sweep(self) -> None:
         """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""

@@ -52,6 +52,10 @@ class ExitFields:
 class HighwayConfig(ExitFields):
     """Mixin in front of an HF config. Checkpoints without the fields of early exit get their defaults."""
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)  # HF's reads attributes by the names in this map, too
+        cls.attribute_map = cls.attribute_map | cls.ALIASES
+
     # What is particular to a backbone; its config class says where it differs from BERT.
     pre_norm: ClassVar[bool] = False  # a layer's output is not normalised, so that off-ramps have to do it
     gated_mlp: ClassVar[bool] = False  # three matrices of hidden_size x intermediate_size in a layer, rather than two

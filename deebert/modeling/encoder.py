@@ -122,8 +122,9 @@ class HighwayModel:
         self.post_init()
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Token ids and types (b, T) -> hidden states before the first layer (b, T, H)."""
-        return self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        """Token ids (b, T), and types where there are any -> hidden states before the first layer (b, T, H)."""
+        types = {"token_type_ids": token_type_ids} if self.config.type_vocab_size else {}
+        return self.embeddings(input_ids, **types)
 
     def init_highway_pooler(self) -> None:
         """Starts every off-ramp's pooler as a copy of the model's pooler, as the original does before training."""

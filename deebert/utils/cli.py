@@ -24,13 +24,13 @@ REQUIREMENTS = "torch transformers accelerate numpy sklearn scipy tqdm matplotli
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors: one line, without the list of all flags.
+    """A parser whose --help shows defaults, and whose errors are InputErrors: one line, without the list of all flags.
 
     Values such as -inf and -1e-3 are numbers, not flags.
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"formatter_class": DefaultsHelp} | kwargs)
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|-inf(inity)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:

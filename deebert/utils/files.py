@@ -57,7 +57,7 @@ def read_json(path: Path, kind: type = dict, advice: str = "remove it") -> dict 
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(facts, kind):
-            raise ValueError("not a JSON {kind.__name__}")
+            raise ValueError(f"not a JSON {kind.__name__}")
     except (OSError, RecursionError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {advice}") from None
     return facts

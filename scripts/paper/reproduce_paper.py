@@ -21,7 +21,7 @@ from deebert.data.tasks import TASKS, Task, eval_splits, get_task
 from deebert.experiment.arguments import parse_args
 from deebert.modeling.checkpoints import load_config
 from deebert.utils import cli
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, positive_float
+from deebert.utils.cli import ArgumentParser, positive_float
 from deebert.utils.errors import InputError, Interrupted
 
 DEFAULT_TASKS = ("SST-2", "MRPC", "QNLI", "RTE", "QQP", "MNLI")
@@ -107,7 +107,7 @@ def figures(runs: Sequence[Run], folder: Path) -> list[str]:
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """Our arguments, and the flags of run_glue_deebert.py. Raises InputError."""
-    parser = ArgumentParser(description=__doc__, formatter_class=DefaultsHelp, allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--tasks", nargs="+", default=DEFAULT_TASKS, help=f"some of {', '.join(TASKS)}")
     parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, help="names on the hub, or folders")
     parser.add_argument("--data_dir", type=Path, required=True, help="holds a folder of TSV files for each task")

@@ -90,7 +90,6 @@ AutoConfig.register("toy", ToyConfig)
 
 
 class DeeToyConfig(HighwayConfig, ToyConfig):
-    attribute_map: ClassVar = {**ToyConfig.attribute_map, **HighwayConfig.ALIASES}
     type_vocab_size = 0  # no token types
     first_token_only = False  # its last layer runs in full
 
@@ -102,9 +101,6 @@ class DeeToyEncoder(HighwayEncoder, ToyEncoder):
 class DeeToyModel(HighwayModel, ToyModel):
     config_class = DeeToyConfig
     encoder_class = DeeToyEncoder
-
-    def embed(self, input_ids, token_type_ids=None):
-        return self.embeddings(input_ids)
 
 
 class DeeToyForSequenceClassification(AutoLoading, StockHeadClassifier, ToyForSequenceClassification):

@@ -1,7 +1,5 @@
 """DeeBERT: HF's BERT with off-ramps. Parameter names are the original's, so its checkpoints load as they are."""
 
-from typing import ClassVar
-
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder
 
@@ -16,8 +14,6 @@ __all__ = ["DeeBertConfig", "DeeBertEncoder", "DeeBertForSequenceClassification"
 
 class DeeBertConfig(HighwayConfig, BertConfig):
     """BertConfig with the fields of early exit (see HighwayConfig)."""
-
-    attribute_map: ClassVar = {**BertConfig.attribute_map, **HighwayConfig.ALIASES}
 
 
 class DeeBertEncoder(HighwayEncoder, BertEncoder):

@@ -14,7 +14,6 @@ from deebert.modeling.encoder import HighwayEncoder, HighwayModel
 class DeeCamembertConfig(HighwayConfig, CamembertConfig):
     """CamembertConfig with the fields of early exit (see HighwayConfig)."""
 
-    attribute_map: ClassVar = {**CamembertConfig.attribute_map, **HighwayConfig.ALIASES}
     positions_after_padding = True
 
 

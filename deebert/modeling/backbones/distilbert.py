@@ -18,7 +18,6 @@ class DeeDistilBertConfig(HighwayConfig, DistilBertConfig):
 
     attribute_map: ClassVar = {
         **DistilBertConfig.attribute_map,
-        **HighwayConfig.ALIASES,
         "intermediate_size": "hidden_dim",
         "hidden_dropout_prob": "dropout",
         "classifier_dropout": "seq_classif_dropout",
@@ -46,10 +45,6 @@ class DeeDistilBertModel(HighwayModel, DistilBertModel):
     @property
     def encoder(self) -> DeeDistilBertEncoder:
         return self.transformer
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """See HighwayModel."""
-        return self.embeddings(input_ids)
 
 
 class DeeDistilBertForSequenceClassification(AutoLoading, StockHeadClassifier, DistilBertForSequenceClassification):

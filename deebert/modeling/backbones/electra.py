@@ -1,7 +1,5 @@
 """DeeBERT on HF's ELECTRA: BERT's layers, embeddings that may be narrower, and HF's head of two layers."""
 
-from typing import ClassVar
-
 from torch import Tensor
 from transformers import ElectraConfig, ElectraForSequenceClassification, ElectraModel
 from transformers.models.electra.modeling_electra import ElectraEncoder
@@ -14,8 +12,6 @@ from deebert.modeling.encoder import HighwayEncoder, HighwayModel
 
 class DeeElectraConfig(HighwayConfig, ElectraConfig):
     """ElectraConfig with the fields of early exit (see HighwayConfig)."""
-
-    attribute_map: ClassVar = {**ElectraConfig.attribute_map, **HighwayConfig.ALIASES}
 
 
 class DeeElectraEncoder(HighwayEncoder, ElectraEncoder):

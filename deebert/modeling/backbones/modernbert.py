@@ -4,8 +4,6 @@ Where BERT's layers need a mask, those of ModernBERT need the rotary embeddings 
 the window in their mask. Both follow from the number of tokens: a batch may shrink, and a runtime may run any layer.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForSequenceClassification, ModernBertModel
@@ -26,7 +24,6 @@ from deebert.modeling.off_ramps import mean_of_tokens
 class DeeModernBertConfig(HighwayConfig, ModernBertConfig):
     """ModernBertConfig with the fields of early exit (see HighwayConfig)."""
 
-    attribute_map: ClassVar = {**ModernBertConfig.attribute_map, **HighwayConfig.ALIASES}
     type_vocab_size = 0
     pre_norm = True
     gated_mlp = True

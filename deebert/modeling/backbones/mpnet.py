@@ -24,7 +24,6 @@ from deebert.modeling.first_token import first_token_mpnet_layer
 class DeeMPNetConfig(HighwayConfig, MPNetConfig):
     """MPNetConfig with the fields of early exit (see HighwayConfig)."""
 
-    attribute_map: ClassVar = {**MPNetConfig.attribute_map, **HighwayConfig.ALIASES}
     type_vocab_size = 0
     positions_after_padding = True
 
@@ -54,10 +53,6 @@ class DeeMPNetModel(HighwayModel, MPNetModel):
     config_class = DeeMPNetConfig
     encoder_class = DeeMPNetEncoder
     _can_record_outputs: ClassVar = {"hidden_states": MPNetLayer, "attentions": MPNetSelfAttention}
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """See HighwayModel."""
-        return self.embeddings(input_ids)
 
     @capture_outputs
     def forward(

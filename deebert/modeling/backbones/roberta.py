@@ -19,7 +19,6 @@ __all__ = ["DeeRobertaConfig", "DeeRobertaEncoder", "DeeRobertaForSequenceClassi
 class DeeRobertaConfig(HighwayConfig, RobertaConfig):
     """RobertaConfig with the fields of early exit (see HighwayConfig)."""
 
-    attribute_map: ClassVar = {**RobertaConfig.attribute_map, **HighwayConfig.ALIASES}
     positions_after_padding = True
 
 

@@ -14,7 +14,6 @@ from deebert.modeling.encoder import HighwayEncoder, HighwayModel
 class DeeXLMRobertaConfig(HighwayConfig, XLMRobertaConfig):
     """XLMRobertaConfig with the fields of early exit (see HighwayConfig)."""
 
-    attribute_map: ClassVar = {**XLMRobertaConfig.attribute_map, **HighwayConfig.ALIASES}
     positions_after_padding = True
 
 
