@@ -202,10 +202,8 @@ class HighwayClassifier:
         return ActiveBatch(np.arange(size), lengths, pooling_weights=self.pooling_weights(mask, off_ramps))
 
     def _logits_of(self, outputs: BaseModelOutput, pooling_weights: Tensor | None) -> Tensor:
-        state = getattr(outputs, "pooler_output", None)
-        if state is None:
-            state = self.final_state(outputs.last_hidden_state, pooling_weights)
-        return self.classify(state)
+        pooled = getattr(outputs, "pooler_output", None)
+        return self.classify(self.final_state(outputs.last_hidden_state, pooling_weights) if pooled is None else pooled)
 
     def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
         """What the final classifier reads of the last layer: (b, T, H) -> (b, H)."""
@@ -216,10 +214,7 @@ class HighwayClassifier:
         return self.classifier(self.dropout(state))
 
     def pooling_weights(self, attention_mask: Tensor | None, off_ramps: bool = True) -> Tensor | None:
-        """(b, T) -> the weights of the exits' poolings (b, T), None where all of them read the first token.
-
-        off_ramps: whether off-ramps run, and not the final classifier alone.
-        """
+        """(b, T) -> weights of the poolings (b, T); None where all read the first token. off_ramps: whether any run."""
         mean = (off_ramps and self.config.highway_pooling == "mean") or not self.config.first_token_only
         if attention_mask is None or not mean:
             return None

@@ -184,8 +184,7 @@ def make_rule(name: str, num_labels: int, tolerance: float = 0.5, several_labels
     """The rule of that name; several_labels: a sample may have any number of them. Raises ValueError."""
     if name not in EXIT_RULES:
         raise ValueError(
-            f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)} (0.10.0 is the last with others; one of "
-            "your own has to be registered first)"
+            f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)}, or register it (0.10.0 had more)"
         )
     return EXIT_RULES[name](num_labels, tolerance, several_labels)
 
