@@ -8,4 +8,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 settings
 need_data
 
-"$PYTHON" -u "$ROOT/scripts/studies/benchmark_training.py" "${DATA[@]}" --model_name_or_path "$MODEL_NAME" \ "${RECIPE[@]}" "$@"
+"$PYTHON" -u "$ROOT/scripts/studies/benchmark_training.py" "${DATA[@]}" --model_name_or_path "$MODEL_NAME" \
+    "${RECIPE[@]}" "$@"

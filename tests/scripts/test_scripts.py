@@ -38,6 +38,18 @@ def test_the_three_scripts_and_the_figures(tmp_path, tiny_data, tiny_checkpoints
     assert len(list(results.glob("*.png"))) == len(list(results.glob("*.pdf"))) == 4
 
 
+@pytest.mark.parametrize("name", ["train_deebert.sh", "studies/compare.sh", "studies/benchmark_training.sh"])
+@pytest.mark.parametrize("own", [False, True], ids=["a task", "own data"])
+def test_scripts_that_train_take_the_recipe_and_the_epochs(tmp_path, tiny_data, name, own):
+    (tmp_path / "films.csv").touch()
+    data = {"TRAIN_FILE": "films.csv"} if own else {"PATH_TO_DATA": str(tiny_data), "DATASET": "MRPC"}
+    arguments = started_by(name, tmp_path, "--seed", "7", **data, MODEL_NAME="m", EPOCHS="5")
+    paper = [] if own else ["--per_gpu_train_batch_size", "8", "--learning_rate", "2e-5"]
+    assert arguments[arguments.index("--model_name_or_path") + 1] == "m"
+    recipe = [*paper, "--save_steps", "0", "--num_train_epochs", "5"]
+    assert arguments[-len(recipe) - 2 :] == [*recipe, "--seed", "7"]
+
+
 @pytest.mark.parametrize(
     ("name", "program"),
     [
