@@ -188,11 +188,10 @@ def single_exit(task: Task, exits: AllExits, score: float) -> tuple[int, float, 
     return max(good, key=lambda option: option[2]) if good else max(options, key=lambda option: option[1])
 
 
-def verdict(task: Task, exits: AllExits, threshold: float | list[float], time_saved: float) -> str:
-    """What early exit saves at a threshold, and what the best single exit would save, in one sentence."""
-    row = sweep(task, exits, [threshold])[0]
+def verdict(task: Task, exits: AllExits, row: SweepRow, time_saved: float) -> str:
+    """What early exit saves at the threshold of this row, and what the best single exit would save, in one sentence."""
     layer, score, saved = single_exit(task, exits, row.score)
-    shown = " ".join(f"{value:g}" for value in np.atleast_1d(threshold))
+    shown = " ".join(f"{value:g}" for value in np.atleast_1d(row.threshold))
     savings = f"{100 * row.cost_saved:.0f} % of the cost and {100 * time_saved:.0f} % of the time"
     change = 100 * (score - exits.full_score(task))
     return (
@@ -203,7 +202,7 @@ def verdict(task: Task, exits: AllExits, threshold: float | list[float], time_sa
 
 def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -> str:
     """The choice in words."""
-    sure, aim = f"with {100 * target.confidence:g} % confidence", describe_target(target)
+    sure, aim = describe_confidence(target), describe_target(target)
     if choice.refusal:
         return f"no threshold is chosen to promise, {sure}, that {aim}: {choice.refusal}"
     if choice.threshold is None:
@@ -213,17 +212,23 @@ def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -
     return f"chosen threshold: {choice.threshold:g} {unit}; {sure} {aim}"
 
 
-def describe(task: Task, exits: AllExits, threshold: float | list[float]) -> str:
-    """What a threshold does with these samples: score, savings, how many exit early, how many predictions change."""
-    (row,) = sweep(task, exits, [threshold])
+def describe(task: Task, exits: AllExits, row: SweepRow) -> str:
+    """What a threshold does with these samples: score, savings, how many exit early, how many predictions change.
+
+    row: of `sweep` over the same samples.
+    """
     *early, _ = row.exits.values()
     saved = f"{100 * row.cost_saved:.1f} % of the cost and {100 * row.layers_saved:.1f} % of the layers saved"
     text = f"score {100 * row.score:.2f} % ({100 * row.score_change:+.2f}), {saved}; of {len(exits.logits):,} texts "
     text += f"{sum(early):,} exit early"
     if not task.labels:
         return text
-    changed, lost, gained = changed_texts(exits, exits.exit_layers(threshold))
+    changed, lost, gained = changed_texts(exits, exits.exit_layers(row.threshold))
     return f"{text}, and {changed:,} predictions change, {lost:,} for the worse and {gained:,} for the better"
+
+
+def describe_confidence(target: SelectionTarget) -> str:
+    return f"with {100 * target.confidence:g} % confidence"
 
 
 def describe_target(target: SelectionTarget) -> str:

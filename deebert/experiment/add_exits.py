@@ -20,13 +20,13 @@ from deebert.data.features import Features, tokenize
 from deebert.data.label_values import MULTI_LABEL, SINGLE_LABEL
 from deebert.data.own_data import METRICS, OwnFiles, OwnTask, own_task
 from deebert.data.tables import ENDINGS, read_table, read_texts
-from deebert.evaluation.all_exits import AllExits, run_all_exits
+from deebert.evaluation.all_exits import AllExits, run_all_exits, sweep
 from deebert.evaluation.metrics import correct, predictions
 from deebert.evaluation.risk_control import fewest_samples, risk_p_value
-from deebert.evaluation.threshold_selection import SelectionTarget, changed_texts, choose, describe
+from deebert.evaluation.threshold_selection import SelectionTarget, changed_texts, choose, describe, describe_confidence
 from deebert.evaluation.timing import compare_latency
 from deebert.experiment.arguments import RECIPES
-from deebert.experiment.experiment import set_text_length
+from deebert.experiment.experiment import check_depth, has_off_ramps, set_text_length
 from deebert.experiment.model_card import write_card
 from deebert.modeling import checkpoints
 from deebert.modeling.config import has_several_labels
@@ -125,12 +125,11 @@ def check_output(source: str, output: Path) -> None:
 def load_source(source: str, max_seq_length: int | None) -> tuple:
     """The classifier's config, with the fields of the off-ramps, and its tokenizer. Raises InputError."""
     config = checkpoints.load_config(source)
-    if any(architecture.startswith("Dee") for architecture in config.architectures or ()):
+    if has_off_ramps(config):
         raise InputError(f"{source}: it has off-ramps already; deebert eval chooses a threshold for them")
     if config.num_labels == 1:
         raise InputError(f"{source}: it predicts a number (regression), so that there is no label to keep")
-    if config.num_hidden_layers < 2:
-        raise InputError(f"{source}: a model of one layer has no off-ramps")
+    check_depth(config, source)
     tokenizer = checkpoints.load_tokenizer(source)
     check_vocabulary(tokenizer.backend_tokenizer, config.vocab_size, source)
     set_text_length(config, max_seq_length or min(tokenizer.model_max_length, checkpoints.max_tokens(config)))
@@ -175,7 +174,7 @@ def split(task: OwnTask, tokenizer, config, target: SelectionTarget, seed: int) 
     examples = list({(each.text_a, each.text_b): each for each in task.read(None, "dev")}.values())
     needed = fewest_samples(lambda samples: risk_p_value(0, samples, target.risk), 1 - target.confidence)
     if len(examples) < 2 * needed:
-        shown = f"to show with {sure(target)} that {keeps(target)}"
+        shown = f"to show {describe_confidence(target)} that {keeps(target)}"
         raise InputError(f"{len(examples):,} different texts are too few {shown}; at least {2 * needed:,} are needed")
     count = max(round(HELD_OUT * len(examples)), needed)
     order = np.random.default_rng(seed).permutation(len(examples))
@@ -217,23 +216,20 @@ def report(
     say(f"held-out texts to which an off-ramp gives the classifier's own label, by layer, in %: {shares}")
     if added.threshold is None:
         say(
-            f"no threshold is shown to save anything and to keep, with {sure(target)}, the promise that {keeps(target)}"
+            f"no threshold is shown to save anything and to keep, {describe_confidence(target)}, the promise that "
+            f"{keeps(target)}"
         )
         say("early exit is switched off (exit_threshold -1); more texts or a lower agreement may help")
         return
     shown = f"{100 * added.kept:.2f} % of the held-out texts keep their label"
-    say(f"chosen threshold: {added.threshold:.4g} nats; {shown}, at {100 * added.cost:.1f} % of the cost")
+    say(f"chosen threshold: {added.threshold:g} nats; {shown}, at {100 * added.cost:.1f} % of the cost")
     say(compare_latency(network, added.threshold, held_out, collator(network.config))[0])
     if exits.labels is not None:
-        say(f"against the file's labels: {describe(task, exits, added.threshold)}")
+        say(f"against the file's labels: {describe(task, exits, *sweep(task, exits, [added.threshold]))}")
 
 
 def keeps(target: SelectionTarget) -> str:
     return f"{100 - 100 * target.risk:g} % of unseen texts keep their label"
-
-
-def sure(target: SelectionTarget) -> str:
-    return f"{100 * target.confidence:g} % confidence"
 
 
 def in_words(added: AddedExits, target: SelectionTarget, source: str) -> str:
@@ -241,4 +237,5 @@ def in_words(added: AddedExits, target: SelectionTarget, source: str) -> str:
     name = Path(source).name
     if added.threshold is None:
         return f"the predictions of {name}, without early exit, which is not shown to keep them"
-    return f"the predictions of {name} at {100 * added.cost:.0f} % of its cost; with {sure(target)} {keeps(target)}"
+    promise = f"{describe_confidence(target)} {keeps(target)}"
+    return f"the predictions of {name} at {100 * added.cost:.0f} % of its cost; {promise}"

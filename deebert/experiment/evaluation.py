@@ -123,14 +123,13 @@ class Evaluation:
         if not self.exits.exits_early(threshold):
             return
         (row,) = all_exits.sweep(self.task, self.exits, [threshold])
-        text = threshold_selection.describe(self.task, self.exits, threshold)
-        self.say(f"{self.split} at the model's threshold: {text}")
+        self.say(f"{self.split} at the model's threshold: {threshold_selection.describe(self.task, self.exits, row)}")
         self.scores[f"{self.task.primary_metric}_at_the_threshold"] = row.score
         self.scores["cost_at_the_threshold"] = row.cost
         features, collate = self.dev_sets.features[self.split], self.dev_sets.collate
         text, time_saved = timing.compare_latency(self.model, threshold, features, collate)
         self.say(text)
-        self.say(threshold_selection.verdict(self.task, self.exits, threshold, time_saved))
+        self.say(threshold_selection.verdict(self.task, self.exits, row, time_saved))
 
     def sweep(self) -> None:
         """Score, layers run and cost at each --exit_threshold from 0; with --eval_highway also the measured times."""

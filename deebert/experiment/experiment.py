@@ -236,8 +236,7 @@ def config_to_train(args: Arguments, task: Task):
     """The config of the model that will be trained. Raises InputError."""
     source, wanted = args.model.config_name or args.model.model_name_or_path, args.model.off_ramps()
     config = config_with_rule(args.model, source)
-    has_off_ramps = any(architecture.startswith("Dee") for architecture in config.architectures or ())
-    if has_off_ramps and wanted.get("highway_head", config.highway_head) != config.highway_head:
+    if has_off_ramps(config) and wanted.get("highway_head", config.highway_head) != config.highway_head:
         raise InputError(
             f"--recipe {args.model.recipe}: the classifiers of {source}'s off-ramps are of another kind, "
             f"{config.highway_head}; give --recipe paper to keep them, or start from a model without off-ramps"
@@ -250,6 +249,16 @@ def config_to_train(args: Arguments, task: Task):
     return config
 
 
+def has_off_ramps(config) -> bool:
+    """Whether the checkpoint of this config was saved with off-ramps."""
+    return any(architecture.startswith("Dee") for architecture in config.architectures or ())
+
+
+def check_depth(config, name: str) -> None:
+    if config.num_hidden_layers < 2:
+        raise InputError(f"{name}: a model of one layer has no off-ramps")
+
+
 def set_text_length(config, length: int | None) -> None:
     """Sets the number of tokens that texts are cut to. None: the default, or what the model has positions for."""
     limit = max_tokens(config)
@@ -260,8 +269,7 @@ def set_text_length(config, length: int | None) -> None:
 
 def check_config(args: Arguments, task: Task, config, name: str) -> None:
     """A model, to be trained or evaluated, must fit the flags and the task. name: of the model, for messages."""
-    if config.num_hidden_layers < 2:
-        raise InputError(f"{name}: a model of one layer has no off-ramps")
+    check_depth(config, name)
     check_num_labels(task, config.num_labels, name)
     if args.model.highway_pooling not in (None, config.highway_pooling):
         raise InputError(

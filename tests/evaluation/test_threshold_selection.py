@@ -124,7 +124,7 @@ def test_regression_has_a_drop_too():
     exits = AllExits(outputs[:, :, None].astype(np.float32), values[:, 0], rule="patience", tolerance=0.3)
     choice = choose(TASKS["STS-B"], exits, SelectionTarget(drop=0.05))
     assert choice.threshold == 2
-    assert threshold_selection.describe(TASKS["STS-B"], exits, choice.threshold).endswith(" exit early")
+    assert threshold_selection.describe(TASKS["STS-B"], exits, choice.point).endswith(" exit early")
 
 
 def test_sequence_ends_before_the_first_threshold_that_is_not_shown():
@@ -141,7 +141,7 @@ def test_off_ramps_that_agree_give_the_largest_threshold():
         choice = choose(SST2, same, target)
         assert choice.threshold == round(same.exit_rule.exit_all_threshold(), 4)
         assert choice.point.exits == {1: 600, 2: 0, 3: 0, 4: 0, 5: 0}
-        text = threshold_selection.describe(SST2, same, choice.threshold)
+        text = threshold_selection.describe(SST2, same, choice.point)
         assert "of 600 texts 600 exit early, and 0 predictions change, 0 for the worse" in text
 
 
@@ -169,7 +169,7 @@ def test_report_counts_texts():
     assert float(re.match(r"chosen threshold: (\S+) nats", report)[1]) == choice.threshold
     changes = changed_texts(exits, exits.exit_layers(choice.threshold))
     assert changes == ((early != full).sum(), lost, gained)
-    text = threshold_selection.describe(SST2, exits, choice.threshold)
+    text = threshold_selection.describe(SST2, exits, choice.point)
     assert f"predictions change, {lost} for the worse and {gained} for the better" in text
     assert f"{100 * choice.point.score:.2f} %" in text
     assert f"{100 * choice.point.cost_saved:.1f} % of the cost and" in text
@@ -348,7 +348,7 @@ def test_the_verdict_compares_with_the_best_single_exit():
     exits = AllExits(logits.astype(np.float32), labels)
     assert single_exit(SST2, exits, 1.0) == (2, 1.0, 0.5)
     assert single_exit(SST2, exits, 0.2) == (1, 0.3, 0.75)
-    assert verdict(SST2, exits, 0.3, 0.25) == (
+    assert verdict(SST2, exits, sweep(SST2, exits, [0.3])[0], 0.25) == (
         "early exit at 0.3 saves 40 % of the cost and 25 % of the time for +0.0 points; "
         "the best single exit, layer 2, would save 50 % at +0.0"
     )
