@@ -3,8 +3,6 @@
 The new model gives the classifier's predictions at a part of its cost. The texts need no labels.
 """
 
-from deebert.experiment.add_exits import add_exits
-from deebert.modeling.checkpoints import quiet_transformers
 from deebert.utils.cli import ArgumentParser, fraction, non_negative, positive
 
 
@@ -23,5 +21,9 @@ def main() -> None:
     flag("--label_separator", help="what stands between the labels of a line that may have several")
     flag("--max_seq_length", type=positive, help="longer texts are cut (default: the tokenizer's limit)")
     flag("--seed", type=non_negative, default=42, help="of the held-out texts, the new weights and the batches")
+    args = parser.parse_args()
+    from deebert.experiment.add_exits import add_exits  # seconds of imports, after the flags have been checked
+    from deebert.modeling.checkpoints import quiet_transformers
+
     quiet_transformers()
-    add_exits(**vars(parser.parse_args()))
+    add_exits(**vars(args))

@@ -32,7 +32,7 @@ class Recipe:
     defaults: of flags, where they are not given. rates: likewise, of a model up to RATES_WIDTH wide; a wider one takes
         less in proportion. highway_epochs: of a stage that trains the off-ramps alone.
     cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
-    bf16: whether the backbone is trained in bfloat16 where the device computes in it.
+    bf16: whether the passes of a training compute in bfloat16, where the device can.
     """
 
     off_ramps: Mapping[str, str | bool] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class ModelArguments:
         "fast: linear classifiers of the mean of all tokens, one of them before the first layer; 6 epochs of stage 2 "
         "on cached features; bfloat16 where the device has it; and as defaults "
         + ", ".join(f"--{name} {value:g}" for name, value in RECIPES["fast"].defaults.items())
-        + ", and for a model of 384 units, in proportion less for a wider one, "
+        + f", and for a model of {RATES_WIDTH} units, in proportion less for a wider one, "
         + ", ".join(f"--{name} {value:g}" for name, value in RECIPES["fast"].rates.items())
         + " (default: fast with --train_file, else paper)",
         choices=tuple(RECIPES),

@@ -1,13 +1,15 @@
 """Off-ramps for a classifier that is fine-tuned already: it stays as it is, and keeps its promise without labels."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from scipy.stats import binom
-from support.helpers import simulated, snapshot_files, with_costs
+from support.helpers import ROOT, simulated, snapshot_files, with_costs
 from support.tiny import sentences, tiny_model, tiny_tokenizer
 
 import deebert
@@ -146,12 +148,20 @@ def test_the_threshold_is_the_last_that_the_exact_test_shows():
     assert added.agreement[2] == pytest.approx((exits.logits[:, 1].argmax(-1) == full).mean())
 
 
+def test_a_wrong_flag_is_named_before_anything_slow_is_imported():
+    code = "import sys\nfrom deebert.commands.add_exits import main\nsys.argv[1:] = ['--texts', 'x']\n"
+    code += "try: main()\nexcept ValueError as error: print('torch' in sys.modules, error)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False the following arguments are required: --model, --file, --output")
+
+
 def test_lines_of_a_text_file_by_the_command(classifier, tmp_path, monkeypatch, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
     files = ("--model", classifier, "--file", tmp_path / "texts.txt", "--output", tmp_path / "fast")
     command(monkeypatch, *files, "--agreement", "0.9")
     out = capsys.readouterr().out
-    assert "chosen threshold" in out
+    stored = json.loads((tmp_path / "fast/config.json").read_text())["exit_threshold"]
+    assert float(out.split("chosen threshold: ")[1].split(" nats")[0]) == stored
     assert "against the file's labels" not in out
     assert f"{tmp_path / 'fast'}: the predictions of mine at" in out
 
