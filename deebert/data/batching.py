@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from deebert.data.encoding import padded
@@ -123,19 +122,10 @@ def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
-def data_loader(
-    features: Features, batches: Iterable[list[int]], collate: Collator, pin_memory: bool = False
-) -> DataLoader:
+def load_batches(features: Features, batches: Iterable[list[int]], collate: Collator) -> Iterator[dict[str, Tensor]]:
     """Batches of tensors, in the order of `batches` (lists of sample indices)."""
-    # a loader draws a seed; if it came from the global generator, it would change the training's dropout
-    own_generator = torch.Generator()
-    return DataLoader(
-        features,
-        batch_sampler=batches,
-        collate_fn=collate,
-        generator=own_generator,
-        pin_memory=pin_memory,
-    )
+    for rows in batches:
+        yield collate([features[row] for row in rows])
 
 
 def map_batches(
@@ -156,7 +146,7 @@ def map_batches(
     """
     batches = eval_batches(features.lengths, batch_size)
     processes, process = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
-    own = iter(data_loader(features, batches[process::processes], collate))
+    own = load_batches(features, batches[process::processes], collate)
     hidden = progress is None or process > 0 or None  # None: unless it is written to a terminal
     bar = tqdm(total=len(batches), desc=progress, unit="batch", disable=hidden, leave=False)
     for first in range(0, len(batches), processes):

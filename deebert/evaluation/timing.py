@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import ModelOutput
 
-from deebert.data.batching import Collator, data_loader, eval_batches
+from deebert.data.batching import Collator, eval_batches, load_batches
 from deebert.data.features import Features
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import SweepRow
@@ -94,7 +94,7 @@ def timed_passes(
     tens of milliseconds, and the weights have to be back in the caches. Only forward passes are timed.
     """
     batches, indices = [], []
-    for batch in data_loader(features, eval_batches(features.lengths, batch_size), collate):
+    for batch in load_batches(features, eval_batches(features.lengths, batch_size), collate):
         indices.append(batch.pop("index").numpy())
         batches.append({name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
     for batch in batches[:WARM_UP_BATCHES]:

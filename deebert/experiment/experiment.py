@@ -15,6 +15,7 @@ from deebert.data.encoding import MIN_TOKENS, check_vocabulary
 from deebert.data.features import Features, fingerprint, load_features
 from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
+from deebert.evaluation.all_exits import DevSets
 from deebert.evaluation.metrics import with_metric
 from deebert.experiment import earlier_run
 from deebert.experiment.arguments import (
@@ -25,7 +26,6 @@ from deebert.experiment.arguments import (
     ModelArguments,
     OwnDataArguments,
 )
-from deebert.experiment.dev_sets import DevSets
 from deebert.experiment.earlier_run import RunRecord
 from deebert.modeling.checkpoints import (
     check_threshold,

@@ -11,9 +11,8 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from deebert.data.tasks import eval_splits
-from deebert.evaluation.all_exits import layer_scores
+from deebert.evaluation.all_exits import DevSets, layer_scores
 from deebert.experiment.arguments import Arguments
-from deebert.experiment.dev_sets import DevSets
 from deebert.modeling.checkpoints import one_line, save_model
 from deebert.training.checkpointing import write_checkpoint
 from deebert.training.stage import StageTraining

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deebert.data.batching import Collator, data_loader, map_batches
+from deebert.data.batching import Collator, load_batches, map_batches
 from deebert.data.features import Features
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
@@ -53,7 +53,7 @@ class TokenData:
         return self.features.lengths
 
     def load(self, batches: Iterable[list[int]]) -> Iterable[dict[str, Tensor]]:
-        return data_loader(self.features, batches, self.collate, pin_memory=torch.cuda.is_available())
+        return load_batches(self.features, batches, self.collate)
 
     def trainee(self, model) -> nn.Module:
         return model
