@@ -123,9 +123,7 @@ TASKS = {
     for task in (
         Task("CoLA", ("sentence",), "label", BINARY, ("mcc",), headerless=("source", "label", "note", "sentence")),
         Task("SST-2", ("sentence",), "label", BINARY),
-        Task(
-            "MRPC", ("#1 String", "#2 String"), "Quality", BINARY, ("f1", "acc"), hub_columns=("sentence1", "sentence2")
-        ),
+        Task("MRPC", ("#1 String", "#2 String"), "Quality", BINARY, ("f1", "acc"), hub_columns=PAIR),
         Task("STS-B", PAIR, "score", (), ("spearmanr", "pearson")),
         Task("QQP", ("question1", "question2"), "is_duplicate", BINARY, ("f1", "acc"), short_rows=True),
         Task(

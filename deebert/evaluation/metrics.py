@@ -156,12 +156,10 @@ def with_metric(task: Task, name: str, labels: tuple[str, ...]) -> Task:
     Raises InputError where the task cannot have it.
     """
     base, _, label = name.partition(":")
-    metric = METRICS.get(base)
-    if metric is None or task.problem_type not in metric.problems or len(labels) > metric.most_labels:
-        fitting = (
-            key for key, m in METRICS.items() if task.problem_type in m.problems and len(labels) <= m.most_labels
-        )
+    fitting = {key: m for key, m in METRICS.items() if task.problem_type in m.problems and len(labels) <= m.most_labels}
+    if base not in fitting:
         raise InputError(f"metric {name}: {task.name} can have one of {', '.join(fitting)}")
+    metric = fitting[base]
     if label and not metric.of_class:
         raise InputError(f"metric {name}: it is not about one class; give {base}")
     if metric.of_class and label not in (labels if label or len(labels) != 2 else ("",)):
