@@ -10,10 +10,9 @@ b <= B samples are still active.
 
 import math
 from collections.abc import Sequence
+from ctypes import c_float
 from dataclasses import dataclass
 from typing import ClassVar
-
-import numpy as np
 
 from deebert.modeling.config_checks import plain_threshold
 from deebert.utils.arrays import Array, at_least_float32, entr, functions_of, softmax
@@ -107,8 +106,7 @@ class ExitRule:
                 f"the exit rule {self.name} needs at least two labels: with one (regression) every sample would exit "
                 "at the first off-ramp. Use the rule patience, or the threshold -1"
             )
-        with np.errstate(over="ignore"):  # those that are too large for float32 are infinite
-            return np.array([self.cutoff(v) for v in per_layer], np.float32).tolist()
+        return [c_float(self.cutoff(v)).value for v in per_layer]  # those that are too large for float32 are infinite
 
     def grid(self, points: int, num_exits: int) -> list[float]:
         """Thresholds that do not depend on data, safest first: evenly spaced, up to the largest uncertainty."""
