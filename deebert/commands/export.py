@@ -4,7 +4,7 @@ from pathlib import Path
 
 from deebert.data.batching import collator
 from deebert.data.encoding import check_vocabulary
-from deebert.data.features import Features, load_features
+from deebert.data.features import Features, tokenize
 from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
 from deebert.evaluation.all_exits import run_all_exits, sweep
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
@@ -77,4 +77,4 @@ def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_le
     check_num_labels(task, config.num_labels, "--model")
     split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
     longest = min(longest_text(config, max_seq_length), max_tokens(config))
-    return load_features(task, data_dir, split, labels, tokenizer, longest)
+    return tokenize(task.read(data_dir, split, labels), tokenizer, longest)

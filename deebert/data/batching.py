@@ -1,7 +1,8 @@
 """Batches of features, for training and for evaluation, and a function that is mapped over all batches."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,39 +12,36 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deebert.data.encoding import padded
-from deebert.data.features import Features, Sample
+from deebert.data.features import Features
 
 BUCKET_BATCHES = 50  # the samples of this many shuffled training batches are sorted by length, then cut into batches
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Samples -> a batch of tensors: input_ids, attention_mask, token_type_ids (B, T), labels (B,), index (B,).
-
-    T is the longest sample's length, or pad_to if it is given (the original's fixed padding).
-    """
-
-    pad_token_id: int
-    token_types: int
-    pad_to: int | None = None
-
-    def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
-        ids, several = [sample.input_ids for sample in samples], self.token_types > 1  # RoBERTa has a single type
-        width = self.pad_to or max(map(len, ids))
-        batch = {
-            "input_ids": padded(ids, width, self.pad_token_id),
-            "attention_mask": padded([np.ones_like(each) for each in ids], width, 0),
-            "token_type_ids": padded([several * sample.token_type_ids for sample in samples], width, 0),
-        }
-        if samples[0].label is not None:
-            batch["labels"] = np.stack([sample.label for sample in samples])
-        batch["index"] = np.asarray([sample.index for sample in samples])
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+Collator: TypeAlias = Callable[[Features, Sequence[int]], dict[str, Tensor]]  # makes a batch of these samples
 
 
 def collator(config, pad_to: int | None = None) -> Collator:
-    """The collator for a model of this config."""
-    return Collator(config.pad_token_id, config.type_vocab_size, pad_to)
+    """For a model of this config: input_ids, attention_mask, token_type_ids (B, T), labels (B,) if any, index (B,).
+
+    T is the longest sample's length, or pad_to if it is given (the original's fixed padding).
+    """
+    several = config.type_vocab_size > 1  # RoBERTa has a single type of tokens
+
+    def collate(features: Features, rows: Sequence[int]) -> dict[str, Tensor]:
+        spans = [slice(*features.offsets[row : row + 2]) for row in rows]
+        ids, types = [features.input_ids[span] for span in spans], [features.token_type_ids[span] for span in spans]
+        width = pad_to or max(map(len, ids))
+        batch = {
+            "input_ids": padded(ids, width, config.pad_token_id),
+            "attention_mask": padded([np.ones_like(each) for each in ids], width, 0),
+            "token_type_ids": padded([several * each for each in types], width, 0),
+            "index": np.asarray(rows),
+        }
+        if features.labels is not None:
+            batch["labels"] = features.labels[rows]
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    return collate
 
 
 @dataclass(frozen=True)
@@ -122,12 +120,6 @@ def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
-def load_batches(features: Features, batches: Iterable[list[int]], collate: Collator) -> Iterator[dict[str, Tensor]]:
-    """Batches of tensors, in the order of `batches` (lists of sample indices)."""
-    for rows in batches:
-        yield collate([features[row] for row in rows])
-
-
 def map_batches(
     forward_fn: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
     features: Features,
@@ -146,13 +138,12 @@ def map_batches(
     """
     batches = eval_batches(features.lengths, batch_size)
     processes, process = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
-    own = load_batches(features, batches[process::processes], collate)
     hidden = progress is None or process > 0 or None  # None: unless it is written to a terminal
     bar = tqdm(total=len(batches), desc=progress, unit="batch", disable=hidden, leave=False)
     for first in range(0, len(batches), processes):
         outputs = []
         if first + process < len(batches):
-            batch = next(own)
+            batch = collate(features, batches[first + process])
             index, _ = batch.pop("index").numpy(), batch.pop("labels", None)
             with torch.inference_mode():
                 tensors = forward_fn({name: tensor.to(device) for name, tensor in batch.items()})

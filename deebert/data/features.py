@@ -3,13 +3,12 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from deebert.data.encoding import TextEncoder
-from deebert.data.tasks import Example, Task
+from deebert.data.tasks import Example
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,6 @@ class Features:
         share = f"{self.cut} of {len(self)} texts ({100 * self.cut / len(self):.0f} %)"
         return f"{share} have more than {self.lengths.max()} tokens and were cut" if self.cut else None
 
-    def __getitem__(self, i: int) -> "Sample":
-        tokens, label = slice(self.offsets[i], self.offsets[i + 1]), None if self.labels is None else self.labels[i]
-        return Sample(i, self.input_ids[tokens], self.token_type_ids[tokens], label)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample: its index in the split, its tokens (T,) and its label."""
-
-    index: int
-    input_ids: np.ndarray
-    token_type_ids: np.ndarray
-    label: np.generic | None
-
 
 def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Features:
     """Tokenizes texts and pairs, cut to max_seq_length tokens (the longer text of a pair first)."""
@@ -81,18 +66,6 @@ def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_se
         labels=None if labels[0] is None else np.asarray(labels, dtype),
         cut=sum(encoded.truncated),
     )
-
-
-def load_features(
-    task: Task,
-    data_dir: str | Path | None,
-    split: str,
-    labels: tuple[str, ...],
-    tokenizer: PreTrainedTokenizerBase,
-    max_seq_length: int,
-) -> Features:
-    """The features of a split; labels: in the order of the model's outputs. Raises InputError."""
-    return tokenize(task.read(data_dir, split, labels), tokenizer, max_seq_length)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

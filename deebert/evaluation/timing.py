@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import ModelOutput
 
-from deebert.data.batching import Collator, eval_batches, load_batches
+from deebert.data.batching import Collator, eval_batches
 from deebert.data.features import Features
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import SweepRow
@@ -46,7 +46,7 @@ class Timing:
         """(repeats,) the time of the data set."""
         return self.batch_seconds.sum(axis=1)
 
-    def keep(self, samples: int, index: np.ndarray, output: ModelOutput) -> None:
+    def keep(self, samples: int, index: Sequence[int], output: ModelOutput) -> None:
         """Stores the output of a batch of samples (B,)."""
         if self.logits is None:
             self.logits = np.empty((samples, output.logits.shape[1]), np.float32)
@@ -93,10 +93,10 @@ def timed_passes(
     Each turn starts with untimed warm-up batches: idle OpenMP and ONNX Runtime threads of the previous system spin for
     tens of milliseconds, and the weights have to be back in the caches. Only forward passes are timed.
     """
-    batches, indices = [], []
-    for batch in load_batches(features, eval_batches(features.lengths, batch_size), collate):
-        indices.append(batch.pop("index").numpy())
-        batches.append({name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
+    batches, indices = [], eval_batches(features.lengths, batch_size)
+    for rows in indices:
+        batch = collate(features, rows)
+        batches.append({name: tensor.to(device) for name, tensor in batch.items() if name not in ("labels", "index")})
     for batch in batches[:WARM_UP_BATCHES]:
         for forward_fn in forwards:
             forward_fn(batch)

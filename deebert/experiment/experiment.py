@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deebert.data.batching import Collator, collator
 from deebert.data.encoding import MIN_TOKENS, check_vocabulary
-from deebert.data.features import Features, fingerprint, load_features
+from deebert.data.features import Features, fingerprint, tokenize
 from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
 from deebert.evaluation.all_exits import DevSets
@@ -146,9 +146,9 @@ class Experiment:
 
     def features(self, split: str) -> Features:
         """A split, tokenized."""
-        folder, length = self.args.data.data_dir, self.config.max_seq_length
         labels = label_order(self.task, self.config.model_type, self.config.id2label)
-        loaded = load_features(self.task, folder, split, labels, self.tokenizer, length)
+        examples = self.task.read(self.args.data.data_dir, split, labels)
+        loaded = tokenize(examples, self.tokenizer, self.config.max_seq_length)
         if note := loaded.cut_note():
             self.say(f"note: {split}: {note} (max_seq_length)")
         return loaded

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deebert.data.batching import Collator, load_batches, map_batches
+from deebert.data.batching import Collator, map_batches
 from deebert.data.features import Features
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
@@ -29,21 +29,12 @@ IN_MEMORY = 2**30  # bytes; larger caches are a memory-mapped file
 BATCH_SIZE = 32  # of the pass that fills the cache
 
 
-class TrainData(Protocol):
-    """What a stage is trained on. lengths: (S,) in tokens, by which batches are formed."""
-
-    lengths: np.ndarray
-
-    def load(self, batches: Iterable[list[int]]) -> Iterable[dict[str, Tensor]]:
-        """For each list of sample indices a batch: the arguments of the trainee, and labels (B,)."""
-
-    def trainee(self, model) -> nn.Module:
-        """The module that takes these batches: the model, or its off-ramps alone."""
-
-
 @dataclass(frozen=True)
 class TokenData:
-    """Tokenized texts, for the full model."""
+    """Tokenized texts, for the full model.
+
+    lengths: (S,) in tokens, by which batches are formed. trainee: the module that takes the batches of `load`.
+    """
 
     features: Features
     collate: Collator
@@ -53,7 +44,7 @@ class TokenData:
         return self.features.lengths
 
     def load(self, batches: Iterable[list[int]]) -> Iterable[dict[str, Tensor]]:
-        return load_batches(self.features, batches, self.collate)
+        return (self.collate(self.features, rows) for rows in batches)
 
     def trainee(self, model) -> nn.Module:
         return model
@@ -78,6 +69,9 @@ class CachedFeatures:
 
     def trainee(self, model) -> nn.Module:
         return OffRamps(model)
+
+
+TrainData: TypeAlias = TokenData | CachedFeatures
 
 
 class OffRamps(nn.Module):

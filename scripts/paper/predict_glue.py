@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from deebert.data.batching import collator
-from deebert.data.features import load_features
+from deebert.data.features import tokenize
 from deebert.data.tasks import DIAGNOSTIC, INDEX_COLUMNS, TASKS, Task, check_num_labels, get_task, label_order
 from deebert.evaluation.all_exits import AllExits, run_all_exits
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers
@@ -216,7 +216,7 @@ def main() -> None:
     wanted, labels = thresholds(config, args.exit_threshold), label_order(task, config.model_type, config.id2label)
     longest = min(longest_text(config, args.max_seq_length), max_tokens(config))
     tokenizer = load_tokenizer(str(args.model))
-    features = {split: load_features(task, args.data_dir, split, labels, tokenizer, longest) for split in indices}
+    features = {split: tokenize(task.read(args.data_dir, split, labels), tokenizer, longest) for split in indices}
     folders = [args.submission_dir / name for name in wanted]
     for folder in folders:
         make_folder(folder)

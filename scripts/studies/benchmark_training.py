@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -99,10 +100,10 @@ class Training:
         options = {"eps": settings.adam_epsilon, "weight_decay": settings.weight_decay}
         optimizer = torch.optim.AdamW(trained, lr=rate or settings.learning_rate, **options)
         loader = DataLoader(
-            self.train_features,
+            range(len(self.train_features)),
             batch_size=settings.per_gpu_train_batch_size,
             shuffle=True,
-            collate_fn=collator(model.config, pad_to=model.config.max_seq_length),
+            collate_fn=partial(collator(model.config, model.config.max_seq_length), self.train_features),
             generator=torch.Generator().manual_seed(settings.seed),
         )
         total = settings.total_steps(len(loader))

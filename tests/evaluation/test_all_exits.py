@@ -73,7 +73,7 @@ def features_of(model, lengths=LENGTHS, labels=None) -> Features:
 
 def samples(model, features):
     for i in range(len(features)):
-        batch = collator(model.config)([features[i]])
+        batch = collator(model.config)(features, [i])
         batch.pop("index")
         batch.pop("labels")
         yield batch

@@ -19,7 +19,7 @@ from tensorboardX.event_file_writer import EventsWriter
 
 import run_glue_deebert
 from deebert.data.batching import collator
-from deebert.data.features import load_features
+from deebert.data.features import tokenize
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.experiment.monitor import Monitor
@@ -274,7 +274,7 @@ def test_the_best_weights_are_kept_and_few_checkpoints(argv, tmp_path, monkeypat
         assert record[str(stage)]["best_dev_score"] == max(scores)
     assert [folder.name for folder in saved_steps(tmp_path / "out")] == [f"checkpoint-stage2-{i}" for i in (12, 16)]
     model = CLASSES["bert"][1].from_pretrained(tmp_path / "out")
-    dev = load_features(TASKS["SST-2"], tiny_data / "SST-2", "dev", ("0", "1"), tiny_tokenizer("bert"), 32)
+    dev = tokenize(TASKS["SST-2"].read(tiny_data / "SST-2", "dev"), tiny_tokenizer("bert"), 32)
     exits = layer_scores(TASKS["SST-2"], run_all_exits(model, dev, collator(model.config)))
     assert np.mean([scores["acc"] for layer, scores in exits.items() if layer < len(exits)]) == max(seen[2])
 

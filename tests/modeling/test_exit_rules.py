@@ -141,7 +141,7 @@ def test_timed_passes_exit_where_the_one_pass_says(name, labels):
     collate = collator(model.config)
     with torch.no_grad():
         outputs = [
-            model(**{k: v for k, v in collate([features[i]]).items() if k != "index"}, output_all_exits=True)
+            model(**{k: v for k, v in collate(features, [i]).items() if k != "index"}, output_all_exits=True)
             for i in range(5)
         ]
     exits = AllExits(torch.cat([o.all_logits for o in outputs]).numpy(), None, name, TOLERANCE)

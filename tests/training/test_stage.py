@@ -64,7 +64,7 @@ def test_a_step_of_stage_2_is_the_papers(tiny_data, tmp_path):
     features = data("bert", tiny_data, tmp_path)
     run(2, model, features, max_steps=1, per_gpu_train_batch_size=8, weight_decay=0.1, max_grad_norm=0.5)
 
-    batch = collator(model.config)([features[i] for i in TrainBatches(features.lengths, 8, 42).epoch(0)[0]])
+    batch = collator(model.config)(features, TrainBatches(features.lengths, 8, 42).epoch(0)[0])
     labels, _ = batch.pop("labels"), batch.pop("index")
     highway = reference.bert.encoder.highway
     groups = [

@@ -97,7 +97,7 @@ def test_two_steps_equal_a_plain_loop(strategy, tiny_data):
     )
     batches = TrainBatches(features.lengths, 8, 42).epoch(0)[:2]
     for step, indices in enumerate(batches):
-        batch = collator(model.config)([features[i] for i in indices])
+        batch = collator(model.config)(features, indices)
         labels, _ = batch.pop("labels"), batch.pop("index")
         z = reference(**batch, output_all_exits=True).all_logits
         losses = [functional.cross_entropy(z[:, i], labels) for i in range(LAYERS)]
