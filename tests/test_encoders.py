@@ -23,8 +23,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import deebert
-from deebert.data.batching import collator
-from deebert.data.features import tokenize
+from deebert.data.batching import collator, tokenize
 from deebert.data.tasks import TASKS
 from deebert.evaluation.cost import costs_of
 from deebert.experiment.earlier_run import FIELDS
@@ -35,8 +34,8 @@ from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.runtime import onnx_export
 from deebert.runtime.onnx_runtime import OnnxDeeBert
-from deebert.training.settings import TrainSettings
 from deebert.training.stage import StageTraining, parameter_groups
+from deebert.training.strategies import TrainSettings
 from deebert.training.train_data import TokenData, cached_features
 from deebert.utils.errors import InputError
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from deebert.data.batching import collator
+from deebert.data.batching import Features, collator, tokenize
 from deebert.data.encoding import check_vocabulary
-from deebert.data.features import Features, tokenize
 from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
 from deebert.evaluation.all_exits import run_all_exits, sweep
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers

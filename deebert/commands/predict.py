@@ -17,7 +17,7 @@ from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import Classifier, Prediction
 from deebert.utils.cli import ArgumentParser, positive
 from deebert.utils.errors import InputError
-from deebert.utils.text import printable
+from deebert.utils.files import printable
 
 FORMATS = ("lines", *dict.fromkeys(ENDINGS.values()))
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from deebert.data.columns import Columns, choose_columns
 from deebert.data.label_values import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
+    Columns,
     LabelFormat,
+    choose_columns,
     doubts,
     guess_format,
     listing,

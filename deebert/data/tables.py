@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deebert.utils.errors import InputError
-from deebert.utils.text import no_formula, printable
+from deebert.utils.files import no_formula, printable
 
 # What a file holds, by its ending. Training and predict read the same.
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}

@@ -15,8 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from deebert.data.batching import Collator, map_batches
-from deebert.data.features import Features
+from deebert.data.batching import Collator, Features, map_batches
 from deebert.data.tasks import Task
 from deebert.evaluation.cost import Costs, costs_of
 from deebert.evaluation.metrics import primary_score, scores

@@ -16,8 +16,7 @@ import pandas as pd
 from numpy.lib import format as npy_format
 
 from deebert.utils.errors import InputError
-from deebert.utils.files import replacing
-from deebert.utils.text import no_formula
+from deebert.utils.files import no_formula, replacing
 
 EACH_LAYER, SWEEP, CURVE, CLASSES = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv", "classes.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy

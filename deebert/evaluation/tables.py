@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from deebert.evaluation.results import CLASSES, ClassRow, SweepRow, primary_scores
-from deebert.utils.text import printable
+from deebert.utils.files import printable
 
 
 def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:

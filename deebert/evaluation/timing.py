@@ -13,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import ModelOutput
 
-from deebert.data.batching import Collator, eval_batches
-from deebert.data.features import Features
+from deebert.data.batching import Collator, Features, eval_batches
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, binary_logits

@@ -13,11 +13,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from deebert.data.batching import collator
-from deebert.data.columns import choose_columns
+from deebert.data.batching import Features, collator, tokenize
 from deebert.data.encoding import check_vocabulary
-from deebert.data.features import Features, tokenize
-from deebert.data.label_values import MULTI_LABEL, SINGLE_LABEL
+from deebert.data.label_values import MULTI_LABEL, SINGLE_LABEL, choose_columns
 from deebert.data.own_data import METRICS, OwnFiles, OwnTask, own_task
 from deebert.data.tables import ENDINGS, read_table, read_texts
 from deebert.evaluation.all_exits import AllExits, run_all_exits, sweep
@@ -31,8 +29,8 @@ from deebert.experiment.model_card import write_card
 from deebert.modeling import checkpoints
 from deebert.modeling.config import has_several_labels
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.training.settings import TrainSettings
 from deebert.training.stage import StageTraining
+from deebert.training.strategies import TrainSettings
 from deebert.training.train_data import cached_features
 from deebert.utils.errors import InputError
 from deebert.utils.files import complete_folder

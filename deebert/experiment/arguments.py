@@ -15,8 +15,7 @@ from deebert.data.tasks import TASKS
 from deebert.modeling.backbones import NAMES
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.training.settings import TrainSettings
-from deebert.training.strategies import STRATEGIES
+from deebert.training.strategies import STRATEGIES, TrainSettings
 from deebert.utils.cli import ArgumentParser, check_numbers, flag
 from deebert.utils.errors import InputError
 

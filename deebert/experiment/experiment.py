@@ -10,9 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
-from deebert.data.batching import Collator, collator
+from deebert.data.batching import Collator, Features, collator, fingerprint, tokenize
 from deebert.data.encoding import MIN_TOKENS, check_vocabulary
-from deebert.data.features import Features, fingerprint, tokenize
 from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
 from deebert.evaluation.all_exits import DevSets

@@ -18,8 +18,7 @@ from transformers import get_linear_schedule_with_warmup
 from deebert.data.batching import MicroBatch, TrainBatches
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.losses import training_loss
-from deebert.training.settings import TrainSettings
-from deebert.training.strategies import STRATEGIES
+from deebert.training.strategies import STRATEGIES, TrainSettings
 from deebert.training.train_data import TrainData
 from deebert.utils.errors import InputError
 

@@ -1,10 +1,14 @@
 """The training strategies: for each stage, what is trained, and the weight of every exit's loss (losses.py).
 
+And the hyper-parameters of a stage: a dataclass for Python, whose fields are flags of the command line, too.
 This module imports no torch: the command line names the strategies before anything slow is imported.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from deebert.utils.cli import check_choice, check_numbers, flag
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,53 @@ STRATEGIES: dict[str, tuple[Stage, ...]] = {
     # BERxiT (Xin et al., 2021), section 3.2: the final loss and the sum of all losses in turn
     "alternating": (Stage("all", in_turn),),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The hyper-parameters of one stage. The defaults are the original's. Raises InputError for values without meaning.
+
+    An optimizer step takes per_gpu_train_batch_size x gradient_accumulation_steps x processes samples.
+    """
+
+    _argument_group_name = "Training: strategy, loss and optimizer"
+
+    train_strategy: str = flag(
+        "which exits' losses are trained in which stage", default="two_stage", choices=tuple(STRATEGIES)
+    )
+    distill: float = flag(
+        "share of an off-ramp's loss that is its distance from the final classifier's logits; 0.5 if bare",
+        default=0.0,
+        nargs="?",
+        const=0.5,
+    )
+    per_gpu_train_batch_size: int = flag("samples of a micro-batch in each process", default=8)
+    gradient_accumulation_steps: int = flag("micro-batches of an optimizer step", default=1)
+    learning_rate: float = flag("peak of the linear schedule", default=5e-5)
+    head_learning_rate: float | None = flag(
+        "learning rate of the final classifier and its pooler (default: that of the recipe, else learning_rate)"
+    )
+    highway_learning_rate: float | None = flag(
+        "learning rate of the off-ramps (default: that of the recipe, else learning_rate)"
+    )
+    weight_decay: float = flag("biases and LayerNorm weights have none", default=0.0)
+    adam_epsilon: float = flag("AdamW's epsilon", default=1e-8)
+    max_grad_norm: float = flag("gradients are clipped to this norm; 0: not clipped", default=1.0)
+    num_train_epochs: float = flag("epochs of each stage", default=3.0)
+    max_steps: int = flag("optimizer steps of each stage, in place of epochs; 0 or below: epochs count", default=-1)
+    warmup_steps: int = flag("optimizer steps of linear warm-up", default=0)
+    seed: int = flag("seed of initialisation, dropout and the order of batches", default=42)
+    logging_steps: int = flag("optimizer steps between two log entries; 0: no log", default=50)
+    save_steps: int = flag("optimizer steps between two checkpoints; 0: none within a stage", default=50)
+
+    def __post_init__(self):
+        check_choice(self, "train_strategy", STRATEGIES)
+        check_numbers(self, "per_gpu_train_batch_size", "gradient_accumulation_steps", at_least=1)
+        check_numbers(self, "learning_rate", "head_learning_rate", "highway_learning_rate", "num_train_epochs", above=0)
+        check_numbers(self, "weight_decay", "adam_epsilon", "max_grad_norm", at_least=0)
+        check_numbers(self, "warmup_steps", "seed", "logging_steps", "save_steps", at_least=0)
+        check_numbers(self, "distill", at_least=0, at_most=1)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The number of optimizer steps of the stage."""
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)

@@ -18,8 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deebert.data.batching import Collator, map_batches
-from deebert.data.features import Features
+from deebert.data.batching import Collator, Features, map_batches
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import mean_weights

@@ -17,7 +17,7 @@ from copy import copy
 from typing import Any, NoReturn
 
 from deebert.utils.errors import InputError, Interrupted
-from deebert.utils.text import printable
+from deebert.utils.files import printable
 
 # The packages without which a command cannot run, by the names that Python imports
 REQUIREMENTS = "torch transformers accelerate numpy sklearn scipy tqdm matplotlib tensorboardX pandas"

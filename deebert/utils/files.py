@@ -1,8 +1,12 @@
-"""Safe writing: to a temporary name first, then renamed, so that a file is either complete or absent."""
+"""Safe writing: to a temporary name first, then renamed, so that a file is either complete or absent.
+
+And texts of others, such as labels, made safe for what shows them: terminals and spreadsheets.
+"""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +21,7 @@ from deebert.utils.errors import InputError
 LOCK = ".lock"
 # Temporary files of a process that was killed.
 LEFTOVERS = (".*.partial", ".*.removed", ".saving-*")
+FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # the first characters of formulas, also in their wide forms
 
 
 @contextmanager
@@ -171,3 +176,14 @@ def reserved(folder: Path, wanted: bool = True) -> Iterator[None]:
         for path in made:
             with suppress(OSError):  # there are results in it
                 path.rmdir()
+
+
+def printable(text: str) -> str:
+    """The text with escapes, such as \\x1b and \\n, in place of the control characters that a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: ascii(match[0])[1:-1], text)
+
+
+def no_formula(field: str) -> str:
+    """The field with a ' before it where a spreadsheet would take it for a formula. Numbers stay as they are."""
+    formula = field[:1] in FORMULA and len(field) > 1 and not re.fullmatch(r"[+-]?[\d.,]+(e[+-]?\d+)?%?", field, re.I)
+    return f"'{field}" if formula else field

@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import numpy as np
 import torch
 
-from deebert.data.batching import collator
-from deebert.data.features import tokenize
+from deebert.data.batching import collator, tokenize
 from deebert.data.tasks import DIAGNOSTIC, INDEX_COLUMNS, TASKS, Task, check_num_labels, get_task, label_order
 from deebert.evaluation.all_exits import AllExits, run_all_exits
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, max_tokens, quiet_transformers

@@ -29,8 +29,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from deebert.data.batching import collator
-from deebert.data.features import Features
+from deebert.data.batching import Features, collator
 from deebert.data.tasks import eval_splits
 from deebert.evaluation import plotting
 from deebert.evaluation.cost import costs_of

@@ -42,8 +42,8 @@ from deebert.experiment.run import make_accelerator
 from deebert.modeling.checkpoints import load_pretrained, quiet_transformers
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.losses import exit_losses
-from deebert.training.settings import TrainSettings
 from deebert.training.stage import StageTraining
+from deebert.training.strategies import TrainSettings
 from deebert.training.train_data import TokenData, cached_features
 from deebert.utils import cli
 from deebert.utils.cli import non_negative, positive

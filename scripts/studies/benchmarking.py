@@ -13,8 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers.utils import ModelOutput
 
-from deebert.data.batching import collator
-from deebert.data.features import Features
+from deebert.data.batching import Features, collator
 from deebert.evaluation import plotting
 from deebert.evaluation.cost import costs_of
 from deebert.evaluation.metrics import predictions, scores

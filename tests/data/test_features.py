@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import tiny_config, tiny_model, tiny_tokenizer
 
-from deebert.data.batching import TrainBatches, collator, eval_batches
-from deebert.data.features import fingerprint, tokenize
+from deebert.data.batching import TrainBatches, collator, eval_batches, fingerprint, tokenize
 from deebert.data.tasks import TASKS, Example
 from deebert.evaluation.all_exits import run_all_exits
 

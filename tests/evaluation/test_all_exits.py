@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as hnp
 from support.helpers import simulated, with_costs
 from support.tiny import random_batch, tiny_model
 
-from deebert.data.batching import collator
-from deebert.data.features import Features
+from deebert.data.batching import Features, collator
 from deebert.data.tasks import TASKS
 from deebert.evaluation import timing
 from deebert.evaluation.all_exits import (

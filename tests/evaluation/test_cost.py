@@ -7,8 +7,7 @@ import pytest
 from support.helpers import counted_by_pytorch, simulated, with_costs
 from support.tiny import random_batch, tiny_config, tiny_model
 
-from deebert.data.batching import collator
-from deebert.data.features import Features
+from deebert.data.batching import Features, collator
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits, run_all_exits, sweep
 from deebert.evaluation.cost import costs_of

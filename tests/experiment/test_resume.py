@@ -18,8 +18,7 @@ from support.tiny import CLASSES, tiny_tokenizer
 from tensorboardX.event_file_writer import EventsWriter
 
 import run_glue_deebert
-from deebert.data.batching import collator
-from deebert.data.features import tokenize
+from deebert.data.batching import collator, tokenize
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.experiment.monitor import Monitor

@@ -12,8 +12,7 @@ from scipy.special import softmax
 from scipy.stats import entropy as scipy_entropy
 from support.tiny import BACKBONES, random_batch, tiny_model
 
-from deebert.data.batching import collator
-from deebert.data.features import Features
+from deebert.data.batching import Features, collator
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits, dense_thresholds
 from deebert.evaluation.results import SweepRow

@@ -326,7 +326,7 @@ def test_threshold_rule_and_training_mode(models):
 
 
 def test_all_exits_of_a_dev_set_come_from_the_graphs_too(models):
-    from deebert.data.features import Features
+    from deebert.data.batching import Features
     from deebert.evaluation.all_exits import run_all_exits
 
     model, exported = models["bert"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deebert.training.settings import TrainSettings
+from deebert.training.strategies import TrainSettings
 from deebert.utils.errors import InputError
 
 

@@ -10,12 +10,11 @@ from support.helpers import train
 from support.tiny import tiny_model, tiny_tokenizer
 from torch.nn import functional
 
-from deebert.data.batching import TrainBatches, collator
-from deebert.data.features import tokenize
+from deebert.data.batching import TrainBatches, collator, tokenize
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
-from deebert.training.settings import TrainSettings
 from deebert.training.stage import parameter_groups
+from deebert.training.strategies import TrainSettings
 from deebert.utils.errors import InputError
 
 QUIET = {"logging_steps": 0, "save_steps": 0}

@@ -9,15 +9,13 @@ from support.helpers import train
 from support.tiny import BACKBONES, random_batch, tiny_model, tiny_tokenizer
 from torch.nn import functional
 
-from deebert.data.batching import TrainBatches, collator
-from deebert.data.features import tokenize
+from deebert.data.batching import TrainBatches, collator, tokenize
 from deebert.data.tasks import TASKS
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.modeling.off_ramps import POOLINGS, is_off_ramp
 from deebert.training.losses import TEMPERATURE, training_loss
-from deebert.training.settings import TrainSettings
-from deebert.training.strategies import STRATEGIES
+from deebert.training.strategies import STRATEGIES, TrainSettings
 
 LAYERS = 4
 RULES = tuple(EXIT_RULES)

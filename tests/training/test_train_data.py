@@ -8,13 +8,12 @@ import torch
 from accelerate import Accelerator
 from support.tiny import tiny_model, tiny_tokenizer
 
-from deebert.data.batching import collator
-from deebert.data.features import tokenize
+from deebert.data.batching import collator, tokenize
 from deebert.data.tasks import TASKS
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training import train_data
-from deebert.training.settings import TrainSettings
 from deebert.training.stage import StageTraining
+from deebert.training.strategies import TrainSettings
 from deebert.training.train_data import TokenData, cached_features
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
