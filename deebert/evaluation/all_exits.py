@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from deebert.data.batching import Collator, Features, map_batches
 from deebert.data.tasks import Task
 from deebert.evaluation.cost import Costs, costs_of
-from deebert.evaluation.metrics import primary_score, scores
+from deebert.evaluation.metrics import class_scores, primary_score, scores
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.config import has_several_labels
 from deebert.modeling.early_exit import first_exit_layer
@@ -214,6 +215,23 @@ def _check_logits(logits: np.ndarray, layers: range) -> None:
 def layer_scores(task: Task, exits: AllExits) -> dict[int, dict[str, float]]:
     """The task's metrics of each exit, by its layer; that of the last layer is the final classifier."""
     return {layer: scores(task, exits.logits[:, i], exits.labels) for i, layer in enumerate(exits.layers)}
+
+
+def classes(exits: AllExits, names: Sequence[str], threshold: float | Sequence[float]) -> pd.DataFrame:
+    """A line for each class: its name, texts, and precision, recall and F1, NaN for a class that never occurs.
+
+    The columns precision_full, ... are of the full model, precision_early, ... at the threshold: NaN where nothing
+    exits early.
+    """
+    counts = exits.labels.sum(axis=0) if exits.several_labels else np.bincount(exits.labels, minlength=len(names))
+    full = class_scores(exits.logits[:, -1], exits.labels)
+    early = dict.fromkeys(full, np.nan)
+    if exits.exits_early(threshold):
+        early = class_scores(exits.logits_at(exits.exit_layers(threshold)), exits.labels)
+    columns = {"label": names, "texts": counts.astype(int)}
+    for at, scores_at in (("full", full), ("early", early)):
+        columns |= {f"{name}_{at}": values for name, values in scores_at.items()}
+    return pd.DataFrame(columns)
 
 
 def sweep(task: Task, exits: AllExits, thresholds: Sequence[float | Sequence[float]]) -> list[SweepRow]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import pearsonr, rankdata, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
+from sklearn.metrics import matthews_corrcoef
 
 from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deebert.data.tasks import Task
@@ -228,14 +228,17 @@ def counted_classes(task: Task, labels: np.ndarray) -> dict[int, int]:
     return {i: int(np.sum(labels[:, i] if labels.ndim == 2 else labels == i)) for i in counted}
 
 
-def class_f1(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """F1 of each class (C,), 0 for those that neither occur nor are predicted, and macro F1, the mean of the others.
+def class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 of each class (C,), NaN for those that neither occur nor are predicted.
 
     Arguments as for `correct`.
     """
-    predicted = predictions(logits, labels.ndim == 2)
-    each = f1_score(labels, predicted, labels=np.arange(logits.shape[1]), average=None, zero_division=0)
-    return each, float(_macro_f1(labels, predicted))
+    each = (_columns(values, logits.shape[1]) for values in (labels, predictions(logits, labels.ndim == 2)))
+    labels, predicted = each
+    right, texts, sizes = (values.sum(axis=0) for values in (labels * predicted, labels, predicted))
+    counted = np.where(texts + sizes > 0, right, np.nan)
+    shares = {"precision": sizes, "recall": texts, "f1": (texts + sizes) / 2}
+    return {name: counted / np.where(total > 0, total, 1) for name, total in shares.items()}
 
 
 def majority(labels: np.ndarray) -> tuple[int, float]:

@@ -6,7 +6,7 @@ Folders with npy files only, such as the original's, are read too. This module n
 
 import math
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
@@ -68,22 +68,10 @@ class SweepRow:
         return self.layers_saved if self.cost is None else 1 - self.cost
 
 
-@dataclass(frozen=True)
-class ClassRow:
-    """The F1 of one class, of the full model and at the model's threshold; early: None where nothing exits early."""
-
-    label: str
-    texts: int
-    full: float
-    early: float | None = None
-
-
-def write_classes(folder: Path, rows: Sequence[ClassRow]) -> None:
-    """Writes classes.csv, a line for each class."""
-    table = pd.DataFrame(map(asdict, rows)).rename(columns={"full": "f1_full", "early": "f1_early"})
-    table["label"] = table["label"].map(no_formula)
+def write_classes(folder: Path, classes: pd.DataFrame) -> None:
+    """Writes classes.csv, a line for each class, from a table of `all_exits.classes`."""
     with replacing(folder / CLASSES) as file:
-        table.to_csv(file, index=False)
+        classes.assign(label=classes["label"].map(no_formula)).to_csv(file, index=False)
 
 
 def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str = "") -> Path:

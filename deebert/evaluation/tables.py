@@ -1,8 +1,11 @@
 """Results as text: the Markdown table of a sweep, and its summary in one sentence. Needs neither torch nor a model."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from deebert.evaluation.results import CLASSES, ClassRow, SweepRow, primary_scores
+import pandas as pd
+
+from deebert.evaluation.results import CLASSES, SweepRow, primary_scores
 from deebert.utils.files import printable
 
 
@@ -36,19 +39,26 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
     return markdown(lines)
 
 
-def class_table(rows: Sequence[ClassRow], macro: ClassRow, most: int = 10) -> str:
-    """A Markdown table of F1, in per cent: the classes that early exit costs most, and in the last row macro F1."""
-    early = macro.early is not None
-    rows = [each for each in rows if each.texts]
-    lines = [["class", "texts", "F1, full model (%)", *(("F1, early exit (%)", "change") if early else ())]]
-    shown = sorted(rows, key=lambda each: (each.early - each.full, each.full) if early else each.full)[:most]
-    for each in (*shown, macro):
-        change = (f"{100 * each.early:.1f}", f"{100 * (each.early - each.full):+.1f}") if early else ()
-        lines.append([printable(each.label), str(each.texts), f"{100 * each.full:.1f}", *change])
-    if len(rows) <= most:
-        return markdown(lines)
-    which = "costliest" if early else "lowest"
-    return f"{markdown(lines)}\nThese are the {which} {most} of {len(rows)}; {CLASSES} has all."
+def class_table(classes: pd.DataFrame, folder: Path, most: int = 10) -> str:
+    """A Markdown table of `all_exits.classes`, in per cent: those whose F1 early exit changes most, and the average.
+
+    folder: of the file with all of them. Where nothing exits early, those with the lowest F1.
+    """
+    early = bool(classes["f1_early"].notna().any())
+    seen = classes[classes["texts"] > 0]
+    order = (seen["f1_full"] - seen["f1_early"]).abs().mul(-1) if early else seen["f1_full"]
+    shown = seen.loc[order.sort_values(kind="stable").index[:most]].to_dict("records")
+    average = classes.mean(numeric_only=True).to_dict() | {"label": "macro average", "texts": classes["texts"].sum()}
+    lines = [["class", "texts", "precision", "recall", "F1", *(["change of F1"] if early else [])]]
+    for row in (*shown, average):
+        cells = []
+        for name in ("precision", "recall", "f1"):
+            cells.append(" -> ".join(f"{100 * row[f'{name}_{at}']:.1f}" for at in ("full", "early")[: 1 + early]))
+        change = [f"{100 * (row['f1_early'] - row['f1_full']):+.1f}"] if early else []
+        lines.append([printable(row["label"]), f"{row['texts']:.0f}", *cells, *change])
+    which = "whose F1 changes less" if early else "with a higher F1"
+    more = f"left out, classes {which}: {len(seen) - most}; all" if len(seen) > most else "these numbers"
+    return f"{markdown(lines)}\n{more} are in {folder / CLASSES}"
 
 
 def summary(rows: Sequence[SweepRow], drop: float = 0.01) -> str:

@@ -4,12 +4,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from deebert.data.tasks import eval_splits
 from deebert.evaluation import all_exits, metrics, results, tables, threshold_selection, timing
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.results import ClassRow, SweepRow
+from deebert.evaluation.results import SweepRow
 from deebert.evaluation.threshold_selection import SelectionTarget
 from deebert.experiment.experiment import Experiment
 from deebert.modeling.checkpoints import load_config
@@ -77,23 +75,19 @@ class Evaluation:
             )
 
     def score_classes(self) -> None:
-        """For own data: the F1 of each class, of the full model and at the model's threshold -> classes.csv.
+        """Precision, recall and F1 of each class, of the full model and at the model's threshold -> classes.csv.
 
-        With --eval_each_highway, as each_layer.csv.
+        With --eval_each_highway, as each_layer.csv, and where a threshold is chosen.
         """
-        if not self.wanted.eval_each_highway or "f1_macro" not in self.task.metrics:
+        if not self.task.labels or not (self.wanted.eval_each_highway or self.wanted.chooses_threshold):
             return
-        exits, config = self.exits, self.model.config
-        full, macro = metrics.class_f1(exits.logits[:, -1], exits.labels)
-        early, early_macro = [None] * config.num_labels, None
-        if exits.exits_early(config.exit_threshold):
-            early_logits = exits.logits_at(exits.exit_layers(config.exit_threshold))
-            early, early_macro = metrics.class_f1(early_logits, exits.labels)
-        counts = exits.labels.sum(axis=0) if exits.several_labels else np.bincount(exits.labels, minlength=len(full))
-        names = [config.id2label[i] for i in range(config.num_labels)]
-        rows = [ClassRow(*values) for values in zip(names, counts.astype(int), full, early, strict=True)]
-        results.write_classes(self.folder, rows)
-        self.say(tables.class_table(rows, ClassRow("macro F1", len(exits.labels), macro, early_macro)))
+        config = self.model.config
+        names, threshold = [config.id2label[i] for i in range(config.num_labels)], config.exit_threshold
+        classes = all_exits.classes(self.exits, names, threshold)
+        results.write_classes(self.folder, classes)
+        early = " -> at the model's threshold" if self.exits.exits_early(threshold) else ""
+        self.say(f"Each class of {self.split}, in %, full model{early}:")
+        self.say(tables.class_table(classes, self.folder))
 
     def choose_threshold(self) -> None:
         """Chooses the threshold for a risk or a drop of the score, and stores it in the model's config.

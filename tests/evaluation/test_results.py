@@ -7,12 +7,13 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.helpers import script
 
 from deebert.evaluation import plotting, results
 from deebert.evaluation.plotting import read_series
-from deebert.evaluation.results import ClassRow, SweepRow, read_each_layer, read_sweep, result_dir
+from deebert.evaluation.results import SweepRow, read_each_layer, read_sweep, result_dir
 from deebert.evaluation.tables import class_table, summary, sweep_table
 from deebert.utils import cli
 from deebert.utils.errors import InputError
@@ -165,11 +166,35 @@ def test_table_shows_per_cent_and_a_dash_for_missing_times():
 
 
 def test_labels_are_no_formulas_and_no_orders_to_a_terminal(tmp_path):
-    rows = [ClassRow("=1+1", 3, 0.5), ClassRow("\x1b[31mred", 2, 0.25), ClassRow("-1", 2, 0.25)]
+    rows = classes({"=1+1": (0.5, math.nan), "\x1b[31mred": (0.25, math.nan), "-1": (0.25, math.nan)})
     results.write_classes(tmp_path, rows)
     lines = (tmp_path / "classes.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["label", "'=1+1", "\x1b[31mred", "-1"]
-    assert "| \\x1b[31mred | 2 |" in class_table(rows, ClassRow("macro F1", 7, 0.3))
+    assert "| \\x1b[31mred | 2 | 25.0 | 25.0 | 25.0 |\n" in class_table(rows, tmp_path)
+
+
+def classes(f1: dict[str, tuple[float, float]]) -> pd.DataFrame:
+    """Classes of two texts, whose precision and recall are their F1 of the full model and with early exit."""
+    columns = {"label": list(f1), "texts": 2}
+    for i, at in enumerate(("full", "early")):
+        columns |= {f"{name}_{at}": [each[i] for each in f1.values()] for name in ("precision", "recall", "f1")}
+    return pd.DataFrame(columns)
+
+
+def test_the_table_of_classes_has_those_that_change_most(tmp_path):
+    nan = math.nan
+    rows = classes({"same": (0.9, 0.9), "worse": (0.8, 0.7), "better": (0.3, 0.5), "never": (nan, nan)})
+    rows.loc[3, "texts"] = 0
+    _, _, *lines, last = class_table(rows, tmp_path, most=2).splitlines()
+    assert lines == [
+        "| better | 2 | 30.0 -> 50.0 | 30.0 -> 50.0 | 30.0 -> 50.0 | +20.0 |",
+        "| worse | 2 | 80.0 -> 70.0 | 80.0 -> 70.0 | 80.0 -> 70.0 | -10.0 |",
+        "| macro average | 6 | 66.7 -> 70.0 | 66.7 -> 70.0 | 66.7 -> 70.0 | +3.3 |",
+    ]
+    assert last == f"left out, classes whose F1 changes less: 1; all are in {tmp_path / 'classes.csv'}"
+    lines = class_table(classes({"high": (0.9, nan), "low": (0.2, nan)}), tmp_path).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| low", "| high"]
+    assert lines[-1] == f"these numbers are in {tmp_path / 'classes.csv'}"
 
 
 def test_summary_names_the_largest_saving_within_the_drop():

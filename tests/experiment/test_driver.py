@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
@@ -72,7 +73,14 @@ def test_training_and_evaluation_write_the_documented_files(drive, tmp_path, bac
     )
     results = tmp_path / "results" / "out"
     assert "my own words" in (out / "README.md").read_text()
-    names = {"each_layer.npy", "each_layer.csv", "all_exits.npz", "entropy_sweep.csv", "entropy_curve.csv"}
+    names = {
+        "each_layer.npy",
+        "each_layer.csv",
+        "classes.csv",
+        "all_exits.npz",
+        "entropy_sweep.csv",
+        "entropy_curve.csv",
+    }
     assert {p.name for p in results.iterdir()} == names | {f"entropy_{t}.npy" for t in (0.0, 0.3, 0.7)}
     exits = AllExits.load(results / "all_exits.npz")
     assert exits.logits.shape == (20, 4, 2)
@@ -124,6 +132,9 @@ def test_mnli_and_mnli_mm_have_separate_results(drive, tmp_path):
     for exits, folder in ((matched, "out"), (mismatched, "out-MM")):
         accuracy = (exits.logits[:, -1].argmax(-1) == exits.labels).mean()
         assert (tmp_path / folder / "eval_results.txt").read_text() == f"acc = {accuracy}\n"
+        classes = pd.read_csv(tmp_path / "results" / folder / "classes.csv")
+        assert classes["texts"].tolist() == np.bincount(exits.labels, minlength=3).tolist()
+        assert classes["f1_early"].isna().all()  # no threshold is stored
     labels = json.loads((tmp_path / "out/config.json").read_text())["id2label"]
     assert labels == {"0": "contradiction", "1": "neutral", "2": "entailment"}
 

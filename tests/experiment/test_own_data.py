@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 from support.tiny import sentences, tiny_config, tiny_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -79,10 +79,13 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     assert config["highway_head"] == "linear"  # --recipe fast is the default
     assert exits.logits.shape == (18, 5, 2)  # with exit 0
     early = exits.logits_at(exits.exit_layers(config["exit_threshold"])).argmax(-1)
-    for name, predicted in (("f1_full", exits.logits[:, -1].argmax(-1)), ("f1_early", early)):
-        expected = f1_score(exits.labels, predicted, average=None)
-        assert [float(row[name]) for row in classes] == pytest.approx(expected)
-        assert f"{100 * np.mean(expected):.1f}" in printed.split("| macro F1 |")[1].splitlines()[0]
+    assert "\nEach class of dev, in %, full model -> at the model's threshold:\n" in printed
+    average = printed.split("| macro average | 18 |")[1].splitlines()[0]
+    for at, predicted in (("full", exits.logits[:, -1].argmax(-1)), ("early", early)):
+        *expected, _ = precision_recall_fscore_support(exits.labels, predicted, zero_division=0)
+        for name, values in zip(("precision", "recall", "f1"), expected, strict=True):
+            assert [float(row[f"{name}_{at}"]) for row in classes] == pytest.approx(values)
+            assert f"{100 * np.mean(values):.1f}" in average
     assert [row["label"] for row in classes] == ["bad", "good"]
 
     own(f"{EVALUATE} --validation_file films.csv --test_file test.csv")

@@ -10,7 +10,7 @@ from support.tiny import random_batch
 from torch.nn import functional
 
 from deebert.evaluation.all_exits import AllExits
-from deebert.evaluation.metrics import class_f1, exits_at_chance, majority, predictions
+from deebert.evaluation.metrics import class_scores, exits_at_chance, majority, predictions
 from deebert.evaluation.threshold_selection import changed_texts
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.training.losses import distillation_losses, training_loss
@@ -100,9 +100,14 @@ def test_the_loss_is_binary_cross_entropy(model):
 def test_scores_of_classes_and_of_chance():
     logits = np.array([[2.0, -1, -1], [1, 1, -1], [-1, 2, -1], [1, -1, -1]])
     labels = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 0]], np.float32)
-    each, macro = class_f1(logits, labels)
-    np.testing.assert_allclose(each, [2 / 3, 1, 0])
-    assert macro == pytest.approx(5 / 6)  # the third label neither occurs nor is predicted
+    each = class_scores(logits, labels)
+    nothing = np.nan  # the third label neither occurs nor is predicted
+    for name, expected in (
+        ("precision", [2 / 3, 1, nothing]),
+        ("recall", [2 / 3, 1, nothing]),
+        ("f1", [2 / 3, 1, nothing]),
+    ):
+        np.testing.assert_allclose(each[name], expected)
     assert majority(labels) == (0, pytest.approx(2 * 3 / (5 + 4)))
     nothing = np.full_like(logits, -1)
     assert exits_at_chance(np.stack([nothing, logits], axis=1), labels) == [0]
