@@ -78,20 +78,16 @@ def without_cost(rows: Iterable[SweepRow]) -> list[SweepRow]:
 def labels(folders: Iterable[str | Path]) -> list[str]:
     """The part of each folder's path in which they differ; for a single folder its last three parts."""
     paths = [Path(folder).resolve() for folder in folders]
-    if not paths:
-        return []
-    if len(paths) == 1:
-        return ["/".join(paths[0].parts[1:][-3:]).removesuffix("/two_stage")]
-    shared = Path(os.path.commonpath(paths))
-    return [
-        (path.relative_to(shared).as_posix() if path != shared else path.name).removesuffix("/two_stage")
-        for path in paths
-    ]
+    names = ["/".join(path.parts[1:][-3:]) for path in paths]
+    if len(paths) > 1:
+        shared = Path(os.path.commonpath(paths))
+        names = [path.name if path == shared else path.relative_to(shared).as_posix() for path in paths]
+    return [name.removesuffix("/two_stage") for name in names]
 
 
-def percent(values: Iterable[float]) -> list[float]:
-    """Shares as per cent."""
-    return [100 * value for value in values]
+def percent(rows: Iterable[SweepRow], share: str) -> list[float]:
+    """This field of the rows, in per cent."""
+    return [100 * getattr(row, share) for row in rows]
 
 
 def score_label(series: Sequence[Series]) -> str:
@@ -111,11 +107,6 @@ def unit(series: Sequence[Series]) -> str:
     return "layers" if any(row.cost is None for s in series for row in s.sweep) else "cost"
 
 
-def saved(rows: Iterable[SweepRow]) -> list[float]:
-    """What these rows save of the cost, in per cent."""
-    return percent(row.cost_saved for row in rows)
-
-
 def line_style(i: int) -> dict:
     """Colour, marker and line style of the i-th of several lines."""
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": LINES[i % len(LINES)]}
@@ -128,17 +119,18 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
     for i, s in enumerate(series):
         line, dots = line_style(i) | {"marker": ""}, line_style(i) | {"linestyle": ""}
         curve = s.curve or s.sweep
-        by_cost.plot(saved(curve), percent(r.score for r in curve), **line, linewidth=1)
-        by_cost.plot(saved(s.sweep), percent(r.score for r in s.sweep), **dots, label=s.label)
+        by_cost.plot(percent(curve, "cost_saved"), percent(curve, "score"), **line, linewidth=1)
+        by_cost.plot(percent(s.sweep, "cost_saved"), percent(s.sweep, "score"), **dots, label=s.label)
         draw_full_score(by_cost, s, i)
     draw_time_tradeoff(by_time, series)
+    note = "horizontal line: full model"
     if len(series) == 1:
-        sweep, timed = series[0].sweep, series[0].timed
-        annotate_thresholds(by_cost, sweep, saved(sweep), percent(r.score for r in sweep))
-        annotate_thresholds(by_time, timed, percent(r.time_saved for r in timed), percent(r.score for r in timed))
+        (one,) = series
+        note += f"; numbers: {threshold_name(one.sweep)}"
+        annotate_thresholds(by_cost, one.sweep, percent(one.sweep, "cost_saved"), percent(one.sweep, "score"))
+        annotate_thresholds(by_time, one.timed, percent(one.timed, "time_saved"), percent(one.timed, "score"))
     by_cost.set(xlabel=f"expected: {unit(series)} saved (%)", ylabel=score_label(series))
     by_time.set(xlabel=time_label(series))
-    note = "horizontal line: full model" + (f"; numbers: {threshold_name(series[0].sweep)}" if len(series) == 1 else "")
     by_cost.set_title(note, fontsize=9, loc="left")
     for axes in (by_cost, by_time):
         axes.margins(x=0.08, y=0.1)  # room for the numbers
@@ -149,8 +141,7 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
 def draw_time_tradeoff(axes, series: Sequence[Series]) -> None:
     """Score against measured time saved, one line for each series."""
     for i, s in enumerate(series):
-        times, scores = percent(r.time_saved for r in s.timed), percent(r.score for r in s.timed)
-        axes.plot(times, scores, **line_style(i), linewidth=1, label=s.label)
+        axes.plot(percent(s.timed, "time_saved"), percent(s.timed, "score"), **line_style(i), linewidth=1, label=s.label)
         draw_full_score(axes, s, i)
 
 
@@ -185,7 +176,8 @@ def plot_layers(series: Sequence[Series]) -> Figure:
 def draw_layers(axes, series: Sequence[Series]) -> None:
     """The score of each exit by its layer, one line for each series."""
     for i, s in enumerate(series):
-        axes.plot(list(s.each_layer), percent(s.each_layer.values()), **line_style(i), label=s.label)
+        scores = [100 * score for score in s.each_layer.values()]
+        axes.plot(list(s.each_layer), scores, **line_style(i), label=s.label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -229,10 +221,9 @@ def plot_savings(series: Sequence[Series]) -> Figure:
     if len(series) == 1:
         timed = series[0].timed
         axes.set_title(f"numbers: {threshold_name(timed)}", fontsize=9, loc="left")
-        annotate_thresholds(axes, timed, saved(timed), percent(r.time_saved for r in timed))
-    axes.set(
-        xlabel=f"expected: {unit(series)} saved (%)", ylabel=f"measured: {time_label(series).replace(', measured', '')}"
-    )
+        annotate_thresholds(axes, timed, percent(timed, "cost_saved"), percent(timed, "time_saved"))
+    measured = time_label(series).replace(", measured", "")
+    axes.set(xlabel=f"expected: {unit(series)} saved (%)", ylabel=f"measured: {measured}")
     axes.margins(0.08)
     axes.legend(loc="upper left")
     return figure
@@ -240,11 +231,11 @@ def plot_savings(series: Sequence[Series]) -> Figure:
 
 def draw_savings(axes, series: Sequence[Series]) -> None:
     """Measured time saved against cost (or layers) saved, and the diagonal."""
-    ends = [0, max(value for s in series for value in saved(s.timed))]
+    ends = [0, max(value for s in series for value in percent(s.timed, "cost_saved"))]
     axes.plot(ends, ends, color="0.5", linewidth=1, label=f"time saved = {unit(series)} saved")
     for i, s in enumerate(series):
-        expected, measured = saved(s.timed), percent(r.time_saved for r in s.timed)
-        spread = percent((r.time_saved_spread or 0) / 2 for r in s.timed)
+        expected, measured = percent(s.timed, "cost_saved"), percent(s.timed, "time_saved")
+        spread = [50 * (row.time_saved_spread or 0) for row in s.timed]
         axes.errorbar(expected, measured, yerr=spread, **line_style(i) | {"linestyle": ""}, capsize=2, label=s.label)
 
 

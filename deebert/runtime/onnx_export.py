@@ -14,8 +14,9 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 import deebert
 from deebert.modeling.checkpoints import encoding_facts, one_line
 from deebert.modeling.config import MANIFEST, config_rule
+from deebert.modeling.exit_rules import ExitRule
 from deebert.runtime.exported import FORMAT, GRAPH, graph_facts
 from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files, make_folder, remove_leftovers
@@ -60,43 +62,28 @@ def exit_logits(model, i: int, hidden: Tensor, pooling_weights: Tensor | None) -
     return off_ramps[i](hidden, pooling_weights)
 
 
-class MasksGraph(nn.Module):
-    """attention_mask (b, T) -> the mask of `additive_mask` and, where off-ramps need it, pooling weights (b, T)."""
+def masks(model, attention_mask: Tensor) -> tuple[Tensor, ...]:
+    """(b, T) -> the mask of `additive_mask` and, where off-ramps need it, pooling weights (b, T)."""
+    weights = model.pooling_weights(attention_mask)
+    return additive_mask(model, attention_mask), *([] if weights is None else [weights])
 
-    def __init__(self, model):
+
+def exit_outputs(
+    model, i: int, rule: ExitRule, hidden: Tensor, pooling_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The logits (b, C) of exit i, and their uncertainty (b,) by the rule."""
+    logits = exit_logits(model, i, hidden, pooling_weights)
+    if rule.stateful:  # the graph keeps no state, so nothing exits by it
+        return logits, torch.full_like(logits[:, 0], math.inf)
+    return logits, rule.uncertainty(logits)[0]
+
+
+class Part(nn.Module):
+    """A function of a model, such as `run_step` for one i, as a module that can be exported."""
+
+    def __init__(self, function: Callable, model, *arguments):
         super().__init__()
-        self.model = model
-
-    def forward(self, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        weights = self.model.pooling_weights(attention_mask)
-        return additive_mask(self.model, attention_mask), *([] if weights is None else [weights])
-
-
-class LayerGraph(nn.Module):
-    """`run_step` as a module."""
-
-    def __init__(self, model, i: int):
-        super().__init__()
-        self.model, self.i = model, i
-
-    def forward(self, inputs: Tensor, mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return run_step(self.model, self.i, inputs, mask, token_type_ids)
-
-
-class ExitGraph(nn.Module):
-    """The logits (b, C) of exit i, and their uncertainty (b,) by the model's rule."""
-
-    def __init__(self, model, i: int):
-        super().__init__()
-        self.model, self.i, self.rule = model, i, config_rule(model.config)
-
-    def forward(self, hidden: Tensor, pooling_weights: Tensor | None = None) -> tuple[Tensor, ...]:
-        logits = exit_logits(self.model, self.i, hidden, pooling_weights)
-        if self.rule.stateful:  # the graph keeps no state, so nothing exits by it
-            uncertainty = torch.full_like(logits[:, 0], math.inf)
-        else:
-            uncertainty, _ = self.rule.uncertainty(logits)
-        return logits, uncertainty
+        self.model, self.forward = model, partial(function, model, *arguments)
 
 
 def export_parts(model, folder: Path) -> None:
@@ -105,16 +92,18 @@ def export_parts(model, folder: Path) -> None:
     mask, pooling_weights = additive_mask(model, ids), model.pooling_weights(ids)
     hidden = torch.randn(2, 7, model.config.hidden_size)
     weights = {} if pooling_weights is None else {"pooling_weights": pooling_weights}
-    save_graph(MasksGraph(model), {"attention_mask": ids}, ["mask", *weights], folder / "masks.onnx")
-    last = len(model.config.exit_layers) - 1
+    save_graph(Part(masks, model), {"attention_mask": ids}, ["mask", *weights], folder / "masks.onnx")
+    last, rule = len(model.config.exit_layers) - 1, config_rule(model.config)
     for i in range(last + 1):
         inputs = {"inputs": hidden, "mask": mask}
         if i == 0:
             inputs = {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1}
-        save_graph(LayerGraph(model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
+        save_graph(Part(run_step, model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
         copy_sizes(folder / f"layer_{i}.onnx")
         exit_inputs = {"hidden": hidden} | (weights if i < last or not model.config.first_token_only else {})
-        save_graph(ExitGraph(model, i), exit_inputs, ["logits", "uncertainty"], folder / f"exit_{i}.onnx")
+        save_graph(
+            Part(exit_outputs, model, i, rule), exit_inputs, ["logits", "uncertainty"], folder / f"exit_{i}.onnx"
+        )
 
 
 def exportable(model):
@@ -238,8 +227,8 @@ def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = Fals
     make_folder(folder)
     with one_line(f"{folder}: the export cannot be written", "make room on the disk, or choose another folder"):
         remove_leftovers(folder)
-        with adding_files(folder, last=MANIFEST) as partial:
-            write_files(parts, copy.deepcopy(config), tokenizer, partial, int8)
+        with adding_files(folder, last=MANIFEST) as files:
+            write_files(parts, copy.deepcopy(config), tokenizer, files, int8)
 
 
 def write_files(parts: Path, config, tokenizer, folder: Path, int8: bool) -> None:

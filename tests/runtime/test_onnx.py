@@ -98,7 +98,7 @@ class ExitByEveryRule(torch.nn.Module):
         self.exits = torch.nn.ModuleList()
         for name in EXIT_RULES:
             model.config.exit_rule = name
-            self.exits.append(onnx_export.ExitGraph(model, 0))
+            self.exits.append(onnx_export.Part(onnx_export.exit_outputs, model, 0, config_rule(model.config)))
 
     def forward(self, hidden):
         return tuple(one(hidden)[1] for one in self.exits)
@@ -160,7 +160,8 @@ def several_labels(exports, tmp_path_factory):
     inputs = {"hidden": torch.randn(2, 7, model.config.hidden_size), "pooling_weights": torch.ones(2, 7)}
     for i in range(LAYERS - 1):
         outputs = ["logits", "uncertainty"]
-        onnx_export.save_graph(onnx_export.ExitGraph(model, i), inputs, outputs, folder / f"exit_{i}.onnx")
+        part = onnx_export.Part(onnx_export.exit_outputs, model, i, config_rule(model.config))
+        onnx_export.save_graph(part, inputs, outputs, folder / f"exit_{i}.onnx")
     merge(folder, model.config, folder / "all.onnx")
     return model, open_session(folder / "all.onnx")
 
