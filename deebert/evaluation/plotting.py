@@ -141,7 +141,9 @@ def plot_tradeoff(series: Sequence[Series]) -> Figure:
 def draw_time_tradeoff(axes, series: Sequence[Series]) -> None:
     """Score against measured time saved, one line for each series."""
     for i, s in enumerate(series):
-        axes.plot(percent(s.timed, "time_saved"), percent(s.timed, "score"), **line_style(i), linewidth=1, label=s.label)
+        axes.plot(
+            percent(s.timed, "time_saved"), percent(s.timed, "score"), **line_style(i), linewidth=1, label=s.label
+        )
         draw_full_score(axes, s, i)
 
 
