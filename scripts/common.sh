@@ -36,12 +36,12 @@ python_in_venv() {
 }
 
 # settings: what the environment leaves open. TRAIN_FILE, with VALIDATION_FILE and TEST_FILE, takes the place of
-# DATASET, which names a task in PATH_TO_DATA. Sets NAME, after which folders are named; DATA and RECIPE are flags of run_glue.
+# DATASET, which names a task in PATH_TO_DATA. Sets NAME, after which folders are named, and RESULTS, the folder of the
+# model's results: below RESULTS_DIR, or beside the model; DATA and RECIPE are flags of run_glue.
 settings() {
     local given=${MODEL_TYPE:-}
     MODEL_TYPE=${MODEL_TYPE:-bert}  # names folders; where it is set, the checkpoint has to be one of this type
     MODEL_SIZE=${MODEL_SIZE:-base}  # base or large
-    RESULTS_DIR=${RESULTS_DIR:-./results/}
     if [ -n "${TRAIN_FILE:-}${VALIDATION_FILE:-}${TEST_FILE:-}" ]; then
         [ -z "${DATASET:-}" ] || fail "DATASET=$DATASET and a file of your own: unset DATASET, or" \
             "TRAIN_FILE, VALIDATION_FILE and TEST_FILE"
@@ -54,6 +54,7 @@ settings() {
             ${TEST_FILE:+--test_file "$TEST_FILE"})
         FOLDER=$NAME
     else
+        RESULTS_DIR=${RESULTS_DIR:-./results/}
         PATH_TO_DATA=${PATH_TO_DATA:-./glue_data} DATASET=${DATASET:-MRPC}  # a task of deebert/data/tasks.py
         NAME=$DATASET DATA=(--task_name "$DATASET" --data_dir "$PATH_TO_DATA/$DATASET")
         FOLDER=$MODEL_TYPE-$MODEL_SIZE/$NAME
@@ -61,6 +62,7 @@ settings() {
     fi
     MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
     OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$FOLDER/two_stage}
+    RESULTS=${RESULTS_DIR:+$RESULTS_DIR/$OUTPUT_DIR} RESULTS=${RESULTS:-$OUTPUT_DIR/results}
     if [ -n "${DATASET:-}" ]; then
         RECIPE=("${PAPER_RECIPE[@]}" --num_train_epochs "${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}")
     else
@@ -104,5 +106,5 @@ paper_epochs() { case "$*" in *roberta*) echo 10 ;; *) echo 3 ;; esac; }
 
 run_glue() {
     "$PYTHON" -u "$ROOT/run_glue_deebert.py" "${DATA[@]}" --output_dir "$OUTPUT_DIR" \
-        --plot_data_dir "$RESULTS_DIR" "$@"
+        ${RESULTS_DIR:+--plot_data_dir "$RESULTS_DIR"} "$@"
 }

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Draws figures (PNG and PDF) from the files of eval_deebert.sh and entropy_eval.sh, CSV or npy; the original's npy
 # files (each_layer.npy, entropy_*.npy) will do.
-#   bash scripts/plot_results.sh                   every result folder under RESULTS_DIR, each with its own figures
+#   bash scripts/plot_results.sh                   every result folder under RESULTS_DIR, each with its own figures; with
+#                                                  TRAIN_FILE, as in the training, those of its model
 #   bash scripts/plot_results.sh FOLDER FOLDER     these folders, together in one set of figures
 set -euo pipefail
 
-RESULTS_DIR=${RESULTS_DIR:-./results/}
-FIGURES_DIR=${FIGURES_DIR:-$RESULTS_DIR/figures}  # for FOLDER arguments; without them: beside the results
-
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+settings
+RESULTS_DIR=${RESULTS_DIR:-$OUTPUT_DIR}
+FIGURES_DIR=${FIGURES_DIR:-$RESULTS_DIR/figures}  # for FOLDER arguments; without them: beside the results
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 if [ $# -gt 0 ]; then

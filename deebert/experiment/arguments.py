@@ -73,7 +73,9 @@ class RunArguments:
     resume: bool = flag(
         "continue from the newest checkpoint in output_dir; without one, start from the beginning", default=False
     )
-    plot_data_dir: str = flag("folder for the npy and CSV files", default="./plotting/")
+    plot_data_dir: str | None = flag(
+        "folder for the npy and CSV files (default: with --task_name ./plotting/, else results in output_dir)"
+    )
     no_cuda: bool = flag("use the CPU even if there is a GPU", default=False)
     fp16: bool = flag("mixed precision on a GPU", default=False)
 
@@ -311,7 +313,10 @@ def parse_args(argv: Sequence[str] | None = None, program: str = "run_glue_deebe
     recipe = given.recipe or ("fast" if given.train_file and given.do_train else "paper")
     best = recipe == "fast" and given.train_file is not None  # GLUE's dev sets are there to be reported
     rates = dict.fromkeys(RECIPES[recipe].rates)  # None: they depend on the model
-    parser.set_defaults(recipe=recipe, load_best_model_at_end=best, **RECIPES[recipe].defaults, **rates)
+    results = "./plotting/" if given.task_name else None
+    parser.set_defaults(
+        plot_data_dir=results, recipe=recipe, load_best_model_at_end=best, **RECIPES[recipe].defaults, **rates
+    )
     try:
         groups = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except InputError as error:  # a group's own check, which names a field

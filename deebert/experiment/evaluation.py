@@ -28,9 +28,10 @@ class Evaluation:
         # results of a model that this run trained, or of a checkpoint, have its own name, not that of its start
         own_name = args.run.do_train or checkpoint != experiment.output_dir
         self.suffix = eval_splits(self.task)[split]
-        self.folder = results.result_dir(
-            args.run.plot_data_dir, str(checkpoint) if own_name else args.model.model_name_or_path, self.suffix
-        )
+        self.folder = checkpoint / f"results{self.suffix}"
+        if args.run.plot_data_dir:
+            name = str(checkpoint) if own_name else args.model.model_name_or_path
+            self.folder = results.result_dir(args.run.plot_data_dir, name, self.suffix)
         self.scores: dict[str, float] = {}  # the lines of eval_results.txt
 
     def write_config(self) -> None:
@@ -166,8 +167,9 @@ class Evaluation:
         return timed
 
     def write_scores(self) -> None:
-        """eval_results.txt in the model's folder; that of MNLI-mm in a folder beside it."""
-        results.write_eval_results(self.checkpoint.with_name(self.checkpoint.name + self.suffix), self.scores)
+        """eval_results.txt in the model's folder; MNLI-mm's in a folder beside it, a test file's among its results."""
+        beside = self.checkpoint.with_name(self.checkpoint.name + self.suffix)
+        results.write_eval_results(self.folder if self.split == "test" else beside, self.scores)
 
 
 def show(scores: dict[str, float]) -> str:

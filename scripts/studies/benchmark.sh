@@ -11,4 +11,4 @@ need_data
 need_model
 
 "$PYTHON" -u "$ROOT/scripts/studies/benchmark.py" "${DATA[@]}" --output_dir "$OUTPUT_DIR" \
-    --benchmark_dir "$RESULTS_DIR/$OUTPUT_DIR/benchmark" "$@"
+    --benchmark_dir "$RESULTS/benchmark" "$@"

@@ -54,10 +54,10 @@ def stock_classifier(folder, names: tuple[str, ...]) -> BertForSequenceClassific
 
 def results_of(folder) -> tuple[AllExits, list[dict], dict]:
     """The exits, the table of classes and the model's config."""
-    with (folder / "plotting/out/classes.csv").open() as file:
+    with (folder / "out/results/classes.csv").open() as file:
         classes = list(csv.DictReader(file))
     return (
-        AllExits.load(folder / "plotting/out/all_exits.npz"),
+        AllExits.load(folder / "out/results/all_exits.npz"),
         classes,
         json.loads((folder / "out/config.json").read_text()),
     )
@@ -92,7 +92,7 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Result of out on test: acc" in printed
     assert "warning: 60 of 60 texts in films.csv are in films.csv, too" in printed
-    assert len(AllExits.load(tmp_path / "plotting/out-test/all_exits.npz").labels) == 12
+    assert len(AllExits.load(tmp_path / "out/results-test/all_exits.npz").labels) == 12
 
     seen = "a part of this one may hold texts that it has seen; give --validation_file"
     for flags, message in (
@@ -176,11 +176,11 @@ def test_the_metric_decides_the_score_everywhere(own, tmp_path, capsys):
     assert "Result of out on dev: recall:good " in capsys.readouterr().out
     own(f"{EVALUATE} --target_drop 0.01 --eval_highway --exit_threshold 0 0.69")  # the metric of the training
     assert "dev texts of the class 'good' are too few, at least 3" in capsys.readouterr().out
-    exits = AllExits.load(tmp_path / "plotting/out/all_exits.npz")
+    exits = AllExits.load(tmp_path / "out/results/all_exits.npz")
     good = exits.labels == 1
     recall = (exits.logits.argmax(-1) == 1)[good].mean(axis=0)
-    assert list(read_each_layer(tmp_path / "plotting/out")[1].values()) == pytest.approx(recall.tolist())
-    swept = read_sweep(tmp_path / "plotting/out")[1]
+    assert list(read_each_layer(tmp_path / "out/results")[1].values()) == pytest.approx(recall.tolist())
+    swept = read_sweep(tmp_path / "out/results")[1]
     early = exits.logits_at(exits.exit_layers(0.69)).argmax(-1)
     assert swept.score == pytest.approx((early == 1)[good].mean())
     own(f"{EVALUATE} --metric f1_macro")
@@ -199,11 +199,11 @@ def test_the_test_file_is_scored_at_the_stored_threshold(own, tmp_path, capsys):
     capsys.readouterr()
     own(f"{EVALUATE} --validation_file films.csv --test_file test.csv")
     printed = capsys.readouterr().out
-    exits = AllExits.load(tmp_path / "plotting/out-test/all_exits.npz")
+    exits = AllExits.load(tmp_path / "out/results-test/all_exits.npz")
     score = 100 * (exits.logits_at(exits.exit_layers(0.69)).argmax(-1) == exits.labels).mean()
     assert f"\ntest at the model's threshold: score {score:.2f} % (" in printed
     assert len(re.findall(r"\nearly exit at 0.69 saves .* points; the best single exit, layer ", printed)) == 2
-    written = (tmp_path / "out-test/eval_results.txt").read_text()
+    written = (tmp_path / "out/results-test/eval_results.txt").read_text()
     assert f"acc_at_the_threshold = {score / 100}" in written
 
 

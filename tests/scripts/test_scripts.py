@@ -112,7 +112,15 @@ def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
             assert arguments[arguments.index(f"--{variable.lower()}") + 1] == path
         assert arguments[arguments.index("--output_dir") + 1] == f"./saved_models/{name}/two_stage"
         assert arguments[-2:] == ["--label_column", "team"]
-        assert not {"--task_name", "--data_dir"} & {*arguments}
+        assert not {"--task_name", "--data_dir", "--plot_data_dir"} & {*arguments}  # results are beside the model
+    chosen = script("eval_deebert.sh", tmp_path, PYTHON=str(tmp_path / "python"), RESULTS_DIR="there", **files)
+    assert "--plot_data_dir\nthere\n" in chosen.stdout
+    for part in ("results", "results-test"):
+        (tmp_path / f"saved_models/{name}/two_stage/{part}").mkdir()
+        (tmp_path / f"saved_models/{name}/two_stage/{part}/each_layer.csv").touch()
+    drawn = script("plot_results.sh", tmp_path, PYTHON=str(tmp_path / "python"), **files).stdout.splitlines()
+    folders = [drawn[i + 1] for i, argument in enumerate(drawn) if argument == "--output_dir"]
+    assert folders == [f"./saved_models/{name}/two_stage/{part}" for part in ("results", "results-test")]
 
     arguments = script("studies/compare.sh", tmp_path, PYTHON=str(tmp_path / "python"), **files).stdout.splitlines()
     assert arguments[arguments.index("--comparison_dir") + 1] == f"./comparison/{name}"
