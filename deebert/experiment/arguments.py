@@ -31,6 +31,8 @@ class Recipe:
     defaults: of flags, where they are not given. rates: likewise, of a model up to RATES_WIDTH wide; a wider one takes
         less in proportion. highway_epochs: of a stage that trains the off-ramps alone.
     cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
+    probes_pooling: whether a new final classifier reads the first token or the mean of all, whichever a probe of the
+        frozen backbone prefers; without it the first token, or what the checkpoint's config says.
     bf16: whether the passes of a training compute in bfloat16, where the device can.
     """
 
@@ -39,6 +41,7 @@ class Recipe:
     rates: Mapping[str, float] = field(default_factory=dict)
     highway_epochs: float | None = None
     cache_features: bool = False
+    probes_pooling: bool = False
     bf16: bool = False
 
 
@@ -55,6 +58,7 @@ RECIPES = {
         rates={"learning_rate": 1e-4, "head_learning_rate": 1e-3},
         highway_epochs=6.0,
         cache_features=True,
+        probes_pooling=True,
         bf16=True,
     ),
 }
@@ -190,7 +194,7 @@ class CheckpointArguments:
     evaluate_during_training: bool = flag("score the dev set every logging_steps", default=False)
     load_best_model_at_end: bool = flag(
         "keep the weights of each stage with the best score of --evaluate_during_training; without it, score the dev "
-        "set after each epoch that trains the backbone, and end the stage after two without a better score (default: "
+        "set after each epoch that trains the backbone, and end the stage after two that score less (default: "
         "so with --train_file and the fast recipe)",
         default=False,
     )

@@ -39,7 +39,7 @@ class ScalarFile:
             self.events.flush()
 
 
-PATIENCE = 2  # epochs without a better dev score that end a stage
+PATIENCE = 2  # epochs in a row that score less than the best one; they end a stage
 
 
 class Monitor:
@@ -98,7 +98,7 @@ class Monitor:
 
     def keep_if_best(self, training: StageTraining, score: float) -> None:
         """Saves the weights if no score of the stage was higher before."""
-        if training.best is None or score > training.best:
+        if training.best is None or score >= training.best:  # of two that are equal, the one trained longer
             training.best, training.best_step = score, training.steps
             if self.accelerator.is_main_process:
                 save_model(self.model, self.tokenizer, self.best_folder(training))

@@ -21,7 +21,7 @@ from accelerate.utils import (
 from deebert.data.label_values import listing
 from deebert.data.tasks import eval_splits, names_other_labels
 from deebert.evaluation.all_exits import AllExits, layer_scores
-from deebert.experiment.arguments import Arguments
+from deebert.experiment.arguments import RECIPES, Arguments
 from deebert.experiment.earlier_run import FIELDS, precision, read_record
 from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
@@ -39,10 +39,12 @@ from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
+from deebert.training.train_data import probe_poolings
 from deebert.utils.cli import StopSignal
 from deebert.utils.errors import InputError, Interrupted
 from deebert.utils.files import remove_leftovers, reserved
 
+POOLING_WORDS = {"cls": "the first token", "mean": "the mean of the tokens"}
 TRAINED = {
     "backbone": "the backbone and its classifier",
     "off_ramps": "the off-ramps",
@@ -143,6 +145,7 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
     if checkpoint:
         experiment.say(f"resuming from {checkpoint}")
         state = read_state(checkpoint)
+        experiment.config.classifier_pooling = load_config(str(checkpoint)).classifier_pooling
         return load_model(str(checkpoint), experiment.config), state["stage"], state
     start, cache_dir = experiment.args.model.model_name_or_path, experiment.args.model.cache_dir
     names = load_config(start, None, cache_dir).id2label
@@ -152,7 +155,20 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
         labels = listing([str(name) for name in names.values()])
         experiment.say(f"{start}: its classifier is of other labels, {labels}; a new one is trained")
     experiment.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
+    if RECIPES[experiment.args.model.recipe].probes_pooling and any(name.startswith("classifier.") for name in new):
+        choose_pooling(experiment, model.to(experiment.accelerator.device))
     return model, 1, None
+
+
+def choose_pooling(experiment: Experiment, model) -> None:
+    """Lets the new final classifier read what the encoder knows most by, and says so."""
+    explained = probe_poolings(model, experiment.train_features, experiment.collate, experiment.accelerator)
+    model.config.classifier_pooling = max(explained, key=explained.get)
+    shares = ", ".join(f"{100 * share:.0f} % by {POOLING_WORDS[name]}" for name, share in explained.items())
+    experiment.say(
+        f"the final classifier reads {POOLING_WORDS[model.config.classifier_pooling]}: before the training the last "
+        f"layer explains {shares} of the labels' variance"
+    )
 
 
 def new_parts(names: list[str]) -> list[str]:

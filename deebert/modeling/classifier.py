@@ -19,7 +19,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from deebert.modeling.config import building_with, config_cutoffs, config_rule, has_several_labels, set_rule
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
-from deebert.modeling.off_ramps import classifier_dropout, is_off_ramp, mean_weights
+from deebert.modeling.off_ramps import CLASSIFIER_POOLINGS, classifier_dropout, is_off_ramp, mean_weights
 from deebert.utils.arrays import token_lengths
 
 LOGGER = logging.getLogger(__name__)
@@ -202,20 +202,22 @@ class HighwayClassifier:
         return ActiveBatch(np.arange(size), lengths, pooling_weights=self.pooling_weights(mask, off_ramps))
 
     def _logits_of(self, outputs: BaseModelOutput, pooling_weights: Tensor | None) -> Tensor:
-        pooled = getattr(outputs, "pooler_output", None)
-        return self.classify(self.final_state(outputs.last_hidden_state, pooling_weights) if pooled is None else pooled)
+        pooler_output = getattr(outputs, "pooler_output", None)
+        if pooler_output is not None and self.config.first_token_only:  # HF's model has computed it
+            return self.classifier(self.dropout(pooler_output))
+        return self.classify(self.final_state(outputs.last_hidden_state, pooling_weights))
 
     def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        """What the final classifier reads of the last layer: (b, T, H) -> (b, H)."""
-        return self.base_model.pooler(hidden_states)
+        """What the final classifier reads of the last layer, as the config says: (b, T, H) -> (b, H)."""
+        return CLASSIFIER_POOLINGS[self.config.classifier_pooling](hidden_states, pooling_weights)
 
     def classify(self, state: Tensor) -> Tensor:
-        """The final classifier: (b, H) -> (b, C)."""
-        return self.classifier(self.dropout(state))
+        """The final classifier, with its pooler: (b, H) -> (b, C)."""
+        return self.classifier(self.dropout(self.base_model.pooler(state.unsqueeze(1))))
 
     def pooling_weights(self, attention_mask: Tensor | None, off_ramps: bool = True) -> Tensor | None:
         """(b, T) -> weights of the poolings (b, T); None where all read the first token. off_ramps: whether any run."""
-        mean = (off_ramps and self.config.highway_pooling == "mean") or not self.config.first_token_only
+        mean = (off_ramps and self.config.highway_pooling == "mean") or self.config.classifier_pooling == "mean"
         if attention_mask is None or not mean:
             return None
         if attention_mask.dim() != 2:
@@ -271,10 +273,6 @@ class StockHeadClassifier(HighwayClassifier):
             super().__init__(config)  # HF's class with its head, and with a backbone without off-ramps
             setattr(self, self.base_model_prefix, self.model_class(config, **self.model_options))
         self.post_init()
-
-    def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        """The first token's state: (b, T, H) -> (b, H)."""
-        return hidden_states[:, 0]
 
     def classify(self, state: Tensor) -> Tensor:
         """HF's head, which takes hidden states and reads the first token's: (b, H) -> (b, C)."""

@@ -24,6 +24,8 @@ class ExitFields:
     patience_tolerance: the difference up to which values of a regression model agree, for the rule patience.
     highway_pooling: what an off-ramp reads, a key of off_ramps.POOLINGS.
     highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
+    classifier_pooling: what the final classifier reads of the last layer, a key of off_ramps.CLASSIFIER_POOLINGS:
+        the first token, as Hugging Face's class, or the mean of all tokens (ModernBERT's config has this field, too).
     exit_before_first_layer: whether there is an off-ramp on the embeddings, exit layer 0. It reads all tokens, so it
         needs the highway_pooling mean.
     max_seq_length: the number of tokens that texts were cut to in training, so that a threshold holds for such texts.
@@ -37,6 +39,7 @@ class ExitFields:
     patience_tolerance: float = 0.5
     highway_pooling: str = "first"
     highway_head: str = "pooler"
+    classifier_pooling: str = "cls"
     exit_before_first_layer: bool = False
     max_seq_length: int | None = None
 
@@ -60,9 +63,13 @@ class HighwayConfig(ExitFields):
     pre_norm: ClassVar[bool] = False  # a layer's output is not normalised, so that off-ramps have to do it
     gated_mlp: ClassVar[bool] = False  # three matrices of hidden_size x intermediate_size in a layer, rather than two
     positions_after_padding: ClassVar[bool] = False  # position numbers begin with pad_token_id + 1
-    first_token_only: ClassVar[bool] = True  # in evaluation the last layer is computed for the first token only
     # what Trainer leaves out of its predictions, which are then the logits alone
     keys_to_ignore_at_inference: ClassVar = ["past_key_values", "exit_layer", "entropy", "all_logits"]
+
+    @property
+    def first_token_only(self) -> bool:
+        """Whether the last layer is computed for the first token alone in evaluation, since nothing else is read."""
+        return self.classifier_pooling == "cls"
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):

@@ -33,7 +33,8 @@ def mean_of_tokens(hidden_states: Tensor, pooling_weights: Tensor | None) -> Ten
     return torch.bmm(pooling_weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
 
 
-POOLINGS = {"first": first_token, "mean": mean_of_tokens}
+POOLINGS = {"first": first_token, "mean": mean_of_tokens}  # of an off-ramp
+CLASSIFIER_POOLINGS = {"cls": first_token, "mean": mean_of_tokens}  # of the final classifier, by ModernBERT's names
 
 
 def mean_weights(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:

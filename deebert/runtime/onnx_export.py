@@ -100,7 +100,7 @@ def export_parts(model, folder: Path) -> None:
             inputs = {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1}
         save_graph(Part(run_step, model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
         copy_sizes(folder / f"layer_{i}.onnx")
-        exit_inputs = {"hidden": hidden} | (weights if i < last or not model.config.first_token_only else {})
+        exit_inputs = {"hidden": hidden} | (weights if i < last or model.config.classifier_pooling == "mean" else {})
         save_graph(
             Part(exit_outputs, model, i, rule), exit_inputs, ["logits", "uncertainty"], folder / f"exit_{i}.onnx"
         )

@@ -68,6 +68,7 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "patience_tolerance": 0.5,
         "highway_pooling": "first",
         "highway_head": "pooler",
+        "classifier_pooling": "cls",
         "exit_before_first_layer": False,
         "max_seq_length": None,
     }

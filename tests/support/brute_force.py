@@ -8,7 +8,8 @@ Shapes: B samples, T tokens, H hidden, E exits, of which E-1 are off-ramps, C la
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +79,7 @@ class BruteForce:
         """The logits of all exits for a batch of input_ids, attention_mask and, perhaps, token_type_ids (B, T)."""
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).numpy() != 0
         integers = {"attention_mask": torch.from_numpy(mask).long()}  # HF's ModernBERT takes no other in bfloat16
-        with torch.no_grad():
+        with torch.no_grad(), self.pooling(mask):
             output = self.stock(**{**batch, **integers}, output_hidden_states=True)
         states = [state.double().numpy() for state in output.hidden_states]
         states = states[0 if self.facts["exit_before_first_layer"] else 1 : self.layers]
@@ -94,6 +95,29 @@ class BruteForce:
             self.facts["patience_tolerance"],
             self.readable(mask),
         )
+
+    @contextmanager
+    def pooling(self, mask: NDArray) -> Iterator[None]:
+        """Puts the mean of the tokens, (B, T) of the mask, where Hugging Face's classifier reads the first one."""
+        weights = torch.from_numpy(mask / mask.sum(axis=1, keepdims=True).clip(min=1))[..., None]
+
+        def with_mean(states: torch.Tensor) -> torch.Tensor:
+            mean = (weights * states.double()).sum(dim=1, keepdim=True)
+            return torch.cat([mean.to(states.dtype), states[:, 1:]], dim=1)
+
+        def after_layers(module, inputs, output) -> None:
+            output.last_hidden_state = with_mean(output.last_hidden_state)
+
+        base = self.stock.base_model
+        if self.facts["classifier_pooling"] == "cls" or self.facts["model_type"] == "modernbert":  # this one can do it
+            hook = None
+        elif getattr(base, "pooler", None) is not None:
+            hook = base.pooler.register_forward_pre_hook(lambda module, inputs: (with_mean(inputs[0]),))
+        else:
+            hook = base.register_forward_hook(after_layers)
+        yield
+        if hook is not None:
+            hook.remove()
 
     def readable(self, mask: NDArray) -> NDArray:
         """(B, T) -> (B,): attention to nothing has no defined result. So nothing is known of rows of padding only.

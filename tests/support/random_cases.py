@@ -37,6 +37,7 @@ def model_settings(choose: Choose, encoder: str, depths: Sequence[int] = (1, 2, 
         "highway_head": choose(["pooler", "linear"]),
         "exit_before_first_layer": exit_0,
         "exit_rule": choose([*(LABEL_RULES if labels > 1 or problem else ()), "patience"]),
+        "classifier_pooling": choose(["cls", "cls", "mean"]),
         "patience_tolerance": choose([0.5, 0.5, 0.25, 0.0]),
         "pad_token_id": choose([0, 1]),
     }
@@ -46,7 +47,6 @@ def model_settings(choose: Choose, encoder: str, depths: Sequence[int] = (1, 2, 
         settings["embedding_size"] = choose([8, 16])
     if encoder == "modernbert":
         settings |= {"local_attention": choose([2, 6, 128]), "global_attn_every_n_layers": choose([1, 2, 3])}
-        settings |= {"classifier_pooling": choose(["cls", "mean"])}
         settings |= {f"{name}_token_id": 2 for name in ("bos", "eos", "cls", "sep")}
         del settings["type_vocab_size"]
     if encoder == "mpnet":

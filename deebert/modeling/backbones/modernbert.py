@@ -18,7 +18,6 @@ from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig, building_with
 from deebert.modeling.early_exit import ExitRequest
 from deebert.modeling.encoder import HighwayEncoder
-from deebert.modeling.off_ramps import mean_of_tokens
 
 
 class DeeModernBertConfig(HighwayConfig, ModernBertConfig):
@@ -27,7 +26,7 @@ class DeeModernBertConfig(HighwayConfig, ModernBertConfig):
     type_vocab_size = 0
     pre_norm = True
     gated_mlp = True
-    first_token_only = False  # published checkpoints classify the mean of all tokens
+    first_token_only = False  # its last layer always runs in full
 
 
 class DeeModernBertModel(HighwayEncoder, ModernBertModel):
@@ -106,12 +105,6 @@ class DeeModernBertForSequenceClassification(AutoLoading, StockHeadClassifier, M
 
     config_class = DeeModernBertConfig
     model_class = DeeModernBertModel
-
-    def final_state(self, hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-        """The first token's state or the mean over the tokens, as the config says: (b, T, H) -> (b, H)."""
-        if self.config.classifier_pooling == "cls":
-            return hidden_states[:, 0]
-        return mean_of_tokens(hidden_states, pooling_weights)
 
     def classify(self, state: Tensor) -> Tensor:
         """HF's head: (b, H) -> (b, C)."""

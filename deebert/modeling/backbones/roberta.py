@@ -36,8 +36,9 @@ class DeeRobertaModel(HighwayModel, RobertaModel):
 class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, RobertaForSequenceClassification):
     """RoBERTa for classification whose samples exit at the first off-ramp that is certain enough.
 
-    In evaluation our pooler and classifier compute what HF's head of two layers computes. So its weights are saved as
-    well: tools that know RoBERTa only read the folder as the full model. Here they are ignored.
+    In evaluation our pooler and classifier compute what HF's head of two layers computes, unless they read the mean of
+    the tokens. So its weights are saved as well: tools that know RoBERTa only read the folder as the full model. Here
+    they are ignored.
     """
 
     config_class = DeeRobertaConfig
@@ -58,7 +59,8 @@ class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, Robert
     def save_pretrained(self, save_directory, state_dict: dict[str, Tensor] | None = None, **kwargs):
         """As for any HF model, with the weights of HF's own head as well (see the class)."""
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
-        for theirs, ours in STOCK_HEAD.items():
+        reads_first_token = self.config.classifier_pooling == "cls"  # as HF's own head does
+        for theirs, ours in STOCK_HEAD.items() if reads_first_token else ():
             for kind in ("weight", "bias"):
                 if f"{ours}.{kind}" in state_dict:  # a caller may give a part only
                     state_dict[f"{theirs}.{kind}"] = state_dict[f"{ours}.{kind}"].clone()
