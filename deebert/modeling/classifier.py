@@ -24,9 +24,7 @@ from deebert.utils.arrays import token_lengths
 
 LOGGER = logging.getLogger(__name__)
 STAGES = ("backbone", "off_ramps", "all")
-TRACED = (
-    "a trace keeps the exits of its own batch; trace with exit_threshold=-1, or write a graph with exits by onnx_export"
-)
+TRACED = "a trace keeps the exits of its own batch; give exit_threshold=-1, or write a graph by onnx_export"
 # of a pass: logits (B, C), exit layers (B,), all logits (B, E, C), the backbone's output
 Results = tuple[Tensor, Tensor, Tensor | None, BaseModelOutput]
 

@@ -24,8 +24,7 @@ class ExitFields:
     patience_tolerance: the difference up to which values of a regression model agree, for the rule patience.
     highway_pooling: what an off-ramp reads, a key of off_ramps.POOLINGS.
     highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
-    classifier_pooling: what the final classifier reads of the last layer, a key of off_ramps.CLASSIFIER_POOLINGS:
-        the first token, as Hugging Face's class, or the mean of all tokens (ModernBERT's config has this field, too).
+    classifier_pooling: what the final classifier reads of the last layer, a key of off_ramps.CLASSIFIER_POOLINGS.
     exit_before_first_layer: whether there is an off-ramp on the embeddings, exit layer 0. It reads all tokens, so it
         needs the highway_pooling mean.
     max_seq_length: the number of tokens that texts were cut to in training, so that a threshold holds for such texts.

@@ -216,7 +216,7 @@ def test_the_last_layer_is_the_backbones_own_where_it_attends_otherwise(reason):
     model = tiny_model("bert", **options)
     ids = random_batch(model.config, [7, 7])["input_ids"]
     with torch.no_grad():
-        expected = model.classify(model.bert(ids).pooler_output)
+        expected = model.classify(model.bert(ids).last_hidden_state[:, 0])
         torch.testing.assert_close(model(ids, exit_threshold=1e-9).logits, expected)
 
 
@@ -419,7 +419,7 @@ def test_what_is_tied_to_the_last_layer_is_heard(change, threshold):
     with torch.no_grad():
         before = model(**batch, exit_threshold=threshold).logits
         CHANGES[change](model, model.bert.encoder.layer[-1])
-        expected = model.classify(model.bert(**batch).pooler_output)
+        expected = model.classify(model.bert(**batch).last_hidden_state[:, 0])
         output = model(**batch, exit_threshold=threshold).logits
     torch.testing.assert_close(output, expected)
     assert (output - before).abs().max() > 1e-3
