@@ -19,11 +19,14 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="the files of a task go to DATA_DIR/TASK")
     args = parser.parse_args()
     tasks = find_tasks(DOWNLOADS if "all" in [name.lower() for name in args.tasks] else args.tasks)
-    hub_loader()  # without it, all would fail for the same reason
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError("the download needs the package datasets: pip install datasets") from None
     failed = []
     for task in tasks:
         try:
-            for path in download(task, args.data_dir):
+            for path in download(task, args.data_dir, load_dataset):
                 print(path, flush=True)
         except InputError as error:
             if len(tasks) == 1:
@@ -39,27 +42,13 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
     """The tasks of these names, each once. Raises InputError."""
     if not names:
         raise InputError(f"name the tasks to download: {', '.join(DOWNLOADS)}, or all")
-    tasks = []
-    for name in names:
-        if name.lower() == "ratings":
-            raise InputError("Ratings is not a GLUE task; scripts/sample_data.py makes an example of it")
-        try:
-            tasks.append(get_task(name))
-        except InputError:
-            raise InputError(f"{name}: no such GLUE task; choose one of {', '.join(DOWNLOADS)}") from None
-    return list(dict.fromkeys(tasks))
+    tasks = list(dict.fromkeys(map(get_task, names)))
+    if TASKS["Ratings"] in tasks:
+        raise InputError("Ratings is not a GLUE task; scripts/sample_data.py makes an example of it")
+    return tasks
 
 
-def hub_loader() -> Callable:
-    """`load_dataset` of the package datasets. Raises InputError if it is not installed."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise InputError("the download needs the package datasets: pip install datasets") from None
-    return load_dataset
-
-
-def download(task: Task, data_dir: str | Path) -> list[Path]:
+def download(task: Task, data_dir: str, load_dataset: Callable) -> list[Path]:
     """Fetches a task and writes its TSV files to data_dir / its name; returns their paths. Raises InputError.
 
     MNLI comes with the diagnostic set, which gets a folder of its own, as in GLUE's download.
@@ -68,7 +57,7 @@ def download(task: Task, data_dir: str | Path) -> list[Path]:
     parts = [(task.name.lower().replace("-", ""), {folder / f"{split}.tsv": hub for split, hub in task.splits})]
     if task == TASKS["MNLI"]:
         parts.append(("ax", {Path(data_dir) / DIAGNOSTIC / f"{DIAGNOSTIC}.tsv": "test"}))
-    load_dataset, written = hub_loader(), []
+    written = []
     for name, files in parts:
         try:
             dataset = load_dataset(REPOSITORY, name)

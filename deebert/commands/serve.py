@@ -12,18 +12,14 @@ import sys
 
 from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.runtime.classifier import Classifier
-from deebert.utils.cli import ArgumentParser, DefaultsHelp, fraction, non_negative, positive
+from deebert.utils.cli import ArgumentParser, fraction, non_negative, positive
 from deebert.utils.errors import InputError
 
 SECONDS_TO_FINISH = 10  # that a shutdown waits for predictions, and for clients that are slow to receive them
 
 
 def parse_args() -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="deebert serve",
-        description=__doc__.split("\n\n")[1],
-        formatter_class=DefaultsHelp,
-    )
+    parser = ArgumentParser(prog="deebert serve", description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of this machine's")
     parser.add_argument("--port", type=non_negative, default=8000, help="0: a free one")

@@ -58,13 +58,8 @@ class Features:
 
 def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Features:
     """Tokenizes texts and pairs, cut to max_seq_length tokens (the longer text of a pair first)."""
-    encode = TextEncoder(
-        tokenizer.backend_tokenizer,
-        max_seq_length,
-        pad_id=tokenizer.pad_token_id,
-        has_token_types=True,
-        truncation_side=tokenizer.truncation_side,
-    )
+    backend, side = tokenizer.backend_tokenizer, tokenizer.truncation_side
+    encode = TextEncoder(backend, max_seq_length, tokenizer.pad_token_id, has_token_types=True, truncation_side=side)
     encoded = encode([(e.text_a,) if e.text_b is None else (e.text_a, e.text_b) for e in examples])
     labels = [example.label for example in examples]
     dtype = np.int64 if isinstance(labels[0], int) else np.float32

@@ -48,11 +48,11 @@ def costs_of(config, lengths: np.ndarray) -> Costs:
     """The costs of samples of these lengths (S,), in tokens, in a model of this config."""
     tokens = np.asarray(lengths, float)
     layers = np.tile(layer_operations(config, tokens, tokens)[:, None], config.num_hidden_layers)
-    final_classifier = head_operations(config, has_pooler=True)
     last = 1 if config.first_token_only else tokens
-    layers[:, -1] = layer_operations(config, tokens, last) + final_classifier
-    off_ramps = np.tile(off_ramp_operations(config, tokens)[:, None], len(config.exit_layers) - 1)
-    return Costs(layers, off_ramps)
+    layers[:, -1] = layer_operations(config, tokens, last) + head_operations(config, has_pooler=True)
+    pooling = 2 * tokens * config.hidden_size if config.highway_pooling == "mean" else np.zeros_like(tokens)
+    off_ramp = pooling + head_operations(config, has_pooler=config.highway_head == "pooler")
+    return Costs(layers, np.tile(off_ramp[:, None], len(config.exit_layers) - 1))
 
 
 def layer_operations(config, tokens: np.ndarray, queries: np.ndarray | int) -> np.ndarray:
@@ -69,10 +69,3 @@ def head_operations(config, has_pooler: bool) -> int:
     """Those of a classifier on one state, and of the pooler before it, if there is one."""
     pooler = 2 * config.hidden_size**2 if has_pooler else 0
     return pooler + 2 * config.hidden_size * config.num_labels
-
-
-def off_ramp_operations(config, tokens: np.ndarray) -> np.ndarray:
-    """Those (S,) of one off-ramp: pooling over `tokens` (S,) tokens, pooler, classifier."""
-    pooling = 2 * tokens * config.hidden_size if config.highway_pooling == "mean" else np.zeros_like(tokens)
-    has_pooler = config.highway_head == "pooler"
-    return pooling + head_operations(config, has_pooler)

@@ -20,20 +20,22 @@ MOST_LABELS = 100
 TEXT = """
 # {name}
 
-A model of {layers} layers ({model_type}) with early exit (DeeBERT, Xin et al., ACL 2020){origin}.
+A model of {config.num_hidden_layers} layers ({config.model_type}) with early exit
+(DeeBERT, Xin et al., ACL 2020){origin}.
 
-- Task: {task}
+- Task: {task.name}
 - Labels: {labels}
-- Exit rule: {rule}. The threshold is `exit_threshold` in `config.json`; at 0 or below no sample exits early.
+- Exit rule: {config.exit_rule}. The threshold is `exit_threshold` in `config.json`; at 0 or below no
+  sample exits early.
 
 ## How to load it
 
 In Python, with the package `deebert` installed, and FOLDER this folder or its name on the hub:
 
 ```python
-from deebert import {model_class}
+from deebert import {config.architectures[0]}
 
-model = {model_class}.from_pretrained("FOLDER").eval()
+model = {config.architectures[0]}.from_pretrained("FOLDER").eval()
 ```
 
 ```python
@@ -53,13 +55,7 @@ None is chosen here. Add a line `license: ...` at the top. Mind the licences of 
 
 
 def write_card(
-    folder: Path,
-    config,
-    task: Task,
-    record: dict,
-    split: str = "dev",
-    exits: AllExits | None = None,
-    summary: str = "",
+    folder: Path, config, task: Task, record: dict, split: str = "dev", exits: AllExits | None = None, summary: str = ""
 ) -> None:
     """Writes the card of the model in `folder`, or only the scores into the metadata of one that is there.
 
@@ -92,16 +88,7 @@ def new_card(folder: Path, config, task: Task, record: dict, summary: str = "") 
         base_model=start if record["from_hub"] else None,
         model_name=name,
     )
-    text = TEXT.format(
-        name=name,
-        layers=config.num_hidden_layers,
-        model_type=config.model_type,
-        origin=origin,
-        task=task.name,
-        labels=labels(config),
-        rule=config.exit_rule,
-        model_class=config.architectures[0],
-    )
+    text = TEXT.format(name=name, config=config, origin=origin, task=task, labels=labels(config))
     return ModelCard(f"---\n{facts.to_yaml()}\n---\n{text}")
 
 

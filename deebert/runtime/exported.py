@@ -74,9 +74,9 @@ def read_manifest(folder: Path) -> dict:
         raise InputError(f"{folder}: no such folder")
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run deebert export")
-    manifest = read_json(folder / MANIFEST, advice=AGAIN)
+    manifest, damaged = read_json(folder / MANIFEST, advice=AGAIN), f"{folder / MANIFEST}: damaged"
     if not {"deebert", "format"} <= manifest.keys():
-        raise InputError(f"{folder / MANIFEST}: damaged; {AGAIN}")
+        raise InputError(f"{damaged}; {AGAIN}")
     if manifest["format"] != FORMAT:
         raise InputError(
             f"{folder}: exported by version {manifest['deebert']} (format {manifest['format']}, this one reads "
@@ -85,11 +85,9 @@ def read_manifest(folder: Path) -> dict:
     made_with, encoding = manifest.get("config"), manifest.get("encoding")
     sound = {"precision", "exit_rule"} <= manifest.keys() and isinstance(made_with, dict) and isinstance(encoding, dict)
     if not sound or made_with.keys() != GRAPH_FACTS or encoding.keys() != ENCODING:
-        raise InputError(f"{folder / MANIFEST}: damaged; {AGAIN}")
+        raise InputError(f"{damaged}; {AGAIN}")
     if encoding["pad_id"] not in range(made_with["vocab_size"]):
-        raise InputError(
-            f"{folder / MANIFEST}: pad_id is {encoding['pad_id']}, which is no token of the model; {AGAIN}"
-        )
+        raise InputError(f"{damaged}: pad_id is {encoding['pad_id']}, which is no token of the model; {AGAIN}")
     for name in ("config.json", "tokenizer.json", GRAPH):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file; the export is incomplete, {AGAIN}")

@@ -7,15 +7,13 @@ Shapes: B batch, T tokens, H hidden, E exits, C labels; b samples are still acti
 import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from deebert.modeling.config import has_several_labels, set_rule, set_threshold
-from deebert.modeling.config_checks import plain_threshold
+from deebert.modeling.config import config_cutoffs, has_several_labels, set_rule, set_threshold
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
-from deebert.modeling.exit_rules import NO_EXIT, ExitRule, make_rule, prediction_entropy
+from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.runtime.exported import GRAPH, ExitOutput, exported_config, read_manifest
 from deebert.utils.arrays import Array, to_numpy, token_lengths
 from deebert.utils.errors import InputError
@@ -43,17 +41,6 @@ def open_session(path: Path, threads: int | None = None):
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base
         raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
-
-
-@lru_cache  # a single text takes so little time that computing them counts
-def rule_and_cutoffs(
-    name: str, num_labels: int, tolerance: float, several: bool, threshold: float | tuple[float, ...], num_exits: int
-) -> tuple[ExitRule, np.ndarray]:
-    """An exit rule, by the arguments of `make_rule`, and its cut-offs (E-1,), float32. Raises ValueError."""
-    rule = make_rule(name, num_labels, tolerance, several)
-    cutoffs = np.array(rule.cutoffs(threshold, num_exits), np.float32)
-    cutoffs.setflags(write=False)  # all calls share it
-    return rule, cutoffs
 
 
 class OnnxDeeBert:
@@ -107,7 +94,7 @@ class OnnxDeeBert:
         if len(input_ids) == 0:
             raise ValueError("there is nothing to classify")
         threshold = early_exit_entropy if exit_threshold is None else exit_threshold
-        rule, cutoffs = self._rule_and_cutoffs(threshold, exit_rule)
+        rule, cutoffs = config_cutoffs(self.config, threshold, exit_rule)
         given = (input_ids, attention_mask, token_type_ids)
         ids, mask, types = (None if x is None else to_numpy(x).astype(np.int64, copy=False) for x in given)
         mask = np.ones_like(ids) if mask is None else mask
@@ -127,17 +114,8 @@ class OnnxDeeBert:
         arrays = {name: array for name, array in vars(output).items() if array is not None}
         return HighwayClassifierOutput(**{name: from_numpy(array) for name, array in arrays.items()})
 
-    def _rule_and_cutoffs(
-        self, threshold: float | Sequence[float] | None, rule: str | None
-    ) -> tuple[ExitRule, np.ndarray]:
-        config, several = self.config, has_several_labels(self.config)
-        threshold = plain_threshold(config.exit_threshold if threshold is None else threshold)
-        key = threshold if isinstance(threshold, float) else tuple(threshold)
-        name, exits = rule or config.exit_rule, len(self.exit_layers)
-        return rule_and_cutoffs(name, config.num_labels, config.patience_tolerance, several, key, exits)
-
     def _with_exits(
-        self, rule: ExitRule, cutoffs: np.ndarray, ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
+        self, rule: ExitRule, cutoffs: Sequence[float], ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Logits (B, C) and exit layers (B,) of a batch (B, T).
 
@@ -145,7 +123,7 @@ class OnnxDeeBert:
         layer where a sample may exit, and the next one resumes there with those that are still active.
         """
         if rule.name == self.graph_rule and not rule.stateful:
-            stops = cutoffs
+            stops = np.array(cutoffs, np.float32)
             if len(ids) == 1:
                 logits, exit_layer = self._run_graph(0, stops, ids, mask, types, SINGLE_OUTPUTS)
                 return logits, exit_layer
