@@ -49,10 +49,7 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
 
 
 def download(task: Task, data_dir: str, load_dataset: Callable) -> list[Path]:
-    """Fetches a task and writes its TSV files to data_dir / its name; returns their paths. Raises InputError.
-
-    MNLI comes with the diagnostic set, which gets a folder of its own, as in GLUE's download.
-    """
+    """Writes a task's TSV files to data_dir / its name, MNLI's diagnostic set beside it. Raises InputError."""
     folder = Path(data_dir) / task.name
     parts = [(task.name.lower().replace("-", ""), {folder / f"{split}.tsv": hub for split, hub in task.splits})]
     if task == TASKS["MNLI"]:

@@ -69,10 +69,7 @@ def main() -> None:
 
 
 def dev_features(task: Task, data_dir: str | Path, config, tokenizer, max_seq_length: int | None = None) -> Features:
-    """The features of a task's first dev set for a model of this config. Raises InputError.
-
-    max_seq_length: None is that of the training.
-    """
+    """The task's first dev set for a model of this config; max_seq_length: None: of the training. Raises InputError."""
     check_num_labels(task, config.num_labels, "--model")
     split, labels = next(iter(eval_splits(task))), label_order(task, config.model_type, config.id2label)
     longest = min(longest_text(config, max_seq_length), max_tokens(config))

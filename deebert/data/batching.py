@@ -73,13 +73,10 @@ def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_se
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides a fast tokenizer's output: vocabulary, merges, normalisation, special tokens.
-
-    It excludes the settings of truncation and padding, because they depend on the last call.
-    """
+    """A hash of all that decides a fast tokenizer's output: vocabulary, merges, normalisation, special tokens."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state.pop("truncation", None)
-    state.pop("padding", None)
+    for last_call in ("truncation", "padding"):
+        state.pop(last_call, None)
     state["truncation_side"] = tokenizer.truncation_side
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
@@ -168,10 +165,7 @@ class TrainBatches:
             yield from self.epoch(number)[max(done - first, 0) : total - first]
 
     def micro_batches(self, done: int, total: int) -> Iterator[MicroBatch]:
-        """This process's micro-batches of these steps.
-
-        Every process has the same number of them. One without samples of its own takes a sample with weight 0.
-        """
+        """This process's micro-batches of these steps, as many as any process has: some are a sample of weight 0."""
         together = self.batch_size * self.processes
         for step_rows in self.steps(done, total):
             for i in range(0, len(step_rows), together):

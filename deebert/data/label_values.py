@@ -1,7 +1,4 @@
-"""The columns of own files: which hold texts and labels; and what the values of labels mean.
-
-That is what kind of problem they are, their names, and their order.
-"""
+"""Own files: which columns hold texts and labels, and what kind of problem the labels are, their names and order."""
 
 import json
 import math
@@ -54,9 +51,7 @@ def choose_columns(
 ) -> Columns:
     """The columns that are given, or else plain by their names. text, label: one column, or several with commas.
 
-    labelled: whether there have to be labels.
-
-    Raises InputError, which lists the columns of the file.
+    labelled: whether there have to be labels. Raises InputError, which lists the columns of the file.
     """
     columns = tuple(dict.fromkeys(chain.from_iterable(row for _, row in records)))  # a JSON line may lack some
     has = f"the file has {', '.join(columns)}{advice(path, records, () if label else columns)}"
@@ -190,10 +185,7 @@ def items(value: Any, separator: str | None) -> list:
 
 
 def label_name(value: Any, advice: str = "") -> str:
-    """The name of a label without the space around it; numbers and truth values as JSON writes them.
-
-    Raises ValueError, with the advice where the value is a list or an object.
-    """
+    """The name of a label; numbers and truth values as JSON writes them. Raises ValueError, of a list with advice."""
     if isinstance(value, list | dict):
         raise ValueError(f"{json.dumps(value)[:40]} is not one label{advice}")
     name = "" if value is None else value.strip() if isinstance(value, str) else json.dumps(value)

@@ -54,10 +54,7 @@ def read_records(source: Source, kind: str, column_names: Sequence[str] = ()) ->
 
 
 def read_lines(source: Source, newline: str = "") -> Iterator[str]:
-    """The lines of a UTF-8 file, without its byte order mark, or of a stream. newline: as for `open`.
-
-    Raises InputError, which names the line.
-    """
+    """The lines of a UTF-8 file, without byte order mark, or of a stream. Raises InputError, which names the line."""
     number, path = 0, source if isinstance(source, Path) else None
     try:
         opened = path and path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)

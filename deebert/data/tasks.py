@@ -58,10 +58,7 @@ class Task:
         return MULTI_LABEL if self.several_labels else SINGLE_LABEL
 
     def file(self, data_dir: str | Path, split: str) -> Path:
-        """The file that a split is read from. GLUE's download has the diagnostic set in a folder beside the task's.
-
-        Raises InputError if it is missing.
-        """
+        """The file of a split; GLUE's download has the diagnostic set in a folder beside. Raises InputError."""
         folder, name = Path(data_dir), f"{split}.tsv"
         if not folder.is_dir():
             raise InputError(f"{data_dir}: no such directory; it should hold the task's TSV files")
@@ -144,10 +141,7 @@ TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name in upper or lower case; MNLI-mm is MNLI, which is scored on both dev sets.
-
-    Raises InputError.
-    """
+    """The task of that name in any case; MNLI-mm is MNLI, which is scored on both dev sets. Raises InputError."""
     by_lower_case = {key.lower(): task for key, task in TASKS.items()} | {"mnli-mm": TASKS["MNLI"]}
     if name.lower() not in by_lower_case:
         raise InputError(f"{name}: no such GLUE task; choose one of {', '.join(TASKS)}")

@@ -33,10 +33,7 @@ class Costs:
         return self.layers.sum(axis=1)
 
     def of(self, exit_layers: np.ndarray, consulted: Sequence[bool]) -> np.ndarray:
-        """(S,) the operations of samples that exit at these layers (S,).
-
-        consulted: (E-1,) whether each off-ramp runs at all (see `ExitRule.consults`).
-        """
+        """(S,) those of samples that exit at these layers (S,). consulted: (E-1,) whether an off-ramp runs at all."""
         num_layers, exit_layers = self.layers.shape[1], np.asarray(exit_layers)[:, None]
         ran = np.arange(1, num_layers + 1) <= exit_layers  # (S, N)
         after_layer = np.arange(num_layers - self.off_ramps.shape[1], num_layers)  # of each off-ramp
@@ -56,10 +53,7 @@ def costs_of(config, lengths: np.ndarray) -> Costs:
 
 
 def layer_operations(config, tokens: np.ndarray, queries: np.ndarray | int) -> np.ndarray:
-    """Floating-point operations of one layer's matrix products on sequences of `tokens` (S,) tokens.
-
-    queries: for how many of them the layer is computed; these attend to all.
-    """
+    """Those of one layer on sequences of `tokens` (S,), computed for `queries` tokens, which attend to all."""
     wide, inner = config.hidden_size, config.intermediate_size
     feed_forward = (6 if config.gated_mlp else 4) * wide * inner
     return 4 * tokens * wide**2 + queries * (4 * wide**2 + feed_forward + 4 * tokens * wide)

@@ -75,16 +75,11 @@ def write_classes(folder: Path, classes: pd.DataFrame) -> None:
 
 
 def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str = "") -> Path:
-    """{plot_data_dir}/{model_name_or_path}{suffix}, without the parts that lead out of plot_data_dir ('/', '..').
-
-    Raises InputError where nothing remains.
-    """
+    """{plot_data_dir}/{model_name_or_path}{suffix}, without parts that lead out ('/', '..'). Raises InputError."""
     path = PurePath(model_name_or_path)
     parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
     if not parts:
-        raise InputError(
-            f"{model_name_or_path}: give the name of the model's folder; the results' folder is named after it"
-        )
+        raise InputError(f"{path}: give the name of the model's folder; the results' folder is named after it")
     return Path(plot_data_dir, *parts[:-1], parts[-1] + suffix)
 
 
@@ -110,10 +105,7 @@ def each_layer_file(folder: Path) -> Path | None:
 
 
 def read_each_layer(folder: Path) -> tuple[str, dict[int, float]]:
-    """Reads the primary metric's name ("" where only the npy file is there) and its value for each exit, by layer.
-
-    Raises InputError.
-    """
+    """The primary metric's name, "" of an npy file, and its value for each exit, by layer. Raises InputError."""
     path = each_layer_file(folder) or folder / EACH_LAYER
     with _reading(path):
         if path.suffix == ".npy":
@@ -128,10 +120,7 @@ def read_each_layer(folder: Path) -> tuple[str, dict[int, float]]:
 
 
 def write_entropy(folder: Path, row: SweepRow) -> None:
-    """Writes entropy_{threshold}.npy, the original's object array [{layer: samples}, seconds, layers run, score].
-
-    For another exit rule the file's name begins with that rule's name.
-    """
+    """Writes {rule}_{threshold}.npy, the original's object array [{layer: samples}, seconds, layers run, score]."""
     with replacing(folder / f"{row.rule}_{float(row.threshold)}.npy", "wb") as file:
         np.save(file, np.array([row.exits, row.seconds, row.layers_run, row.score], dtype=object))
 
@@ -269,10 +258,7 @@ def _plain(value):
 
 
 def read_objects(path: Path) -> list:
-    """The items of a one-dimensional npy array: of numbers, or of objects (numbers, None, and dicts of them).
-
-    Raises ValueError, or any other exception that a damaged pickle causes.
-    """
+    """The items of a one-dimensional npy array: numbers, None, and dicts of them. Raises any exception for others."""
     with path.open("rb") as file:
         npy_format.read_magic(file)
         shape, _, dtype = npy_format.read_array_header_1_0(file)

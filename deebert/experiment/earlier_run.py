@@ -59,14 +59,11 @@ def precision(args: Arguments) -> str:
         return "fp16"
     if launched := os.environ.get("ACCELERATE_MIXED_PRECISION"):
         return launched
-    on_gpu = torch.cuda.is_available() and not args.run.no_cuda
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
+    if torch.cuda.is_available() and not args.run.no_cuda:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # a CPU without products in bfloat16 is slower with it; PyTorch has no public name for the question
+        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return "bf16" if RECIPES[args.model.recipe].bf16 and args.run.do_train and fast else "no"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies matrices in bfloat16; without that it is slower than float32."""
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # PyTorch has no public name for it
 
 
 def first_difference(recorded: dict, wanted: dict) -> str | None:
@@ -84,10 +81,7 @@ def same_training(folder: Path, settings: dict) -> dict | None:
 
 
 def training_to_resume(run: RunArguments, settings: dict) -> dict | None:
-    """The record of the training in output_dir that a training goes on with; None: it starts from the beginning.
-
-    Raises InputError where it would overwrite results by accident.
-    """
+    """The record of the training that this one goes on with, None at a start. Raises InputError before it overwrites."""
     folder = Path(run.output_dir)
     record = read_record(folder)
     if run.resume and (same := same_training(folder, settings)):

@@ -68,10 +68,7 @@ class BatchingWorker:
         return self.thread.is_alive() and not self.closing
 
     def submit(self, texts: Sequence[tuple[str, ...]], exit_threshold: float | Sequence[float] | None = None) -> Future:
-        """A future with the predictions for texts, given as tuples of one, or for pairs.
-
-        Raises QueueFullError, and ValueError for an unusable threshold.
-        """
+        """A future with the predictions for tuples of a text or a pair. Raises QueueFullError, ValueError."""
         call = Call(texts, self.classifier.options(exit_threshold))
         call.future.add_done_callback(lambda _: self._leave(call))
         with self.changed:

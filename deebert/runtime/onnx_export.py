@@ -107,10 +107,7 @@ def export_parts(model, folder: Path) -> None:
 
 
 def exportable(model):
-    """A copy of the model on the CPU, with eager attention, which exports as plain products. Raises InputError.
-
-    Raises it where packages are missing, or the model has too many exits for a graph.
-    """
+    """A copy on the CPU, with attention as plain products. Raises InputError: packages are missing, too many exits."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -210,20 +207,14 @@ def quantize_parts(parts: Path, folder: Path) -> None:
 
 @contextmanager
 def traced_parts(model) -> Iterator[Path]:
-    """A temporary folder with the fp32 graphs of the model's parts, of which `write_export` makes exports.
-
-    Raises InputError (see `exportable`).
-    """
+    """A temporary folder with the fp32 graphs of the model's parts, for `write_export`. Raises InputError."""
     with TemporaryDirectory() as folder:
         export_parts(exportable(model), Path(folder))
         yield Path(folder)
 
 
 def write_export(parts: Path, config, tokenizer, folder: Path, int8: bool = False) -> None:
-    """Writes graph, config, tokenizer and, last, the manifest. int8: with the weights as 8-bit integers.
-
-    Raises InputError where they cannot be written, or the graph would be too large.
-    """
+    """Writes graph, config, tokenizer and, last, the manifest. int8: weights as 8-bit integers. Raises InputError."""
     make_folder(folder)
     with one_line(f"{folder}: the export cannot be written", "make room on the disk, or choose another folder"):
         remove_leftovers(folder)

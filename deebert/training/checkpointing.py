@@ -68,16 +68,13 @@ def read_state(folder: Path) -> dict:
 
 
 def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
-    """Removes the checkpoints and best weights of a finished training.
-
-    keep_models: the checkpoints stay, without their training state: a third of the size.
-    """
+    """Removes the best weights of a finished training, and its checkpoints. keep_models: only their training state."""
     for folder in saved_steps(output_dir):
-        if keep_models:
-            for name in (STATE, CHECKSUMS):
-                (folder / name).unlink(missing_ok=True)
-        else:
+        if not keep_models:
             remove_folder(folder)
+            continue
+        for name in (STATE, CHECKSUMS):
+            (folder / name).unlink(missing_ok=True)
     for folder in output_dir.glob("best-stage*"):
         remove_folder(folder)
 

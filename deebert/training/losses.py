@@ -15,7 +15,7 @@ TEMPERATURE = 2.0  # softens both logits of distillation
 
 
 def exit_losses(all_logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss (B, E) of each exit against the labels (B,): cross-entropy, or squared error if there is one label.
+    """The loss (B, E) of each exit: cross-entropy against labels (B,), or squared error if there is one label.
 
     Of several labels a sample, (B, C) of 0 and 1, the mean of their binary cross-entropies.
     """

@@ -1,6 +1,5 @@
-"""The training strategies: for each stage, what is trained, and the weight of every exit's loss (losses.py).
+"""The training strategies (what each stage trains, and the weight of every exit's loss), and its hyper-parameters.
 
-And the hyper-parameters of a stage: a dataclass for Python, whose fields are flags of the command line, too.
 This module imports no torch: the command line names the strategies before anything slow is imported.
 """
 

@@ -97,10 +97,7 @@ def sync(files: Iterable[Path]) -> None:
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill. It gets its name when the block ends without an error and all is on the disk.
-
-    Raises InputError where no folder can be made.
-    """
+    """A temporary folder to fill. It gets its name once all is on the disk, if no error ends the block before."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
@@ -153,8 +150,7 @@ def remove_leftovers(folder: Path) -> None:
 def reserved(folder: Path, wanted: bool = True) -> Iterator[None]:
     """Makes a folder, and keeps other processes from reserving it. wanted: False in processes that share a run.
 
-    A process that is killed reserves nothing. A folder that is still empty at the end is removed if it was made here.
-    Raises InputError.
+    A process that is killed reserves nothing. A folder that was made here and is empty is removed. Raises InputError.
     """
     if not wanted:
         yield
