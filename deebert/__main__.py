@@ -33,9 +33,8 @@ def main() -> None:
         return
     args = parser.parse_args()
     sys.argv = [f"deebert {args.command}", *args.flags]
-    import_module(
-        f"deebert.commands.{args.command.replace('-', '_')}"
-    ).main()  # imported late: not every command needs torch
+    module = args.command.replace("-", "_")
+    import_module(f"deebert.commands.{module}").main()  # imported late: not every command needs torch
 
 
 def run() -> None:

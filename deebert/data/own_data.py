@@ -183,9 +183,8 @@ def warnings(parts: dict[str, Part], label_format: LabelFormat, labels: tuple[st
     """Lines about what is probably not meant."""
     lines, training = [], parts.get("train")
     for part in parts.values():
-        if empty := [
-            place for place, texts in zip(part.places, part.texts, strict=True) if not all(map(str.strip, texts))
-        ]:
+        empty = [place for place, texts in zip(part.places, part.texts, strict=True) if not all(map(str.strip, texts))]
+        if empty:
             lines.append(f"{len(empty)} empty texts, the first in {empty[0]}; they are kept, as texts without words")
         if training not in (None, part) and (shared := shared_texts(part.texts, training.texts)):
             where = f"{shared} of {len(part.texts)} texts in {part.path} are in {training.path}"

@@ -4,7 +4,7 @@ Backbone and classifier stay as they are. A held-out part of the texts chooses t
 risk (evaluation/risk_control.py), in which each prediction that early exit changes counts as wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,11 +102,12 @@ def add_exits(
         exits = run_all_exits(network, held_out, collator(config), accelerator=accelerator)
         added = measure(task, exits, target, seed)
         network.set_exit_threshold(NO_EXIT if added.threshold is None else added.threshold)
-        report(task, network, exits, held_out, added, target, say)
+        for line in report(task, network, exits, held_out, added, target):
+            say(line)
         with checkpoints.one_line(f"{output}: the model cannot be written", "make room on the disk"):
             checkpoints.write_model(network, tokenizer, folder)
-    summary, record = in_words(added, target, source), {"arguments": {"model_name_or_path": source}}
-    record |= {"from_hub": not Path(source).exists()}
+    summary = in_words(added, target, source)
+    record = {"arguments": {"model_name_or_path": source}, "from_hub": not Path(source).exists()}
     write_card(output, network.config, task, record, "held out", None if exits.labels is None else exits, summary)
     say(f"{output}: {summary}")
     return added
@@ -198,29 +199,21 @@ def measure(task: OwnTask, exits: AllExits, target: SelectionTarget, seed: int) 
 
 
 def report(
-    task: OwnTask,
-    network,
-    exits: AllExits,
-    held_out: Features,
-    added: AddedExits,
-    target: SelectionTarget,
-    say: Callable,
-) -> None:
+    task: OwnTask, network, exits: AllExits, held_out: Features, added: AddedExits, target: SelectionTarget
+) -> Iterator[str]:
     """The agreement of each off-ramp, the threshold, the times, and where there are labels the change of the score."""
     shares = ", ".join(f"{layer}: {100 * share:.1f}" for layer, share in added.agreement.items())
-    say(f"held-out texts to which an off-ramp gives the classifier's own label, by layer, in %: {shares}")
+    yield f"held-out texts to which an off-ramp gives the classifier's own label, by layer, in %: {shares}"
     if added.threshold is None:
-        say(
-            f"no threshold is shown to save anything and to keep, {describe_confidence(target)}, the promise that "
-            f"{keeps(target)}"
-        )
-        say("early exit is switched off (exit_threshold -1); more texts or a lower agreement may help")
+        promise = f"{describe_confidence(target)}, the promise that {keeps(target)}"
+        yield f"no threshold is shown to save anything and to keep, {promise}"
+        yield "early exit is switched off (exit_threshold -1); more texts or a lower agreement may help"
         return
     shown = f"{100 * added.kept:.2f} % of the held-out texts keep their label"
-    say(f"chosen threshold: {added.threshold:g} nats; {shown}, at {100 * added.cost:.1f} % of the cost")
-    say(compare_latency(network, added.threshold, held_out, collator(network.config))[0])
+    yield f"chosen threshold: {added.threshold:g} nats; {shown}, at {100 * added.cost:.1f} % of the cost"
+    yield compare_latency(network, added.threshold, held_out, collator(network.config))[0]
     if exits.labels is not None:
-        say(f"against the file's labels: {describe(task, exits, *sweep(task, exits, [added.threshold]))}")
+        yield f"against the file's labels: {describe(task, exits, *sweep(task, exits, [added.threshold]))}"
 
 
 def keeps(target: SelectionTarget) -> str:

@@ -81,7 +81,7 @@ def same_training(folder: Path, settings: dict) -> dict | None:
 
 
 def training_to_resume(run: RunArguments, settings: dict) -> dict | None:
-    """The record of the training that this one goes on with, None at a start. Raises InputError before it overwrites."""
+    """The record of the training that is resumed, None at a start. Raises InputError before results are overwritten."""
     folder = Path(run.output_dir)
     record = read_record(folder)
     if run.resume and (same := same_training(folder, settings)):

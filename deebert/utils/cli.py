@@ -83,10 +83,6 @@ def sigterm_interrupts() -> Iterator[None]:
     def interrupt(number: int, frame) -> NoReturn:
         raise KeyboardInterrupt(number)
 
-    in_main_thread = threading.current_thread() is threading.main_thread()  # other threads cannot have handlers
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
@@ -95,8 +91,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 class StopSignal:
-    """In the block of `with`, the first Ctrl-C or SIGTERM requests a stop (`self()` is True); a second one ends the
-    process."""
+    """In the block of `with`, a first Ctrl-C or SIGTERM requests a stop (`self()` is True); a second ends the process."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -117,9 +112,8 @@ class StopSignal:
         """The signal handler. It restores the handlers before it."""
         self.number = number
         self.__exit__()
-        print(
-            "\nstopping after this step, with a checkpoint; a second signal stops at once", file=sys.stderr, flush=True
-        )
+        text = "\nstopping after this step, with a checkpoint; a second signal stops at once"
+        print(text, file=sys.stderr, flush=True)
 
     def __call__(self) -> bool:
         return self.number != 0
