@@ -91,7 +91,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 class StopSignal:
-    """In the block of `with`, a first Ctrl-C or SIGTERM requests a stop (`self()` is True); a second ends the process."""
+    """In the block of `with`, a first Ctrl-C or SIGTERM requests a stop (`self()` is True), a second one stops."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
