@@ -1,7 +1,7 @@
 """`deebert download MRPC SST-2 --data_dir DIR`: fetches GLUE tasks from the Hugging Face hub, as TSV files."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from deebert.data.tasks import BINARY, DIAGNOSTIC, INDEX_COLUMNS, TASKS, Task, get_task, is_test
@@ -18,7 +18,12 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"some of {', '.join(DOWNLOADS)}, or all")
     parser.add_argument("--data_dir", required=True, help="the files of a task go to DATA_DIR/TASK")
     args = parser.parse_args()
-    tasks = find_tasks(DOWNLOADS if "all" in [name.lower() for name in args.tasks] else args.tasks)
+    if not args.tasks:
+        raise InputError(f"name the tasks to download: {', '.join(DOWNLOADS)}, or all")
+    names = DOWNLOADS if "all" in [name.lower() for name in args.tasks] else args.tasks
+    tasks = list(dict.fromkeys(map(get_task, names)))  # each once
+    if TASKS["Ratings"] in tasks:
+        raise InputError("Ratings is not a GLUE task; scripts/sample_data.py makes an example of it")
     try:
         from datasets import load_dataset
     except ImportError:
@@ -36,16 +41,6 @@ def main() -> None:
     if failed:
         again = f"deebert download {' '.join(failed)} --data_dir {args.data_dir}"
         raise InputError(f"not fetched: {', '.join(failed)}; {again} tries them again")
-
-
-def find_tasks(names: Sequence[str]) -> list[Task]:
-    """The tasks of these names, each once. Raises InputError."""
-    if not names:
-        raise InputError(f"name the tasks to download: {', '.join(DOWNLOADS)}, or all")
-    tasks = list(dict.fromkeys(map(get_task, names)))
-    if TASKS["Ratings"] in tasks:
-        raise InputError("Ratings is not a GLUE task; scripts/sample_data.py makes an example of it")
-    return tasks
 
 
 def download(task: Task, data_dir: str, load_dataset: Callable) -> list[Path]:

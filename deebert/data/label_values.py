@@ -23,14 +23,8 @@ MISSING = ("nan", "null", "n/a", "#n/a", "<na>")  # what programs write where th
 SHOWN = 10  # labels that a message lists
 # Names of columns that are taken for what they are called. In a file of two columns the other one follows.
 TEXT_NAMES = ("text", "sentence", "content", "body", "message", "review", "comment", "tweet", "question", "utterance")
-PAIR_NAMES = (
-    ("text", "text_pair"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-)
+PAIR_NAMES = (("text", "text_pair"), ("text1", "text2"), ("text_a", "text_b"), ("sentence1", "sentence2"))
+PAIR_NAMES += (("question1", "question2"), ("premise", "hypothesis"))
 LABEL_NAMES = ("label", "labels", "category", "categories", "class", "target", "intent", "topic", "sentiment", "score")
 
 
@@ -64,7 +58,10 @@ def choose_columns(
             if [*names, *chain(*given)].count(each) > 1:
                 raise InputError(f"{path}: {what} {each}: this column is given twice; {has}")
         given.append(names)
-    texts, labels = given[0] or pair_of(columns, given[1]), given[1]
+    texts, labels = given
+    by_name = {name.lower(): name for name in columns if name not in labels}
+    pairs = (tuple(by_name[name] for name in names) for names in PAIR_NAMES if by_name.keys() >= {*names})
+    texts = texts or next(pairs, ())
     if len(texts) > 2:
         raise InputError(f"{path}: text_column {text}: give one column, or the two of pairs; {has}")
 
@@ -83,13 +80,6 @@ def choose_columns(
         if not names:
             raise InputError(f"{path}: which column holds the {what}? Name it ({what}_column); {has}")
     return Columns(texts, labels)
-
-
-def pair_of(columns: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
-    """The columns of a pair whose names say so; none where none do."""
-    by_name = {name.lower(): name for name in columns if name not in labels}
-    pairs = (tuple(by_name[name] for name in names if name in by_name) for names in PAIR_NAMES)
-    return next((pair for pair in pairs if len(pair) == 2), ())
 
 
 def advice(path: Path, records: Sequence[Record], columns: Sequence[str]) -> str:
@@ -224,10 +214,10 @@ def sorted_labels(labels: set[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
 
 
-def listing(labels: Sequence[str]) -> str:
+def listing(labels: Sequence[str], most: int = SHOWN) -> str:
     """The first labels, and how many more there are."""
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-    return printable(", ".join(labels[:SHOWN])) + more
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return printable(", ".join(labels[:most])) + more
 
 
 def doubts(labels: Sequence[str], lines: int | None) -> Iterable[str]:

@@ -106,13 +106,7 @@ class Task:
 BINARY = ("0", "1")
 ENTAILMENT = ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
-MNLI_SPLITS = (
-    ("train", "train"),
-    ("dev_matched", "validation_matched"),
-    ("dev_mismatched", "validation_mismatched"),
-    ("test_matched", "test_matched"),
-    ("test_mismatched", "test_mismatched"),
-)
+MNLI_FILES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 DIAGNOSTIC = "diagnostic"  # a test set of GLUE without a task of its own: MNLI's model predicts it
 INDEX_COLUMNS = ("index", "id")  # of test files; QQP's is called id
 TASKS = {
@@ -128,7 +122,7 @@ TASKS = {
             PAIR,
             "gold_label",
             ("contradiction", "entailment", "neutral"),
-            splits=MNLI_SPLITS,
+            splits=tuple((name, name.replace("dev", "validation")) for name in MNLI_FILES),
             hub_columns=("premise", "hypothesis"),
             dev_splits=(("dev_matched", ""), ("dev_mismatched", "-MM")),
         ),

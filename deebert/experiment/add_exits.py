@@ -83,7 +83,10 @@ def add_exits(
     if not 0 < agreement < 1:
         raise InputError(f"agreement {agreement}: give a share of the texts below 1, such as 0.98")
     target = SelectionTarget(risk=round(1 - agreement, 9))
-    check_output(source, output)
+    if Path(source).resolve() in (output, *output.parents):
+        raise InputError(f"{output}: this is in the folder of the classifier; choose another folder for the new model")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: there is something in it; choose another folder for the new model")
     config, tokenizer = load_source(source, max_seq_length)
     task = task_of(texts, config, text_column, label_column, label_separator)
     training, held_out = split(task, tokenizer, config, target, seed)
@@ -111,14 +114,6 @@ def add_exits(
     write_card(output, network.config, task, record, "held out", None if exits.labels is None else exits, summary)
     say(f"{output}: {summary}")
     return added
-
-
-def check_output(source: str, output: Path) -> None:
-    """Raises InputError where the new model would overwrite anything, or be written into the classifier's folder."""
-    if Path(source).resolve() in (output, *output.parents):
-        raise InputError(f"{output}: this is in the folder of the classifier; choose another folder for the new model")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: there is something in it; choose another folder for the new model")
 
 
 def load_source(source: str, max_seq_length: int | None) -> tuple:

@@ -55,17 +55,12 @@ class Experiment:
 
     @classmethod
     def from_args(cls, args: Arguments, accelerator: Accelerator) -> "Experiment":
-        """The experiment with all of its input checked and loaded."""
-        experiment = cls(args, accelerator)
-        experiment.load()
-        return experiment
-
-    def load(self) -> None:
-        """Checks and loads the input, in an order that names cheap mistakes first."""
+        """The experiment with all input checked and loaded, in an order that names cheap mistakes first."""
+        self = cls(args, accelerator)
         quiet_transformers()
-        set_seed(self.args.training.seed)
+        set_seed(args.training.seed)
         previous = self.previous_record
-        check_config(self.args, self.task, self.config, self.source)
+        check_config(args, self.task, self.config, self.source)
         self.scored_task  # noqa: B018  checked
         for note in self.task.notes:
             self.say(note)
@@ -73,6 +68,7 @@ class Experiment:
             earlier_run.check_tokenizer(previous["tokenizer"], fingerprint(self.tokenizer), self.source)
         check_vocabulary(self.tokenizer.backend_tokenizer, self.config.vocab_size, self.source)
         self.dev_sets, self.train_features  # noqa: B018  they are kept
+        return self
 
     @property
     def output_dir(self) -> Path:

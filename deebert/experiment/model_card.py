@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
+from deebert.data.label_values import listing
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.evaluation.metrics import primary_score
@@ -96,9 +97,7 @@ def labels(config) -> str:
     """The labels in the order of the outputs."""
     if config.num_labels == 1:
         return "none, the output is a number (regression)"
-    names = [f"`{' '.join(str(config.id2label[i]).split())}`" for i in range(config.num_labels)]
-    more = f" and {len(names) - MOST_LABELS} more" if len(names) > MOST_LABELS else ""
-    return ", ".join(names[:MOST_LABELS]) + more
+    return listing([f"`{' '.join(str(config.id2label[i]).split())}`" for i in range(config.num_labels)], MOST_LABELS)
 
 
 def scores(config, task: Task, split: str, exits: AllExits) -> Iterator[EvalResult]:

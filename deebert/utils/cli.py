@@ -11,8 +11,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from copy import copy
 from typing import Any, NoReturn
 
@@ -55,18 +55,20 @@ class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
 def run(main: Callable[[], None]) -> None:
     """Calls a command's main function; an InputError becomes one line on stderr and exit code 2.
 
-    Ctrl-C and SIGTERM end it with one line, too, and with the shell's exit code, 128 + signal.
+    Ctrl-C and SIGTERM, which schedulers send, end it with one line, too, and with the shell's code, 128 + signal.
     """
+
+    def interrupt(number: int, frame) -> NoReturn:  # as Ctrl-C does: temporary files are removed
+        raise KeyboardInterrupt(number)
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal has: names of labels may be in any script
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        with sigterm_interrupts():
-            main()
-    except InputError as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        print(f"error: {missing_package(error)}", file=sys.stderr)
+        main()
+    except (InputError, ModuleNotFoundError) as error:
+        message = str(error) if isinstance(error, InputError) else missing_package(error)
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -74,18 +76,6 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stop:
         print("\ninterrupted", file=sys.stderr)  # a line of its own, not the rest of a progress bar's
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """In the block SIGTERM, which schedulers send, does what Ctrl-C does, so that temporary files are removed."""
-
-    def interrupt(number: int, frame) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
