@@ -32,6 +32,7 @@ OWN_FLAGS = (  # scripts with flags
             "compare",
             "benchmark",
             "benchmark_training",
+            "frontier",
             "static_models",
             "threshold_coverage",
             "frozen_encoder",

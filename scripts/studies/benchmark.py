@@ -1,11 +1,10 @@
 """Early exit beside what one would run instead, timed on a dev set. benchmark.sh runs it.
 
-In one run, in which all systems take random turns: Hugging Face's full model as it is, compiled, and in ONNX Runtime
-in fp32 and int8; static models (static_models.py) in the same ways; and early exit at several thresholds in PyTorch and
-ONNX Runtime. On a GPU: full and static models in fp32 and bf16, and early exit in PyTorch and as CUDA graphs.
+In one run, in which all systems take random turns: Hugging Face's full model and static models (static_models.py) as
+they are and compiled, and early exit at several thresholds, all in PyTorch. On a GPU: in fp32 and bf16, and early exit
+as CUDA graphs, too. frontier.py has ONNX Runtime, on a CPU.
 
-Further flags are those of an evaluation by run_glue_deebert.py: the model is --output_dir. Takes some 10 minutes for
-300 texts and a model of 6 layers on two cores, half of it for exports and torch.compile.
+Further flags are those of an evaluation by run_glue_deebert.py: the model is --output_dir.
 """
 
 import argparse
@@ -14,7 +13,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
@@ -24,16 +22,13 @@ import static_models
 import torch
 from benchmarking import EARLY, System, measure, plot, table, verdicts, write_csv
 from cuda_graphs import GraphedDeeBert
-from full_graphs import export_full
+from full_graphs import stock_model
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-from deebert.data.batching import Features, collator
 from deebert.data.tasks import eval_splits
 from deebert.evaluation import plotting
 from deebert.evaluation.cost import costs_of
-from deebert.evaluation.timing import first_passes
 from deebert.experiment.arguments import parse_args
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.run import make_accelerator
@@ -41,38 +36,14 @@ from deebert.modeling.checkpoints import (
     check_threshold,
     load_config,
     load_model,
-    load_tokenizer,
     max_tokens,
     quiet_transformers,
 )
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.runtime.onnx_export import quantize, traced_parts, write_export
-from deebert.runtime.onnx_runtime import OnnxDeeBert, open_session
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser, positive
 from deebert.utils.errors import InputError
 from deebert.utils.files import make_folder, replacing
-
-CPU = torch.device("cpu")
-
-
-def stock_model(folder: str, model) -> nn.Module:
-    """The full model as users of Hugging Face run it: its own class, which ignores the off-ramps."""
-    if model.config.model_type == "roberta":
-        return StockRoberta(model)
-    stock = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.models."))
-    return stock.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
-
-
-class StockRoberta(nn.Module):
-    """A full RoBERTa with the original's head, pooler and linear classifier, for which Hugging Face has no class."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.config, self.base_model, self.classifier = model.config, model.base_model, model.classifier
-
-    def forward(self, **batch) -> SequenceClassifierOutput:
-        return SequenceClassifierOutput(logits=self.classifier(self.base_model(**batch).pooler_output))
 
 
 def load_static(folder: str, config, longest: int) -> PreTrainedModel:
@@ -107,65 +78,20 @@ def pytorch_systems(stock: nn.Module, compiled: bool, model: str, precision: str
     return systems
 
 
-def onnx_systems(stock: PreTrainedModel, features: Features, config, work: Path, model: str) -> list[System]:
-    """A model without exits in ONNX Runtime, in fp32 and int8: of several graphs the one that is fastest here."""
-    make_folder(work)
-    paths = {"fp32": export_full(stock, work), "int8": {}}
-    for way, path in paths["fp32"].items():
-        paths["int8"][way] = path.with_name(f"int8_{path.name}")
-        quantize(path, paths["int8"][way])
-    systems = []
-    for precision, candidates in paths.items():
-        graphs = [onnx_forward(path) for path in candidates.values()]
-        passes = first_passes(graphs, features, collator(config), CPU)
-        milliseconds = [1e3 * float(np.median(seconds)) for seconds in passes]
-        listed = "; ".join(f"{way} {ms:.2f}" for way, ms in zip(candidates, milliseconds, strict=True))
-        print(f"{model}, ONNX Runtime {precision}, ms a text: {listed}", flush=True)
-        systems.append(System(f"ONNX Runtime {precision}", model, graphs[int(np.argmin(milliseconds))]))
-    return systems
-
-
-def onnx_forward(path: Path) -> Callable[[dict], SequenceClassifierOutput]:
-    """A full graph in ONNX Runtime."""
-    session = open_session(path, torch.get_num_threads())
-    names = {each.name for each in session.get_inputs()}  # a model without token types may have no input for them
-
-    def forward(batch: dict) -> SequenceClassifierOutput:
-        feed = {name: tensor.numpy() for name, tensor in batch.items() if name in names}
-        return SequenceClassifierOutput(logits=torch.from_numpy(session.run(None, feed)[0]))
-
-    return forward
-
-
-def cpu_systems(
-    folder: str, model, static: dict[str, PreTrainedModel], compiled: bool, features: Features, work: Path
-) -> tuple[list[System], dict[str, Callable]]:
-    """The systems without exits on a CPU, and what runs early exit, by name. work: a folder for the exports."""
-    print("exporting the models, in fp32 and int8", flush=True)
-    systems = pytorch_systems(stock_model(folder, model), compiled, "full")
-    systems += onnx_systems(model, features, model.config, work / "full", "full")
-    for name, other in static.items():
-        systems += pytorch_systems(other, compiled, name)
-        systems += onnx_systems(other, features, model.config, work / name.replace("/", "_"), name)
-    runners, tokenizer = {"PyTorch": model}, load_tokenizer(folder)
-    with traced_parts(model) as parts:
-        for precision in ("fp32", "int8"):
-            write_export(parts, model.config, tokenizer, work / precision, int8=precision == "int8")
-            runners[f"ONNX Runtime {precision}"] = OnnxDeeBert(work / precision, torch.get_num_threads())
-    return systems, runners
-
-
-def gpu_systems(
+def all_systems(
     folder: str, model, static: dict[str, PreTrainedModel], compiled: bool
 ) -> tuple[list[System], dict[str, Callable]]:
-    """The same on a GPU, in fp32 and bf16."""
-    systems, runners = [], {}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    """The systems without exits, and what runs early exit, by name."""
+    systems, runners, on_gpu = [], {}, model.device.type == "cuda"
+    precisions = {", fp32": torch.float32, ", bf16": torch.bfloat16} if on_gpu else {"": torch.float32}
+    for precision, dtype in precisions.items():
         chosen = copy.deepcopy(model).to(dtype)
-        runners |= {f"PyTorch, {precision}": chosen, f"CUDA graphs, {precision}": GraphedDeeBert(chosen)}
-        systems += pytorch_systems(stock_model(folder, chosen), compiled, "full", f", {precision}")
+        runners[f"PyTorch{precision}"] = chosen
+        if on_gpu:
+            runners[f"CUDA graphs{precision}"] = GraphedDeeBert(chosen)
+        systems += pytorch_systems(stock_model(folder, chosen), compiled, "full", precision)
         for name, other in static.items():
-            systems += pytorch_systems(copy.deepcopy(other).to(model.device, dtype), compiled, name, f", {precision}")
+            systems += pytorch_systems(copy.deepcopy(other).to(model.device, dtype), compiled, name, precision)
     return systems, runners
 
 
@@ -219,10 +145,8 @@ def main() -> None:
     if left_out := [str(size) for size in args.batch_sizes if size > len(features)]:
         print(f"note: no batches of {', '.join(left_out)}: there are {len(features)} samples", file=sys.stderr)
     make_folder(args.benchmark_dir)
-    with TemporaryDirectory() as work, torch.inference_mode():
-        given = folder, model, static, not args.no_compile
-        on_gpu = device.type == "cuda"
-        systems, runners = gpu_systems(*given) if on_gpu else cpu_systems(*given, features, Path(work))
+    with torch.inference_mode():
+        systems, runners = all_systems(folder, model, static, not args.no_compile)
         costs = static_costs(static, config, features.lengths)
         systems = [replace(system, cost=costs.get(system.model, 1.0)) for system in systems]
         thresholds = [NO_EXIT, *args.exit_threshold]
@@ -230,7 +154,7 @@ def main() -> None:
         rows = measure(systems, features, task, config, sizes, args.repeats, device)
     about = (
         f"{task.name}, {len(features)} samples of {features.lengths.mean():.0f} tokens on average, "
-        f"{torch.cuda.get_device_name() if on_gpu else f'{torch.get_num_threads()} threads'}, "
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else f'{torch.get_num_threads()} threads'}, "
         f"{args.repeats} repeats; times in ms per sample, p50 and p99 at batch size 1"
     )
     text = f"{about}\n\n{table(rows)}\n\n{verdicts(rows)}\n"

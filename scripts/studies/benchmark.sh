@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Early exit against the full model and static models, in PyTorch, compiled, and in ONNX Runtime: milliseconds and scores
-# on a dev set, in one run with random turns. Some 10 minutes for 300 texts and a model of 6 layers on two cores.
+# Early exit against the full model and static models in PyTorch, compiled and, on a GPU, as CUDA graphs: milliseconds and
+# scores on a dev set, in one run with random turns.
 #   bash scripts/studies/benchmark.sh --samples 300 --static static3    (made by static_models.py)
 # Settings: as for train_deebert.sh; further arguments go to benchmark.py.
 set -euo pipefail

@@ -17,8 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
@@ -35,8 +37,10 @@ from deebert.data.tasks import Example, Task, eval_splits, label_order
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.cost import head_operations, layer_operations
 from deebert.experiment.arguments import Arguments, parse_args
+from deebert.experiment.earlier_run import precision
 from deebert.experiment.experiment import config_to_train, find_task
 from deebert.modeling.checkpoints import quiet_transformers, set_labels
+from deebert.training.stage import parameter_groups
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser, positive
 from deebert.utils.errors import InputError
@@ -51,7 +55,6 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
     """Any encoder of AutoModel with a linear classifier of the mean over the tokens."""
 
     base_model_prefix = "encoder"
-    _supports_sdpa = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -60,6 +63,10 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
         self.dropout = nn.Dropout(getattr(config, "hidden_dropout_prob", 0.1))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    @property
+    def _supports_sdpa(self) -> bool:
+        return MODEL_MAPPING[type(self.config)]._supports_sdpa  # MPNet's encoder has its own attention alone
 
     def forward(self, input_ids, attention_mask, labels=None, **inputs) -> SequenceClassifierOutput:
         hidden_states = self.encoder(input_ids, attention_mask=attention_mask, **inputs).last_hidden_state  # (B, T, H)
@@ -119,22 +126,23 @@ def make_trainer(args: Arguments, task: Task, layers: int, pooling: str, **argum
         encode(task.read(args.data.data_dir, split, labels), tokenizer, ours.max_seq_length)
         for split in ("train", next(iter(eval_splits(task))))
     )
+    model = model_class(pooling).from_pretrained(source, config=config, ignore_mismatched_sizes=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings), eps=settings.adam_epsilon)
     return Trainer(
-        model=model_class(pooling).from_pretrained(source, config=config, ignore_mismatched_sizes=True),
+        model=model,
+        optimizers=(optimizer, None),  # with the rates of the driver: that of the head, too
         args=TrainingArguments(
             args.run.output_dir,
-            learning_rate=settings.learning_rate,
             num_train_epochs=settings.num_train_epochs,
             max_steps=settings.max_steps,
             per_device_train_batch_size=settings.per_gpu_train_batch_size,
             per_device_eval_batch_size=32,
-            weight_decay=settings.weight_decay,
-            adam_epsilon=settings.adam_epsilon,
             max_grad_norm=settings.max_grad_norm,
             warmup_steps=settings.warmup_steps,
             seed=settings.seed,
             train_sampling_strategy="group_by_length",
-            use_cpu=args.run.no_cuda,
+            use_cpu=args.run.no_cuda or not torch.cuda.is_available(),
+            bf16=precision(args) == "bf16",
             save_strategy="no",
             report_to="none",
             **arguments,
