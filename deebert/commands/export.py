@@ -42,26 +42,25 @@ def main() -> None:
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
     check_vocabulary(tokenizer.backend_tokenizer, config.vocab_size, args.model)
     model = load_model(args.model, config)
-    features = None
-    if args.task_name:
-        features = dev_features(get_task(args.task_name), args.data_dir, config, tokenizer, args.max_seq_length)
+    task = get_task(args.task_name) if args.task_name else None
+    if task is not None:
+        features = dev_features(task, args.data_dir, config, tokenizer, args.max_seq_length)
     export(model, tokenizer, args.output, args.int8)
     print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
     if config_rule(config).stateful:
         print(f"alone the graph never exits early: the rule {config.exit_rule} needs state; use deebert.OnnxDeeBert")
-    if features is None:
+    if task is None:
+        own = f"deebert predict says with --model {args.model} and with --model {args.output}"
         print(
-            "the score was not measured: for a GLUE task, give --task_name and --data_dir; with own data, compare what "
-            f"deebert predict says with --model {args.model} and with --model {args.output}"
+            f"the score was not measured: for GLUE, give --task_name and --data_dir; with own data, compare what {own}"
         )
         return
-    task, metric = get_task(args.task_name), get_task(args.task_name).primary_metric
-    torch_exits = run_all_exits(model, features, collator(config))
-    onnx_exits = run_all_exits(OnnxDeeBert(args.output), features, collator(config))
+    models = (model, OnnxDeeBert(args.output))
+    torch_exits, onnx_exits = (run_all_exits(one, features, collator(config)) for one in models)
     agree = (torch_exits.logits.argmax(-1) == onnx_exits.logits.argmax(-1)).mean(axis=0)
     (before,), (after,) = (sweep(task, exits, [NO_EXIT]) for exits in (torch_exits, onnx_exits))
     print(
-        f"{metric} of the full model on {len(features)} dev samples: {100 * before.score:.2f} in PyTorch, "
+        f"{task.primary_metric} of the full model on {len(features)} dev samples: {100 * before.score:.2f} in PyTorch, "
         f"{100 * after.score:.2f} as exported ({100 * (after.score - before.score):+.2f} points)"
     )
     if config.num_labels > 1:

@@ -113,12 +113,8 @@ class TextEncoder:
             parts = self._cut(ids[i : i + size])
             truncated.append(any(len(cut) < len(part) for cut, part in zip(parts, ids[i : i + size], strict=True)))
             ids_and_types.append(self._with_special_tokens(parts))
-        return EncodedTexts(
-            ids=[ids for ids, _ in ids_and_types],
-            token_types=[types for _, types in ids_and_types] if self.has_token_types else None,
-            truncated=truncated,
-            pad_id=self.pad_id,
-        )
+        token_types = [types for _, types in ids_and_types] if self.has_token_types else None
+        return EncodedTexts([ids for ids, _ in ids_and_types], token_types, truncated, self.pad_id)
 
     def _template(self, *texts: str) -> list[tuple[int | None, int, int]]:
         """Where the special tokens are: for each (None, its id, its type), for each text (its number, 0, its type)."""

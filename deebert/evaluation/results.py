@@ -59,7 +59,6 @@ class SweepRow:
 
     @property
     def layers_saved(self) -> float:
-        """1 - layers_run."""
         return 1 - self.layers_run
 
     @property
@@ -162,19 +161,15 @@ def _read_entropy_files(folder: Path) -> list[SweepRow]:
     rows = [_entropy_row(threshold, path) for threshold, path in entropy_files(folder).items()]
     if len({tuple(row.exits) for row in rows}) > 1:
         raise InputError(f"{folder}: its entropy_*.npy files are of models of different depth; move some of them away")
-    without_exits = [row for row in rows if row.threshold <= 0]
-    full_score = without_exits[-1].score if without_exits else None
+    full = [(row.score, row.seconds) for row in rows if row.threshold <= 0]
+    full_score, full_seconds = full[-1] if full else (None, None)
     if each_layer_file(folder):
         *_, full_score = read_each_layer(folder)[1].values()
-    full_seconds = without_exits[-1].seconds if without_exits else None
-    return [
-        replace(
-            row,
-            score_change=None if full_score is None else row.score - full_score,
-            time_saved=None if None in (full_seconds, row.seconds) else 1 - row.seconds / full_seconds,
-        )
-        for row in rows
-    ]
+    if full_score is not None:
+        rows = [replace(row, score_change=row.score - full_score) for row in rows]
+    if full_seconds is None:
+        return rows
+    return [replace(row, time_saved=None if row.seconds is None else 1 - row.seconds / full_seconds) for row in rows]
 
 
 def _entropy_row(threshold: float, path: Path) -> SweepRow:

@@ -51,12 +51,9 @@ class Parts:
     @classmethod
     def load(cls, folder: Path, exit_layers: Sequence[int]) -> "Parts":
         """As onnx_export.export_parts writes them."""
-        return cls(
-            onnx.load(folder / "masks.onnx"),
-            [onnx.load(folder / f"layer_{i}.onnx") for i in range(len(exit_layers))],
-            [onnx.load(folder / f"exit_{i}.onnx") for i in range(len(exit_layers))],
-            exit_layers,
-        )
+        layers = [onnx.load(folder / f"layer_{i}.onnx") for i in range(len(exit_layers))]
+        exits = [onnx.load(folder / f"exit_{i}.onnx") for i in range(len(exit_layers))]
+        return cls(onnx.load(folder / "masks.onnx"), layers, exits, exit_layers)
 
     def __iter__(self) -> Iterator[ModelProto]:
         return iter([self.masks, *self.layers, *self.exits])
@@ -108,10 +105,8 @@ def merge(folder: Path, config, path: Path) -> None:
         tensors.append(default or make_tensor("", kind, [0, 0, config.hidden_size], []))
         tensors[-1].name = name
     shapes = {"hidden": ["b", "t", config.hidden_size], "logits": ["b", config.num_labels]}
-    outputs = [
-        make_tensor_value_info(name, INT64 if name == "exit_layer" else FLOAT, shapes.get(name, ["b"]))
-        for name in OUTPUTS
-    ]
+    kinds = {"exit_layer": INT64}
+    outputs = [make_tensor_value_info(x, kinds.get(x, FLOAT), shapes.get(x, ["b"])) for x in OUTPUTS]
     opsets = {"": 20}  # from 20 on, ReduceMin takes bools; older exporters write less
     for opset in (opset for part in parts for opset in part.opset_import):
         opsets[opset.domain] = max(opset.version, opsets.get(opset.domain, 0))
