@@ -12,15 +12,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deebert.evaluation.results import (
-    CURVE,
-    SWEEP,
-    SweepRow,
-    each_layer_file,
-    entropy_files,
-    read_each_layer,
-    read_sweep,
-)
+from deebert.evaluation import results
+from deebert.evaluation.results import SweepRow
 from deebert.evaluation.tables import threshold_name
 from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
@@ -55,15 +48,15 @@ def read_series(folders: Sequence[Path]) -> list[Series]:
     """Reads result folders: CSV files, or the original's npy files. Raises InputError where a folder holds neither."""
     series = []
     for folder, label in zip(folders, labels(folders), strict=True):
-        has_layers = each_layer_file(folder) is not None
-        has_sweep = (folder / SWEEP).is_file() or bool(entropy_files(folder))
+        has_layers = results.each_layer_file(folder) is not None
+        has_sweep = (folder / results.SWEEP).is_file() or bool(results.entropy_files(folder))
         if not has_layers and not has_sweep:
             raise InputError(
                 f"{folder}: no results there; run scripts/eval_deebert.sh and scripts/entropy_eval.sh first"
             )
-        metric, each_layer = read_each_layer(folder) if has_layers else ("", {})
-        sweep = read_sweep(folder) if has_sweep else []
-        curve = read_sweep(folder, CURVE) if (folder / CURVE).is_file() else []
+        metric, each_layer = results.read_each_layer(folder) if has_layers else ("", {})
+        sweep = results.read_sweep(folder) if has_sweep else []
+        curve = results.read_sweep(folder, results.CURVE) if (folder / results.CURVE).is_file() else []
         series.append(Series(label, metric, each_layer, sweep, curve))
     if any(row.cost is None for s in series for row in s.sweep):  # of npy files: then layers are counted in all
         series = [replace(s, sweep=without_cost(s.sweep), curve=without_cost(s.curve)) for s in series]

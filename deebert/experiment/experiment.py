@@ -26,15 +26,7 @@ from deebert.experiment.arguments import (
     OwnDataArguments,
 )
 from deebert.experiment.earlier_run import RunRecord
-from deebert.modeling.checkpoints import (
-    check_threshold,
-    load_config,
-    load_model,
-    load_tokenizer,
-    max_tokens,
-    quiet_transformers,
-    set_labels,
-)
+from deebert.modeling import checkpoints
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH, config_rule
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.checkpointing import newest_checkpoint, saved_steps
@@ -57,7 +49,7 @@ class Experiment:
     def from_args(cls, args: Arguments, accelerator: Accelerator) -> "Experiment":
         """The experiment with all input checked and loaded, in an order that names cheap mistakes first."""
         self = cls(args, accelerator)
-        quiet_transformers()
+        checkpoints.quiet_transformers()
         set_seed(args.training.seed)
         previous = self.previous_record
         check_config(args, self.task, self.config, self.source)
@@ -100,9 +92,9 @@ class Experiment:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        model = self.args.model
-        tokenizer = load_tokenizer(model.tokenizer_name or self.source, model.do_lower_case, model.cache_dir)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(self.config))  # saved with the model
+        args, limit = self.args.model, checkpoints.max_tokens(self.config)
+        tokenizer = checkpoints.load_tokenizer(args.tokenizer_name or self.source, args.do_lower_case, args.cache_dir)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # saved with the model
         return tokenizer
 
     @cached_property
@@ -132,11 +124,11 @@ class Experiment:
     @cached_property
     def dev_sets(self) -> DevSets:
         """The dev files that this run scores; a test file only at the end."""
-        checkpoints = self.args.checkpoints
-        watched = self.args.evaluation.eval_after_first_stage or checkpoints.evaluate_during_training
-        watched |= self.args.run.do_train and checkpoints.load_best_model_at_end
+        wanted = self.args.checkpoints
+        watched = self.args.evaluation.eval_after_first_stage or wanted.evaluate_during_training
+        watched |= self.args.run.do_train and wanted.load_best_model_at_end
         scored = {split: self.args.run.do_eval or (watched and split != "test") for split in eval_splits(self.task)}
-        features = {split: self.features(split) for split, wanted in scored.items() if wanted}
+        features = {split: self.features(split) for split, needed in scored.items() if needed}
         return DevSets(self.scored_task, features, self.collate, self.accelerator)
 
     def features(self, split: str) -> Features:
@@ -160,14 +152,14 @@ class Experiment:
 
     def models_to_evaluate(self) -> list[Path]:
         """The model in output_dir; before it, with --eval_all_checkpoints, the checkpoints of its training."""
-        checkpoints = saved_steps(self.output_dir) if self.args.evaluation.eval_all_checkpoints else []
-        return [*checkpoints, self.output_dir]
+        earlier = saved_steps(self.output_dir) if self.args.evaluation.eval_all_checkpoints else []
+        return [*earlier, self.output_dir]
 
     def load_trained(self, folder: Path):
         """A trained model, on the device. Raises InputError if it does not fit the flags."""
         config = config_with_rule(self.args.model, str(folder))
         check_config(self.args, self.task, config, str(folder))
-        return load_model(str(folder), config).to(self.accelerator.device)
+        return checkpoints.load_model(str(folder), config).to(self.accelerator.device)
 
     @contextmanager
     def train_data(self, model, stage: int) -> Iterator[TrainData]:
@@ -236,7 +228,7 @@ def config_to_train(args: Arguments, task: Task):
             f"--recipe {args.model.recipe}: the classifiers of {source}'s off-ramps are of another kind, "
             f"{config.highway_head}; give --recipe paper to keep them, or start from a model without off-ramps"
         )
-    set_labels(config, label_order(task, config.model_type, config.id2label), task.problem_type)
+    checkpoints.set_labels(config, label_order(task, config.model_type, config.id2label), task.problem_type)
     config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
     set_text_length(config, args.data.max_seq_length)
     for name, value in wanted.items():
@@ -256,7 +248,7 @@ def check_depth(config, name: str) -> None:
 
 def set_text_length(config, length: int | None) -> None:
     """Sets the number of tokens that texts are cut to. None: the default, or what the model has positions for."""
-    limit = max_tokens(config)
+    limit = checkpoints.max_tokens(config)
     if length is not None and not MIN_TOKENS <= length <= limit:
         raise InputError(f"--max_seq_length {length}: this model takes {MIN_TOKENS} to {limit} tokens")
     config.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, limit) if length is None else length
@@ -276,12 +268,12 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
             "uncertainty is always 0; use --exit_rule patience"
         )
     for threshold in args.evaluation.exit_threshold:
-        check_threshold(threshold, config)
+        checkpoints.check_threshold(threshold, config)
 
 
 def config_with_rule(model: ModelArguments, name_or_path: str):
     """A checkpoint's config with the exit rule of the flags. A threshold for another rule is removed."""
-    config = load_config(name_or_path, model.model_type, model.cache_dir)
+    config = checkpoints.load_config(name_or_path, model.model_type, model.cache_dir)
     if model.exit_rule not in (None, config.exit_rule):
         config.exit_rule, config.exit_threshold = model.exit_rule, NO_EXIT
     return config
