@@ -54,7 +54,7 @@ class Measured:
         """The contender of this kind without a threshold."""
         return next(i for i, c in enumerate(self.contenders) if (c.kind, c.model, c.runtime) == (kind, model, runtime))
 
-    def score(self, predicted: np.ndarray, texts: np.ndarray) -> float:
+    def score(self, predicted: np.ndarray, texts: np.ndarray | slice) -> float:
         return score(self.task, self.task.primary_metric, self.labels[texts], predicted[texts])
 
     def choose(self, model: str, runtime: str, size: int, reference: np.ndarray, lost: float = 0.0) -> Run | None:
@@ -114,7 +114,7 @@ def equal_scores(measured: Measured, model: str) -> str:
     rivals = dict.fromkeys((c.kind, c.model) for c in measured.contenders if c.kind not in (EARLY, FULL))
     for kind, name in rivals:
         of_runtime = {c.runtime: i for i, c in enumerate(measured.contenders) if (c.kind, c.model) == (kind, name)}
-        scores = [f"{100 * measured.scores(measured.predicted[i])[0, 0]:.1f}" for i in of_runtime.values()]
+        scores = [f"{100 * measured.score(measured.predicted[i], slice(None)):.1f}" for i in of_runtime.values()]
         shown = [
             cells(measured, model, runtime, size, of_runtime.get(runtime, next(iter(of_runtime.values()))))
             for runtime, size in ways

@@ -12,6 +12,7 @@ from frontier_contenders import EARLY, FP32, FULL, PYTORCH, STATIC, Contender, s
 from frontier_tables import Measured, Run, cells
 from full_graphs import CHOSEN, same_logits, strongest_graphs, timed_turns
 from support.exported import parts_kept_in
+from support.tiny import tiny_model
 from transformers import BertConfig, BertForSequenceClassification
 
 from deebert.data.tasks import TASKS
@@ -164,3 +165,14 @@ def test_bad_input_gets_one_line(tmp_path, small_exports, tiny_data, monkeypatch
         monkeypatch.setattr("sys.argv", ["frontier.py", "--frontier_dir", str(tmp_path / "out"), "--models", models])
         with pytest.raises(cli.InputError, match=message):
             frontier.main()
+
+
+def test_the_test_file_of_own_data_is_scored(tmp_path):
+    tiny_model("bert", num_labels=3, id2label={0: "bad", 1: "good", 2: "odd"}).save_pretrained(tmp_path / "model")
+    for name, number in (("train", 30), ("test", 4)):
+        lines = [f"text {i} of {name},{('odd', 'good', 'bad')[i % 3]}" for i in range(number)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *lines]))
+    files = [f"--{name}_file={tmp_path}/{name}.csv" for name in ("train", "test")]
+    task, train, scored = frontier.read_task([("m", str(tmp_path / "model"))], files)
+    assert [task.labels[example.label] for example in scored] == ["odd", "good", "bad", "odd"]
+    assert len(train) == 27  # a tenth is the dev set, on which the models' thresholds may have been chosen
