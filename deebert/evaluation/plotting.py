@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -189,14 +190,10 @@ def plot_exits(series: Sequence[Series]) -> Figure:
 
 def draw_exits(axes, s: Series) -> None:
     """A bar for each threshold, divided by the layers at which samples exit."""
-    layers = list(s.sweep[0].exits)
-    colors = mpl.colormaps["viridis"].resampled(len(layers))
-    names = [f"{row.threshold:g}" for row in s.sweep]
-    bottom = [0.0] * len(s.sweep)
-    for i, layer in enumerate(layers):
-        share = [100 * row.exits[layer] / sum(row.exits.values()) for row in s.sweep]
-        axes.bar(names, share, bottom=bottom, color=colors(i), width=0.8, edgecolor="white", label=f"{layer}")
-        bottom = [b + h for b, h in zip(bottom, share, strict=True)]
+    exits = pd.DataFrame([row.exits for row in s.sweep], index=[f"{row.threshold:g}" for row in s.sweep])
+    shares = 100 * exits.div(exits.sum(axis=1), axis=0)
+    look = {"width": 0.8, "edgecolor": "white", "colormap": "viridis", "rot": 0}
+    shares.plot.bar(ax=axes, stacked=True, legend=False, **look)
     axes.set_ylim(0, 100)
     axes.grid(visible=False)
 

@@ -97,7 +97,7 @@ class OnnxDeeBert:
         rule, cutoffs = config_cutoffs(self.config, threshold, exit_rule)
         given = (input_ids, attention_mask, token_type_ids)
         ids, mask, types = (None if x is None else to_numpy(x).astype(np.int64, copy=False) for x in given)
-        mask = np.ones_like(ids) if mask is None else mask
+        mask, types = np.ones_like(ids) if mask is None else mask, np.zeros_like(ids) if types is None else types
         if output_all_exits:
             all_logits = self._all_exits(ids, mask, types)
             logits, exit_layer = exits_of(all_logits, rule, cutoffs, self.exit_layers)
@@ -115,7 +115,7 @@ class OnnxDeeBert:
         return HighwayClassifierOutput(**{name: from_numpy(array) for name, array in arrays.items()})
 
     def _with_exits(
-        self, rule: ExitRule, cutoffs: Sequence[float], ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None
+        self, rule: ExitRule, cutoffs: Sequence[float], ids: np.ndarray, mask: np.ndarray, types: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Logits (B, C) and exit layers (B,) of a batch (B, T).
 
@@ -133,9 +133,8 @@ class OnnxDeeBert:
         batch = ActiveBatch(np.arange(len(ids)), token_lengths(mask), ids, mask)
         request, i = ExitRequest(batch, rule, cutoffs, self.exit_layers), 0  # the step with which the next run begins
         while len(batch):
-            logits, layers, batch.hidden_states = self._run_graph(
-                i, stops, batch.hidden_states, batch.attention_mask, types
-            )
+            outputs = self._run_graph(i, stops, batch.hidden_states, batch.attention_mask, types)
+            logits, layers, batch.hidden_states = outputs
             i = self.exit_layers.index(int(layers[0]))
             if i == len(cutoffs):
                 request.exited.add(batch.index, logits, self.exit_layers[i])
@@ -144,7 +143,7 @@ class OnnxDeeBert:
             i += 1
         return request.exited.in_input_order()
 
-    def _all_exits(self, ids: np.ndarray, mask: np.ndarray, types: np.ndarray | None) -> np.ndarray:
+    def _all_exits(self, ids: np.ndarray, mask: np.ndarray, types: np.ndarray) -> np.ndarray:
         """The logits (B, E, C) of every exit for every sample: each run of the graph stops after one layer."""
         state, exits = ids, []
         everywhere = np.full(len(self.exit_layers) - 1, np.inf, np.float32)
@@ -154,13 +153,7 @@ class OnnxDeeBert:
         return np.stack(exits, axis=1)
 
     def _run_graph(
-        self,
-        i: int,
-        cutoffs: np.ndarray,
-        inputs: np.ndarray,
-        mask: np.ndarray,
-        types: np.ndarray | None,
-        outputs: list[str] = OUTPUTS,
+        self, i: int, cutoffs: np.ndarray, inputs: np.ndarray, mask: np.ndarray, types: np.ndarray, outputs=OUTPUTS
     ) -> list[np.ndarray]:
         """Runs the graph from step i to the first layer where a sample exits by these cut-offs (E-1,).
 
@@ -169,7 +162,7 @@ class OnnxDeeBert:
         """
         feed = {"attention_mask": mask, "exit_threshold": cutoffs, "stop_at_first": STOP}
         if i == 0:
-            feed |= {"input_ids": inputs, "token_type_ids": np.zeros_like(inputs) if types is None else types}
+            feed |= {"input_ids": inputs, "token_type_ids": types}
         else:
             feed |= {"layer": np.array(i), "hidden_in": inputs, "input_ids": NO_IDS, "token_type_ids": NO_IDS}
         return self.session.run(outputs, feed)
