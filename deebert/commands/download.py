@@ -24,14 +24,11 @@ def main() -> None:
     tasks = list(dict.fromkeys(map(get_task, names)))  # each once
     if TASKS["Ratings"] in tasks:
         raise InputError("Ratings is not a GLUE task; scripts/sample_data.py makes an example of it")
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise InputError("the download needs the package datasets: pip install datasets") from None
+    hub_loader()  # without it, all would fail for the same reason
     failed = []
     for task in tasks:
         try:
-            for path in download(task, args.data_dir, load_dataset):
+            for path in download(task, args.data_dir):
                 print(path, flush=True)
         except InputError as error:
             if len(tasks) == 1:
@@ -43,13 +40,22 @@ def main() -> None:
         raise InputError(f"not fetched: {', '.join(failed)}; {again} tries them again")
 
 
-def download(task: Task, data_dir: str, load_dataset: Callable) -> list[Path]:
+def hub_loader() -> Callable:
+    """`load_dataset` of the package datasets. Raises InputError if it is not installed."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError("the download needs the package datasets: pip install datasets") from None
+    return load_dataset
+
+
+def download(task: Task, data_dir: str | Path) -> list[Path]:
     """Writes a task's TSV files to data_dir / its name, MNLI's diagnostic set beside it. Raises InputError."""
     folder = Path(data_dir) / task.name
     parts = [(task.name.lower().replace("-", ""), {folder / f"{split}.tsv": hub for split, hub in task.splits})]
     if task == TASKS["MNLI"]:
         parts.append(("ax", {Path(data_dir) / DIAGNOSTIC / f"{DIAGNOSTIC}.tsv": "test"}))
-    written = []
+    load_dataset, written = hub_loader(), []
     for name, files in parts:
         try:
             dataset = load_dataset(REPOSITORY, name)
