@@ -347,3 +347,23 @@ def test_modernbert_says_what_it_does_not_take():
         model(**batch, position_ids=torch.arange(5)[None], exit_threshold=0.5)
     with pytest.raises(ValueError, match="local_attention is -4"):
         make("modernbert", local_attention=-4)
+
+
+@pytest.mark.parametrize("backbone", [name for name in MODELS if name not in ("modernbert", "toy")])
+def test_a_classifier_of_the_mean_is_linear_and_hugging_faces_class_says_what_it_lacks(backbone, tmp_path):
+    model = make(backbone, classifier_pooling="mean")
+    batch = random_batch(model.config, LENGTHS)
+    with torch.no_grad():
+        hidden_states = model(**batch, output_hidden_states=True, exit_threshold=NO_EXIT).hidden_states[-1]
+        tokens = zip(hidden_states, batch["attention_mask"].bool(), strict=True)
+        means = [state[mask].mean(dim=0) for state, mask in tokens]
+        expected = torch.stack(means) @ model.classifier.weight.T + model.classifier.bias
+        for threshold in (NO_EXIT, 1e-9):  # plain, and with exits that no sample takes
+            torch.testing.assert_close(model(**batch, exit_threshold=threshold).logits, expected)
+    model.train_stage("backbone")
+    model.train()(**batch, labels=torch.arange(6) % 3).loss.backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not [name for name in unused if "pooler" in name or "classifier" in name]
+    model.save_pretrained(tmp_path)
+    _, info = stock_class(model).from_pretrained(tmp_path, output_loading_info=True, ignore_mismatched_sizes=True)
+    assert info["missing_keys"]

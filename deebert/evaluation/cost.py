@@ -46,7 +46,7 @@ def costs_of(config, lengths: np.ndarray) -> Costs:
     tokens = np.asarray(lengths, float)
     layers = np.tile(layer_operations(config, tokens, tokens)[:, None], config.num_hidden_layers)
     last = 1 if config.first_token_only else tokens
-    layers[:, -1] = layer_operations(config, tokens, last) + head_operations(config, has_pooler=True)
+    layers[:, -1] = layer_operations(config, tokens, last) + head_operations(config, not config.linear_classifier)
     pooling = 2 * tokens * config.hidden_size if config.highway_pooling == "mean" else np.zeros_like(tokens)
     off_ramp = pooling + head_operations(config, has_pooler=config.highway_head == "pooler")
     return Costs(layers, np.tile(off_ramp[:, None], len(config.exit_layers) - 1))

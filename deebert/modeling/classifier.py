@@ -201,7 +201,7 @@ class HighwayClassifier:
 
     def _logits_of(self, outputs: BaseModelOutput, pooling_weights: Tensor | None) -> Tensor:
         pooler_output = getattr(outputs, "pooler_output", None)
-        if pooler_output is not None and self.config.first_token_only:  # HF's model has computed it
+        if pooler_output is not None:
             return self.classifier(self.dropout(pooler_output))
         return self.classify(self.final_state(outputs.last_hidden_state, pooling_weights))
 
@@ -210,7 +210,11 @@ class HighwayClassifier:
         return CLASSIFIER_POOLINGS[self.config.classifier_pooling](hidden_states, pooling_weights)
 
     def classify(self, state: Tensor) -> Tensor:
-        """The final classifier, with its pooler: (b, H) -> (b, C)."""
+        """The final classifier: (b, H) -> (b, C)."""
+        return self.classifier(self.dropout(state)) if self.config.linear_classifier else self.stock_head(state)
+
+    def stock_head(self, state: Tensor) -> Tensor:
+        """HF's head of BERT, after its pooler: (b, H) -> (b, C)."""
         return self.classifier(self.dropout(self.base_model.pooler(state.unsqueeze(1))))
 
     def pooling_weights(self, attention_mask: Tensor | None, off_ramps: bool = True) -> Tensor | None:
@@ -270,8 +274,10 @@ class StockHeadClassifier(HighwayClassifier):
         with building_with(config, self.config_class):
             super().__init__(config)  # HF's class with its head, and with a backbone without off-ramps
             setattr(self, self.base_model_prefix, self.model_class(config, **self.model_options))
+            if config.linear_classifier:
+                self.init_head(config)
         self.post_init()
 
-    def classify(self, state: Tensor) -> Tensor:
+    def stock_head(self, state: Tensor) -> Tensor:
         """HF's head, which takes hidden states and reads the first token's: (b, H) -> (b, C)."""
         return self.classifier(state.unsqueeze(1))

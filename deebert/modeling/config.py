@@ -24,7 +24,7 @@ class ExitFields:
     patience_tolerance: the difference up to which values of a regression model agree, for the rule patience.
     highway_pooling: what an off-ramp reads, a key of off_ramps.POOLINGS.
     highway_head: what its classifier is, one of off_ramps.HEADS: after BERT's pooler (the paper), or linear alone.
-    classifier_pooling: what the final classifier reads of the last layer, a key of off_ramps.CLASSIFIER_POOLINGS.
+    classifier_pooling: what the final classifier reads, a key of off_ramps.CLASSIFIER_POOLINGS; of a mean it is linear.
     exit_before_first_layer: whether there is an off-ramp on the embeddings, exit layer 0. It reads all tokens, so it
         needs the highway_pooling mean.
     max_seq_length: the number of tokens that texts were cut to in training, so that a threshold holds for such texts.
@@ -66,9 +66,14 @@ class HighwayConfig(ExitFields):
     keys_to_ignore_at_inference: ClassVar = ["past_key_values", "exit_layer", "entropy", "all_logits"]
 
     @property
+    def linear_classifier(self) -> bool:
+        """Whether the final classifier is a linear one in place of HF's head."""
+        return self.classifier_pooling == "mean"
+
+    @property
     def first_token_only(self) -> bool:
         """Whether the last layer is computed for the first token alone in evaluation, since nothing else is read."""
-        return self.classifier_pooling == "cls"
+        return not self.linear_classifier
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -123,10 +128,7 @@ def has_several_labels(config) -> bool:
 def config_cutoffs(
     config, exit_threshold: float | Sequence[float] | None = None, exit_rule: str | None = None
 ) -> tuple[ExitRule, list[float]]:
-    """The exit rule, and a cut-off for each off-ramp, (E-1,). What is None comes from the config.
-
-    Raises ValueError for a threshold that the rule or the model does not have.
-    """
+    """The exit rule and a cut-off for each off-ramp, (E-1,). What is None comes from the config. Raises ValueError."""
     rule = config_rule(config, exit_rule)
     threshold = config.exit_threshold if exit_threshold is None else exit_threshold
     return rule, rule.cutoffs(threshold, len(config.exit_layers))

@@ -71,12 +71,6 @@ class HighwayEncoder:
         """The mask as the layers take it, of inputs (b, T) or (b, T, H): as it is, unless a backbone adds to it."""
         return mask
 
-    def init_highway_pooler(self, pooler: nn.Module) -> None:
-        """Copies the backbone's pooler into every off-ramp's pooler: their initialisation in the original."""
-        for off_ramp in self.off_ramps:
-            if off_ramp.pooler is not None:
-                off_ramp.pooler.load_state_dict(pooler.state_dict())
-
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, exits: ExitRequest | None = None, **kwargs
     ) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -128,4 +122,6 @@ class HighwayModel:
 
     def init_highway_pooler(self) -> None:
         """Starts every off-ramp's pooler as a copy of the model's pooler, as the original does before training."""
-        self.encoder.init_highway_pooler(self.pooler)
+        for off_ramp in self.encoder.off_ramps:
+            if off_ramp.pooler is not None:
+                off_ramp.pooler.load_state_dict(self.pooler.state_dict())

@@ -24,10 +24,7 @@ def first_token(hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor
 
 
 def mean_of_tokens(hidden_states: Tensor, pooling_weights: Tensor | None) -> Tensor:
-    """The mean over the tokens that are no padding: (B, T, H) and `mean_weights` (B, T) -> (B, H).
-
-    Over all tokens where pooling_weights is None.
-    """
+    """The mean over the tokens that are no padding: (B, T, H), `mean_weights` (B, T) or None for all -> (B, H)."""
     if pooling_weights is None:
         return hidden_states.mean(dim=1)
     return torch.bmm(pooling_weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
@@ -38,10 +35,7 @@ CLASSIFIER_POOLINGS = {"cls": first_token, "mean": mean_of_tokens}  # of the fin
 
 
 def mean_weights(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, T) mask -> (B, T) weights of a mean over the tokens: 0 for padding, each row sums to 1.
-
-    Computed once for all off-ramps of a pass.
-    """
+    """(B, T) mask -> (B, T) weights of a mean over the tokens, for all off-ramps: 0 for padding, each row sums to 1."""
     weights = (attention_mask != 0).to(dtype)
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
 

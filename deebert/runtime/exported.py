@@ -51,6 +51,7 @@ class ExportedConfig(ExitFields):
     problem_type: str | None
     gated_mlp: bool
     first_token_only: bool
+    linear_classifier: bool
     id2label: dict[int, str]
 
 
@@ -84,6 +85,8 @@ def read_manifest(folder: Path) -> dict:
         )
     made_with, encoding = manifest.get("config"), manifest.get("encoding")
     sound = {"precision", "exit_rule"} <= manifest.keys() and isinstance(made_with, dict) and isinstance(encoding, dict)
+    if sound:
+        made_with.setdefault("linear_classifier", False)  # exports of 0.10 do not have it
     if not sound or made_with.keys() != GRAPH_FACTS or encoding.keys() != ENCODING:
         raise InputError(f"{damaged}; {AGAIN}")
     if encoding["pad_id"] not in range(made_with["vocab_size"]):

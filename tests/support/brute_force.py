@@ -8,8 +8,7 @@ Shapes: B samples, T tokens, H hidden, E exits, of which E-1 are off-ramps, C la
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +68,8 @@ class BruteForce:
 
     def __init__(self, facts: Mapping, weights: Mapping[str, torch.Tensor], dtype: torch.dtype):
         self.facts = facts
-        self.stock = stock_model(facts, weights, dtype)
+        self.linear_mean = facts["classifier_pooling"] == "mean" and facts["model_type"] != "modernbert"
+        self.stock = stock_model(facts, weights, dtype, without_head=self.linear_mean)
         self.weights = {name: tensor.double().numpy() for name, tensor in weights.items()}
         self.layers = self.stock.config.num_hidden_layers
         names = [f".highway.{i}." for i in range(self.layers - 1)]
@@ -79,7 +79,7 @@ class BruteForce:
         """The logits of all exits for a batch of input_ids, attention_mask and, perhaps, token_type_ids (B, T)."""
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).numpy() != 0
         integers = {"attention_mask": torch.from_numpy(mask).long()}  # HF's ModernBERT takes no other in bfloat16
-        with torch.no_grad(), self.pooling(mask):
+        with torch.no_grad():
             output = self.stock(**{**batch, **integers}, output_hidden_states=True)
         states = [state.double().numpy() for state in output.hidden_states]
         states = states[0 if self.facts["exit_before_first_layer"] else 1 : self.layers]
@@ -87,7 +87,12 @@ class BruteForce:
             np.stack([self.pool(tokens, real) for tokens, real in zip(state, mask, strict=True)]) for state in states
         ]
         logits = [self.classify(state, ramp) for state, ramp in zip(pooled, self.off_ramps, strict=True)]
-        logits = [*logits, output.logits.double().numpy()]
+        final = output.logits.double().numpy()
+        if self.linear_mean:
+            pairs = zip(output.hidden_states[-1].double().numpy(), mask, strict=True)
+            final = np.stack([mean_of(tokens, real) for tokens, real in pairs]) @ self.weights["classifier.weight"].T
+            final += self.weights["classifier.bias"]
+        logits = [*logits, final]
         return AllExits(
             np.stack(logits, axis=1),
             np.array([not self.weight(f"{ramp}classifier.weight").any() for ramp in self.off_ramps], bool),
@@ -95,29 +100,6 @@ class BruteForce:
             self.facts["patience_tolerance"],
             self.readable(mask),
         )
-
-    @contextmanager
-    def pooling(self, mask: NDArray) -> Iterator[None]:
-        """Puts the mean of the tokens, (B, T) of the mask, where Hugging Face's classifier reads the first one."""
-        weights = torch.from_numpy(mask / mask.sum(axis=1, keepdims=True).clip(min=1))[..., None]
-
-        def with_mean(states: torch.Tensor) -> torch.Tensor:
-            mean = (weights * states.double()).sum(dim=1, keepdim=True)
-            return torch.cat([mean.to(states.dtype), states[:, 1:]], dim=1)
-
-        def after_layers(module, inputs, output) -> None:
-            output.last_hidden_state = with_mean(output.last_hidden_state)
-
-        base = self.stock.base_model
-        if self.facts["classifier_pooling"] == "cls" or self.facts["model_type"] == "modernbert":  # this one can do it
-            hook = None
-        elif getattr(base, "pooler", None) is not None:
-            hook = base.pooler.register_forward_pre_hook(lambda module, inputs: (with_mean(inputs[0]),))
-        else:
-            hook = base.register_forward_hook(after_layers)
-        yield
-        if hook is not None:
-            hook.remove()
 
     def readable(self, mask: NDArray) -> NDArray:
         """(B, T) -> (B,): attention to nothing has no defined result. So nothing is known of rows of padding only.
@@ -135,12 +117,7 @@ class BruteForce:
 
     def pool(self, tokens: NDArray, real: NDArray) -> NDArray:
         """What an off-ramp reads of the hidden states (T, H) of one sample, of which `real` (T,) are no padding."""
-        if self.facts["highway_pooling"] == "first":
-            state = tokens[0]
-        elif not real.any():
-            state = np.zeros(tokens.shape[1])  # whatever is read of padding only has no meaning
-        else:
-            state = tokens[real].mean(axis=0)
+        state = tokens[0] if self.facts["highway_pooling"] == "first" else mean_of(tokens, real)
         if self.facts["model_type"] != "modernbert":
             return state
         return (state - state.mean()) / math.sqrt(state.var() + 1e-5)  # its layers do not normalise what they give
@@ -153,8 +130,16 @@ class BruteForce:
         return state @ self.weight(f"{ramp}classifier.weight").T + self.weight(f"{ramp}classifier.bias")
 
 
-def stock_model(facts: Mapping, weights: Mapping[str, torch.Tensor], dtype: torch.dtype):
-    """Hugging Face's own class with these weights, all of them and no others but those of the off-ramps."""
+def mean_of(tokens: NDArray, real: NDArray) -> NDArray:
+    """(T, H) -> (H,). Whatever is read of padding only has no meaning."""
+    return tokens[real].mean(axis=0) if real.any() else np.zeros(tokens.shape[1])
+
+
+def stock_model(facts: Mapping, weights: Mapping[str, torch.Tensor], dtype: torch.dtype, without_head: bool):
+    """Hugging Face's own class with these weights, all of them and no others but those of the off-ramps.
+
+    without_head: the final classifier is not HF's head, which stays random here.
+    """
     model_class = getattr(transformers, f"{STOCK[facts['model_type']]}ForSequenceClassification")
     config = model_class.config_class(
         **{**facts, "attn_implementation": "sdpa" if model_class._supports_sdpa else "eager"}
@@ -164,7 +149,11 @@ def stock_model(facts: Mapping, weights: Mapping[str, torch.Tensor], dtype: torc
         for ours, theirs in ROBERTA_HEAD.items():
             plain = {theirs + n.removeprefix(ours) if n.startswith(ours) else n: w for n, w in plain.items()}
     model = model_class(config).to(dtype).eval()
-    model.load_state_dict(plain, strict=True)
+    if without_head:
+        plain = {name: tensor for name, tensor in plain.items() if "classifier." not in name}
+        head = {name for name in model.state_dict() if "classifier." in name or ".pooler." in name}
+        assert plain.keys() == model.state_dict().keys() - head
+    model.load_state_dict(plain, strict=not without_head)
     return model
 
 

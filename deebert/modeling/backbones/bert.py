@@ -36,7 +36,7 @@ class DeeBertForSequenceClassification(AutoLoading, HighwayClassifier, BertForSe
     def __init__(self, config):
         with building_with(config, self.config_class):  # HF's own __init__ makes a backbone without off-ramps
             super(BertForSequenceClassification, self).__init__(config)
-            self.bert = self.model_class(config)
+            self.bert = self.model_class(config, add_pooling_layer=not config.linear_classifier)
             self.init_head(config)
         self.post_init()
 

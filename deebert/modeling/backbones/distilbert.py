@@ -53,7 +53,11 @@ class DeeDistilBertForSequenceClassification(AutoLoading, StockHeadClassifier, D
     config_class = DeeDistilBertConfig
     model_class = DeeDistilBertModel
 
-    def classify(self, state: Tensor) -> Tensor:
+    def init_head(self, config) -> None:
+        super().init_head(config)
+        del self.pre_classifier
+
+    def stock_head(self, state: Tensor) -> Tensor:
         """HF's head: (b, H) -> (b, C)."""
         return self.classifier(self.dropout(self.pre_classifier(state).relu()))
 

@@ -27,6 +27,7 @@ class DeeModernBertConfig(HighwayConfig, ModernBertConfig):
     pre_norm = True
     gated_mlp = True
     first_token_only = False  # its last layer always runs in full
+    linear_classifier = False  # HF's head reads the mean, too
 
 
 class DeeModernBertModel(HighwayEncoder, ModernBertModel):
@@ -106,7 +107,7 @@ class DeeModernBertForSequenceClassification(AutoLoading, StockHeadClassifier, M
     config_class = DeeModernBertConfig
     model_class = DeeModernBertModel
 
-    def classify(self, state: Tensor) -> Tensor:
+    def stock_head(self, state: Tensor) -> Tensor:
         """HF's head: (b, H) -> (b, C)."""
         return self.classifier(self.drop(self.head(state)))
 

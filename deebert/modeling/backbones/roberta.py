@@ -36,9 +36,8 @@ class DeeRobertaModel(HighwayModel, RobertaModel):
 class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, RobertaForSequenceClassification):
     """RoBERTa for classification whose samples exit at the first off-ramp that is certain enough.
 
-    In evaluation our pooler and classifier compute what HF's head of two layers computes, unless they read the mean of
-    the tokens. So its weights are saved as well: tools that know RoBERTa only read the folder as the full model. Here
-    they are ignored.
+    In evaluation our pooler and classifier compute what HF's head of two layers computes. So its weights are saved as
+    well: tools that know RoBERTa only read the folder as the full model. Here they are ignored.
     """
 
     config_class = DeeRobertaConfig
@@ -51,7 +50,7 @@ class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, Robert
     def __init__(self, config):
         with building_with(config, self.config_class):  # HF's own __init__ makes a backbone without off-ramps
             super(RobertaForSequenceClassification, self).__init__(config)
-            self.roberta = self.model_class(config)
+            self.roberta = self.model_class(config, add_pooling_layer=not config.linear_classifier)
             self.init_head(config)
         self.register_load_state_dict_pre_hook(without_stock_head)
         self.post_init()
@@ -59,8 +58,7 @@ class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, Robert
     def save_pretrained(self, save_directory, state_dict: dict[str, Tensor] | None = None, **kwargs):
         """As for any HF model, with the weights of HF's own head as well (see the class)."""
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
-        reads_first_token = self.config.classifier_pooling == "cls"  # as HF's own head does
-        for theirs, ours in STOCK_HEAD.items() if reads_first_token else ():
+        for theirs, ours in {} if self.config.linear_classifier else STOCK_HEAD.items():
             for kind in ("weight", "bias"):
                 if f"{ours}.{kind}" in state_dict:  # a caller may give a part only
                     state_dict[f"{theirs}.{kind}"] = state_dict[f"{ours}.{kind}"].clone()
