@@ -101,15 +101,6 @@ def training_to_resume(run: RunArguments, settings: dict) -> dict | None:
     raise InputError(f"--output_dir {folder}: the folder is not empty; choose another or add --overwrite_output_dir")
 
 
-def check_tokenizer(recorded: str, tokenizer: str, name: str) -> None:
-    """A training that is resumed must go on with its tokenizer. Both are fingerprints. name: where it is."""
-    if recorded != tokenizer:
-        raise InputError(
-            f"--resume: the tokenizer in {name} is another one than the training began with; put it back, or "
-            "--overwrite_output_dir starts a new one"
-        )
-
-
 def data_of_training(own: OwnDataArguments, record: dict | None) -> OwnDataArguments:
     """For an evaluation: what is not given about own data, as in the training; its files if no others are given."""
     trained = dict(record["arguments"]) if record else {}

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,7 +34,7 @@ from deebert.utils.errors import InputError
 from deebert.utils.files import adding_files, make_folder, remove_leftovers
 
 MOST_BYTES = 2**31 - 1  # of a file of ONNX with its weights inside
-MISSING = "exporting needs more packages: pip install onnx onnxruntime onnxscript"
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # torch.onnx.export needs the last
 
 
 def additive_mask(model, attention_mask: Tensor) -> Tensor:
@@ -108,12 +109,8 @@ def export_parts(model, folder: Path) -> None:
 
 def exportable(model):
     """A copy on the CPU, with attention as plain products. Raises InputError: packages are missing, too many exits."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  torch.onnx.export needs it
-    except ImportError:
-        raise InputError(MISSING) from None
+    if not all(map(find_spec, PACKAGES)):
+        raise InputError(f"exporting needs more packages: pip install {' '.join(PACKAGES)}")
     from deebert.runtime.onnx_graph import MOST_EXITS
 
     if len(model.config.exit_layers) > MOST_EXITS:

@@ -50,13 +50,10 @@ def distillation_losses(students: Tensor, teacher: Tensor, several_labels: bool 
 def training_loss(output, labels: Tensor, weights: Sequence[float], distill: float = 0.0) -> tuple[Tensor, Tensor]:
     """The weighted sum of the exits' losses, and each exit's own loss against the labels (E,), without gradient.
 
-    Args:
-        output: the model's; with all_logits (B, E, C) if any off-ramp has a weight, else with logits (B, C) only.
-        weights: E numbers, one for each exit's loss.
-        distill: the share of an off-ramp's loss that is its distance from the final classifier (FastBERT's
-            self-distillation, Liu et al., 2020).
-
-    Without all_logits the off-ramps' own losses are 0.
+    output: the model's; with all_logits (B, E, C) if any off-ramp has a weight, else with logits (B, C) only: then the
+        off-ramps' own losses are 0.
+    weights: E numbers, one for each exit's loss.
+    distill: the share of an off-ramp's loss that is its distance from the final classifier (Liu et al., 2020).
     """
     all_logits = output.logits.unsqueeze(1) if output.all_logits is None else output.all_logits  # (B, M, C)
     losses = exit_losses(all_logits, labels)  # (B, M)

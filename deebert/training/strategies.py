@@ -23,37 +23,23 @@ class Stage:
     weights: Callable[[int, int], list[float]]
 
 
-def final_exit(exits: int, step: int) -> list[float]:
-    return [0.0] * (exits - 1) + [1.0]
-
-
-def off_ramps(exits: int, step: int) -> list[float]:
-    return [1.0] * (exits - 1) + [0.0]
-
-
-def every_exit(exits: int, step: int) -> list[float]:
-    return [1.0] * exits
-
-
-def mean_by_depth(exits: int, step: int) -> list[float]:
-    return [i / (exits * (exits + 1) / 2) for i in range(1, exits + 1)]
-
-
-def in_turn(exits: int, step: int) -> list[float]:
-    return final_exit(exits, step) if step % 2 else every_exit(exits, step)
-
+BACKBONE = Stage("backbone", lambda exits, step: [0.0] * (exits - 1) + [1.0])
+OFF_RAMPS = Stage("off_ramps", lambda exits, step: [1.0] * (exits - 1) + [0.0])
+ALL = Stage("all", lambda exits, step: [1.0] * exits)
+BY_DEPTH = Stage("all", lambda exits, step: [i / (exits * (exits + 1) / 2) for i in range(1, exits + 1)])
+IN_TURN = Stage("all", lambda exits, step: (BACKBONE if step % 2 else ALL).weights(exits, step))
 
 STRATEGIES: dict[str, tuple[Stage, ...]] = {
     # DeeBERT, section 3.2: first the backbone and its classifier, then the off-ramps alone
-    "two_stage": (Stage("backbone", final_exit), Stage("off_ramps", off_ramps)),
+    "two_stage": (BACKBONE, OFF_RAMPS),
     # Kubaty et al. (2025): first the backbone and its classifier, then all at once
-    "mixed": (Stage("backbone", final_exit), Stage("all", every_exit)),
+    "mixed": (BACKBONE, ALL),
     # all at once, on the sum of all losses
-    "joint": (Stage("all", every_exit),),
+    "joint": (ALL,),
     # PABEE (Zhou et al., 2020), section 3.3: the mean, weighted by the number of layers that an exit costs
-    "weighted": (Stage("all", mean_by_depth),),
+    "weighted": (BY_DEPTH,),
     # BERxiT (Xin et al., 2021), section 3.2: the final loss and the sum of all losses in turn
-    "alternating": (Stage("all", in_turn),),
+    "alternating": (IN_TURN,),
 }
 
 
