@@ -58,7 +58,7 @@ class Experiment:
             self.say(note)
         if previous is not None and previous["tokenizer"] != fingerprint(self.tokenizer):
             fix = "put it back, or --overwrite_output_dir starts a new one"
-            raise InputError(f"--resume: the tokenizer in {self.source} is not that of the training's start; {fix}")
+            raise InputError(f"--resume: the tokenizer in {self.source} is another one than before; {fix}")
         check_vocabulary(self.tokenizer.backend_tokenizer, self.config.vocab_size, self.source)
         self.dev_sets, self.train_features  # noqa: B018  they are kept
         return self
