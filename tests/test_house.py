@@ -131,6 +131,15 @@ def test_the_tree_of_the_design_is_that_of_the_package():
     assert named == there
 
 
+def test_a_python_without_packages_gets_one_line():
+    """-S: Python's own library only, as where an environment is not activated."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "deebert", "plot", "x"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: \w+ is missing: activate your environment, or .*\n", done.stderr)
+
+
 def test_figures_need_neither_torch_nor_a_model():
     code = "import sys, deebert, deebert.commands.plot; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

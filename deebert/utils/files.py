@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock, Timeout
-
 from deebert.utils.errors import InputError
 
 LOCK = ".lock"
@@ -152,6 +150,8 @@ def reserved(folder: Path, wanted: bool = True) -> Iterator[None]:
 
     A process that is killed reserves nothing. A folder that was made here and is empty is removed. Raises InputError.
     """
+    from filelock import FileLock, Timeout  # not above: without any package, a command still says which one it lacks
+
     if not wanted:
         yield
         return
