@@ -88,7 +88,8 @@ def test_python_snippets_run(page, quickstart, monkeypatch):
 
 def test_predictions_are_what_the_readme_says(quickstart):
     prediction = Classifier(str(quickstart / "quickstart" / "onnx"), exit_threshold=0.4)(["A triumph."])[0]
-    assert list(vars(prediction)) == ["label", "probability", "exit_layer", "probabilities", "truncated"]
+    fields = ["label", "probability", "exit_layer", "probabilities", "truncated", "handed_over"]
+    assert list(vars(prediction)) == fields
 
 
 def test_the_readme_fits_150_lines():

@@ -5,7 +5,7 @@ All of its samples are used: what is promised is about unseen samples, so that n
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,13 @@ from deebert.evaluation.all_exits import AllExits, sweep
 from deebert.evaluation.metrics import changes, correct, counted_classes, predictions, primary_score
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.exit_rules import ExitRule
+from deebert.utils.arrays import confidence, shares
 from deebert.utils.errors import InputError
 
 CONFIDENCE = {"drop": 0.9, "risk": 0.95}  # by target, where none is given
 POINTS = 200  # thresholds of the sequence that is tested
+ANSWERED_SURE = 0.9  # with which the accuracy among answered texts is promised
+MIN_CONFIDENCES = [round(1 - 10.0**x, 4) for x in np.linspace(-4, 0, POINTS)]  # the safest first; 0: all is answered
 SURE = 0.95  # with which an off-ramp is called better than the final classifier
 
 
@@ -172,6 +175,46 @@ def changed_texts(exits: AllExits, exit_layers: np.ndarray) -> tuple[int, int, i
     changed = differ.any(axis=-1) if exits.several_labels else differ
     early_correct, full_correct = correct(early, labels), correct(full, labels)
     return int(changed.sum()), int((~early_correct & full_correct).sum()), int((early_correct & ~full_correct).sum())
+
+
+def certainty(exits: AllExits, threshold: float | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) each: how sure the predictions at the threshold are, and whether they are right."""
+    logits = exits.logits_at(exits.exit_layers(threshold))
+    return confidence(shares(logits, exits.several_labels), exits.several_labels), correct(logits, exits.labels)
+
+
+def choose_confidence(exits: AllExits, threshold: float | Sequence[float], accuracy: float) -> float | None:
+    """The lowest `min_confidence` with which these samples show this accuracy among answered ones; None: there is none.
+
+    Two sequences share the level. The first begins where so many samples are answered that half of the errors that are
+    allowed would do, the second at half of the samples. These numbers depend on no label.
+    """
+    risk, level = 1 - accuracy, (1 - ANSWERED_SURE) / 2
+    fewest = risk_control.fewest_samples(lambda n: risk_control.risk_p_value(n * risk // 2, n, risk), level)
+    sure, right = certainty(exits, threshold)
+
+    def p_value(value: float) -> float:
+        return risk_control.risk_p_value(int((~right & (sure >= value)).sum()), int((sure >= value).sum()), risk)
+
+    starts = (fewest, max(fewest, len(sure) // 2))
+    sequences = [[value for value in MIN_CONFIDENCES if (sure >= value).sum() >= start] for start in starts]
+    shown = [risk_control.fixed_sequence(sequence, p_value, level) for sequence in sequences]
+    return min((value for value in shown if value is not None), default=None)
+
+
+def answered(exits: AllExits, threshold: float | Sequence[float], min_confidence: float) -> tuple[int, int]:
+    """How many samples are answered, and how many of them rightly."""
+    sure, right = certainty(exits, threshold)
+    return int((sure >= min_confidence).sum()), int((right & (sure >= min_confidence)).sum())
+
+
+def report_confidence(chosen: float | None, accuracy: float, dev_samples: int) -> str:
+    """The result of `choose_confidence` in words."""
+    sure = f"with {100 * ANSWERED_SURE:g} % confidence"
+    aim = f"at least {100 * accuracy:g} % of the unseen texts that are answered get the right label"
+    if chosen is not None:
+        return f"chosen min_confidence: {chosen:g}; {sure} {aim}"
+    return f"no min_confidence is chosen: {dev_samples:,} dev texts do not show {sure} that {aim}"
 
 
 def single_exit(task: Task, exits: AllExits, score: float) -> tuple[int, float, float]:

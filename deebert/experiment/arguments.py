@@ -234,9 +234,14 @@ class EvaluationArguments:
     target_drop: float | None = flag(
         "choose the fastest threshold that lowers the score of unseen samples by at most this, such as 0.01"
     )
+    answered_accuracy: float | None = flag(
+        "choose which texts are handed over, without a label, so that of the others at least this share is right, such "
+        "as 0.98"
+    )
 
     def __post_init__(self):
         check_numbers(self, "per_gpu_eval_batch_size", at_least=1)
+        check_numbers(self, "answered_accuracy", above=0, at_most=0.999)
 
     @property
     def chooses_threshold(self) -> bool:
@@ -289,7 +294,7 @@ class Arguments:
         return {name: value for group in vars(self).values() for name, value in asdict(group).items()}
 
 
-EVALUATED = ("eval_all_checkpoints", "eval_each_highway", "eval_highway", "risk", "target_drop")
+EVALUATED = ("eval_all_checkpoints", "eval_each_highway", "eval_highway", "risk", "target_drop", "answered_accuracy")
 
 
 def check_effect(group, needed: str, *names: str) -> None:

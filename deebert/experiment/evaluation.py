@@ -100,9 +100,10 @@ class Evaluation:
         self.say(threshold_selection.report(choice, target, len(self.exits.labels)))
         facts = {"target": asdict(target), **asdict(choice)}
         file, before = self.checkpoint / "config.json", load_config(str(self.checkpoint))
-        config.exit_threshold = NO_EXIT
+        config.exit_threshold = NO_EXIT if choice.threshold is None else choice.threshold
+        if config.exit_threshold != before.exit_threshold:
+            config.min_confidence = 0.0  # it was chosen for other predictions
         if choice.threshold is not None:
-            config.exit_threshold = choice.threshold
             self.write_config()
             self.say(f"stored in {file}: from_pretrained gives a model that exits at it")
         elif before.exit_rule != config.exit_rule:
@@ -111,6 +112,29 @@ class Evaluation:
             self.write_config()
             self.say(f"removed from {file}: the threshold {before.exit_threshold}; the model does not exit early")
         write_json(self.folder / "threshold.json", facts)  # also a choice without a result
+
+    def choose_confidence(self) -> None:
+        """Chooses which texts are handed over at the model's threshold, and stores it in the model's config."""
+        accuracy, config = self.wanted.answered_accuracy, self.model.config
+        chosen = threshold_selection.choose_confidence(self.exits, config.exit_threshold, accuracy)
+        self.say(threshold_selection.report_confidence(chosen, accuracy, len(self.exits.labels)))
+        config.min_confidence, file = chosen or 0.0, self.checkpoint / "config.json"
+        if load_config(str(self.checkpoint)).exit_rule == config.exit_rule:
+            self.write_config()
+            self.say(f"stored in {file}: {'texts below it get no label' if chosen else 'every text gets a label'}")
+        else:
+            self.say(f"not stored: {file} keeps its rule and its threshold")
+
+    def score_answered(self) -> None:
+        """Where the model hands texts over: how many it answers, and how many of these rightly."""
+        config, samples = self.model.config, len(self.exits.labels)
+        if not config.min_confidence or not self.task.labels:
+            return
+        texts, right = threshold_selection.answered(self.exits, config.exit_threshold, config.min_confidence)
+        share, accuracy = texts / samples, right / max(texts, 1)
+        shown = f"{texts:,} of {samples:,} texts ({100 * share:.1f} %) are answered, {100 * accuracy:.1f} % rightly"
+        self.say(f"{self.split} at min_confidence {config.min_confidence:g}: {shown}; the others are handed over")
+        self.scores |= {"answered": share, "acc_of_the_answered": accuracy}
 
     def score_threshold(self) -> None:
         """The score at the model's threshold, what it saves, and beside it the best single exit: the verdict."""

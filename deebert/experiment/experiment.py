@@ -230,7 +230,7 @@ def config_to_train(args: Arguments, task: Task):
             f"{config.highway_head}; give --recipe paper to keep them, or start from a model without off-ramps"
         )
     checkpoints.set_labels(config, label_order(task, config.model_type, config.id2label), task.problem_type)
-    config.exit_threshold = NO_EXIT  # a threshold chosen before this training has no meaning after it
+    config.exit_threshold, config.min_confidence = NO_EXIT, 0.0  # what was chosen before this training has no meaning
     set_text_length(config, args.data.max_seq_length)
     for name, value in wanted.items():
         setattr(config, name, value)
@@ -263,6 +263,8 @@ def check_config(args: Arguments, task: Task, config, name: str) -> None:
         raise InputError(
             f"--highway_pooling {args.model.highway_pooling}: {name} has {config.highway_pooling}; leave it out"
         )
+    if args.evaluation.answered_accuracy is not None and not task.labels:
+        raise InputError(f"--answered_accuracy: {task.name} has numbers to predict, and their accuracy is not defined")
     if args.evaluation.chooses_threshold and not config_rule(config).supported:
         raise InputError(
             f"{task.name}: no threshold can be chosen for the exit rule {config.exit_rule}: with one label its "
@@ -276,5 +278,5 @@ def config_with_rule(model: ModelArguments, name_or_path: str):
     """A checkpoint's config with the exit rule of the flags. A threshold for another rule is removed."""
     config = checkpoints.load_config(name_or_path, model.model_type, model.cache_dir)
     if model.exit_rule not in (None, config.exit_rule):
-        config.exit_rule, config.exit_threshold = model.exit_rule, NO_EXIT
+        config.exit_rule, config.exit_threshold, config.min_confidence = model.exit_rule, NO_EXIT, 0.0
     return config

@@ -13,6 +13,7 @@ from deebert.data.label_values import listing
 from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.evaluation.metrics import primary_score
+from deebert.evaluation.threshold_selection import answered
 from deebert.utils.files import replacing
 
 CARD = "README.md"
@@ -109,6 +110,10 @@ def scores(config, task: Task, split: str, exits: AllExits) -> Iterator[EvalResu
         layers = exits.exit_layers(threshold)
         values[f"{metric} at the stored threshold"] = primary_score(task, exits.logits_at(layers), exits.labels)
         values["cost at the stored threshold"] = exits.cost(layers, threshold)
+    if config.min_confidence and task.labels:
+        texts, right = answered(exits, threshold, config.min_confidence)
+        values["share of the texts that are answered"] = texts / len(exits.labels)
+        values["acc of the answered texts"] = right / max(texts, 1)
     for name, value in values.items():
         yield EvalResult(
             task_type="text-classification",

@@ -242,8 +242,11 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
         first = folder == experiment.output_dir and not suffix
         if first and experiment.args.evaluation.chooses_threshold:
             evaluation.choose_threshold()
+        if first and experiment.args.evaluation.answered_accuracy is not None:
+            evaluation.choose_confidence()
         evaluation.score_classes()
         evaluation.sweep()
+        evaluation.score_answered()
         evaluation.score_threshold()
         evaluation.write_scores()
         scores |= {f"{name}{suffix}": evaluation.scores[name] for name in experiment.scored_task.metrics}

@@ -27,6 +27,7 @@ class ExitFields:
     classifier_pooling: what the final classifier reads, a key of off_ramps.CLASSIFIER_POOLINGS; of a mean it is linear.
     exit_before_first_layer: whether there is an off-ramp on the embeddings, exit layer 0. It reads all tokens, so it
         needs the highway_pooling mean.
+    min_confidence: a text is handed over, without a label, where the probability of the label is below it.
     max_seq_length: the number of tokens that texts were cut to in training, so that a threshold holds for such texts.
         None: not known; then 128.
     """
@@ -40,6 +41,7 @@ class ExitFields:
     highway_head: str = "pooler"
     classifier_pooling: str = "cls"
     exit_before_first_layer: bool = False
+    min_confidence: float = 0.0
     max_seq_length: int | None = None
 
     @property

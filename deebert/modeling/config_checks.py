@@ -73,6 +73,7 @@ CHECKS = {  # by the name of a field, where a config has it: what is valid, and 
     "exit_before_first_layer": (lambda value: isinstance(value, bool), "true or false"),
     "max_seq_length": (lambda value: value is None or is_whole(value, 1), "null, or a number of tokens"),
     "exit_threshold": (is_threshold, "a number, or a list with one for each off-ramp"),
+    "min_confidence": (lambda value: is_number(value) and 0 <= value <= 1, "a share from 0 to 1"),
     "patience_tolerance": (lambda value: is_number(value) and value >= 0, "a number from 0"),
     "classifier_pooling": (lambda value: value in ("cls", "mean"), "cls or mean"),
     **dict.fromkeys(("exit_rule", "highway_pooling", "highway_head"), (lambda value: isinstance(value, str), "a name")),

@@ -16,7 +16,7 @@ from deebert.modeling.config_checks import is_number, is_whole
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.exported import is_exported, read_tokenizer
 from deebert.runtime.onnx_runtime import OnnxDeeBert
-from deebert.utils.arrays import softmax
+from deebert.utils.arrays import confidence, shares
 from deebert.utils.cli import missing_package
 from deebert.utils.errors import InputError
 
@@ -33,18 +33,20 @@ class Prediction:
     """What a model says about one text.
 
     label: the class; where a text has several labels the list of those with a probability above 0.5; of a regression
-        model the number.
+        model the number. None where the text is handed over: the model is less sure than its `min_confidence`.
     probability: of that class, or of each label in the list; None for regression.
     exit_layer: the layer, from 1, after which the text exited; 0: before the first layer.
     probabilities: of every label; empty for regression.
     truncated: whether the text was too long for the model and was cut.
+    handed_over: whether somebody else has to say the label.
     """
 
-    label: str | list[str] | float
+    label: str | list[str] | float | None
     probability: float | list[float] | None
     exit_layer: int
     probabilities: dict[str, float]
     truncated: bool = False
+    handed_over: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -64,7 +66,8 @@ class Watch:
 
     def __init__(self, layers: int):
         self.layers, self.lock = layers, Lock()
-        self.exits, self.labels, self.counts = Counter(), Counter(), Counter(truncated=0, audited=0, changed=0)
+        self.exits, self.labels = Counter(), Counter()
+        self.counts = Counter(truncated=0, handed_over=0, audited=0, changed=0)
         self.seconds: deque[float] = deque(maxlen=WINDOW)
 
     def record(
@@ -80,8 +83,8 @@ class Watch:
     def stats(self) -> dict:
         """The counts since the start, and percentiles of the last 10,000 calls.
 
-        texts, truncated, audited, changed: numbers of texts. exits, labels: texts by exit layer and by label.
-        latency_ms: percentiles of the calls, None before the first.
+        texts, truncated, handed_over, audited, changed: numbers of texts. exits, labels: of texts by exit layer and
+        label. latency_ms: percentiles of the calls, None before the first.
         """
         with self.lock:
             exits, labels, counts, seconds = Counter(self.exits), dict(self.labels), dict(self.counts), [*self.seconds]
@@ -186,7 +189,8 @@ class Classifier:
             by_row |= zip(rows, self._run(encoded, rows, options), strict=True)
         predictions = [by_row[row] for row in range(len(encoded))]
         labels = [label for prediction in predictions for label in prediction.labels]
-        self.watch.record([p.exit_layer for p in predictions], labels, truncated=sum(encoded.truncated))
+        counts = {"truncated": sum(encoded.truncated), "handed_over": sum(p.handed_over for p in predictions)}
+        self.watch.record([p.exit_layer for p in predictions], labels, **counts)
         return predictions
 
     def run_audit(self, encoded: EncodedTexts, predictions: Sequence[Prediction | Exception]) -> None:
@@ -236,18 +240,14 @@ class Classifier:
         several = has_several_labels(self.config)
         names = [self.config.id2label[i] for i in range(self.config.num_labels)]
         predicted = []
-        for row, (layer, cut) in zip(shares(output.logits, several).tolist(), facts, strict=True):
+        likely = shares(output.logits, several)
+        for row, sure, (layer, cut) in zip(likely.tolist(), confidence(likely, several).tolist(), facts, strict=True):
             probabilities = dict(zip(names, row, strict=True))
             label = [name for name, p in probabilities.items() if p > 0.5] if several else names[int(np.argmax(row))]
             probability = [probabilities[name] for name in label] if several else probabilities[label]
-            predicted.append(Prediction(label, probability, layer, probabilities, cut))
+            unsure = sure < self.config.min_confidence
+            predicted.append(Prediction(None if unsure else label, probability, layer, probabilities, cut, unsure))
         return predicted
-
-
-def shares(logits: np.ndarray, several: bool) -> np.ndarray:
-    """Probabilities (B, C): each label's own where a text may have several, else softmax."""
-    logits = logits.astype(np.float64)
-    return 0.5 * (1 + np.tanh(0.5 * logits)) if several else softmax(logits)  # the sigmoid, without overflow
 
 
 def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:

@@ -31,7 +31,7 @@ class ExitOutput:
 
 FORMAT = 5  # raise it when OnnxDeeBert can no longer run earlier exports
 GRAPH = "model.onnx"
-EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "max_seq_length", "id2label")
+EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "min_confidence", "max_seq_length", "id2label")
 AGAIN = "run deebert export again"
 
 

@@ -23,6 +23,7 @@ COUNTS = {  # in `Classifier.stats`: the name in Prometheus, the text, and the l
     "exits": ("deebert_exits", "Texts by the layer after which they exited", "layer"),
     "labels": ("deebert_labels", "Texts by predicted label", "label"),
     "truncated": ("deebert_truncated_texts", "Texts that were cut", None),
+    "handed_over": ("deebert_handed_over_texts", "Texts that got no label", None),
     "audited": ("deebert_audited_texts", "Texts that ran through all layers, too", None),
     "changed": ("deebert_changed_texts", "Audited texts whose label then changed", None),
 }

@@ -52,6 +52,17 @@ def softmax(logits: Array) -> Array:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+def shares(logits: np.ndarray, several: bool) -> np.ndarray:
+    """Probabilities (B, C): each label's own where a text may have several, else softmax."""
+    logits = logits.astype(np.float64)
+    return 0.5 * (1 + np.tanh(0.5 * logits)) if several else softmax(logits)  # the sigmoid, without overflow
+
+
+def confidence(probabilities: np.ndarray, several: bool) -> np.ndarray:
+    """Of predictions (...), from `shares` (..., C): the label's probability; of several, the least sure one's."""
+    return np.maximum(probabilities, 1 - probabilities).min(axis=-1) if several else probabilities.max(axis=-1)
+
+
 def entr(probabilities: Array) -> Array:
     """-p ln p of each probability, which is 0 at 0: the terms of an entropy in nats."""
     if not isinstance(probabilities, np.ndarray):

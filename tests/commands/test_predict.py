@@ -71,6 +71,15 @@ def test_threshold_and_json(folder, backbone, monkeypatch, capsys):
     assert all(row["label"] in ("bad", "good") and 0.5 <= row["probability"] <= 1 for row in rows)
 
 
+def test_a_text_that_is_handed_over_has_an_empty_label(folder, monkeypatch, capsys):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"min_confidence": 1.0}))
+    lines = run(monkeypatch, capsys, TEXTS, "--model", folder)
+    assert {line.split("\t")[0] for line in lines} == {""}
+    (row,) = run(monkeypatch, capsys, TEXTS[:1], "--model", folder, "--format", "jsonl")
+    assert (json.loads(row)["label"], json.loads(row)["handed_over"]) == (None, True)
+
+
 def test_another_exit_rule(folder, monkeypatch, capsys):
     model = model_of(Classifier(str(folder)))
     model.set_exit_rule("patience", 2)

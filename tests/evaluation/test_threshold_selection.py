@@ -17,11 +17,14 @@ from deebert.evaluation.all_exits import AllExits, sweep
 from deebert.evaluation.metrics import changes
 from deebert.evaluation.risk_control import drop_p_value, fewest_samples, fixed_sequence, paired_p_value, risk_p_value
 from deebert.evaluation.threshold_selection import (
+    MIN_CONFIDENCES,
     SelectionTarget,
+    answered,
     better_exit,
     candidate_thresholds,
     changed_texts,
     choose,
+    choose_confidence,
     shown_threshold,
     single_exit,
     verdict,
@@ -354,3 +357,37 @@ def test_the_verdict_compares_with_the_best_single_exit():
     )
     exits.logits[60:, 1:3] = exits.logits[60:, 1:3, ::-1]  # now only the full model is right about all texts
     assert single_exit(SST2, exits, 1.0)[:2] == (2, 0.6)
+
+
+def sure_texts(n: int, wrong, rng: np.random.Generator) -> AllExits:
+    """Texts of which a model is as sure as U(0.5, 1). wrong: the share of errors at each confidence."""
+    sure = rng.uniform(0.5, 1, n)
+    logits = np.stack([np.log(sure / (1 - sure)), np.zeros(n)], axis=-1).astype(np.float32)
+    return AllExits(np.stack([logits, logits], axis=1), (rng.random(n) < wrong(sure)).astype(int))
+
+
+def test_the_accuracy_of_answered_texts_is_shown():
+    exits = sure_texts(2000, lambda sure: np.where(sure > 0.7, 0.01, 0.4), np.random.default_rng(0))
+    chosen = choose_confidence(exits, NO_EXIT, 0.95)
+    texts, right = answered(exits, NO_EXIT, chosen)
+    sure = 1 / (1 + np.exp(-exits.logits[:, -1, 0].astype(float)))
+    assert texts == (sure >= chosen).sum()
+    assert right == ((sure >= chosen) & (exits.labels == 0)).sum()
+    assert 0.6 < chosen < 0.7  # 70 % of the errors that are allowed are there to be used
+    lower = MIN_CONFIDENCES[MIN_CONFIDENCES.index(chosen) + 1]
+    texts, right = answered(exits, NO_EXIT, lower)
+    assert risk_p_value(texts - right, texts, 0.05) > 0.05  # the next one is not shown
+    assert choose_confidence(exits.take(np.arange(30)), NO_EXIT, 0.95) is None  # too few
+    perfect = replace(exits, labels=np.zeros(2000, int))
+    assert choose_confidence(perfect, NO_EXIT, 0.98) == 0  # every text is answered
+
+
+@pytest.mark.parametrize("texts", [300, 2000])
+@pytest.mark.parametrize("errors", ["at each confidence", "where it is less sure"])
+def test_the_promise_of_answered_texts_is_kept(texts, errors):
+    """Where it is hardest: the accuracy is at the limit whatever is chosen, or if every text is answered."""
+    shares = {"at each confidence": lambda sure: 0.05, "where it is less sure": lambda sure: 0.2 * (1 - sure)}[errors]
+    rng, runs = np.random.default_rng(0), 100
+    chosen = [choose_confidence(sure_texts(texts, shares, rng), NO_EXIT, 0.95) for _ in range(runs)]
+    limit = 1.0 if errors == "at each confidence" else 0.5
+    assert sum(x is not None and x <= limit for x in chosen) <= 16  # 10 % and what chance adds in 98 of 100 such tests

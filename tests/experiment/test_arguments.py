@@ -46,7 +46,7 @@ def test_the_flags_of_the_original_are_here_and_few_others():
         name[2:] for name in ORIGINAL if name.startswith("--") and name != "--early_exit_entropy"
     }
     assert given["exit_threshold"] == [0.1]
-    assert len(flags()) <= 59
+    assert len(flags()) <= 60
 
 
 def test_the_defaults_of_the_original():

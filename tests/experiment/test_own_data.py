@@ -19,6 +19,7 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import read_each_layer, read_sweep
 from deebert.experiment.arguments import parse_args
 from deebert.utils import cli
+from deebert.utils.arrays import softmax
 
 FROZEN = "--learning_rate 1e-12 --head_learning_rate 1e-12"
 TRAIN = "--do_train --do_eval --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --save_steps 0 --no_cuda"
@@ -161,11 +162,14 @@ def test_tokens_that_the_model_has_no_embeddings_for_are_one_line(own, tmp_path,
     assert "but the model has embeddings for" in line
 
 
-def test_numbers(own, tmp_path):
+def test_numbers(own, tmp_path, capsys):
     write_csv(tmp_path / "stars.csv", [(text, 4 * label + 0.5) for text, label in sentences(40, 1)], ("text", "stars"))
     own(f"{TRAIN} --train_file stars.csv --problem_type regression --exit_rule patience")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["problem_type"] == "regression"
+    with pytest.raises(SystemExit):
+        own(f"{EVALUATE} --answered_accuracy 0.9")
+    assert "--answered_accuracy: stars has numbers to predict" in capsys.readouterr().err
     assert "spearmanr = " in (tmp_path / "out/eval_results.txt").read_text()
 
 
@@ -205,6 +209,33 @@ def test_the_test_file_is_scored_at_the_stored_threshold(own, tmp_path, capsys):
     assert len(re.findall(r"\nearly exit at 0.69 saves .* points; the best single exit, layer ", printed)) == 2
     written = (tmp_path / "out/results-test/eval_results.txt").read_text()
     assert f"acc_at_the_threshold = {score / 100}" in written
+
+
+def test_texts_that_are_handed_over(own, tmp_path, capsys):
+    """They are those of `Classifier`. A later threshold changes the predictions, so that the choice is removed."""
+    rows = [(text, ("good", "bad")[label]) for text, label in sentences(60, 1)]
+    write_csv(tmp_path / "films.csv", rows)
+    own(f"{TRAIN} --train_file films.csv --validation_file films.csv")
+    evaluate = f"{EVALUATE} --validation_file films.csv"
+    own(f"{evaluate} --answered_accuracy 0.2")
+    printed = capsys.readouterr().out
+    assert "chosen min_confidence: 0; with 90 % confidence at least 20 % of the unseen texts" in printed
+    assert "stored in out/config.json: every text gets a label" in printed
+    own(f"{evaluate} --answered_accuracy 0.999")
+    assert "no min_confidence is chosen: 60 dev texts do not show with 90 % confidence" in capsys.readouterr().out
+    exits, _, config = results_of(tmp_path)
+    sure = np.sort(softmax(exits.logits[:, -1].astype(float)).max(-1))
+    limit = float((sure[29] + sure[30]) / 2)
+    (tmp_path / "out/config.json").write_text(json.dumps(config | {"min_confidence": limit}))
+    own(evaluate)
+    predictions = Classifier("out")([text for text, _ in rows])
+    assert [p.label is None for p in predictions].count(True) == 30
+    right = [p.label == label for p, (_, label) in zip(predictions, rows, strict=True)].count(True)
+    assert f"30 of 60 texts (50.0 %) are answered, {100 * right / 30:.1f} % rightly" in capsys.readouterr().out
+    assert "answered = 0.5\n" in (tmp_path / "out/eval_results.txt").read_text()
+    assert "name: acc of the answered texts" in (tmp_path / "out/README.md").read_text()
+    own(f"{evaluate} --risk 0.9")
+    assert results_of(tmp_path)[2]["min_confidence"] == 0
 
 
 def test_a_final_classifier_that_learned_too_little_is_named(own, tmp_path, capsys):

@@ -245,6 +245,27 @@ def test_what_is_counted(folder):
     assert Watch(3).stats()["latency_ms"] == {"p50": None, "p95": None, "p99": None}
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_texts_of_which_the_model_is_less_sure_are_handed_over(tmp_path, several):
+    model = tiny_model("bert", problem_type="multi_label_classification" if several else None)
+    save_model(model, tiny_tokenizer("bert"), tmp_path)
+    known = Classifier(str(tmp_path))(TEXTS)
+    values = [p.probabilities.values() for p in known]
+    sure = [min(max(x, 1 - x) for x in each) if several else max(each) for each in values]
+    limit = float(np.median(sure))
+    assert min(sure) < limit < max(sure)
+    model.config.min_confidence = limit
+    save_model(model, tiny_tokenizer("bert"), tmp_path)
+    classify = Classifier(str(tmp_path))
+    for before, after, certainty in zip(known, classify(TEXTS), sure, strict=True):
+        assert after.handed_over == (certainty < limit - 1e-9)
+        assert after.label == (None if after.handed_over else before.label)
+        assert after.probabilities == pytest.approx(before.probabilities)
+    stats = classify.stats()
+    assert stats["handed_over"] == sum(certainty < limit - 1e-9 for certainty in sure)
+    assert None not in stats["labels"]
+
+
 def test_the_most_probable_labels_come_first(folder):
     (full,), (top,) = Classifier(folder)(TEXTS[:1]), Classifier(folder)(TEXTS[:1], top_k=1)
     assert list(top.probabilities) == [full.label]
