@@ -234,7 +234,9 @@ def test_texts_that_are_handed_over(own, tmp_path, capsys):
     assert f"30 of 60 texts (50.0 %) are answered, {100 * right / 30:.1f} % rightly" in capsys.readouterr().out
     assert "answered = 0.5\n" in (tmp_path / "out/eval_results.txt").read_text()
     assert "name: acc of the answered texts" in (tmp_path / "out/README.md").read_text()
-    own(f"{evaluate} --risk 0.9")
+    stored = {"min_confidence": limit, "exit_threshold": 0.0123}  # none of the grid's
+    (tmp_path / "out/config.json").write_text(json.dumps(config | stored))
+    own(f"{evaluate} --risk 0.9")  # stores another threshold, or none
     assert results_of(tmp_path)[2]["min_confidence"] == 0
 
 
