@@ -35,9 +35,10 @@ python_in_venv() {
     fi
 }
 
-# settings: what the environment leaves open. TRAIN_FILE, with VALIDATION_FILE and TEST_FILE, takes the place of
+# settings FLAGS: what the environment leaves open. TRAIN_FILE, with VALIDATION_FILE and TEST_FILE, takes the place of
 # DATASET, which names a task in PATH_TO_DATA. Sets NAME, after which folders are named, and RESULTS, the folder of the
-# model's results: below RESULTS_DIR, or beside the model; DATA and RECIPE are flags of run_glue.
+# model's results: below RESULTS_DIR, or beside the model; DATA and RECIPE are flags of run_glue. FLAGS: of the script's
+# user, who may want the fast recipe in place of the paper's.
 settings() {
     local given=${MODEL_TYPE:-}
     MODEL_TYPE=${MODEL_TYPE:-bert}  # names folders; where it is set, the checkpoint has to be one of this type
@@ -63,7 +64,9 @@ settings() {
     MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
     OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$FOLDER/two_stage}
     RESULTS=${RESULTS_DIR:+$RESULTS_DIR/$OUTPUT_DIR} RESULTS=${RESULTS:-$OUTPUT_DIR/results}
-    if [ -n "${DATASET:-}" ]; then
+    if [[ -n ${DATASET:-} && " $* " == *" --recipe fast "* ]]; then
+        RECIPE=(--save_steps 0 --num_train_epochs "${EPOCHS:-3}")
+    elif [ -n "${DATASET:-}" ]; then
         RECIPE=("${PAPER_RECIPE[@]}" --num_train_epochs "${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}")
     else
         RECIPE=(--save_steps 0 ${EPOCHS:+--num_train_epochs "$EPOCHS"})  # all else as --recipe fast has it

@@ -9,8 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 MODEL=${MODEL:-small}
 case $MODEL in
-    small) SAMPLE=quickstart MODEL_TYPE=bert RATE=1e-4 ;;
-    base) SAMPLE=quickstart-base MODEL_TYPE=mpnet RATE=5e-5 ;;
+    small) SAMPLE=quickstart MODEL_TYPE=bert ;;
+    base) SAMPLE=quickstart-base MODEL_TYPE=mpnet ;;
     *) fail "MODEL=$MODEL: choose small or base" ;;
 esac
 python_in_venv requirements.txt
@@ -23,13 +23,13 @@ export OUTPUT_DIR=$SAMPLE/saved_model RESULTS_DIR=$SAMPLE/results EPOCHS=${EPOCH
 export ENTROPIES=${ENTROPIES:-0 0.1 0.2 0.3 0.4 0.5 0.6}
 RESULTS=$RESULTS_DIR/$OUTPUT_DIR
 
-# Not the paper's recipe: linear off-ramps that read the mean of all tokens, and learn fast on cached features.
+# Not the paper's recipe: classifier and off-ramps are linear, read the mean of all tokens, and learn fast.
 # On a small model the paper's first-token off-ramps of the lower layers learn nothing (see docs/off_ramps.md).
 if [ -f $OUTPUT_DIR/config.json ]; then
     echo "using the model trained before; to train again: rm -r $ROOT/$OUTPUT_DIR"
 else
-    bash scripts/train_deebert.sh --recipe fast --learning_rate $RATE --per_gpu_train_batch_size 16 \
-        --overwrite_output_dir --resume $([ $MODEL = small ] || echo --save_steps 100 --save_total_limit 1)
+    bash scripts/train_deebert.sh --recipe fast --overwrite_output_dir --resume \
+        $([ $MODEL = small ] || echo --save_steps 100 --save_total_limit 1)
 fi
 bash scripts/eval_deebert.sh
 bash scripts/entropy_eval.sh

@@ -7,7 +7,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-settings
+settings "$@"
 need_data
 
 run_glue --model_name_or_path "$MODEL_NAME" --do_train --do_eval --eval_after_first_stage "${RECIPE[@]}" "$@"
