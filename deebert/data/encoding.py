@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from deebert.utils.errors import InputError
+from deebert.utils.errors import InputError, is_panic
 
 MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 
@@ -75,7 +75,7 @@ def one_line() -> Iterator[None]:
     except (TypeError, UnicodeError):  # half of a surrogate pair, as JSON may hold it
         raise InputError("a text is not valid Unicode") from None
     except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
+        if type(error) is not Exception and not is_panic(error):
             raise
         raise InputError(f"the tokenizer cannot encode the texts ({error}); give the one of the training") from None
 

@@ -16,7 +16,7 @@ from deebert.modeling.backbones import MODELS
 from deebert.modeling.config import MANIFEST, config_cutoffs
 from deebert.modeling.config_checks import check_fields
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
-from deebert.utils.errors import InputError
+from deebert.utils.errors import InputError, is_panic
 from deebert.utils.files import adding_files
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -49,8 +49,12 @@ def one_line(problem: str, fix: str) -> Iterator[None]:
         yield
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
-        if is_our_fault(error) or "allocate memory" in str(error):
+    except BaseException as error:
+        if (
+            not (isinstance(error, Exception) or is_panic(error))
+            or is_our_fault(error)
+            or "allocate memory" in str(error)
+        ):
             raise
         words = " ".join(str(error).split()) or type(error).__name__
         if "weights_only" in words:  # PyTorch's advice is to run the file's code
@@ -59,7 +63,7 @@ def one_line(problem: str, fix: str) -> Iterator[None]:
         raise InputError(f"{problem}: {words}; {fix}") from error
 
 
-def is_our_fault(error: Exception) -> bool:
+def is_our_fault(error: BaseException) -> bool:
     """Whether a line of this package made a mistake. Extensions in other languages have no lines of their own."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return isinstance(error, MISTAKES) and frame.f_globals.get("__name__", "").startswith("deebert.")

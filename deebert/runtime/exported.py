@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from deebert.modeling.config import MANIFEST, ExitFields, config_cutoffs
 from deebert.modeling.config_checks import check_fields, check_labels, check_stored
 from deebert.utils.arrays import Array
-from deebert.utils.errors import InputError
+from deebert.utils.errors import InputError, is_panic
 from deebert.utils.files import read_json
 
 
@@ -128,5 +128,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of an export. Raises InputError."""
     try:
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library has no class of its own
+    except BaseException as error:
+        if type(error) is not Exception and not is_panic(error):  # the library has no class of its own
+            raise
         raise InputError(f"{folder / 'tokenizer.json'}: no tokenizer that can be read ({error}); {AGAIN}") from None

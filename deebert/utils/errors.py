@@ -11,3 +11,8 @@ class Interrupted(Exception):  # noqa: N818  not an error
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number  # the shell's convention
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust, such as tokenizers, gave up. Its class is no Exception, and cannot be imported."""
+    return type(error).__name__ == "PanicException"

@@ -299,3 +299,19 @@ def test_a_saved_tokenizer_knows_the_longest_text(folder, tmp_path):
     tokenizer.model_max_length = int(1e30)  # what transformers makes of no value
     save_model(load_model(folder, config), tokenizer, tmp_path / "saved")
     assert load_tokenizer(str(tmp_path / "saved")).model_max_length == max_tokens(config)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        ("model", {"type": "WordPiece", "vocab": {"a": 0}}),
+    ],
+)
+def test_a_damaged_tokenizer_that_makes_the_library_panic_gets_one_line(folder, exports, tmp_path, part, value):
+    for name, source in (("model", folder), ("onnx", exports["bert"] / "export")):
+        shutil.copytree(source, tmp_path / name)
+        file = tmp_path / name / "tokenizer.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {part: value}))
+        with pytest.raises(InputError, match=r"no tokenizer.* that can be read"):
+            Classifier(str(tmp_path / name))
