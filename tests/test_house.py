@@ -131,11 +131,10 @@ def test_the_tree_of_the_design_is_that_of_the_package():
     assert named == there
 
 
-def test_a_python_without_packages_gets_one_line():
+@pytest.mark.parametrize("command", ["-m deebert plot x", "run_glue_deebert.py --help"])
+def test_a_python_without_packages_gets_one_line(command):
     """-S: Python's own library only, as where an environment is not activated."""
-    done = subprocess.run(
-        [sys.executable, "-S", "-m", "deebert", "plot", "x"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-S", *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert re.fullmatch(r"error: \w+ is missing: activate your environment, or .*\n", done.stderr)
 
