@@ -23,14 +23,13 @@ from deebert.evaluation.metrics import correct, predictions
 from deebert.evaluation.risk_control import fewest_samples, risk_p_value
 from deebert.evaluation.threshold_selection import SelectionTarget, changed_texts, choose, describe, describe_confidence
 from deebert.evaluation.timing import compare_latency
-from deebert.experiment.arguments import RECIPES
 from deebert.experiment.experiment import check_depth, has_off_ramps, set_text_length
 from deebert.experiment.model_card import write_card
 from deebert.modeling import checkpoints
 from deebert.modeling.config import has_several_labels
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.stage import StageTraining
-from deebert.training.strategies import TrainSettings
+from deebert.training.strategies import RECIPES, TrainSettings
 from deebert.training.train_data import cached_features
 from deebert.utils.errors import InputError
 from deebert.utils.files import complete_folder

@@ -3,7 +3,7 @@
 Each dataclass is a group of --help and checks itself. Nothing slow is imported, so that a wrong flag is named at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -15,53 +15,12 @@ from deebert.data.tasks import TASKS
 from deebert.modeling.backbones import NAMES
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH
 from deebert.modeling.exit_rules import EXIT_RULES
-from deebert.training.strategies import STRATEGIES, TrainSettings
+from deebert.training.strategies import RATES_WIDTH, RECIPES, STRATEGIES, TrainSettings
 from deebert.utils.cli import ArgumentParser, check_numbers, flag
 from deebert.utils.errors import InputError
 
 DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
 VALIDATION_SPLIT = 0.1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What --recipe decides; docs/off_ramps.md has the measurements.
-
-    off_ramps: fields of the model's config; without them the checkpoint's count, else the paper's.
-    defaults: of flags, where they are not given. rates: likewise, of a model up to RATES_WIDTH wide; a wider one takes
-        less in proportion. highway_epochs: of a stage that trains the off-ramps alone.
-    cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
-    probes_pooling: whether a new final classifier reads the first token or the mean of all, whichever a probe of the
-        frozen backbone prefers; without it the first token, or what the checkpoint's config says.
-    bf16: whether the passes of a training compute in bfloat16, where the device can.
-    """
-
-    off_ramps: Mapping[str, str | bool] = field(default_factory=dict)
-    defaults: Mapping[str, float] = field(default_factory=dict)
-    rates: Mapping[str, float] = field(default_factory=dict)
-    highway_epochs: float | None = None
-    cache_features: bool = False
-    probes_pooling: bool = False
-    bf16: bool = False
-
-
-RATES_WIDTH = 384
-RECIPES = {
-    "paper": Recipe(),
-    "fast": Recipe(
-        off_ramps={"highway_pooling": "mean", "highway_head": "linear", "exit_before_first_layer": True},
-        defaults={
-            "highway_learning_rate": 5e-3,
-            "per_gpu_train_batch_size": 16,
-            "num_train_epochs": 6.0,
-        },
-        rates={"learning_rate": 1e-4, "head_learning_rate": 1e-3},
-        highway_epochs=6.0,
-        cache_features=True,
-        probes_pooling=True,
-        bf16=True,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 
 import deebert
 from deebert.data.tasks import Task, eval_splits
-from deebert.experiment.arguments import RECIPES, VALIDATION_SPLIT, Arguments, OwnDataArguments, RunArguments
+from deebert.experiment.arguments import VALIDATION_SPLIT, Arguments, OwnDataArguments, RunArguments
 from deebert.training.stage import StageTraining
+from deebert.training.strategies import RECIPES
 from deebert.utils.errors import InputError
 from deebert.utils.files import LOCK, checksum, read_json, write_json
 

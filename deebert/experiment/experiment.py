@@ -17,20 +17,13 @@ from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, la
 from deebert.evaluation.all_exits import DevSets
 from deebert.evaluation.metrics import with_metric
 from deebert.experiment import earlier_run
-from deebert.experiment.arguments import (
-    RECIPES,
-    VALIDATION_SPLIT,
-    Arguments,
-    DataArguments,
-    ModelArguments,
-    OwnDataArguments,
-)
+from deebert.experiment.arguments import VALIDATION_SPLIT, Arguments, DataArguments, ModelArguments, OwnDataArguments
 from deebert.experiment.earlier_run import RunRecord
 from deebert.modeling import checkpoints
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH, config_rule
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.checkpointing import newest_checkpoint, saved_steps
-from deebert.training.strategies import STRATEGIES
+from deebert.training.strategies import RECIPES, STRATEGIES
 from deebert.training.train_data import TokenData, TrainData, cached_features
 from deebert.utils.errors import InputError
 

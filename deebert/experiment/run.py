@@ -21,7 +21,7 @@ from accelerate.utils import (
 from deebert.data.label_values import listing
 from deebert.data.tasks import eval_splits, names_other_labels
 from deebert.evaluation.all_exits import AllExits, layer_scores
-from deebert.experiment.arguments import RECIPES, Arguments
+from deebert.experiment.arguments import Arguments
 from deebert.experiment.earlier_run import FIELDS, precision, read_record
 from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
@@ -38,7 +38,7 @@ from deebert.modeling.checkpoints import (
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
 from deebert.training.stage import StageTraining
-from deebert.training.strategies import STRATEGIES
+from deebert.training.strategies import RECIPES, STRATEGIES
 from deebert.training.train_data import probe_poolings
 from deebert.utils.cli import StopSignal
 from deebert.utils.errors import InputError, Interrupted

@@ -1,11 +1,11 @@
-"""The training strategies (what each stage trains, and the weight of every exit's loss), and its hyper-parameters.
+"""The training strategies (what each stage trains, and the weight of every exit's loss), hyper-parameters and recipes.
 
 This module imports no torch: the command line names the strategies before anything slow is imported.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from deebert.utils.cli import check_choice, check_numbers, flag
 
@@ -91,3 +91,44 @@ class TrainSettings:
     def total_steps(self, steps_per_epoch: int) -> int:
         """The number of optimizer steps of the stage."""
         return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe decides; docs/off_ramps.md has the measurements.
+
+    off_ramps: fields of the model's config; without them the checkpoint's count, else the paper's.
+    defaults: of flags, where they are not given. rates: likewise, of a model up to RATES_WIDTH wide; a wider one takes
+        less in proportion. highway_epochs: of a stage that trains the off-ramps alone.
+    cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
+    probes_pooling: whether a new final classifier reads the first token or the mean of all, whichever a probe of the
+        frozen backbone prefers; without it the first token, or what the checkpoint's config says.
+    bf16: whether the passes of a training compute in bfloat16, where the device can.
+    """
+
+    off_ramps: Mapping[str, str | bool] = field(default_factory=dict)
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    highway_epochs: float | None = None
+    cache_features: bool = False
+    probes_pooling: bool = False
+    bf16: bool = False
+
+
+RATES_WIDTH = 384
+RECIPES = {
+    "paper": Recipe(),
+    "fast": Recipe(
+        off_ramps={"highway_pooling": "mean", "highway_head": "linear", "exit_before_first_layer": True},
+        defaults={
+            "highway_learning_rate": 5e-3,
+            "per_gpu_train_batch_size": 16,
+            "num_train_epochs": 6.0,
+        },
+        rates={"learning_rate": 1e-4, "head_learning_rate": 1e-3},
+        highway_epochs=6.0,
+        cache_features=True,
+        probes_pooling=True,
+        bf16=True,
+    ),
+}

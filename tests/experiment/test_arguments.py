@@ -9,9 +9,9 @@ import pytest
 from support.helpers import ROOT
 
 from deebert.data.tasks import get_task
-from deebert.experiment.arguments import EVALUATED, RECIPES, Arguments, make_parser, parse_args
+from deebert.experiment.arguments import EVALUATED, Arguments, make_parser, parse_args
 from deebert.experiment.earlier_run import FREE, first_difference, training_settings
-from deebert.training.strategies import TrainSettings
+from deebert.training.strategies import RECIPES, TrainSettings
 from deebert.utils.errors import InputError
 
 # the original's flags, all of them with a value that is not their default

@@ -16,9 +16,9 @@ from deebert import __main__
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.plotting import draw, read_series
-from deebert.experiment.arguments import RECIPES
 from deebert.experiment.run import new_parts
 from deebert.modeling.checkpoints import load_tokenizer, save_model, set_labels
+from deebert.training.strategies import RECIPES
 from deebert.utils import cli
 
 TRAIN = "--do_train --do_eval --max_seq_length 32 --learning_rate 3e-3 --num_train_epochs 1 --save_steps 0 --no_cuda"
