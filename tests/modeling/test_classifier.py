@@ -69,6 +69,7 @@ def test_a_checkpoint_of_the_original_loads_as_it_is(backbone, tmp_path):
         "highway_pooling": "first",
         "highway_head": "pooler",
         "classifier_pooling": "cls",
+        "min_confidence": 0.0,
         "exit_before_first_layer": False,
         "max_seq_length": None,
     }
