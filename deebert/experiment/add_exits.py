@@ -28,6 +28,7 @@ from deebert.experiment.model_card import write_card
 from deebert.modeling import checkpoints
 from deebert.modeling.config import has_several_labels
 from deebert.modeling.exit_rules import NO_EXIT
+from deebert.runtime.classifier import as_tuples
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import RECIPES, TrainSettings
 from deebert.training.train_data import cached_features
@@ -139,7 +140,7 @@ def task_of(
     problem, notes = MULTI_LABEL if several else SINGLE_LABEL, ()
     path = Path(texts) if isinstance(texts, str | Path) else None
     if path is None:
-        lines = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        lines = as_tuples(texts)
     elif path.suffix.lower() not in ENDINGS and not (text_column or label_column):
         lines = [each for each, _ in read_texts(path, "lines", ())]
     else:

@@ -244,7 +244,7 @@ def set_text_length(config, length: int | None) -> None:
     """Sets the number of tokens that texts are cut to. None: the default, or what the model has positions for."""
     limit = checkpoints.max_tokens(config)
     if length is not None and not MIN_TOKENS <= length <= limit:
-        raise InputError(f"--max_seq_length {length}: this model takes {MIN_TOKENS} to {limit} tokens")
+        raise InputError(f"max_seq_length {length}: this model takes {MIN_TOKENS} to {limit} tokens")
     config.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, limit) if length is None else length
 
 

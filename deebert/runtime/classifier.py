@@ -251,18 +251,18 @@ class Classifier:
 
 
 def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
-    """Texts as tuples of one, pairs as tuples of two. Raises ValueError for a bare string, and for mixed kinds."""
+    """Texts as tuples of one, pairs as tuples of two. Raises InputError for anything else."""
     if isinstance(texts, str | Mapping):
-        raise ValueError(f"give a list of texts, or of pairs; this is a {type(texts).__name__}")
+        raise InputError(f"give a list of texts, or of pairs; this is a {type(texts).__name__}")
     tuples = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]
     if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
-        raise ValueError("give at least one text; all items have to be texts, or all of them pairs")
+        raise InputError("give at least one text; all items have to be texts, or all of them pairs")
     try:
         "".join(text for item in tuples for text in item).encode()
     except TypeError:
-        raise ValueError('texts have to be strings; give "" where one is missing') from None
+        raise InputError('texts have to be strings; give "" where one is missing') from None
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
-        raise ValueError("a text is not valid Unicode") from None
+        raise InputError("a text is not valid Unicode") from None
     return tuples
 
 

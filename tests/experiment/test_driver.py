@@ -277,7 +277,7 @@ def test_highway_pooling_is_stored_in_the_config(drive, tmp_path):
         ("--data_dir no_columns --do_train --do_eval", "dev.tsv, line 1: no column 'label'"),
         ("--data_dir bad_label --do_train --do_eval", "dev.tsv, line 3: unknown label 'good'; the task has 0, 1"),
         ("--data_dir empty --do_train --do_eval", "dev.tsv: no examples in it"),
-        ("--do_train --max_seq_length 67", "--max_seq_length 67: this model takes 8 to 66 tokens"),
+        ("--do_train --max_seq_length 67", " max_seq_length 67: this model takes 8 to 66 tokens"),
         ("--do_train --output_dir full", "--output_dir full: the folder is not empty; choose another or add"),
         (
             "--do_train --model_name_or_path t5",

@@ -148,6 +148,12 @@ def test_texts_that_a_tokenizer_cannot_encode_get_one_line(classifier, monkeypat
         classifier(TEXTS)
 
 
+@pytest.mark.parametrize("texts", [["a", "b\ud83d"], [("a", "\udcff")]])
+def test_half_of_a_surrogate_pair_gets_one_line(classifier, texts):
+    with pytest.raises(InputError, match="a text is not valid Unicode"):
+        classifier(texts)
+
+
 def test_an_unknown_rule_gets_one_clear_line(folder):
     with pytest.raises(InputError, match="exit_rule is 'boredom'; choose one of"):
         Classifier(folder, 0.1, exit_rule="boredom")
