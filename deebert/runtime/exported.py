@@ -56,6 +56,7 @@ class ExportedConfig(ExitFields):
 
 
 GRAPH_FACTS = {field.name for field in fields(ExportedConfig)} - {*EDITABLE}  # all but what may be edited later
+NEW_FACTS = {"classifier_pooling", "linear_classifier"}  # that exports of 0.10 do not have
 ENCODING = {"max_tokens", "pad_id", "has_token_types", "truncation_side"}  # arguments of TextEncoder
 
 
@@ -85,9 +86,7 @@ def read_manifest(folder: Path) -> dict:
         )
     made_with, encoding = manifest.get("config"), manifest.get("encoding")
     sound = {"precision", "exit_rule"} <= manifest.keys() and isinstance(made_with, dict) and isinstance(encoding, dict)
-    if sound:
-        made_with.setdefault("linear_classifier", False)  # exports of 0.10 do not have it
-    if not sound or made_with.keys() != GRAPH_FACTS or encoding.keys() != ENCODING:
+    if not sound or made_with.keys() | NEW_FACTS != GRAPH_FACTS or encoding.keys() != ENCODING:
         raise InputError(f"{damaged}; {AGAIN}")
     if encoding["pad_id"] not in range(made_with["vocab_size"]):
         raise InputError(f"{damaged}: pad_id is {encoding['pad_id']}, which is no token of the model; {AGAIN}")
@@ -99,9 +98,11 @@ def read_manifest(folder: Path) -> dict:
 
 def exported_config(folder: Path, manifest: dict) -> ExportedConfig:
     """The config of an export. Raises InputError where config.json is damaged or differs from the graph's."""
-    file, made_with = folder / "config.json", manifest["config"]
+    file = folder / "config.json"
     facts = read_json(file, advice=AGAIN)
     stored = {ExitFields.ALIASES.get(name, name): value for name, value in facts.items()}
+    older = {"linear_classifier": False, "classifier_pooling": stored.get("classifier_pooling", "cls")}
+    made_with = older | manifest["config"]
     labels = stored.get("id2label") or {i: f"LABEL_{i}" for i in range(made_with["num_labels"])}
     try:
         check_stored(facts | made_with)
@@ -129,6 +130,6 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
     except BaseException as error:
-        if type(error) is not Exception and not is_panic(error):  # the library has no class of its own
+        if not (isinstance(error, Exception) or is_panic(error)):  # the library has no class of its own
             raise
         raise InputError(f"{folder / 'tokenizer.json'}: no tokenizer that can be read ({error}); {AGAIN}") from None

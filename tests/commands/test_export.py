@@ -119,3 +119,16 @@ def test_bad_arguments_write_nothing(tmp_path, arguments, message, monkeypatch, 
         run_export("--model", "model", *arguments)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "onnx").exists()
+
+
+def test_an_export_of_version_0_10_loads_as_it_is(tmp_path, small_exports):
+    folder = shutil.copytree(small_exports / "onnx", tmp_path / "onnx")
+    manifest, config = (json.loads((folder / name).read_text()) for name in (MANIFEST, "config.json"))
+    for name in ("classifier_pooling", "linear_classifier"):  # 0.10 wrote neither
+        del manifest["config"][name]
+        config.pop(name, None)
+    for name, facts in ((MANIFEST, manifest), ("config.json", config)):
+        (folder / name).write_text(json.dumps(facts))
+    assert OnnxDeeBert(folder).config == OnnxDeeBert(small_exports / "onnx").config
+    (folder / "config.json").write_text(json.dumps(config | {"classifier_pooling": "mean"}))  # as a ModernBERT's says
+    assert OnnxDeeBert(folder).config.classifier_pooling == "mean"
