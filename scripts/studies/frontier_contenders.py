@@ -31,6 +31,7 @@ from deebert.modeling.checkpoints import encoding_facts, load_config, load_token
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.runtime.exported import is_exported
 from deebert.runtime.onnx_export import traced_parts, write_export
+from deebert.utils.files import replacing
 
 Texts = list[tuple[str, ...]]
 THRESHOLDS = 12
@@ -180,8 +181,8 @@ def frozen(study: Study, name: str, folder: str) -> Iterator[Contender]:
         weight, bias = fitted.coef_, fitted.intercept_
         if len(weight) == 1:  # of two labels
             weight, bias = np.stack([-weight[0], weight[0]]), np.array([-bias[0], bias[0]])
-        known.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(known, weight=weight, bias=bias)
+        with replacing(known, "wb") as file:
+            np.savez(file, weight=weight, bias=bias)
     config.num_labels = len(study.task.labels)
     model = static_models.MeanPooledForSequenceClassification(config)
     model.encoder = AutoModel.from_pretrained(folder)

@@ -25,21 +25,21 @@ CHOSEN = "chosen.json"
 
 def stock_model(folder: str, model) -> nn.Module:
     """The full model as users of Hugging Face run it: its own class, which ignores the off-ramps."""
-    if model.config.model_type == "roberta":
-        return StockRoberta(model)
+    if model.config.model_type == "roberta" or model.config.linear_classifier:
+        return StockLayers(model)
     stock = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.models."))
     return stock.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
 
 
-class StockRoberta(nn.Module):
-    """A full RoBERTa with the original's head, pooler and linear classifier, for which Hugging Face has no class."""
+class StockLayers(nn.Module):
+    """Hugging Face's own pass, with a head that its class lacks: of the mean, or the original's for RoBERTa."""
 
     def __init__(self, model):
         super().__init__()
-        self.config, self.base_model, self.classifier = model.config, model.base_model, model.classifier
+        self.config, self.model = model.config, model
 
     def forward(self, **batch) -> SequenceClassifierOutput:
-        return SequenceClassifierOutput(logits=self.classifier(self.base_model(**batch).pooler_output))
+        return SequenceClassifierOutput(logits=self.model._plain(batch)[0])
 
 
 class FullGraph(nn.Module):

@@ -96,7 +96,8 @@ def operations(config, layers: int, pooling: str, lengths: np.ndarray) -> np.nda
 
     As in a model with exits, the last layer counts for the first token only, if nothing else is read.
     """
-    read = 1 if pooling == "first" and config.first_token_only else lengths
+    can_shorten = config.first_token_only or config.linear_classifier  # whatever our model's own classifier reads
+    read = 1 if pooling == "first" and can_shorten else lengths
     last = layer_operations(config, lengths, read) + head_operations(config, has_pooler=pooling == "first")
     return (layers - 1) * layer_operations(config, lengths, lengths) + last
 

@@ -10,14 +10,15 @@ import static_models
 import torch
 from frontier_contenders import EARLY, FP32, FULL, PYTORCH, STATIC, Contender, spread
 from frontier_tables import Measured, Run, cells
-from full_graphs import CHOSEN, same_logits, strongest_graphs, timed_turns
+from full_graphs import CHOSEN, same_logits, stock_model, strongest_graphs, timed_turns
 from support.exported import parts_kept_in
-from support.tiny import tiny_model
+from support.tiny import random_batch, tiny_model
 from transformers import BertConfig, BertForSequenceClassification
 
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits
 from deebert.modeling.checkpoints import load_config
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils import cli
 from deebert.utils.errors import InputError
 
@@ -116,6 +117,17 @@ def test_a_graph_with_other_logits_is_noticed(tmp_path, capsys):
     assert same_logits(model, graphs["fp32"][1], batches)
     assert not same_logits(other, graphs["fp32"][1], batches)
     assert "gives other logits than the model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("backbone", ["bert", "roberta"])
+def test_the_full_model_in_pytorch_gives_our_full_models_logits(tmp_path, backbone, pooling):
+    model = tiny_model(backbone, classifier_pooling=pooling)
+    model.save_pretrained(tmp_path)
+    batch = random_batch(model.config, [4, 9, 12])
+    with torch.no_grad():
+        expected = model(**batch, exit_threshold=NO_EXIT).logits
+        torch.testing.assert_close(stock_model(str(tmp_path), model)(**batch).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

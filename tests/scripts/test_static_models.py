@@ -57,6 +57,10 @@ def test_all_layers_cost_what_the_full_model_costs(tiny_checkpoints):
     assert (static_models.operations(config, layers, "mean", lengths) > full).all()  # its last layer is not shortened
     assert (two < full).all()
     assert (one < two).all()
+    config.classifier_pooling = "mean"  # of our model; a static one has its own
+    np.testing.assert_allclose(static_models.operations(config, layers, "first", lengths), full)
+    mean = static_models.operations(config, layers, "mean", lengths)
+    np.testing.assert_allclose(mean, costs_of(config, lengths).full)
 
 
 @pytest.mark.parametrize(
