@@ -64,7 +64,7 @@ settings() {
     MODEL_NAME=${MODEL_NAME:-$MODEL_TYPE-$MODEL_SIZE$([ "$MODEL_TYPE" = bert ] && echo -uncased || true)}
     OUTPUT_DIR=${OUTPUT_DIR:-./saved_models/$FOLDER/two_stage}
     RESULTS=${RESULTS_DIR:+$RESULTS_DIR/$OUTPUT_DIR} RESULTS=${RESULTS:-$OUTPUT_DIR/results}
-    if [[ -n ${DATASET:-} && " $* " == *" --recipe fast "* ]]; then
+    if [[ -n ${DATASET:-} && " $* " =~ " --recipe"[\ =]"fast " ]]; then
         RECIPE=(--save_steps 0 --num_train_epochs "${EPOCHS:-3}")
     elif [ -n "${DATASET:-}" ]; then
         RECIPE=("${PAPER_RECIPE[@]}" --num_train_epochs "${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}")

@@ -50,11 +50,13 @@ def test_scripts_that_train_take_the_recipe_and_the_epochs(tmp_path, tiny_data, 
     assert arguments[-len(recipe) - 2 :] == [*recipe, "--seed", "7"]
 
 
-def test_the_fast_recipe_keeps_its_own_rates_on_a_task(tmp_path, tiny_data):
+@pytest.mark.parametrize("recipe", [["--recipe", "fast"], ["--recipe=fast"]])
+def test_the_fast_recipe_keeps_its_own_rates_on_a_task(tmp_path, tiny_data, recipe):
     data = {"PATH_TO_DATA": str(tiny_data), "DATASET": "MRPC", "MODEL_NAME": "m"}
-    arguments = started_by("train_deebert.sh", tmp_path, "--recipe", "fast", **data)
+    arguments = started_by("train_deebert.sh", tmp_path, *recipe, **data)
     assert not {"--learning_rate", "--per_gpu_train_batch_size"} & set(arguments)
-    assert arguments[-6:] == ["--save_steps", "0", "--num_train_epochs", "3", "--recipe", "fast"]
+    expected = ["--save_steps", "0", "--num_train_epochs", "3", *recipe]
+    assert arguments[-len(expected) :] == expected
 
 
 @pytest.mark.parametrize(
