@@ -47,13 +47,14 @@ from transformers import pipeline
 classify = pipeline("text-classification", model="FOLDER")
 ```
 
-On the command line: `deebert predict --model FOLDER < texts.txt`. Tools that know the plain encoder only read it as the
-full model, without early exit.
+On the command line: `deebert predict --model FOLDER < texts.txt`. Tools that know the plain encoder only
+{others}.
 
 ## Licence
 
 None is chosen here. Add a line `license: ...` at the top. Mind the licences of base model and data.
 """
+OTHERS = {False: "read it as the full model, without early exit", True: "lack its classifier, of the mean of tokens"}
 
 
 def write_card(
@@ -90,7 +91,8 @@ def new_card(folder: Path, config, task: Task, record: dict, summary: str = "") 
         base_model=start if record["from_hub"] else None,
         model_name=name,
     )
-    text = TEXT.format(name=name, config=config, origin=origin, task=task, labels=labels(config))
+    others = OTHERS[config.linear_classifier]
+    text = TEXT.format(name=name, config=config, origin=origin, task=task, labels=labels(config), others=others)
     return ModelCard(f"---\n{facts.to_yaml()}\n---\n{text}")
 
 

@@ -167,8 +167,8 @@ def choose_pooling(experiment: Experiment, model) -> None:
     experiment.config.classifier_pooling = max(explained, key=explained.get)
     shares = ", ".join(f"{100 * share:.0f} % by {POOLING_WORDS[name]}" for name, share in explained.items())
     experiment.say(
-        f"the final classifier reads {POOLING_WORDS[experiment.config.classifier_pooling]}: before the training the "
-        f"last layer explains {shares} of the labels' variance"
+        f"the final classifier reads {POOLING_WORDS[experiment.config.classifier_pooling]}: of the labels' variance "
+        f"the last layer explains, before the training, {shares}"
     )
 
 

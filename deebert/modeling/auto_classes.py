@@ -1,6 +1,7 @@
 """Our models in transformers' auto classes and pipelines, so that a saved folder exits early wherever it is loaded.
 
-config.json keeps the backbone's model_type: tools that know the backbone only read the folder as the full model.
+config.json keeps the backbone's model_type: tools that know the backbone only read the folder as the full model, except
+for the classifier of a mean, which they lack.
 `architectures` in it names our class, by which AutoModelForSequenceClassification chooses after `import deebert`.
 Without that import, `trust_remote_code=True` runs a file in the folder that imports this package.
 """

@@ -9,7 +9,7 @@ from support.tiny import tiny_config
 
 from deebert.data.tasks import get_task
 from deebert.evaluation.metrics import primary_score
-from deebert.experiment.model_card import write_card
+from deebert.experiment.model_card import new_card, write_card
 
 TASK = get_task("SST-2")
 RECORD = {"arguments": {"model_name_or_path": "bert-base-uncased"}, "from_hub": True}
@@ -74,3 +74,9 @@ def test_a_readme_that_is_no_card_stays(config, tmp_path, text):
     (tmp_path / "README.md").write_bytes(text)
     write_card(tmp_path, config, TASK, RECORD, "dev", simulated(50, seed=0))
     assert (tmp_path / "README.md").read_bytes() == text
+
+
+def test_what_other_tools_read_of_the_model(config, tmp_path):
+    for pooling, expected in (("cls", "read it as the full model"), ("mean", "lack its classifier")):
+        config.classifier_pooling = pooling
+        assert f"plain encoder only\n{expected}" in new_card(tmp_path, config, TASK, RECORD).text
