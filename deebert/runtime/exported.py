@@ -51,7 +51,7 @@ class ExportedConfig(ExitFields):
     problem_type: str | None
     gated_mlp: bool
     first_token_only: bool
-    linear_classifier: bool
+    linear_classifier: bool = False
     id2label: dict[int, str]
 
 
