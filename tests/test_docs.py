@@ -177,7 +177,7 @@ def table_rows(page: Path) -> list[list[str]]:
 
 
 def test_the_readme_repeats_what_was_measured():
-    """Its table is a part of the quickstart's in docs/results.md: threshold, score, change, cost, time saved."""
+    """Its table is a part of one in docs/results.md: threshold, score, change, cost, time saved."""
     measured = [[*row[:3], row[4], row[6]] for row in table_rows(RESULTS) if len(row) == 7]
     rows = [row for row in table_rows(README) if len(row) == 5 and re.fullmatch(r"0\.\d", row[0])]
     assert len(rows) == 6
