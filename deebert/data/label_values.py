@@ -87,7 +87,8 @@ def advice(path: Path, records: Sequence[Record], columns: Sequence[str]) -> str
     bits = [name for name in columns if all(as_bit(row.get(name)) is not None for _, row in records)]
     header = " (a file without a header line needs column_names)" if path.suffix.lower() in (".csv", ".tsv") else ""
     each = f"; label_column {','.join(bits)} makes a label of each column of 0 and 1" if len(bits) > 1 else ""
-    return header + each
+    one = "; tabs separate the columns of a .tsv, commas, semicolons, tabs or bars those of a .csv"
+    return header + each + one * (bool(header) and len(columns) == 1)
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,9 @@ def doubts(labels: Sequence[str], lines: int | None) -> Iterable[str]:
         same = len({unicodedata.normalize("NFKC", label) for label in pair}) == 1  # they may look the same
         one, other = map(ascii if same else repr, pair)
         yield f"the labels {one} and {other} differ only in how they are written: are they one label?"
-    if lines is not None and (separator := hidden_separator(labels)):
+    if lines is not None and (lists := [label for label in labels if re.fullmatch(r"\(.*,.*\)|\{.*,.*\}", label)]):
+        yield f"labels such as {lists[0]!r} seem to be several labels: write them as JSON lists, such as [1, 0]"
+    elif lines is not None and (separator := hidden_separator(labels)):
         yield f"labels with {separator!r} seem to be several labels: give it as label_separator"
     if lines is not None and any("." in label for label in labels) and all(map(is_number, labels)):
         yield f"labels such as {labels[0]!r} are classes here: to predict numbers, give problem_type {REGRESSION}"

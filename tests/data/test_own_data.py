@@ -171,6 +171,11 @@ LONG = "text,label\n" + "".join(f"t{i},{i}\n" for i in range(30))
         ('text,label\nx,a\n"y,b\nz,a\n', {}, "line 3: not a CSV record: a quote is opened and never closed"),
         ('text,label\n"x" y,a\n', {}, "line 2: not a CSV record: ',' expected after '\"'"),
         ("title,team\nx,a\n", {}, "which column holds the text. Name it .text_column.; the file has title, team"),
+        (
+            "text:label\nx:a\n",
+            {},
+            "the file has text:label .*; tabs separate the columns of a .tsv, commas, semicolons",
+        ),
         ("text,id,team\nx,1,a\n", {}, "which column holds the label. Name it .label_column.; the file has text, id"),
         (
             "text,label\nx,a\n",
