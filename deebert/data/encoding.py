@@ -1,6 +1,6 @@
 """From texts to tokens, for any number of threads at once. Shapes: B texts, T tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -76,6 +76,22 @@ def one_line() -> Iterator[None]:
         if type(error) is not Exception and not is_panic(error):
             raise
         raise InputError(f"the tokenizer cannot encode the texts ({error}); give the one of the training") from None
+
+
+def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Texts as tuples of one, pairs as tuples of two. Raises InputError for anything else."""
+    if isinstance(texts, str | Mapping):
+        raise InputError(f"give a list of texts, or of pairs; this is a {type(texts).__name__}")
+    tuples = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]
+    if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
+        raise InputError("give at least one text; all items have to be texts, or all of them pairs")
+    try:
+        "".join(text for item in tuples for text in item).encode()
+    except TypeError:
+        raise InputError('texts have to be strings; give "" where one is missing') from None
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        raise InputError("a text is not valid Unicode") from None
+    return tuples
 
 
 class TextEncoder:

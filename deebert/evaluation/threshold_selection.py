@@ -210,7 +210,7 @@ def answered(exits: AllExits, threshold: float | Sequence[float], min_confidence
 
 def report_confidence(chosen: float | None, accuracy: float, dev_samples: int) -> str:
     """The result of `choose_confidence` in words."""
-    sure = f"with {100 * ANSWERED_SURE:g} % confidence"
+    sure = describe_confidence(ANSWERED_SURE)
     aim = f"at least {100 * accuracy:g} % of the unseen texts that are answered get the right label"
     if chosen is not None:
         return f"chosen min_confidence: {chosen:g}; {sure} {aim}"
@@ -245,7 +245,7 @@ def verdict(task: Task, exits: AllExits, row: SweepRow, time_saved: float) -> st
 
 def report(choice: ThresholdChoice, target: SelectionTarget, dev_samples: int) -> str:
     """The choice in words."""
-    sure, aim = describe_confidence(target), describe_target(target)
+    sure, aim = describe_confidence(target.confidence), describe_target(target)
     if choice.refusal:
         return f"no threshold is chosen to promise, {sure}, that {aim}: {choice.refusal}"
     if choice.threshold is None:
@@ -270,8 +270,8 @@ def describe(task: Task, exits: AllExits, row: SweepRow) -> str:
     return f"{text}, and {changed:,} predictions change, {lost:,} for the worse and {gained:,} for the better"
 
 
-def describe_confidence(target: SelectionTarget) -> str:
-    return f"with {100 * target.confidence:g} % confidence"
+def describe_confidence(share: float) -> str:
+    return f"with {100 * share:g} % confidence"
 
 
 def describe_target(target: SelectionTarget) -> str:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from deebert.data.batching import Features, collator, tokenize
-from deebert.data.encoding import check_vocabulary
+from deebert.data.encoding import as_tuples, check_vocabulary
 from deebert.data.label_values import MULTI_LABEL, SINGLE_LABEL, choose_columns
 from deebert.data.own_data import METRICS, OwnFiles, OwnTask, own_task
 from deebert.data.tables import ENDINGS, read_table, read_texts
@@ -28,7 +28,6 @@ from deebert.experiment.model_card import write_card
 from deebert.modeling import checkpoints
 from deebert.modeling.config import has_several_labels
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.runtime.classifier import as_tuples
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import RECIPES, TrainSettings
 from deebert.training.train_data import cached_features
@@ -165,7 +164,7 @@ def split(task: OwnTask, tokenizer, config, target: SelectionTarget, seed: int) 
     examples = list({(each.text_a, each.text_b): each for each in task.read(None, "dev")}.values())
     needed = fewest_samples(lambda samples: risk_p_value(0, samples, target.risk), 1 - target.confidence)
     if len(examples) < 2 * needed:
-        shown = f"to show {describe_confidence(target)} that {keeps(target)}"
+        shown = f"to show {describe_confidence(target.confidence)} that {keeps(target)}"
         raise InputError(f"{len(examples):,} different texts are too few {shown}; at least {2 * needed:,} are needed")
     count = max(round(HELD_OUT * len(examples)), needed)
     order = np.random.default_rng(seed).permutation(len(examples))
@@ -200,7 +199,7 @@ def report(
     shares = ", ".join(f"{layer}: {100 * share:.1f}" for layer, share in added.agreement.items())
     yield f"held-out texts to which an off-ramp gives the classifier's own label, by layer, in %: {shares}"
     if added.threshold is None:
-        promise = f"{describe_confidence(target)}, the promise that {keeps(target)}"
+        promise = f"{describe_confidence(target.confidence)}, the promise that {keeps(target)}"
         yield f"no threshold is shown to save anything and to keep, {promise}"
         yield "early exit is switched off (exit_threshold -1); more texts or a lower agreement may help"
         return
@@ -220,5 +219,5 @@ def in_words(added: AddedExits, target: SelectionTarget, source: str) -> str:
     name = Path(source).name
     if added.threshold is None:
         return f"the predictions of {name}, without early exit, which is not shown to keep them"
-    promise = f"{describe_confidence(target)} {keeps(target)}"
+    promise = f"{describe_confidence(target.confidence)} {keeps(target)}"
     return f"the predictions of {name} at {100 * added.cost:.0f} % of its cost; {promise}"

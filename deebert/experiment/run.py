@@ -155,14 +155,16 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
         labels = listing([str(name) for name in names.values()])
         experiment.say(f"{start}: its classifier is of other labels, {labels}; a new one is trained")
     if RECIPES[experiment.args.model.recipe].probes_pooling and any(name.startswith("classifier.") for name in new):
+        before = experiment.config.classifier_pooling
         choose_pooling(experiment, model.to(experiment.accelerator.device))
-        model, new = load_pretrained(start, experiment.config, cache_dir, other_labels=others)
+        if experiment.config.classifier_pooling != before:
+            model, new = load_pretrained(start, experiment.config, cache_dir, other_labels=others)
     experiment.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
     return model, 1, None
 
 
 def choose_pooling(experiment: Experiment, model) -> None:
-    """Has a new final classifier read what the encoder knows most by, and says so. The model has to be made again."""
+    """Stores what a new final classifier is to read, and says so; a model of another pooling has to be made again."""
     explained = probe_poolings(model, experiment.train_features, experiment.collate, experiment.accelerator)
     experiment.config.classifier_pooling = max(explained, key=explained.get)
     shares = ", ".join(f"{100 * share:.0f} % by {POOLING_WORDS[name]}" for name, share in explained.items())

@@ -3,14 +3,14 @@
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
-from deebert.data.encoding import EncodedTexts, TextEncoder, check_vocabulary
+from deebert.data.encoding import EncodedTexts, TextEncoder, as_tuples, check_vocabulary
 from deebert.modeling.config import config_cutoffs, has_several_labels, longest_text, set_rule
 from deebert.modeling.config_checks import is_number, is_whole
 from deebert.modeling.exit_rules import NO_EXIT
@@ -248,22 +248,6 @@ class Classifier:
             unsure = sure < self.config.min_confidence
             predicted.append(Prediction(None if unsure else label, probability, layer, probabilities, cut, unsure))
         return predicted
-
-
-def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
-    """Texts as tuples of one, pairs as tuples of two. Raises InputError for anything else."""
-    if isinstance(texts, str | Mapping):
-        raise InputError(f"give a list of texts, or of pairs; this is a {type(texts).__name__}")
-    tuples = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]
-    if not tuples or {len(item) for item in tuples} not in ({1}, {2}):
-        raise InputError("give at least one text; all items have to be texts, or all of them pairs")
-    try:
-        "".join(text for item in tuples for text in item).encode()
-    except TypeError:
-        raise InputError('texts have to be strings; give "" where one is missing') from None
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
-        raise InputError("a text is not valid Unicode") from None
-    return tuples
 
 
 def check_whole(**values: object) -> None:

@@ -13,9 +13,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.requests import ClientDisconnect
 
+from deebert.data.encoding import as_tuples
 from deebert.modeling.config_checks import MOST_LAYERS, is_number
 from deebert.runtime.batching_worker import BatchingWorker, QueueFullError
-from deebert.runtime.classifier import Classifier, as_tuples, check_whole
+from deebert.runtime.classifier import Classifier, check_whole
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # the latency histogram's limits
 BODIES = 32  # of the largest size, that may be in memory

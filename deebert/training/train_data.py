@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
-from deebert.data.batching import Collator, Features, map_batches
+from deebert.data.batching import Collator, Features, eval_batches, map_batches
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import CLASSIFIER_POOLINGS, mean_weights
@@ -123,9 +123,9 @@ def probe_poolings(model, features: Features, collate: Collator, accelerator: Ac
     """
     model.eval()
     rows = np.random.default_rng(0).permutation(len(features))[:PROBED]
-    rows = rows[np.argsort(features.lengths[rows], kind="stable")]
     states, labels = {name: [] for name in CLASSIFIER_POOLINGS}, []
-    for batch in TokenData(features, collate).load(np.split(rows, range(BATCH_SIZE, len(rows), BATCH_SIZE))):
+    batches = (rows[part] for part in eval_batches(features.lengths[rows], BATCH_SIZE))
+    for batch in TokenData(features, collate).load(batches):
         labels.append(batch.pop("labels").numpy())
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "index"}
         with torch.inference_mode():

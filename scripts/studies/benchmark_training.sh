@@ -5,7 +5,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-settings
+settings "$@"
 need_data
 
 "$PYTHON" -u "$ROOT/scripts/studies/benchmark_training.py" "${DATA[@]}" --model_name_or_path "$MODEL_NAME" \

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-settings
+settings "$@"
 need_data
 
 SETTINGS=${SETTINGS-$ROOT/scripts/studies/compare_settings.txt}  # lines "name: flags", see compare.py

@@ -98,14 +98,14 @@ def divide(texts: Texts, number: int) -> tuple[np.ndarray, dict[int, list[np.nda
 
 def all_contenders(args: argparse.Namespace, study: Study) -> list[Contender]:
     """All that is compared; trains and exports what is not there yet."""
-    found = list(contenders.tf_idf(study))
+    ways = list(contenders.tf_idf(study))
     for name, folder in args.models:
-        found += contenders.early_exit(study, name, folder)
+        ways += contenders.early_exit(study, name, folder)
     for name, folder in args.static:
-        found += contenders.static(study, name, folder)
+        ways += contenders.static(study, name, folder)
     for name, folder in args.encoders:
-        found += [*contenders.frozen(study, name, folder), *contenders.model2vec(study, name, folder)]
-    return found
+        ways += [*contenders.frozen(study, name, folder), *contenders.model2vec(study, name, folder)]
+    return ways
 
 
 def predictions(contender: Contender, texts: Texts, folder: Path) -> np.ndarray:
@@ -149,14 +149,14 @@ def main() -> None:
     inputs = {size: [[texts[i] for i in rows] for rows in some] for size, some in batches.items()}
     some = {size: inputs[size][:number] for size, number in BATCHES_TO_CHOOSE_BY.items()}
     longest = min(longest_text(load_config(folder)) for _, folder in args.models)
-    found = all_contenders(args, Study(task, train, scored, longest, some, work))
-    labels = np.array([predictions(each, texts, work / "predictions") for each in found])
+    ways = all_contenders(args, Study(task, train, scored, longest, some, work))
+    labels = np.array([predictions(each, texts, work / "predictions") for each in ways])
     seconds = {}
     for size in SIZES:
-        print(f"timing {len(found)} ways, batch {size}, {args.rounds} rounds of {args.texts} texts", flush=True)
+        print(f"timing {len(ways)} ways, batch {size}, {args.rounds} rounds of {args.texts} texts", flush=True)
         turn = max(1, TURN_TEXTS[size] // size)
-        seconds[size] = timed_turns([each.predict for each in found], inputs[size], args.rounds, turn)
-    measured = Measured(task, found, labels, np.array([x.label for x in scored]), half, batches, seconds)
+        seconds[size] = timed_turns([each.predict for each in ways], inputs[size], args.rounds, turn)
+    measured = Measured(task, ways, labels, np.array([x.label for x in scored]), half, batches, seconds)
     print(*write(measured, args.frontier_dir, f"{args.rounds} rounds"), sep="\n")
 
 
