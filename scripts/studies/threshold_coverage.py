@@ -4,8 +4,10 @@ In each population early exit lowers the score by just more than the limit, at e
 chosen breaks the promise. Many dev sets are drawn from it. The tables say for how many per cent of them a threshold was
 chosen: the largest number over three kinds of changes, and over shares of the rarer class from 50 to 1 %. It should be
 no more than the promise allows, up to chance. "refused": all dev sets are too small, whatever the changes; with the
-share of the class, where there is one. The last table is of the full search over thresholds, in two populations: each
+share of the class, where there is one. The next table is of the full search over thresholds, in two populations: each
 threshold is a test of its own, or few texts exit at each off-ramp, so that most dev sets use none of some off-ramps.
+The last one is of the texts that are handed over: for how many per cent of the dev sets the chosen `min_confidence`
+leaves a lower accuracy among the texts of the population that are answered.
 """
 
 import argparse
@@ -23,7 +25,16 @@ from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.metrics import changes, metric_of, of_metric
 from deebert.evaluation.risk_control import drop_p_value, risk_p_value
 from deebert.evaluation.tables import markdown
-from deebert.evaluation.threshold_selection import SelectionTarget, choose, describe_target, too_few
+from deebert.evaluation.threshold_selection import (
+    ANSWERED_SURE,
+    SelectionTarget,
+    answered,
+    choose,
+    choose_confidence,
+    describe_target,
+    too_few,
+)
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils import cli
 from deebert.utils.cli import positive
 
@@ -160,6 +171,37 @@ def broken_by_depth(target: SelectionTarget, layers: int, rare: bool, texts: int
     return np.mean([choose(BINARY, world.take(each), target).threshold is not None for each in rows])
 
 
+def sure_texts(risk: float, informative: bool, rng: np.random.Generator) -> AllExits:
+    """Six layers. The full model and every off-ramp get a share `risk` of the texts wrong, each exit others.
+
+    Each text is sure at an off-ramp of its own. informative: the less sure a prediction, the more often it is wrong,
+    from never to four times as often as allowed; otherwise all are wrong just as often as allowed, whatever is chosen.
+    """
+    labels, margins = rng.integers(0, 2, TEXTS), rng.uniform(0.1, 9, (TEXTS, 2))  # of the off-ramp, of the full model
+    often = 4 * risk * (9 - margins) / 8.9 if informative else risk
+    predicted = np.where(rng.random((TEXTS, 2)) < often, 1 - labels[:, None], labels[:, None])
+    outputs = np.zeros((TEXTS, 6, 2), np.float32)
+    outputs[np.arange(TEXTS), rng.integers(0, 5, TEXTS)] = margins[:, :1] * np.eye(2)[predicted[:, 0]]
+    outputs[:, -1] = margins[:, 1:] * np.eye(2)[predicted[:, 1]]
+    return AllExits(outputs, labels)
+
+
+def broken_answers(
+    accuracy: float, informative: bool, target: SelectionTarget | None, texts: int, dev_sets: int
+) -> float:
+    """The share of the dev sets whose `min_confidence` breaks the promise. target: of a threshold, chosen before."""
+    rng = np.random.default_rng(texts)
+    world, broken = sure_texts(1 - accuracy, informative, rng), 0
+    for _ in range(dev_sets):
+        dev = world.take(rng.integers(0, TEXTS, texts))
+        threshold = (target and choose(BINARY, dev, target).threshold) or NO_EXIT
+        chosen = choose_confidence(dev, threshold, accuracy)
+        if chosen is not None:
+            answers, right = answered(world, threshold, chosen)
+            broken += not informative or right < accuracy * answers
+    return broken / dev_sets
+
+
 def cell(task: Task, target: SelectionTarget, shares: tuple[float, ...], texts: int, dev_sets: int) -> str:
     """The largest share of `broken` in per cent, and the shares of class 1 with which all dev sets are too small."""
     largest, refused = 0.0, []
@@ -204,6 +246,16 @@ def main() -> None:
         cells = [broken_by_depth(target, layers, rare, texts, args.dev_sets // 2) for texts in DEV_TEXTS[1:3]]
         where = "few at each off-ramp" if rare else "anywhere"
         rows.append([describe_target(target), where, str(layers), *(f"{100 * cell:.1f}" for cell in cells)])
+    print(markdown(rows))
+    print(f"\naccuracy among answered texts; allowed: {100 * (1 - ANSWERED_SURE):.3g} %\n")
+    sizes = (300, *DEV_TEXTS[2:])
+    rows = [["accuracy", "threshold", "unsure predictions are", *(f"{texts:,} texts" for texts in sizes)]]
+    for accuracy, target, informative in product((0.95, 0.98), (None, SelectionTarget(drop=0.05)), (False, True)):
+        sets = args.dev_sets if target is None else args.dev_sets // 2
+        cells = [broken_answers(accuracy, informative, target, texts, sets) for texts in sizes]
+        how = "never exits" if target is None else "chosen on the same dev set"
+        wrong = "wrong more often" if informative else "as often wrong as others"
+        rows.append([f"{100 * accuracy:g} %", how, wrong, *(f"{100 * cell:.1f}" for cell in cells)])
     print(markdown(rows))
 
 
