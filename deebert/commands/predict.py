@@ -81,15 +81,17 @@ def source(args: argparse.Namespace) -> Path | Iterable[str]:
     return sys.stdin
 
 
-def added_columns(prediction: Prediction, args: argparse.Namespace) -> dict:
-    """What a row gets; a line in jsonl gets all that is known."""
+def added_columns(prediction: Prediction, args: argparse.Namespace, hands_over: bool) -> dict:
+    """What a row gets; a line in jsonl gets all that is known. hands_over: whether the model hands texts over."""
     if args.format == "jsonl" and args.input_format == "lines":
         return asdict(prediction)
     label, probability = prediction.label, prediction.probability
     if args.format != "jsonl":
         label, probability = as_field(label, ".6g"), as_field(probability, ".4f")
     likely = {} if args.top_k is None else {"probabilities": prediction.probabilities}
-    return {"prediction": label, "probability": probability, "exit_layer": prediction.exit_layer} | likely
+    handed_over = {"handed_over": prediction.handed_over if args.format == "jsonl" else int(prediction.handed_over)}
+    columns = {"prediction": label, "probability": probability, "exit_layer": prediction.exit_layer} | likely
+    return columns | (handed_over if hands_over else {})
 
 
 def write(text: str) -> bool:
@@ -114,10 +116,11 @@ def main() -> None:
         print(f"note: {note}", file=sys.stderr)
     columns = [name for name in (args.text_column, args.text_pair_column) if name is not None]
     texts, writer = read_texts(source(args), args.input_format, columns), TableWriter(args.format)
+    hands_over = classify.config.min_confidence > 0
     while batch := list(islice(texts, args.batch_size)):
         predictions = classify([text for text, _ in batch], top_k=args.top_k)
         rows = [row for _, row in batch]
-        lines = [writer.text(row, added_columns(x, args)) for row, x in zip(rows, predictions, strict=True)]
+        lines = [writer.text(row, added_columns(x, args, hands_over)) for row, x in zip(rows, predictions, strict=True)]
         if not write("".join(lines)):
             return
     stats = classify.stats()

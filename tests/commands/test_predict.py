@@ -75,7 +75,7 @@ def test_a_text_that_is_handed_over_has_an_empty_label(folder, monkeypatch, caps
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"min_confidence": 1.0}))
     lines = run(monkeypatch, capsys, TEXTS, "--model", folder)
-    assert {line.split("\t")[0] for line in lines} == {""}
+    assert {(line.split("\t")[0], line.split("\t")[3]) for line in lines} == {("", "1")}
     (row,) = run(monkeypatch, capsys, TEXTS[:1], "--model", folder, "--format", "jsonl")
     assert (json.loads(row)["label"], json.loads(row)["handed_over"]) == (None, True)
 
