@@ -325,7 +325,7 @@ def test_a_split_of_any_sizes(share, classes, each):
     texts = [f"{i % classes} {i}" for i in range(classes * each)]
     strata = [text.split()[0] for text in texts]
     if not 1 <= round(share * len(texts)) < len(texts) - classes:
-        with pytest.raises(InputError, match="too few to hold out a part"):
+        with pytest.raises(InputError, match="too few texts to hold out a part"):
             validation_rows(texts, strata, share)
         return
     rows = validation_rows(texts, strata, share)
