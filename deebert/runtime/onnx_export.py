@@ -21,7 +21,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -100,7 +99,6 @@ def export_parts(model, folder: Path) -> None:
         if i == 0:
             inputs = {"inputs": ids + 4, "mask": mask, "token_type_ids": ids - 1}
         save_graph(Part(run_step, model, i), inputs, ["hidden"], folder / f"layer_{i}.onnx")
-        copy_sizes(folder / f"layer_{i}.onnx")
         exit_inputs = {"hidden": hidden} | (weights if i < last or model.config.classifier_pooling == "mean" else {})
         save_graph(
             Part(exit_outputs, model, i, rule), exit_inputs, ["logits", "uncertainty"], folder / f"exit_{i}.onnx"
@@ -149,32 +147,6 @@ def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str],
             dynamic_shapes=shapes,
         )
         program.save(path)
-
-
-def copy_sizes(path: Path) -> None:
-    """Rewrites a layer's graph: Reshapes that keep (b, T) say so, in place of nodes that read the sizes."""
-    import onnx
-
-    model = onnx.load(path)
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-
-    def begin(name: str) -> int | None:  # of the sizes that a Shape reads
-        node = made_by.get(name)
-        is_shape = node is not None and node.op_type == "Shape"
-        return next((a.i for a in node.attribute if a.name == "start"), 0) if is_shape else None
-
-    for node in model.graph.node:
-        sizes = made_by.get(node.input[1]) if node.op_type == "Reshape" else None
-        if sizes is None or sizes.op_type != "Concat":
-            continue
-        batch, tokens, *others = sizes.input
-        if (begin(batch), begin(tokens)) == (0, 1) and all(name in constants for name in others):
-            shape = [0, 0, *(int(x) for name in others for x in onnx.numpy_helper.to_array(constants[name]).ravel())]
-            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(shape), f"{node.output[0]}/shape"))
-            node.input[1] = f"{node.output[0]}/shape"
-            del node.attribute[:]  # allowzero: 0 means "as the input"
-    onnx.save(model, path)
 
 
 def quantize(fp32: Path, int8: Path) -> None:

@@ -93,6 +93,6 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_exports(tmp_path_factory, tiny_data) -> Path:
+def small_exports(tmp_path_factory) -> Path:
     """A folder with a model and what the command made of it, see `exported.make_small_exports`. Tests only read it."""
-    return once_for_all_workers(tmp_path_factory, "small_exports", lambda folder: make_small_exports(folder, tiny_data))
+    return once_for_all_workers(tmp_path_factory, "small_exports", make_small_exports)
