@@ -5,7 +5,7 @@ the layers run and the cost. Only times have to be measured (see timing.py).
 Shapes: S samples of a data set, N layers, E exits (N, or N+1 with one before the first layer), C labels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -176,29 +176,6 @@ def run_all_exits(
         first_layer=layers[0],
         several_labels=has_several_labels(config),
     )
-
-
-@dataclass(frozen=True)
-class DevSets:
-    """Dev sets, tokenized: what a training is watched on, and what an evaluation scores.
-
-    features: by split, empty in a run that needs none of them.
-    """
-
-    task: Task
-    features: dict[str, Features]
-    collate: Collator
-    accelerator: Accelerator
-
-    def all_exits(self, model, test: bool = True, progress: bool = True) -> Iterator[tuple[str, AllExits]]:
-        """For each split the logits of all exits, see `run_all_exits`.
-
-        test: also of a test file, which is scored at the end only.
-        """
-        for split, features in self.features.items():
-            if test or split != "test":
-                exits = run_all_exits(model, features, self.collate, progress=progress, accelerator=self.accelerator)
-                yield split, exits
 
 
 def _check_logits(logits: np.ndarray, layers: range) -> None:

@@ -22,7 +22,8 @@ class Evaluation:
     """checkpoint: the model's folder. exits: the logits of all its exits on the split."""
 
     def __init__(self, experiment: Experiment, checkpoint: Path, model, split: str, exits: AllExits):
-        self.dev_sets, self.task, self.say = experiment.dev_sets, experiment.scored_task, experiment.say
+        self.task, self.say, self.collate = experiment.scored_task, experiment.say, experiment.collate
+        self.features = experiment.dev_sets[split]
         self.checkpoint, self.model, self.split, self.exits = checkpoint, model, split, exits
         args, self.wanted, self.seed = experiment.args, experiment.args.evaluation, experiment.args.training.seed
         # results of a model that this run trained, or of a checkpoint, have its own name, not that of its start
@@ -145,8 +146,7 @@ class Evaluation:
         self.say(f"{self.split} at the model's threshold: {threshold_selection.describe(self.task, self.exits, row)}")
         self.scores[f"{self.task.primary_metric}_at_the_threshold"] = row.score
         self.scores["cost_at_the_threshold"] = row.cost
-        features, collate = self.dev_sets.features[self.split], self.dev_sets.collate
-        text, time_saved = timing.compare_latency(self.model, threshold, features, collate)
+        text, time_saved = timing.compare_latency(self.model, threshold, self.features, self.collate)
         self.say(text)
         self.say(threshold_selection.verdict(self.task, self.exits, row, time_saved))
 
@@ -171,10 +171,8 @@ class Evaluation:
         """The rows with their times. The thresholds take turns; the files are written after each repeat."""
         dense = all_exits.dense_thresholds(self.exits)
         results.write_sweep(self.folder, all_exits.sweep(self.task, self.exits, dense), results.CURVE)
-        features, collate = self.dev_sets.features[self.split], self.dev_sets.collate
-        size = self.wanted.per_gpu_eval_batch_size
-        timed, started = rows, time.perf_counter()
-        for timed in timing.timed_sweep(rows, self.exits, self.model, features, collate, size, MOST_REPEATS):
+        size, timed, started = self.wanted.per_gpu_eval_batch_size, rows, time.perf_counter()
+        for timed in timing.timed_sweep(rows, self.exits, self.model, self.features, self.collate, size, MOST_REPEATS):
             results.write_sweep(self.folder, timed)
             for row in timed:
                 results.write_entropy(self.folder, row)

@@ -14,7 +14,7 @@ from deebert.data.batching import Collator, Features, collator, fingerprint, tok
 from deebert.data.encoding import MIN_TOKENS, check_vocabulary
 from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
-from deebert.evaluation.all_exits import DevSets
+from deebert.evaluation.all_exits import AllExits, run_all_exits
 from deebert.evaluation.metrics import with_metric
 from deebert.experiment import earlier_run
 from deebert.experiment.arguments import VALIDATION_SPLIT, Arguments, DataArguments, ModelArguments, OwnDataArguments
@@ -116,14 +116,22 @@ class Experiment:
         return self.features("train") if self.args.run.do_train else None
 
     @cached_property
-    def dev_sets(self) -> DevSets:
-        """The dev files that this run scores; a test file only at the end."""
+    def dev_sets(self) -> dict[str, Features]:
+        """The dev files that this run scores, by split; a test file only at the end."""
         wanted = self.args.checkpoints
         watched = self.args.evaluation.eval_after_first_stage or wanted.evaluate_during_training
         watched |= self.args.run.do_train and wanted.load_best_model_at_end
         scored = {split: self.args.run.do_eval or (watched and split != "test") for split in eval_splits(self.task)}
-        features = {split: self.features(split) for split, needed in scored.items() if needed}
-        return DevSets(self.scored_task, features, self.collate, self.accelerator)
+        return {split: self.features(split) for split, needed in scored.items() if needed}
+
+    def all_exits(self, model, test: bool = True, progress: bool = True) -> Iterator[tuple[str, AllExits]]:
+        """For each dev set the logits of all exits, see `run_all_exits`. test: also for a test file."""
+        for split, features in self.dev_sets.items():
+            if test or split != "test":
+                yield (
+                    split,
+                    run_all_exits(model, features, self.collate, progress=progress, accelerator=self.accelerator),
+                )
 
     def features(self, split: str) -> Features:
         """A split, tokenized."""

@@ -11,8 +11,8 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from deebert.data.tasks import eval_splits
-from deebert.evaluation.all_exits import DevSets, layer_scores
-from deebert.experiment.arguments import Arguments
+from deebert.evaluation.all_exits import layer_scores
+from deebert.experiment.experiment import Experiment
 from deebert.modeling.checkpoints import one_line, save_model
 from deebert.training.checkpointing import write_checkpoint
 from deebert.training.stage import StageTraining
@@ -45,9 +45,10 @@ PATIENCE = 2  # epochs in a row that score less than the best one; they end a st
 class Monitor:
     """`log`, `epoch` and `save` are the callbacks of StageTraining.run; every process has a monitor."""
 
-    def __init__(self, args: Arguments, model, tokenizer, dev_sets: DevSets):
-        self.wanted, self.model, self.tokenizer = args.checkpoints, model, tokenizer
-        self.dev_sets, self.accelerator, self.output_dir = dev_sets, dev_sets.accelerator, Path(args.run.output_dir)
+    def __init__(self, experiment: Experiment, model):
+        self.experiment, self.model, self.tokenizer = experiment, model, experiment.tokenizer
+        self.wanted, self.output_dir = experiment.args.checkpoints, experiment.output_dir
+        self.accelerator = experiment.accelerator
         self.best_in_last_checkpoint: Path | None = None  # the best weights so far, when it was written
         self.scalars = ScalarFile(self.output_dir / "tensorboard") if self.accelerator.is_main_process else None
 
@@ -68,17 +69,17 @@ class Monitor:
     def epoch(self, training: StageTraining) -> bool:
         """Scores the dev set after an epoch of the backbone, if the best weights are wanted. Whether the stage ends."""
         wanted = self.wanted.load_best_model_at_end and not self.wanted.evaluate_during_training
-        if not wanted or training.plan.trains == "off_ramps" or not self.dev_sets.features:
+        if not wanted or training.plan.trains == "off_ramps" or not self.experiment.dev_sets:
             return False
         self.write(training, self.dev_scores(training))
         return training.steps - training.best_step >= PATIENCE * len(training.batches)
 
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
         """All metrics of the exits that the stage trains. Saves the weights if they are the best so far."""
-        task, layers = self.dev_sets.task, self.model.config.exit_layers
+        task, layers = self.experiment.scored_task, self.model.config.exit_layers
         trained = {"backbone": layers[-1:], "off_ramps": layers[:-1], "all": layers}[training.plan.trains]
         suffixes, scalars = eval_splits(task), {}
-        for split, exits in self.dev_sets.all_exits(self.model, test=False, progress=False):
+        for split, exits in self.experiment.all_exits(self.model, test=False, progress=False):
             each_layer = layer_scores(task, exits)
             scores = {layer: each_layer[layer] for layer in trained}
             scalars |= {f"{split}_layer{i}_{name}": x for i, metrics in scores.items() for name, x in metrics.items()}

@@ -27,14 +27,8 @@ from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import write_card
 from deebert.experiment.monitor import Monitor
-from deebert.modeling.checkpoints import (
-    disable_cudnn_attention,
-    load_config,
-    load_model,
-    load_pretrained,
-    one_line,
-    save_model,
-)
+from deebert.modeling import checkpoints
+from deebert.modeling.checkpoints import load_config, load_model, load_pretrained
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
 from deebert.training.stage import StageTraining
@@ -75,8 +69,8 @@ def make_accelerator(args: Arguments) -> Accelerator:
     run = args.run
     if run.fp16 and (run.no_cuda or not torch.cuda.is_available()):
         raise InputError("--fp16 needs a GPU; leave it out")
-    disable_cudnn_attention()
-    with one_line("the processes cannot be connected", "start them by torchrun or accelerate launch"):
+    checkpoints.disable_cudnn_attention()
+    with checkpoints.one_line("the processes cannot be connected", "start them by torchrun or accelerate launch"):
         accelerator = Accelerator(
             cpu=run.no_cuda or not torch.accelerator.is_available(),  # else accelerate connects no processes on a CPU
             mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
@@ -104,7 +98,7 @@ def train(experiment: Experiment) -> None:
         model.to(accelerator.device)
         clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
         experiment.record.begin(experiment.task, experiment.previous_record)
-        monitor = Monitor(args, model, experiment.tokenizer, experiment.dev_sets)
+        monitor = Monitor(experiment, model)
         for stage in range(first, len(STRATEGIES[args.training.train_strategy]) + 1):
             if stage > first and any(gather_object([stop()])):
                 message = f"stopped after stage {stage - 1}; {how_to_resume(experiment.output_dir)}"
@@ -114,7 +108,7 @@ def train(experiment: Experiment) -> None:
                 score_final_classifier(experiment, model)
             state = None
         if accelerator.is_main_process:
-            save_model(model, experiment.tokenizer, experiment.output_dir)
+            checkpoints.save_model(model, experiment.tokenizer, experiment.output_dir)
             write_card(experiment.output_dir, model.config, experiment.task, experiment.record.facts)
             experiment.record.finish()
             tidy_up(experiment, keep_models=args.training.save_steps > 0)
@@ -224,7 +218,7 @@ def train_stage(
 
 def score_final_classifier(experiment: Experiment, model) -> None:
     """The evaluation of --eval_after_first_stage."""
-    for split, exits in experiment.dev_sets.all_exits(model, test=False):
+    for split, exits in experiment.all_exits(model, test=False):
         experiment.say(
             f"After the first stage, {split}: {show(layer_scores(experiment.scored_task, exits)[exits.num_layers])}"
         )
@@ -235,7 +229,7 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
     model, scores = experiment.load_trained(folder), {}
     if not (experiment.args.run.do_train or experiment.record.facts):  # the first of several models
         experiment.record.begin(experiment.task)
-    exits = dict(experiment.dev_sets.all_exits(model))
+    exits = dict(experiment.all_exits(model))
     if not experiment.accelerator.is_main_process:
         return scores  # one process scores, and times early exit
     for split, suffix in eval_splits(experiment.task).items():

@@ -1,12 +1,10 @@
 """Checkpoints of an unfinished training: the model, and all else that is needed to continue bit for bit."""
 
 import json
-import random
 import re
 from pathlib import Path
 from pickle import UnpicklingError
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -80,20 +78,13 @@ def remove_checkpoints(output_dir: Path, keep_models: bool = False) -> None:
 
 
 def random_state() -> dict:
-    """The state of every random generator of a training, in types that torch.load considers safe."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
+    """The state of PyTorch's random generators, the only ones that a training draws from between two checkpoints."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: dict) -> None:
     """Restores what `random_state` returned."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
