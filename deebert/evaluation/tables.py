@@ -74,4 +74,5 @@ def summary(rows: Sequence[SweepRow], drop: float = 0.01) -> str:
         f"On this dev set threshold {best.threshold:g} saves {cost}{100 * best.layers_saved:.1f} % of the layers{time}"
     )
     limit = f"no faster one of these thresholds stays within {points}"
-    return f"{saved}; the score changes by {100 * best.score_change:+.2f} points, and {limit}."
+    faster = f", and {limit}" if best is not max(rows, key=lambda row: row.cost_saved) else ""
+    return f"{saved}; the score changes by {100 * best.score_change:+.2f} points{faster}."

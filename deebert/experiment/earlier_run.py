@@ -81,6 +81,20 @@ def same_training(folder: Path, settings: dict) -> dict | None:
     return record if record and not first_difference(record["settings"], settings) else None
 
 
+def not_resumed(run: RunArguments, settings: dict) -> str:
+    """Why --resume with --overwrite_output_dir begins a new training in place of one that is there; "" if it does not.
+
+    Has to be called before the new one begins.
+    """
+    record = read_record(Path(run.output_dir))
+    if not (run.resume and run.overwrite_output_dir and record):
+        return ""
+    other = first_difference(record["settings"], settings)
+    return (
+        f"{run.output_dir}: the training there is not resumed but overwritten: it had another {other}" if other else ""
+    )
+
+
 def training_to_resume(run: RunArguments, settings: dict) -> dict | None:
     """The record of the training that is resumed, None at a start. Raises InputError before results are overwritten."""
     folder = Path(run.output_dir)

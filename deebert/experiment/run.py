@@ -241,7 +241,7 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
         if first and experiment.args.evaluation.answered_accuracy is not None:
             evaluation.choose_confidence()
         evaluation.score_classes()
-        evaluation.sweep()
+        evaluation.sweep(next(iter(exits.values())))
         evaluation.score_answered()
         evaluation.score_threshold()
         evaluation.write_scores()

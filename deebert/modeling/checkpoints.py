@@ -282,5 +282,7 @@ def save_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def write_model(model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes model and tokenizer into a folder that no one reads yet."""
     model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / "config.json").stat().st_mode)  # safetensors lets only the owner read them
     tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(model.config))
     tokenizer.save_pretrained(folder)

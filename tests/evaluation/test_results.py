@@ -203,6 +203,11 @@ def test_summary_names_the_largest_saving_within_the_drop():
     assert summary(ROWS[1:]) == "No threshold is known to keep the score within 1 point of the full model's."
 
 
+def test_summary_names_a_faster_threshold_only_where_there_is_one():
+    assert "+0.00 points, and no faster one of these thresholds stays within 1 point." in summary(ROWS)
+    assert summary(ROWS[:1]).endswith("the score changes by +0.00 points.")
+
+
 def test_summary_ranks_by_cost_where_it_is_known():
     assert sweep_table(COSTED).splitlines()[3] == "| 0.1 | 75.00 | -12.50 | 66.7 | 70.0 | 1.50 | 29.0 |"
     expected = "threshold 0.1 saves 30.0 % of the cost and 33.3 % of the layers, 29.0 % of the time; "

@@ -89,8 +89,10 @@ def test_texts_with_a_label(own, tmp_path, capsys):
             assert f"{100 * np.mean(values):.1f}" in average
     assert [row["label"] for row in classes] == ["bad", "good"]
 
-    own(f"{EVALUATE} --validation_file films.csv --test_file test.csv")
+    own(f"{EVALUATE} --validation_file films.csv --test_file test.csv --eval_highway")
     printed = capsys.readouterr().out
+    dev, test = ([row.threshold for row in read_sweep(tmp_path / "out" / name)] for name in ("results", "results-test"))
+    assert dev == test  # the test file is only scored: it chooses no threshold
     assert "Result of out on test: acc" in printed
     assert "warning: 60 of 60 texts in films.csv are in films.csv, too" in printed
     assert len(AllExits.load(tmp_path / "out/results-test/all_exits.npz").labels) == 12

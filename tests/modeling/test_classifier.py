@@ -348,6 +348,7 @@ def test_saving_leaves_no_temporary_files_and_replaces_files(tmp_path, tiny_chec
         model = tiny_model("bert", seed=seed)
         save_model(model, tokenizer, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # a service of another user can read all
     assert torch.equal(load_file(tmp_path / "model.safetensors")["classifier.weight"], model.classifier.weight)
 
 
