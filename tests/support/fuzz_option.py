@@ -37,9 +37,9 @@ def parts(cases: int) -> list[tuple[str, int, int]]:
 
 
 def graphs(cases: int) -> list[tuple[str, int, int]]:
-    """The same for each graph. Number -1: the one of the suite's other tests."""
+    """The same for each graph, as many of each encoder. Number -1: the one of the suite's other tests."""
     examples = ceil(ON_GRAPHS * cases / RUNTIMES)
-    number = ceil(examples / OF_GRAPH)
+    number = len(ENCODERS) * ceil(examples / OF_GRAPH / len(ENCODERS))
     if not cases:
         return [("bert", -1, SLICE_OF_GRAPH), ("roberta", -1, SLICE_OF_GRAPH)]
     return [(ENCODERS[i % len(ENCODERS)], i, ceil(examples / number)) for i in range(number)]
