@@ -9,7 +9,7 @@ settings
 need_data
 need_model
 # Thresholds of the exit rule; of patience 1 2 3 ... With own data, which may have many labels, those that save 10, 20,
-# ... 90 % of the cost.
+# ... 90 % of the cost of the dev set.
 ENTROPIES=${ENTROPIES:-${DATASET:+0 0.1 0.2 0.3 0.4 0.5 0.6 0.7}}
 
 # shellcheck disable=SC2086  # one argument for each threshold

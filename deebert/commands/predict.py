@@ -2,6 +2,7 @@
 
 One text a line, or a tab-separated pair; with --text_column the rows of a CSV, TSV, JSON or Parquet file. As soon as
 its batch is done, each gets a line with label, probability and exit layer, or its row with these as further columns.
+A model that hands texts over adds a column that says so.
 """
 
 import argparse

@@ -209,8 +209,9 @@ def validation_rows(texts: Sequence[Hashable], strata: Sequence[str], share: flo
     candidates = [row for row in first_of_text.values() if first_of_stratum[strata[row]] != row]
     count = round(share * len(first_of_text))
     if not 1 <= count < len(candidates):
-        given = f"{len(first_of_text)} different texts, {len(first_of_stratum)} labels"
-        raise InputError(f"validation_split {share}: too few texts to hold out a part ({given}); add a validation file")
+        labels = f" with {len(first_of_stratum)} labels, each of which keeps one," if len(first_of_stratum) > 1 else ""
+        given = f"{len(first_of_text)} different texts{labels} are too few to hold out a part"
+        raise InputError(f"validation_split {share}: {given}; give more, or a validation file")
     counts = Counter(strata[row] for row in candidates)
     rare = {stratum for stratum, n in counts.items() if n * count < len(candidates)}
     if sum(counts[stratum] for stratum in rare) * count < len(candidates):  # together they are too small, too

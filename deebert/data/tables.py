@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from textwrap import shorten
 from typing import IO, Any
 
 from deebert.utils.errors import InputError
@@ -181,8 +180,8 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
     """The text in a column: a number as it is written, nothing for null. Raises InputError for a list or an object."""
     value = value_of(row, column, place)
     if isinstance(value, list | dict):
-        shown = shorten(json.dumps(value), 40, placeholder=" ...")
-        raise InputError(f"{place}: {column!r} is not a text: {shown}; give objects with a text and a label each")
+        shown = json.dumps(value, ensure_ascii=False)[:40]
+        raise InputError(f"{place}: {column!r} is not a text: {shown}; give one text there")
     return "" if value is None else str(value)
 
 

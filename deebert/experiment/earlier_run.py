@@ -82,17 +82,10 @@ def same_training(folder: Path, settings: dict) -> dict | None:
 
 
 def not_resumed(run: RunArguments, settings: dict) -> str:
-    """Why --resume with --overwrite_output_dir begins a new training in place of one that is there; "" if it does not.
-
-    Has to be called before the new one begins.
-    """
-    record = read_record(Path(run.output_dir))
-    if not (run.resume and run.overwrite_output_dir and record):
-        return ""
-    other = first_difference(record["settings"], settings)
-    return (
-        f"{run.output_dir}: the training there is not resumed but overwritten: it had another {other}" if other else ""
-    )
+    """Why --resume with --overwrite_output_dir overwrites a training rather than go on with it; "" if it does not."""
+    record = read_record(Path(run.output_dir)) if run.resume else None
+    other = record and first_difference(record["settings"], settings)
+    return f"{run.output_dir}: its training is not resumed but overwritten: it had another {other}" if other else ""
 
 
 def training_to_resume(run: RunArguments, settings: dict) -> dict | None:

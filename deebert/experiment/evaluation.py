@@ -158,7 +158,10 @@ class Evaluation:
         thresholds = [threshold for threshold in self.wanted.exit_threshold if threshold >= 0]
         if self.wanted.eval_highway and not thresholds:
             thresholds = all_exits.spread_thresholds(dev)
-            self.say("thresholds: 0, and those that save about 10, 20, ... 90 % of the cost of the dev set")
+            if dev is self.exits:
+                self.say(
+                    f"thresholds that save 10, 20 ... % of this set's cost: {' '.join(f'{x:g}' for x in thresholds)}"
+                )
         if not thresholds:
             return
         rows = all_exits.sweep(self.task, self.exits, thresholds)

@@ -49,8 +49,6 @@ class Experiment:
         self.scored_task  # noqa: B018  checked
         for note in self.task.notes:
             self.say(note)
-        if args.run.do_train and (note := earlier_run.not_resumed(args.run, self.settings)):
-            self.say(note)
         if previous is not None and previous["tokenizer"] != fingerprint(self.tokenizer):
             fix = "put it back, or --overwrite_output_dir starts a new one"
             raise InputError(f"--resume: the tokenizer in {self.source} is another one than before; {fix}")

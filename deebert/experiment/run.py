@@ -22,13 +22,12 @@ from deebert.data.label_values import listing
 from deebert.data.tasks import eval_splits, names_other_labels
 from deebert.evaluation.all_exits import AllExits, layer_scores
 from deebert.experiment.arguments import Arguments
-from deebert.experiment.earlier_run import FIELDS, precision, read_record
+from deebert.experiment.earlier_run import FIELDS, not_resumed, precision, read_record
 from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import write_card
 from deebert.experiment.monitor import Monitor
 from deebert.modeling import checkpoints
-from deebert.modeling.checkpoints import load_config, load_model, load_pretrained
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
 from deebert.training.stage import StageTraining
@@ -96,6 +95,8 @@ def train(experiment: Experiment) -> None:
     with StopSignal() as stop:
         model, first, state = load_start(experiment, checkpoint)
         model.to(accelerator.device)
+        if note := not_resumed(args.run, experiment.settings):
+            experiment.say(note)
         clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
         experiment.record.begin(experiment.task, experiment.previous_record)
         monitor = Monitor(experiment, model)
@@ -139,12 +140,12 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
     if checkpoint:
         experiment.say(f"resuming from {checkpoint}")
         state = read_state(checkpoint)
-        experiment.config.classifier_pooling = load_config(str(checkpoint)).classifier_pooling
-        return load_model(str(checkpoint), experiment.config), state["stage"], state
+        experiment.config.classifier_pooling = checkpoints.load_config(str(checkpoint)).classifier_pooling
+        return checkpoints.load_model(str(checkpoint), experiment.config), state["stage"], state
     start, cache_dir = experiment.args.model.model_name_or_path, experiment.args.model.cache_dir
-    names = load_config(start, None, cache_dir).id2label
+    names = checkpoints.load_config(start, None, cache_dir).id2label
     others = names_other_labels(experiment.task, names)
-    model, new = load_pretrained(start, experiment.config, cache_dir, other_labels=others)
+    model, new = checkpoints.load_pretrained(start, experiment.config, cache_dir, other_labels=others)
     if others:
         labels = listing([str(name) for name in names.values()])
         experiment.say(f"{start}: its classifier is of other labels, {labels}; a new one is trained")
@@ -152,7 +153,7 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
         before = experiment.config.classifier_pooling
         choose_pooling(experiment, model.to(experiment.accelerator.device))
         if experiment.config.classifier_pooling != before:
-            model, new = load_pretrained(start, experiment.config, cache_dir, other_labels=others)
+            model, new = checkpoints.load_pretrained(start, experiment.config, cache_dir, other_labels=others)
     experiment.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
     return model, 1, None
 
@@ -254,5 +255,5 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
 def update_card(experiment: Experiment, config, split: str, exits: AllExits) -> None:
     """The model's card with the scores of this evaluation, unless that tried another rule than the model's."""
     folder = experiment.output_dir
-    if load_config(str(folder)).exit_rule == config.exit_rule:
+    if checkpoints.load_config(str(folder)).exit_rule == config.exit_rule:
         write_card(folder, config, experiment.scored_task, read_record(folder) or FIELDS, split, exits)

@@ -172,10 +172,10 @@ def broken_by_depth(target: SelectionTarget, layers: int, rare: bool, texts: int
 
 
 def sure_texts(risk: float, informative: bool, rng: np.random.Generator) -> AllExits:
-    """Six layers. The full model and every off-ramp get a share `risk` of the texts wrong, each exit others.
+    """Six layers. Each text is sure at an off-ramp of its own; its prediction there and the full model's may be wrong.
 
-    Each text is sure at an off-ramp of its own. informative: the less sure a prediction, the more often it is wrong,
-    from never to four times as often as allowed; otherwise all are wrong just as often as allowed, whatever is chosen.
+    informative: the less sure a prediction, the more often it is wrong, from never to four times `risk`, in the mean
+    twice that; otherwise a share `risk` of the predictions is wrong, however sure they are.
     """
     labels, margins = rng.integers(0, 2, TEXTS), rng.uniform(0.1, 9, (TEXTS, 2))  # of the off-ramp, of the full model
     if informative:
@@ -233,9 +233,11 @@ def table(target: SelectionTarget, tasks: list[tuple[Task, tuple[float, ...]]], 
 def main() -> None:
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dev_sets", type=positive, default=999, help="for each population and number of texts")
-    parser.add_argument("--drops", type=float, nargs="*", default=[0.01, 0.05], help="promises about the score")
-    parser.add_argument("--risks", type=float, nargs="*", default=[0.05], help="promises about single texts")
-    parser.add_argument("--confidence", type=float, help="of the promises")
+    parser.add_argument(
+        "--drops", type=float, nargs="*", default=[0.01, 0.05], help="promises about the score, but for answered texts"
+    )
+    parser.add_argument("--risks", type=float, nargs="*", default=[0.05], help="likewise, about single texts")
+    parser.add_argument("--confidence", type=float, help="of these promises")
     args = parser.parse_args()
     targets = [SelectionTarget(risk=risk, confidence=args.confidence) for risk in args.risks]
     targets += [SelectionTarget(drop=drop, confidence=args.confidence) for drop in args.drops]
@@ -246,7 +248,7 @@ def main() -> None:
     print("\nthe full search over thresholds, by depth; accuracy\n")
     rows = [["promise", "texts exit", "layers", *(f"{texts:,} texts" for texts in DEV_TEXTS[1:3])]]
     for target, rare, layers in product(targets, (False, True), LAYERS):
-        cells = [broken_by_depth(target, layers, rare, texts, args.dev_sets // 2) for texts in DEV_TEXTS[1:3]]
+        cells = [broken_by_depth(target, layers, rare, texts, max(1, args.dev_sets // 2)) for texts in DEV_TEXTS[1:3]]
         where = "few at each off-ramp" if rare else "anywhere"
         rows.append([describe_target(target), where, str(layers), *(f"{100 * cell:.1f}" for cell in cells)])
     print(markdown(rows))
@@ -254,7 +256,7 @@ def main() -> None:
     sizes = (300, *DEV_TEXTS[2:])
     rows = [["accuracy", "threshold", "wrong predictions", *(f"{texts:,} texts" for texts in sizes)]]
     for accuracy, target, informative in product((0.95, 0.98), (None, SelectionTarget(drop=0.05)), (False, True)):
-        sets = args.dev_sets if target is None else args.dev_sets // 2
+        sets = args.dev_sets if target is None else max(1, args.dev_sets // 2)
         cells = [broken_answers(accuracy, informative, target, texts, sets) for texts in sizes]
         how = "never exits" if target is None else "chosen on the same dev set"
         wrong = "less sure" if informative else "as sure as others"

@@ -76,6 +76,10 @@ def test_a_text_that_is_handed_over_has_an_empty_label(folder, monkeypatch, caps
     (folder / "config.json").write_text(json.dumps(config | {"min_confidence": 1.0}))
     lines = run(monkeypatch, capsys, TEXTS, "--model", folder)
     assert {(line.split("\t")[0], line.split("\t")[3]) for line in lines} == {("", "1")}
+    for form, value in (("csv", "1"), ("jsonl", True)):
+        table = ["text", *(f'"{text}"' for text in TEXTS)]
+        *_, row = run(monkeypatch, capsys, table, "--model", folder, "--text_column", "text", "--format", form)
+        assert (json.loads(row)["handed_over"] if form == "jsonl" else row.split(",")[-1]) == value
     (row,) = run(monkeypatch, capsys, TEXTS[:1], "--model", folder, "--format", "jsonl")
     assert (json.loads(row)["label"], json.loads(row)["handed_over"]) == (None, True)
 

@@ -220,7 +220,12 @@ def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
         ),
         ("t.jsonl", '["x", "a"]\n', {}, "t.jsonl, row 1: not a JSON object"),
         ("t.jsonl", '{"text": "x", "label": "a"}\n{"label": "a"}\n', {}, "line 2: no 'text'; it has label"),
-        ("t.jsonl", '{"text": ["x"], "label": "a"}\n', {}, "line 1: 'text' is not a text: "),
+        (
+            "t.jsonl",
+            '{"text": ["x"], "label": "a"}\n',
+            {},
+            """line 1: 'text' is not a text: .{5}; give one text there""",
+        ),
         ("t.jsonl", '{"text": "x", "label": {"a": 1}}\n', {}, "line 1, column 'label': .* is not one label; several"),
         ("t.jsonl", '{"text": "x", "label": [["a"]]}\n', {}, r"column 'label': \[\"a\"\] is not one label$"),
         ("t.jsonl", '{"text": "x", "team": "a"}\n', {"text_column": "y"}, "no such column; the file has text, team$"),
@@ -325,7 +330,8 @@ def test_a_split_of_any_sizes(share, classes, each):
     texts = [f"{i % classes} {i}" for i in range(classes * each)]
     strata = [text.split()[0] for text in texts]
     if not 1 <= round(share * len(texts)) < len(texts) - classes:
-        with pytest.raises(InputError, match="too few texts to hold out a part"):
+        labels = f" with {classes} labels, each of which keeps one," if classes > 1 else ""
+        with pytest.raises(InputError, match=f": {len(texts)} different texts{labels} are too few to hold out a part"):
             validation_rows(texts, strata, share)
         return
     rows = validation_rows(texts, strata, share)

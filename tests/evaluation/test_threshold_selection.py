@@ -12,7 +12,7 @@ from support.tiny import CLASSES, tiny_model
 
 import run_glue_deebert
 from deebert.data.tasks import TASKS
-from deebert.evaluation import threshold_selection
+from deebert.evaluation import threshold_selection, timing
 from deebert.evaluation.all_exits import AllExits, sweep
 from deebert.evaluation.metrics import changes
 from deebert.evaluation.risk_control import drop_p_value, fewest_samples, fixed_sequence, paired_p_value, risk_p_value
@@ -210,7 +210,7 @@ def test_a_rare_class_says_how_many_of_its_texts_would_do(name):
 
     for positives in (0, 1, 20):
         labels = (np.arange(1000) < positives).astype(int)
-        text = rf"{positives} dev texts of the class '1' are too few, at least (\d+) are needed, or a weaker promise"
+        text = rf"{positives} dev texts of the class '1' are too few, at least (\d+) are needed; or weaken the target"
         needed = int(re.fullmatch(text, refusal(labels))[1])
         assert 60 < needed < 350
     more = np.repeat(labels, needed)  # needed times as many; a 20th part of them
@@ -319,7 +319,7 @@ def test_choice_is_stored_in_the_model(tmp_path, tiny_data, tiny_checkpoints, mo
     assert model.config.highway_pooling == "mean"
     assert written["target"]["risk"] == 0.9
     assert written["point"]["cost"] < 1
-    assert ") in place of " in (text := capsys.readouterr().out)
+    assert " ms (median " in (text := capsys.readouterr().out)
     assert "stored in" in text
     assert f"chosen threshold: {model.config.exit_threshold:g} nats" in text
     assert float(f"{model.config.exit_threshold:g}") == model.config.exit_threshold
@@ -391,3 +391,11 @@ def test_the_promise_of_answered_texts_is_kept(texts, errors):
     chosen = [choose_confidence(sure_texts(texts, shares, rng), NO_EXIT, 0.95) for _ in range(runs)]
     limit = 1.0 if errors == "at each confidence" else 0.5
     assert sum(x is not None and x <= limit for x in chosen) <= 16  # 10 % and what chance adds in 98 of 100 such tests
+
+
+def test_the_time_of_a_text_is_a_mean_and_a_median(monkeypatch):
+    seconds = [np.array([0.001, 0.001, 0.004]), np.array([0.006, 0.010, 0.014])]
+    monkeypatch.setattr(timing, "first_passes", lambda *_: seconds)
+    text, saved = timing.compare_latency(tiny_model("bert"), 0.1, features=None, collate=None)
+    assert text == "a text takes 2.0 ms (median 1.0) in place of 10.0 ms (median 10.0); 3 texts, one at a time, on cpu"
+    assert saved == pytest.approx(0.8)
