@@ -90,9 +90,10 @@ def added_columns(prediction: Prediction, args: argparse.Namespace, hands_over: 
     if args.format != "jsonl":
         label, probability = as_field(label, ".6g"), as_field(probability, ".4f")
     likely = {} if args.top_k is None else {"probabilities": prediction.probabilities}
-    handed_over = {"handed_over": prediction.handed_over if args.format == "jsonl" else int(prediction.handed_over)}
     columns = {"prediction": label, "probability": probability, "exit_layer": prediction.exit_layer} | likely
-    return columns | (handed_over if hands_over else {})
+    if hands_over:
+        columns["handed_over"] = prediction.handed_over if args.format == "jsonl" else int(prediction.handed_over)
+    return columns
 
 
 def write(text: str) -> bool:

@@ -128,10 +128,8 @@ class Experiment:
         """For each dev set the logits of all exits, see `run_all_exits`. test: also for a test file."""
         for split, features in self.dev_sets.items():
             if test or split != "test":
-                yield (
-                    split,
-                    run_all_exits(model, features, self.collate, progress=progress, accelerator=self.accelerator),
-                )
+                exits = run_all_exits(model, features, self.collate, progress=progress, accelerator=self.accelerator)
+                yield split, exits
 
     def features(self, split: str) -> Features:
         """A split, tokenized."""

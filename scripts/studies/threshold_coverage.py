@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--risks", type=float, nargs="*", default=[0.05], help="likewise, about single texts")
     parser.add_argument("--confidence", type=float, help="of these promises")
     args = parser.parse_args()
+    half = max(1, args.dev_sets // 2)  # of the dev sets, where a threshold is searched in each
     targets = [SelectionTarget(risk=risk, confidence=args.confidence) for risk in args.risks]
     targets += [SelectionTarget(drop=drop, confidence=args.confidence) for drop in args.drops]
     for target in targets:
@@ -248,7 +249,7 @@ def main() -> None:
     print("\nthe full search over thresholds, by depth; accuracy\n")
     rows = [["promise", "texts exit", "layers", *(f"{texts:,} texts" for texts in DEV_TEXTS[1:3])]]
     for target, rare, layers in product(targets, (False, True), LAYERS):
-        cells = [broken_by_depth(target, layers, rare, texts, max(1, args.dev_sets // 2)) for texts in DEV_TEXTS[1:3]]
+        cells = [broken_by_depth(target, layers, rare, texts, half) for texts in DEV_TEXTS[1:3]]
         where = "few at each off-ramp" if rare else "anywhere"
         rows.append([describe_target(target), where, str(layers), *(f"{100 * cell:.1f}" for cell in cells)])
     print(markdown(rows))
@@ -256,7 +257,7 @@ def main() -> None:
     sizes = (300, *DEV_TEXTS[2:])
     rows = [["accuracy", "threshold", "wrong predictions", *(f"{texts:,} texts" for texts in sizes)]]
     for accuracy, target, informative in product((0.95, 0.98), (None, SelectionTarget(drop=0.05)), (False, True)):
-        sets = args.dev_sets if target is None else max(1, args.dev_sets // 2)
+        sets = args.dev_sets if target is None else half
         cells = [broken_answers(accuracy, informative, target, texts, sets) for texts in sizes]
         how = "never exits" if target is None else "chosen on the same dev set"
         wrong = "less sure" if informative else "as sure as others"
