@@ -8,10 +8,10 @@ Own data: --train_file with --validation_file or --test_file in place of the las
 the dev set. Further flags about data are those of run_glue_deebert.py. --static takes what static_models.py trained, or
 another classifier of Hugging Face's with the same labels; NAME-LAYERS of one NAME share a line of the figure.
 
-Peers are trained on the task's training set: TF-IDF with a linear classifier, and of each encoder the frozen encoder
-and, where it is installed, model2vec, with logistic regression. SetFit is left out: its model is as fast as the frozen
-encoder, and to train it on thousands of texts takes hours. Exports, graphs, peers and predictions are kept in
-FRONTIER_DIR/work and used again; times are always those of one run. Writes frontier.md, .csv, .png and .pdf.
+Peers are trained on the task's training set: TF-IDF with a linear classifier and fastText; of each encoder the frozen
+encoder and model2vec, with logistic regression; and SetFit of the encoders of --set_fit. Exports, graphs, peers and
+predictions are kept in FRONTIER_DIR/work and used again; times are always those of one run. Writes frontier.md, .csv,
+.png and .pdf.
 """
 
 import argparse
@@ -61,6 +61,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--models", required=True, **folders | {"default": None}, help="trained models with exits")
     add("--static", **folders, help="models without exits")
     add("--encoders", **folders, help="sentence encoders, for what is trained without fine-tuning them")
+    add("--set_fit", **folders, help="sentence encoders that SetFit fine-tunes; minutes each")
     add("--texts", type=positive, default=320, help="how many are timed; all are scored")
     add("--rounds", type=positive, default=3, help="each text is timed so often; medians count")
     return parser.parse_known_args()
@@ -98,13 +99,15 @@ def divide(texts: Texts, number: int) -> tuple[np.ndarray, dict[int, list[np.nda
 
 def all_contenders(args: argparse.Namespace, study: Study) -> list[Contender]:
     """All that is compared; trains and exports what is not there yet."""
-    ways = list(contenders.tf_idf(study))
+    ways = [*contenders.tf_idf(study), *contenders.fast_text(study)]
     for name, folder in args.models:
         ways += contenders.early_exit(study, name, folder)
     for name, folder in args.static:
         ways += contenders.static(study, name, folder)
     for name, folder in args.encoders:
         ways += [*contenders.frozen(study, name, folder), *contenders.model2vec(study, name, folder)]
+    for name, folder in args.set_fit:
+        ways += contenders.set_fit(study, name, folder)
     return ways
 
 
@@ -125,7 +128,7 @@ def predictions(contender: Contender, texts: Texts, folder: Path) -> np.ndarray:
 
 def check_kept(folder: Path, args: argparse.Namespace, flags: list[str]) -> None:
     """Raises InputError where the folder holds what other models or other data gave."""
-    given = [*args.models, *args.static, *args.encoders]
+    given = [*args.models, *args.static, *args.encoders, *args.set_fit]
     facts = {"flags": flags} | {
         f"{name}={path}": [file.stat().st_mtime for file in Path(path).glob("*.safetensors")] for name, path in given
     }

@@ -7,7 +7,9 @@ Shapes: B texts of a batch.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import static_models
@@ -35,7 +37,9 @@ from deebert.utils.files import replacing
 
 Texts = list[tuple[str, ...]]
 THRESHOLDS = 12
-PYTORCH, FP32, INT8, SKLEARN = "PyTorch", "ONNX fp32", "ONNX int8", "scikit-learn"
+SET_FIT_STEPS = 500
+AUTOTUNE = 60
+PYTORCH, FP32, INT8, OTHER = "PyTorch", "ONNX fp32", "ONNX int8", "other"
 EARLY, FULL, STATIC = "early exit", "full model", "smaller model"
 
 
@@ -94,6 +98,19 @@ class Study:
 
 def text_tuples(examples: list[Example]) -> Texts:
     return [(each.text_a,) if each.text_b is None else (each.text_a, each.text_b) for each in examples]
+
+
+def joined(examples: list[Example]) -> list[str]:
+    return [" ".join(text) for text in text_tuples(examples)]
+
+
+def library(name: str) -> ModuleType | None:
+    """A peer's library; None, with a note, where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError:
+        print(f"note: {name} is not installed, so its models are left out", flush=True)
+        return None
 
 
 def padded(encoded: EncodedTexts) -> dict[str, np.ndarray]:
@@ -170,11 +187,11 @@ class Normalized(nn.Module):
         return nn.functional.normalize(vectors)
 
 
-def frozen(study: Study, name: str, folder: str) -> Iterator[Contender]:
+def frozen(study: Study, name: str, folder: str, kind: str = "frozen encoder") -> Iterator[Contender]:
     """Logistic regression on the mean of a frozen encoder's tokens, as the last layer of one graph."""
-    config, known = AutoConfig.from_pretrained(folder), study.folder / "exports" / f"frozen-{name}.npz"
+    config, known = AutoConfig.from_pretrained(folder), study.folder / "exports" / f"{kind.split()[0]}-{name}.npz"
     if not known.is_file():
-        print(f"{name}: features of {len(study.train):,} texts for logistic regression", flush=True)
+        print(f"{kind}, {name}: features of {len(study.train):,} texts for logistic regression", flush=True)
         texts = [text if len(text) > 1 else text[0] for text in text_tuples(study.train)]
         features = mean_features(texts, folder, study.max_tokens)
         fitted = LogisticRegression(C=10, max_iter=1000).fit(features, study.labels)
@@ -190,34 +207,79 @@ def frozen(study: Study, name: str, folder: str) -> Iterator[Contender]:
     model.classifier = nn.Sequential(Normalized(), model.classifier)
     with np.load(known) as arrays:
         model.classifier[1].load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    yield from in_onnx(study, "frozen encoder", name, study.encoder(folder), model.eval())
+    yield from in_onnx(study, kind, name, study.encoder(folder), model.eval())
+
+
+def set_fit(study: Study, name: str, folder: str) -> Iterator[Contender]:
+    """SetFit, if it is installed (Tunstall et al., 2022): an encoder fine-tuned on pairs of texts, alike or not.
+
+    SET_FIT_STEPS of 16 pairs, since all pairs of thousands of texts would take days. Then as `frozen`.
+    """
+    kept = study.folder / "exports" / f"SetFit-{name}"
+    if not (kept / "config.json").is_file():
+        if not (installed := library("setfit")) or not (datasets := library("datasets")):
+            return
+        print(f"SetFit, {name}: {SET_FIT_STEPS} steps", flush=True)
+        model = installed.SetFitModel.from_pretrained(folder)
+        model.model_body.max_seq_length = study.max_tokens
+        data = datasets.Dataset.from_dict({"text": joined(study.train), "label": study.labels})
+        settings = installed.TrainingArguments(
+            str(kept), batch_size=16, max_steps=SET_FIT_STEPS, save_strategy="no", report_to="none", seed=42
+        )
+        installed.Trainer(model=model, args=settings, train_dataset=data).train()
+        AutoTokenizer.from_pretrained(folder).save_pretrained(kept)
+        model.model_body[0].auto_model.save_pretrained(kept)
+    yield from frozen(study, name, str(kept), "SetFit")
 
 
 def tf_idf(study: Study) -> Iterator[Contender]:
     """Words and pairs of words with a linear classifier, its C by cross-validation."""
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=1), LinearSVC())
     search = GridSearchCV(model, {"linearsvc__C": [0.1, 0.3, 1, 3]}, cv=3)
-    fitted = search.fit([" ".join(text) for text in text_tuples(study.train)], study.labels).best_estimator_
-    yield Contender("TF-IDF", "", SKLEARN, lambda texts: fitted.predict([" ".join(text) for text in texts]))
+    fitted = search.fit(joined(study.train), study.labels).best_estimator_
+    yield Contender("TF-IDF", "", OTHER, lambda texts: fitted.predict([" ".join(text) for text in texts]))
+
+
+def fast_text(study: Study) -> Iterator[Contender]:
+    """fastText, if it is installed: words and pairs of words; its settings by its own search, AUTOTUNE seconds long."""
+    kept = study.folder / "exports" / "fasttext.bin"
+    if not (installed := library("fasttext")):
+        return
+    if not kept.is_file():
+        lines = [f"__label__{y} {one_line(text)}" for y, text in zip(study.labels, joined(study.train), strict=True)]
+        order, held_out = np.random.default_rng(0).permutation(len(lines)), len(lines) // 10
+        files = {"train": order[held_out:], "dev": order[:held_out]}
+        for part, rows in files.items():
+            with replacing(kept.with_suffix(f".{part}")) as file:
+                file.writelines(f"{lines[i]}\n" for i in rows)
+        dev, train = (str(kept.with_suffix(f".{part}")) for part in ("dev", "train"))
+        installed.train_supervised(train, autotuneValidationFile=dev, autotuneDuration=AUTOTUNE).save_model(str(kept))
+    model = installed.load_model(str(kept))
+
+    def predict(texts: Texts) -> np.ndarray:
+        labels, _ = model.predict([one_line(" ".join(text)) for text in texts])
+        return np.array([int(first.removeprefix("__label__")) for first, *_ in labels])
+
+    yield Contender("fastText", "", OTHER, predict)
+
+
+def one_line(text: str) -> str:
+    """As fastText takes it: lower case, no line breaks."""
+    return " ".join(text.lower().split())
 
 
 def model2vec(study: Study, name: str, folder: str) -> Iterator[Contender]:
     """Logistic regression on the mean of static vectors, which model2vec, if installed, distils from an encoder."""
-    try:
-        from model2vec import StaticModel
-        from model2vec.distill import distill_from_model
-    except ImportError:
-        print("note: model2vec is not installed, so it is left out", flush=True)
+    if not (distill := library("model2vec.distill")) or not (installed := library("model2vec")):
         return
     kept = study.folder / "exports" / f"model2vec-{name}"
     if not (kept / "config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        distill_from_model(AutoModel.from_pretrained(folder), tokenizer, device="cpu").save_pretrained(kept)
-    vectors = StaticModel.from_pretrained(kept)
-    train = vectors.encode([" ".join(text) for text in text_tuples(study.train)])
-    classifier = LogisticRegression(C=10, max_iter=1000).fit(train, study.labels)
+        distill.distill_from_model(AutoModel.from_pretrained(folder), tokenizer, device="cpu").save_pretrained(kept)
+    vectors = installed.StaticModel.from_pretrained(kept)
+    classifier = LogisticRegression(C=10, max_iter=1000).fit(vectors.encode(joined(study.train)), study.labels)
 
     def predict(texts: Texts) -> np.ndarray:
         return classifier.predict(vectors.encode([" ".join(text) for text in texts]))
 
-    yield Contender("model2vec", name, SKLEARN, predict)
+    yield Contender("model2vec", name, OTHER, predict)

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from baselines import RESAMPLES, resampled_scores
-from frontier_contenders import EARLY, FP32, FULL, INT8, PYTORCH, SKLEARN, STATIC, Contender
+from frontier_contenders import EARLY, FP32, FULL, INT8, OTHER, PYTORCH, STATIC, Contender
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -23,7 +23,7 @@ from deebert.evaluation.tables import markdown
 from deebert.utils.files import replacing
 
 LOST = 0.01  # of the full model's score
-LOOKS = {PYTORCH: ("o", ":"), FP32: ("s", "-"), INT8: ("^", "--"), SKLEARN: ("*", "")}
+LOOKS = {PYTORCH: ("o", ":"), FP32: ("s", "-"), INT8: ("^", "--"), OTHER: ("*", "")}
 
 
 @dataclass(frozen=True)

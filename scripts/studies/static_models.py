@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from deebert import Classifier
 from deebert.data.tasks import Example, Task, eval_splits, label_order
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.cost import head_operations, layer_operations
@@ -40,6 +41,7 @@ from deebert.experiment.arguments import Arguments, parse_args
 from deebert.experiment.earlier_run import precision
 from deebert.experiment.experiment import config_to_train, find_task
 from deebert.modeling.checkpoints import quiet_transformers, set_labels
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.stage import parameter_groups
 from deebert.utils import cli
 from deebert.utils.cli import ArgumentParser, positive
@@ -49,6 +51,7 @@ ALL_EXITS = "all_exits.npz"
 FLAGS = ArgumentParser(add_help=False, allow_abbrev=False)
 FLAGS.add_argument("--layers", type=positive, help="how many layers of the checkpoint")
 FLAGS.add_argument("--pooling", choices=("first", "mean"), default="mean", help="what the classifier reads")
+FLAGS.add_argument("--teacher", help="distil: half of the loss is the distance from this trained model's predictions")
 
 
 class MeanPooledForSequenceClassification(PreTrainedModel):
@@ -112,7 +115,22 @@ def encode(examples: list[Example], tokenizer, max_length: int) -> list[dict]:
     ]
 
 
-def make_trainer(args: Arguments, task: Task, layers: int, pooling: str, **arguments) -> Trainer:
+def soft_labels(teacher: str, examples: list[Example], labels: tuple[str, ...]) -> list[list[float]]:
+    """(S, C) probabilities: half of each text's label and half of the full model's in the folder `teacher`."""
+    texts = [(each.text_a,) if each.text_b is None else (each.text_a, each.text_b) for each in examples]
+    predicted = Classifier(teacher)(texts, exit_threshold=NO_EXIT)
+    likely = np.array([[each.probabilities[label] for label in labels] for each in predicted])
+    return (0.5 * np.eye(len(labels))[[each.label for each in examples]] + 0.5 * likely).tolist()
+
+
+def cross_entropy(output: SequenceClassifierOutput, labels: torch.Tensor, **_) -> torch.Tensor:
+    """Of labels (B,), or of probabilities (B, C)."""
+    return nn.functional.cross_entropy(output.logits, labels)
+
+
+def make_trainer(
+    args: Arguments, task: Task, layers: int, pooling: str, teacher: str | None = None, **arguments
+) -> Trainer:
     """A trainer with the driver's settings; it writes the model to output_dir. arguments: of TrainingArguments."""
     source, ours = args.model.model_name_or_path, config_to_train(args, task)
     config, settings = AutoConfig.from_pretrained(source), args.stage_settings(1, ours.hidden_size)
@@ -123,14 +141,18 @@ def make_trainer(args: Arguments, task: Task, layers: int, pooling: str, **argum
     config.num_hidden_layers = layers
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    train_set, dev_set = (
-        encode(task.read(args.data.data_dir, split, labels), tokenizer, ours.max_seq_length)
-        for split in ("train", next(iter(eval_splits(task))))
+    train_texts, dev_texts = (
+        task.read(args.data.data_dir, split, labels) for split in ("train", next(iter(eval_splits(task))))
     )
+    train_set, dev_set = (encode(texts, tokenizer, ours.max_seq_length) for texts in (train_texts, dev_texts))
+    if teacher is not None:
+        for each, soft in zip(train_set, soft_labels(teacher, train_texts, labels), strict=True):
+            each["labels"] = soft
     model = model_class(pooling).from_pretrained(source, config=config, ignore_mismatched_sizes=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), eps=settings.adam_epsilon)
     return Trainer(
         model=model,
+        compute_loss_func=None if teacher is None else cross_entropy,
         optimizers=(optimizer, None),  # with the rates of the driver: that of the head, too
         args=TrainingArguments(
             args.run.output_dir,
@@ -155,10 +177,10 @@ def make_trainer(args: Arguments, task: Task, layers: int, pooling: str, **argum
     )
 
 
-def train(args: Arguments, layers: int, pooling: str) -> AllExits:
+def train(args: Arguments, layers: int, pooling: str, teacher: str | None = None) -> AllExits:
     """Trains a static model, saves it in output_dir, and returns its dev logits."""
     task = find_task(args.data, args.own)
-    trainer = make_trainer(args, task, layers, pooling)
+    trainer = make_trainer(args, task, layers, pooling, teacher)
     trainer.train()
     trainer.save_model()
     trainer.args.train_sampling_strategy = "random"  # else predict groups by length, too, and returns another order
@@ -184,7 +206,7 @@ def main() -> None:
         raise InputError("--layers is required: how many layers of the checkpoint")
     args = parse_args(flags)
     quiet_transformers()
-    exits = train(args, static.layers, static.pooling)
+    exits = train(args, static.layers, static.pooling, static.teacher)
     score = exits.full_score(find_task(args.data, args.own))
     print(f"{args.run.output_dir}: {static.layers} layers, dev score {100 * score:.1f}")
 

@@ -152,7 +152,7 @@ def test_everything_on_one_page(tmp_path, tiny_data, tiny_checkpoints, small_exp
     assert "scored early exit, tiny, PyTorch at -1" in printed
     lines = pd.read_csv(tmp_path / "out/frontier.csv", keep_default_na=False)
     counts = lines.groupby(["kind", "runtime"]).size().to_dict()
-    assert counts[FULL, PYTORCH] == counts[STATIC, FP32] == counts["TF-IDF", "scikit-learn"] == 2  # sizes of a batch
+    assert counts[FULL, PYTORCH] == counts[STATIC, FP32] == counts["TF-IDF", "other"] == 2  # sizes of a batch
     assert counts[EARLY, PYTORCH] == counts[EARLY, FP32] == counts[EARLY, "ONNX int8"] > 4
     exact = lines[lines.runtime != "ONNX int8"]
     assert (exact[exact.kind == EARLY].groupby(["threshold", "batch"]).score.nunique() == 1).all()

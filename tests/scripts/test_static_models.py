@@ -1,5 +1,7 @@
 """Static models: which layers they have, what their classifier reads, what they cost, and that they train."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import static_models
@@ -10,6 +12,7 @@ from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.cost import costs_of
 from deebert.modeling.checkpoints import load_config
+from deebert.modeling.exit_rules import NO_EXIT
 from deebert.utils import cli
 
 
@@ -46,6 +49,36 @@ def test_it_starts_from_the_checkpoints_own_layers(tmp_path, tiny_data, tiny_che
     assert len(trained) > 20
     for name, tensor in trained.items():
         torch.testing.assert_close(tensor, start[name], msg=name)
+
+
+def test_a_student_learns_the_labels_and_the_teachers_predictions(tmp_path, tiny_data, tiny_checkpoints, monkeypatch):
+    class Teacher:  # sure that each text is of label 1
+        def __init__(self, folder: str):
+            assert folder == "teacher"
+
+        def __call__(self, texts: list[tuple[str, ...]], exit_threshold: float) -> list[SimpleNamespace]:
+            assert exit_threshold == NO_EXIT
+            return [SimpleNamespace(probabilities={"1": 0.9, "0": 0.1}) for _ in texts]
+
+    monkeypatch.setattr(static_models, "Classifier", Teacher)
+    train = TASKS["SST-2"].read(tiny_data / "SST-2", "train")
+    soft = np.array(static_models.soft_labels("teacher", train, ("0", "1")))
+    labels = np.array([example.label for example in train])
+    np.testing.assert_allclose(soft[labels == 0], [[0.55, 0.45]] * sum(labels == 0))
+    np.testing.assert_allclose(soft[labels == 1], [[0.05, 0.95]] * sum(labels == 1))
+    run(
+        tmp_path,
+        tiny_data,
+        tiny_checkpoints["bert"],
+        "--layers",
+        "1",
+        "--teacher",
+        "teacher",
+        "--num_train_epochs",
+        "5",
+    )
+    logits = AllExits.load(tmp_path / "all_exits.npz").logits[:, 0]
+    assert (logits[:, 1] - logits[:, 0]).mean() > 0.3  # two thirds of the mass is at label 1
 
 
 def test_all_layers_cost_what_the_full_model_costs(tiny_checkpoints):
