@@ -65,9 +65,10 @@ def confidence(probabilities: np.ndarray, several: bool) -> np.ndarray:
 
 def entr(probabilities: Array) -> Array:
     """-p ln p of each probability, which is 0 at 0: the terms of an entropy in nats."""
-    if not isinstance(probabilities, np.ndarray):
-        return functions_of(probabilities).special.entr(probabilities)
-    return -probabilities * np.log(np.clip(probabilities, SMALLEST, None))
+    xp = functions_of(probabilities)
+    if xp is not np and not xp.compiler.is_compiling():  # one kernel, of which an exporter makes ten operators
+        return xp.special.entr(probabilities)
+    return -probabilities * xp.log(xp.clip(probabilities, SMALLEST, None))
 
 
 def token_lengths(attention_mask: Array | None) -> np.ndarray | None:
