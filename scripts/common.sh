@@ -69,7 +69,7 @@ settings() {
     elif [ -n "${DATASET:-}" ]; then
         RECIPE=("${PAPER_RECIPE[@]}" --num_train_epochs "${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}")
     else
-        RECIPE=(--save_steps 0 ${EPOCHS:+--num_train_epochs "$EPOCHS"})  # all else as --recipe fast has it
+        RECIPE=(--recipe fast ${EPOCHS:+--num_train_epochs "$EPOCHS"})
     fi
     [ -z "$given" ] || DATA+=(--model_type "$given")
 }

@@ -57,7 +57,7 @@ class ModelArguments:
 
     _argument_group_name = __doc__
 
-    model_type: str | None = flag("the backbone (default: the checkpoint's)", choices=tuple(NAMES))
+    model_type: str | None = flag("the backbone (default: the checkpoint's)", choices=NAMES)
     model_name_or_path: str | None = flag(
         "the model to start from, a folder or a name on the hub; an evaluation's results get this name (default: "
         "output_dir's)"
@@ -74,14 +74,14 @@ class ModelArguments:
         + f", and for a model of {RATES_WIDTH} units, in proportion less for a wider one, "
         + ", ".join(f"--{name} {value:g}" for name, value in RECIPES["fast"].rates.items())
         + " (default: fast with --train_file, else paper)",
-        choices=tuple(RECIPES),
+        choices=RECIPES,
     )
     highway_pooling: Literal["first", "mean"] | None = flag(
         "how an off-ramp pools the hidden states (default: the recipe's)"
     )
     exit_rule: str | None = flag(
         "the uncertainty that is compared with the threshold (default: the checkpoint's, else entropy)",
-        choices=tuple(EXIT_RULES),
+        choices=EXIT_RULES,
     )
 
     def off_ramps(self) -> dict[str, str | bool]:
@@ -157,7 +157,9 @@ class CheckpointArguments:
         "so with --train_file and the fast recipe)",
         default=False,
     )
-    save_total_limit: int | None = flag("how many of the latest checkpoints are kept (default: all)")
+    save_total_limit: int | None = flag(
+        "how many of the latest checkpoints are kept, none at the end if 1 (default: that of the recipe, else all)"
+    )
 
     def __post_init__(self):
         check_numbers(self, "save_total_limit", at_least=1)

@@ -30,9 +30,9 @@ from deebert.experiment.monitor import Monitor
 from deebert.modeling import checkpoints
 from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training.checkpointing import newest_checkpoint, read_state, remove_checkpoints, set_random_state
+from deebert.training.probes import FEW, fit_classifier, probe_poolings
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import RECIPES, STRATEGIES
-from deebert.training.train_data import probe_poolings
 from deebert.utils.cli import StopSignal
 from deebert.utils.errors import InputError, Interrupted
 from deebert.utils.files import remove_leftovers, reserved
@@ -69,14 +69,14 @@ def make_accelerator(args: Arguments) -> Accelerator:
     if run.fp16 and (run.no_cuda or not torch.cuda.is_available()):
         raise InputError("--fp16 needs a GPU; leave it out")
     checkpoints.disable_cudnn_attention()
+    stages = STRATEGIES[args.training.train_strategy]
     with checkpoints.one_line("the processes cannot be connected", "start them by torchrun or accelerate launch"):
         accelerator = Accelerator(
             cpu=run.no_cuda or not torch.accelerator.is_available(),  # else accelerate connects no processes on a CPU
             mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
             kwargs_handlers=[
-                # in every second step the off-ramps have no gradient
-                DistributedDataParallelKwargs(find_unused_parameters=args.training.train_strategy == "alternating"),
+                DistributedDataParallelKwargs(find_unused_parameters=any(stage.skips_exits for stage in stages)),
                 InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
             ],
         )
@@ -112,7 +112,8 @@ def train(experiment: Experiment) -> None:
             checkpoints.save_model(model, experiment.tokenizer, experiment.output_dir)
             write_card(experiment.output_dir, model.config, experiment.task, experiment.record.facts)
             experiment.record.finish()
-            tidy_up(experiment, keep_models=args.training.save_steps > 0)
+            wanted = args.training.save_steps > 0 and args.checkpoints.save_total_limit != 1  # one is for resuming only
+            tidy_up(experiment, keep_models=wanted)
         accelerator.wait_for_everyone()
         if stop():
             raise Interrupted(f"stopped; the training in {experiment.output_dir} is finished", stop.number)
@@ -149,18 +150,25 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
     if others:
         labels = listing([str(name) for name in names.values()])
         experiment.say(f"{start}: its classifier is of other labels, {labels}; a new one is trained")
-    if RECIPES[experiment.args.model.recipe].probes_pooling and any(name.startswith("classifier.") for name in new):
+    probes = RECIPES[experiment.args.model.recipe].probes and any(name.startswith("classifier.") for name in new)
+    if probes:
         before = experiment.config.classifier_pooling
         choose_pooling(experiment, model.to(experiment.accelerator.device))
         if experiment.config.classifier_pooling != before:
             model, new = checkpoints.load_pretrained(start, experiment.config, cache_dir, other_labels=others)
     experiment.say(f"new, not in the checkpoint: {', '.join(new_parts(new)) or 'nothing'}")
+    texts_a_label = len(experiment.train_features) / experiment.task.num_labels
+    if probes and experiment.config.linear_classifier and texts_a_label < FEW:
+        experiment.say(
+            f"the final classifier is first fitted to the frozen encoder ({texts_a_label:.0f} texts a label)"
+        )
+        fit_classifier(model.to(experiment.accelerator.device), experiment.train_features, experiment.collate)
     return model, 1, None
 
 
 def choose_pooling(experiment: Experiment, model) -> None:
     """Stores what a new final classifier is to read, and says so; a model of another pooling has to be made again."""
-    explained = probe_poolings(model, experiment.train_features, experiment.collate, experiment.accelerator)
+    explained = probe_poolings(model, experiment.train_features, experiment.collate)
     experiment.config.classifier_pooling = max(explained, key=explained.get)
     shares = ", ".join(f"{100 * share:.0f} % by {POOLING_WORDS[name]}" for name, share in explained.items())
     experiment.say(

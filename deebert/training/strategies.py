@@ -22,6 +22,11 @@ class Stage:
     trains: str
     weights: Callable[[int, int], list[float]]
 
+    @property
+    def skips_exits(self) -> bool:
+        """Whether a step may leave weights that are trained without a gradient."""
+        return self.trains == "all" and any(0 in self.weights(3, step) for step in range(1, 100))
+
 
 BACKBONE = Stage("backbone", lambda exits, step: [0.0] * (exits - 1) + [1.0])
 OFF_RAMPS = Stage("off_ramps", lambda exits, step: [1.0] * (exits - 1) + [0.0])
@@ -53,7 +58,7 @@ class TrainSettings:
     _argument_group_name = "Training: strategy, loss and optimizer"
 
     train_strategy: str = flag(
-        "which exits' losses are trained in which stage", default="two_stage", choices=tuple(STRATEGIES)
+        "which exits' losses are trained in which stage", default="two_stage", choices=STRATEGIES
     )
     distill: float = flag(
         "share of an off-ramp's loss that is its distance from the final classifier's logits; 0.5 if bare",
@@ -101,8 +106,9 @@ class Recipe:
     defaults: of flags, where they are not given. rates: likewise, of a model up to RATES_WIDTH wide; a wider one takes
         less in proportion. highway_epochs: of a stage that trains the off-ramps alone.
     cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
-    probes_pooling: whether a new final classifier reads the first token or the mean of all, whichever a probe of the
-        frozen backbone prefers; without it the first token, or what the checkpoint's config says.
+    probes: whether a new final classifier reads the first token or the mean of all, whichever a probe of the frozen
+        backbone prefers, and starts from a probe where a label has few texts; without it the first token, or what the
+        checkpoint's config says.
     bf16: whether the passes of a training compute in bfloat16, where the device can.
     """
 
@@ -111,7 +117,7 @@ class Recipe:
     rates: Mapping[str, float] = field(default_factory=dict)
     highway_epochs: float | None = None
     cache_features: bool = False
-    probes_pooling: bool = False
+    probes: bool = False
     bf16: bool = False
 
 
@@ -124,11 +130,13 @@ RECIPES = {
             "highway_learning_rate": 5e-3,
             "per_gpu_train_batch_size": 16,
             "num_train_epochs": 6.0,
+            "save_steps": 500,
+            "save_total_limit": 1,
         },
         rates={"learning_rate": 1e-4, "head_learning_rate": 1e-3},
         highway_epochs=6.0,
         cache_features=True,
-        probes_pooling=True,
+        probes=True,
         bf16=True,
     ),
 }

@@ -16,19 +16,16 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
-from deebert.data.batching import Collator, Features, eval_batches, map_batches
+from deebert.data.batching import Collator, Features, map_batches
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.modeling.off_ramps import CLASSIFIER_POOLINGS, mean_weights
+from deebert.modeling.off_ramps import mean_weights
 from deebert.utils.errors import InputError
 
 IN_MEMORY = 2**30  # bytes; larger caches are a memory-mapped file
 BATCH_SIZE = 32  # of a pass through the frozen backbone
-PROBED = 2000  # texts
 
 
 @dataclass(frozen=True)
@@ -113,36 +110,6 @@ def cached_features(
         ):
             pooled[index], final_logits[index] = states, logits
         yield CachedFeatures(pooled, final_logits, features.labels, features.lengths)
-
-
-def probe_poolings(model, features: Features, collate: Collator, accelerator: Accelerator) -> dict[str, float]:
-    """What each of CLASSIFIER_POOLINGS knows of the labels before any training: share of their variance explained.
-
-    By ridge regression on the last layer's pooled states of up to PROBED texts, each left out once. The same in all
-    processes.
-    """
-    model.eval()
-    rows = np.random.default_rng(0).permutation(len(features))[:PROBED]
-    states, labels = {name: [] for name in CLASSIFIER_POOLINGS}, []
-    batches = (rows[part] for part in eval_batches(features.lengths[rows], BATCH_SIZE))
-    for batch in TokenData(features, collate).load(batches):
-        labels.append(batch.pop("labels").numpy())
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "index"}
-        with torch.inference_mode():
-            last = model(**inputs, output_hidden_states=True, exit_threshold=NO_EXIT).hidden_states[-1]
-        weights = mean_weights(inputs["attention_mask"], last.dtype)
-        for name, pool in CLASSIFIER_POOLINGS.items():
-            states[name].append(pool(last, weights).cpu().numpy())
-    targets = np.concatenate(labels)
-    if targets.dtype == np.int64:
-        targets = np.eye(model.config.num_labels)[targets]
-    variance, explained = np.square(targets - targets.mean(axis=0)).mean(), {}
-    for name, parts in states.items():
-        pooled = np.concatenate(parts).astype(np.float64)
-        pooled = (pooled - pooled.mean(axis=0)) / (pooled.std(axis=0) + 1e-6)
-        ridge = RidgeCV(alphas=len(rows) * 10.0 ** np.arange(-4, 3)).fit(pooled, targets)
-        explained[name] = 1 + ridge.best_score_ / max(variance, 1e-12)  # its score is the negative squared error
-    return broadcast_object_list([explained])[0]
 
 
 @contextmanager

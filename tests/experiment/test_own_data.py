@@ -17,6 +17,7 @@ import run_glue_deebert
 from deebert import Classifier
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import read_each_layer, read_sweep
+from deebert.experiment import monitor, run
 from deebert.experiment.arguments import parse_args
 from deebert.utils import cli
 from deebert.utils.arrays import softmax
@@ -242,7 +243,8 @@ def test_texts_that_are_handed_over(own, tmp_path, capsys):
     assert results_of(tmp_path)[2]["min_confidence"] == 0
 
 
-def test_a_final_classifier_that_learned_too_little_is_named(own, tmp_path, capsys):
+def test_a_final_classifier_that_learned_too_little_is_named(own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "FEW", 0)  # else it is fitted to the frozen backbone first
     names = ("good", "bad")
     write_csv(tmp_path / "films.csv", [(text, names[label]) for text, label in sentences(60, 1)])
     rates = f"{FROZEN} --highway_learning_rate 3e-2 --per_gpu_train_batch_size 8"
@@ -313,3 +315,36 @@ def test_the_recipe_follows_from_the_data(tmp_path, monkeypatch):
     ):
         args = parse_args(f"{common} {flags}".split())
         assert args.model.recipe == recipe
+
+
+@pytest.mark.parametrize(("few", "fitted"), [(1000, True), (30, False)])
+def test_a_new_classifier_of_few_texts_a_label_starts_from_a_probe(own, tmp_path, capsys, monkeypatch, few, fitted):
+    """The backbone hardly learns here, so that what the full model knows is what it was fitted to."""
+    monkeypatch.setattr(run, "FEW", few)
+    monkeypatch.setattr(
+        run, "choose_pooling", lambda experiment, model: setattr(experiment.config, "classifier_pooling", "mean")
+    )
+    write_csv(tmp_path / "films.csv", [(text, ("good", "bad")[label]) for text, label in sentences(60, 1)])
+    own(f"{TRAIN} --train_file films.csv --validation_file films.csv {FROZEN} --eval_each_highway")
+    printed = capsys.readouterr().out
+    assert ("first fitted to the frozen encoder (30 texts a label)" in printed) == fitted
+    (file,) = tmp_path.glob("**/all_exits.npz")
+    exits = AllExits.load(file)
+    assert ((exits.logits[:, -1].argmax(axis=1) == exits.labels).mean() > 0.8) == fitted
+
+
+def test_own_data_leaves_no_checkpoints_and_few_while_it_trains(own, tmp_path, monkeypatch):
+    args = parse_args(["--do_train", "--train_file", "a.csv", "--model_name_or_path", "b", "--output_dir", "c"])
+    assert (args.training.save_steps, args.checkpoints.save_total_limit) == (500, 1)
+    write_csv(tmp_path / "films.csv", [(text, ("good", "bad")[label]) for text, label in sentences(60, 1)])
+    seen, write = [], monitor.write_checkpoint
+
+    def counted(output_dir, *arguments):
+        write(output_dir, *arguments)
+        seen.append(len(list(output_dir.glob("checkpoint-*"))))
+
+    monkeypatch.setattr(monitor, "write_checkpoint", counted)
+    own(f"{TRAIN.replace('--save_steps 0', '--save_steps 3')} --train_file films.csv --validation_file films.csv")
+    assert len(seen) > 3
+    assert set(seen) == {1}
+    assert not list(tmp_path.glob("out/checkpoint-*"))

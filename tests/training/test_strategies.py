@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations, product
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from torch.nn import functional
 
 from deebert.data.batching import TrainBatches, collator, tokenize
 from deebert.data.tasks import TASKS
+from deebert.experiment.arguments import parse_args
 from deebert.modeling.classifier import HighwayClassifierOutput
 from deebert.modeling.exit_rules import EXIT_RULES, make_rule
 from deebert.modeling.off_ramps import POOLINGS, is_off_ramp
 from deebert.training.losses import TEMPERATURE, training_loss
-from deebert.training.strategies import STRATEGIES, TrainSettings
+from deebert.training.strategies import STRATEGIES, Stage, TrainSettings
 
 LAYERS = 4
 RULES = tuple(EXIT_RULES)
@@ -182,3 +184,16 @@ def test_unknown_choices_are_refused():
     for field, value in (("highway_pooling", "last"), ("highway_head", "deep"), ("exit_rule", "boredom")):
         with pytest.raises(ValueError, match=f"{field} is '{value}'; choose one of"):
             tiny_model("bert", **{field: value})
+
+
+def test_a_strategy_that_is_registered_late_is_a_choice():
+    one_exit = Stage("all", lambda exits, step: [float(i == step % exits) for i in range(exits)])
+    with patch.dict(STRATEGIES, one_at_a_time=(one_exit,)):
+        args = parse_args(["--do_train", "--output_dir=x", "--model_name_or_path=y", "--train_strategy=one_at_a_time"])
+    assert args.training.train_strategy == "one_at_a_time"
+
+
+def test_weights_may_be_without_gradient_where_exits_are_skipped():
+    skipping = {name for name, stages in STRATEGIES.items() if any(stage.skips_exits for stage in stages)}
+    assert skipping == {"alternating"}
+    assert Stage("all", lambda exits, step: [float(step % 7 > 0)] * exits).skips_exits

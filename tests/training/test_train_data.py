@@ -1,7 +1,6 @@
 """Off-ramps that are trained on cached features equal those trained with the backbone."""
 
 import contextlib
-import dataclasses
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from deebert.modeling.off_ramps import is_off_ramp
 from deebert.training import train_data
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import TrainSettings
-from deebert.training.train_data import TokenData, cached_features, probe_poolings
+from deebert.training.train_data import TokenData, cached_features
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SETTINGS = TrainSettings(
@@ -87,59 +86,3 @@ def test_only_the_off_ramps_have_dropout(tiny_data, tmp_path):
     name = "bert.encoder.highway.0.classifier.weight"
     assert torch.equal(states[0][name], states[1][name])
     assert not torch.equal(states[0][name], states[2][name])
-
-
-def inputs(features, model, i: int) -> dict[str, torch.Tensor]:
-    """Text i as a batch of one."""
-    batch = next(iter(TokenData(features, collator(model.config)).load([[i]])))
-    return {name: tensor for name, tensor in batch.items() if name not in ("index", "labels")}
-
-
-@pytest.mark.parametrize("task", ["SST-2", "STS-B"])
-def test_the_probe_is_a_ridge_regression_that_leaves_each_text_out(task, tiny_data, monkeypatch):
-    """Each text is predicted by a regression on the others, for the best of seven strengths."""
-    examples = TASKS[task].read(tiny_data / task, "train")[:24]
-    features, model = (
-        tokenize(examples, tiny_tokenizer("bert"), 32),
-        tiny_model("bert", num_labels=TASKS[task].num_labels),
-    )
-    explained = probe_poolings(model, features, collator(model.config), Accelerator(cpu=True))
-    assert explained.keys() == {"cls", "mean"}
-
-    model.eval()
-    states = {"cls": [], "mean": []}
-    for i in range(len(features)):
-        with torch.no_grad():
-            last = model.bert(**inputs(features, model, i)).last_hidden_state[0].double().numpy()
-        states["cls"].append(last[0])
-        states["mean"].append(last.mean(axis=0))
-    targets = np.eye(2)[features.labels] if task == "SST-2" else features.labels[:, None].astype(float)
-    for name, pooled in states.items():
-        x = (np.array(pooled) - np.mean(pooled, axis=0)) / (np.std(pooled, axis=0) + 1e-6)
-        errors = []
-        for strength in len(x) * 10.0 ** np.arange(-4, 3):
-            left_out = []
-            for i in range(len(x)):
-                rest = np.arange(len(x)) != i
-                centre, mean = x[rest].mean(axis=0), targets[rest].mean(axis=0)
-                a = x[rest] - centre
-                weights = np.linalg.solve(a.T @ a + strength * np.eye(x.shape[1]), a.T @ (targets[rest] - mean))
-                left_out.append(targets[i] - mean - (x[i] - centre) @ weights)
-            errors.append(np.square(left_out).mean())
-        assert explained[name] == pytest.approx(1 - min(errors) / targets.var(axis=0).mean(), abs=1e-3)
-
-
-def test_the_probe_prefers_what_knows_the_labels(tiny_data):
-    """Random layers keep in the first token little of a word that stands elsewhere; the mean has it."""
-    examples = TASKS["SST-2"].read(tiny_data / "SST-2", "train")
-    features, model = tokenize(examples, tiny_tokenizer("bert"), 32), tiny_model("bert")
-    texts = [set(inputs(features, model, i)["input_ids"][0].tolist()) for i in range(len(features))]
-    words = set().union(*texts)
-    word = min(words, key=lambda word: abs(sum(word in text for text in texts) - len(texts) / 2))
-    features = dataclasses.replace(features, labels=np.array([word in text for text in texts], np.int64))
-    model.base_model.encoder.layer[-1].output.LayerNorm.register_forward_hook(
-        lambda module, inputs, output: torch.cat([torch.ones_like(output[:, :1]), output[:, 1:]], dim=1)
-    )
-    explained = probe_poolings(model, features, collator(model.config), Accelerator(cpu=True))
-    assert explained["cls"] == pytest.approx(0, abs=0.05)
-    assert explained["mean"] > 0.1
