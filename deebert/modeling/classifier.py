@@ -31,7 +31,7 @@ Results = tuple[Tensor, Tensor, Tensor | None, BaseModelOutput]
 
 @dataclass
 class HighwayClassifierOutput(SequenceClassifierOutput):
-    """HF's classifier output (loss, logits (B, C) of each sample's exit, hidden_states, attentions), and more."""
+    """HF's (loss, logits (B, C) of each sample's exit, hidden_states, attentions), exit_layer, entropy, all_logits."""
 
     exit_layer: Tensor | None = None  # (B,) the layer, from 1, at which each sample exited; 0: before the first layer
     entropy: Tensor | None = None  # (B,) of the logits, in nats; of several labels the largest binary entropy
@@ -200,7 +200,7 @@ class HighwayClassifier:
         return ActiveBatch(np.arange(size), lengths, pooling_weights=self.pooling_weights(mask, off_ramps))
 
     def _logits_of(self, outputs: BaseModelOutput, pooling_weights: Tensor | None) -> Tensor:
-        pooler_output = getattr(outputs, "pooler_output", None)
+        pooler_output = None if self.config.linear_classifier else getattr(outputs, "pooler_output", None)
         if pooler_output is not None:
             return self.classifier(self.dropout(pooler_output))
         return self.classify(self.final_state(outputs.last_hidden_state, pooling_weights))

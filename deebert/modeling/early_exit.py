@@ -6,7 +6,7 @@
     run_with_exits   the loop         that uses all three, on the state of one forward pass, an ExitRequest
 
 Read on in exit_rules.py (uncertainties), off_ramps.py (logits), encoder.py (runs the loop) and classifier.py (makes the
-request, reads the result). Arrays are tensors or numpy's, as in ONNX Runtime; positions of samples are always numpy's.
+request, reads the result). Arrays are tensors or numpy's, as in ONNX Runtime; positions in the input are numpy's.
 An exit is an off-ramp or, at the end, the final classifier; i counts them from 0. Layers are counted from 1: layer 0 is
 the exit before the first one. B samples came in, b are still active; T tokens, H hidden, E exits, C labels.
 """
@@ -43,7 +43,7 @@ class ActiveBatch:
     """The samples that are still in the network."""
 
     index: np.ndarray  # (b,) position of each sample in the input
-    lengths: np.ndarray | None = None  # (b,) position of the last token + 1; None: it never shrinks, as a batch of one
+    lengths: np.ndarray | None = None  # (b,) position of the last token + 1; None: no token is ever cut off
     hidden_states: Array | None = None  # (b, T, H); None before the first layer
     attention_mask: Array | None = None  # as the layers take it: (b, T), (b, 1, 1, T) or (b, 1, T, T)
     pooling_weights: Array | None = None  # (b, T) for the off-ramps' pooling; None: there is no padding
@@ -99,7 +99,7 @@ class ExitRequest:
     batch: ActiveBatch
     rule: ExitRule
     cutoffs: Sequence[float]  # (E-1,) of the off-ramps
-    exit_layers: Sequence[int]  # (E,) the layer of each exit
+    exit_layers: range  # (E,) the layer of each exit
     first_token_only: bool = False  # compute only the first token in the last layer; nothing else is used afterwards
     train_off_ramps: bool = False  # with gradients for the off-ramps, also where the layers run without
     exited: ExitedSamples = field(default_factory=ExitedSamples)

@@ -76,7 +76,7 @@ class HighwayEncoder:
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """The backbone's own pass through the layers, or one with exits, as requested (see `run`).
 
-        Then the layers get no position_ids: these serve packed sequences, and do not fit a batch that shrinks.
+        With exits the layers get neither use_cache nor position_ids, which do not fit a batch that shrinks.
         """
         if exits is None:
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)

@@ -2,7 +2,7 @@
 
 After each off-ramp a rule computes an uncertainty; a sample exits at the first off-ramp whose uncertainty is below the
 cut-off. Users set a threshold. For most rules it is the cut-off itself; patience converts a count into one. A
-threshold <= 0 disables exits. A new rule is a class here, and has a place in EXIT_RULES.
+threshold <= 0 disables exits. A new rule is a class with a place in EXIT_RULES, here or in a file of yours.
 
 Arrays are tensors or, for exported models, numpy's. Shapes: B batch, E exits, of which E-1 are off-ramps, C labels;
 b <= B samples are still active.
@@ -80,7 +80,7 @@ class ExitRule:
         """Whether off-ramp i, from 0, has to run: not where nothing can exit and no state needs it."""
         if i >= len(cutoffs):  # the final classifier is no off-ramp
             return False
-        return cutoffs[i] > 0 or (self.stateful and any(0 < c < math.inf for c in cutoffs[i:]))
+        return cutoffs[i] > 0 or (self.stateful and any(0 < c < math.inf for c in cutoffs[i:]))  # at inf all exit
 
     def cutoff(self, threshold: float) -> float:
         """The cut-off of this threshold: samples exit where their uncertainty is below it. Raises ValueError."""
@@ -182,7 +182,7 @@ def make_rule(name: str, num_labels: int, tolerance: float = 0.5, several_labels
     """The rule of that name; several_labels: a sample may have any number of them. Raises ValueError."""
     if name not in EXIT_RULES:
         raise ValueError(
-            f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)}, or register it (0.10.0 had more)"
+            f"exit_rule is {name!r}; choose one of {', '.join(EXIT_RULES)} (0.10.0 had more), or import its file first"
         )
     return EXIT_RULES[name](num_labels, tolerance, several_labels)
 

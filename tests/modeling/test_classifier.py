@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from support.tiny import CLASSES, random_batch, tiny_config, tiny_model
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, pipeline
+from transformers.models.bert.modeling_bert import BertPooler
 
 from deebert.modeling import checkpoints
 from deebert.modeling.backbones.bert import DeeBertForSequenceClassification
@@ -244,6 +245,16 @@ def test_one_label_may_be_a_class():
     model = tiny_model("bert", num_labels=1)
     model.config.problem_type = "single_label_classification"
     assert model(**random_batch(model.config, [5, 9]), labels=torch.zeros(2, dtype=torch.long)).loss == 0
+
+
+def test_a_classifier_of_the_mean_reads_no_pooler():
+    model = tiny_model("bert", classifier_pooling="mean").eval()
+    batch = random_batch(model.config, [4, 9])
+    with torch.no_grad():
+        expected = model(**batch).logits
+        model.base_model.pooler = BertPooler(model.config)  # as an encoder of one's own may have
+        for switches in ({}, {"output_all_exits": True}, {"exit_threshold": 1e-9}):
+            torch.testing.assert_close(model(**batch, **switches).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_unknown_pooling_is_refused():

@@ -172,7 +172,7 @@ def test_rounding_excuses_a_patient_exit_only_where_a_prediction_was_close():
         ("patience", 2, 1.5, "patience counts off-ramps"),
         ("confidence", 1, 0.1, "confidence needs at least two labels"),
         ("entropy", 2, math.nan, "NaN"),
-        ("boredom", 2, 1, "choose one of entropy, confidence, patience, or register it .0.10.0 had more"),
+        ("boredom", 2, 1, "choose one of entropy, confidence, patience .0.10.0 had more., or import its file first"),
     ],
 )
 def test_what_makes_no_sense_is_refused(name, labels, threshold, message):

@@ -107,7 +107,7 @@ class DeeToyForSequenceClassification(AutoLoading, StockHeadClassifier, ToyForSe
     config_class = DeeToyConfig
     model_class = DeeToyModel
 
-    def classify(self, state):  # the final head: the first token's state -> logits
+    def stock_head(self, state):  # the first token's state -> logits
         return self.classifier(state)
 
 
