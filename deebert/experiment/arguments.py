@@ -153,8 +153,8 @@ class CheckpointArguments:
     evaluate_during_training: bool = flag("score the dev set every logging_steps", default=False)
     load_best_model_at_end: bool = flag(
         "keep the weights of each stage with the best score of --evaluate_during_training; without it, score the dev "
-        "set after each epoch that trains the backbone, and end the stage after two that score less (default: "
-        "so with --train_file and the fast recipe)",
+        "set after each epoch that trains the backbone, keep the last weights that do not score less by more than "
+        "chance, and end the stage after two epochs that do (default: so with --train_file and the fast recipe)",
         default=False,
     )
     save_total_limit: int | None = flag(

@@ -1,5 +1,6 @@
 """What happens between the steps of a training: scalars for TensorBoard, dev scores, the best weights, checkpoints."""
 
+import math
 import time
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class ScalarFile:
             self.events.flush()
 
 
-PATIENCE = 2  # epochs in a row that score less than the best one; they end a stage
+PATIENCE = 2  # epochs in a row whose weights are not kept; they end a stage
 
 
 class Monitor:
@@ -91,16 +92,17 @@ class Monitor:
                 shown = " ".join(f"{100 * score:.2f}" for score in primary)
                 tqdm.write(f"stage {training.stage}, step {training.steps}: {name} {shown}")
             if self.wanted.load_best_model_at_end and not suffixes[split]:
-                self.keep_if_best(training, float(np.mean(primary)))
+                noise = 0.0 if self.wanted.evaluate_during_training else standard_error(primary[-1], len(exits.logits))
+                self.keep_if_best(training, float(np.mean(primary)), noise)
         return scalars
 
     def best_folder(self, training: StageTraining) -> Path:
         return self.output_dir / f"best-stage{training.stage}-{training.best_step}"
 
-    def keep_if_best(self, training: StageTraining, score: float) -> None:
-        """Saves the weights if no score of the stage was higher before."""
-        if training.best is None or score >= training.best:  # of two that are equal, the one trained longer
-            training.best, training.best_step = score, training.steps
+    def keep_if_best(self, training: StageTraining, score: float, noise: float = 0.0) -> None:
+        """Saves the weights if no score of the stage before is higher by more than noise: of equals the last ones."""
+        if training.best is None or score >= training.best - noise:
+            training.best, training.best_step = max(score, training.best or score), training.steps
             if self.accelerator.is_main_process:
                 save_model(self.model, self.tokenizer, self.best_folder(training))
                 self.delete_stale_best(training)
@@ -129,7 +131,12 @@ class Monitor:
         self.accelerator.wait_for_everyone()
         load_weights(self.model, self.best_folder(training) / "model.safetensors")
         self.accelerator.print(
-            f"stage {training.stage}: the best dev score was {100 * training.best:.2f} after step "
-            f"{training.best_step}; its weights are used",
+            f"stage {training.stage}: the weights after step {training.best_step} are used; the best dev score was "
+            f"{100 * training.best:.2f}",
             flush=True,
         )
+
+
+def standard_error(share: float, texts: int) -> float:
+    """Of a share of right texts, from 0 to 1; of other scores it is a rule of thumb."""
+    return math.sqrt(max(share * (1 - share), 0) / texts)

@@ -68,7 +68,8 @@ class StageTraining:
     the random states, `state_dict` is all that is needed to continue bit for bit.
 
     bf16: whether the passes compute in bfloat16; weights, optimizer and loss are in float32.
-    best, best_step: the best dev score so far and its step; None without evaluation. The caller sets them.
+    best, best_step: the best dev score so far, and the step whose weights are kept; None without evaluation. The caller
+        sets them.
     """
 
     PROGRESS = ("steps", "total", "seconds", "samples", "loss_sum", "sums", "counts", "best", "best_step")

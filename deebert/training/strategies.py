@@ -129,7 +129,7 @@ RECIPES = {
         defaults={
             "highway_learning_rate": 5e-3,
             "per_gpu_train_batch_size": 16,
-            "num_train_epochs": 6.0,
+            "num_train_epochs": 4.0,
             "save_steps": 500,
             "save_total_limit": 1,
         },

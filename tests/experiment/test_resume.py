@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import run_glue_deebert
 from deebert.data.batching import collator, tokenize
 from deebert.data.tasks import TASKS
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
-from deebert.experiment.monitor import Monitor
+from deebert.experiment.monitor import Monitor, standard_error
 from deebert.training import checkpointing
 from deebert.training.checkpointing import saved_steps
 from deebert.training.stage import StageTraining
@@ -296,8 +297,19 @@ def test_a_stage_ends_after_two_epochs_without_a_better_score(argv, tmp_path, mo
     record = json.loads((tmp_path / "out/run.json").read_text())["stages"]
     assert [record[stage]["updates"] for stage in "12"] == [5 * 4, 9 * 4]
     assert (record["1"]["best_dev_score"], record["1"]["best_update"]) == (0.7, 12)
-    assert "the best dev score was 70.00 after step 12; its weights are used" in capsys.readouterr().out
+    assert "the weights after step 12 are used; the best dev score was 70.00" in capsys.readouterr().out
     assert torch.equal(weights(tmp_path / "out")["classifier.weight"], used[12])
+
+
+def test_later_weights_are_kept_that_score_less_by_chance_alone(tmp_path):
+    training = SimpleNamespace(best=None, best_step=None, steps=0, stage=1)
+    kept = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=False))
+    for score, step in ((0.90, 1), (0.93, 2), (0.925, 3), (0.915, 4), (0.921, 5), (0.919, 6)):
+        training.steps = step
+        Monitor.keep_if_best(kept, training, score, noise=0.01)
+        assert training.best_step == {4: 3, 6: 5}.get(step, step)
+    assert training.best == 0.93
+    assert standard_error(0.93, 1000) == pytest.approx(0.00807, abs=1e-5)
 
 
 def test_run_json_tells_what_each_stage_took(argv, tmp_path, uninterrupted):
