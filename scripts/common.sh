@@ -69,7 +69,7 @@ settings() {
     elif [ -n "${DATASET:-}" ]; then
         RECIPE=("${PAPER_RECIPE[@]}" --num_train_epochs "${EPOCHS:-$(paper_epochs "$MODEL_TYPE" "$MODEL_NAME")}")
     else
-        RECIPE=(--recipe fast ${EPOCHS:+--num_train_epochs "$EPOCHS"})
+        RECIPE=(--save_steps 500 --save_total_limit 1 ${EPOCHS:+--num_train_epochs "$EPOCHS"})  # all else as --recipe fast
     fi
     [ -z "$given" ] || DATA+=(--model_type "$given")
 }

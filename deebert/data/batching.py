@@ -44,11 +44,12 @@ class Features:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def first(self, count: int) -> "Features":
-        """The first `count` samples, or all if there are fewer."""
-        count = min(count, len(self))
-        end, labels = self.offsets[count], None if self.labels is None else self.labels[:count]
-        return Features(self.input_ids[:end], self.token_type_ids[:end], self.offsets[: count + 1], labels)
+    def take(self, rows: Sequence[int]) -> "Features":
+        """These samples."""
+        tokens = np.concatenate([np.arange(*self.offsets[row : row + 2]) for row in rows])
+        offsets = np.cumsum([0, *self.lengths[rows]])
+        labels = None if self.labels is None else self.labels[rows]
+        return Features(self.input_ids[tokens], self.token_type_ids[tokens], offsets, labels)
 
     def cut_note(self) -> str | None:
         """A line about the texts that were cut, None where none was."""

@@ -70,7 +70,7 @@ class ModelArguments:
         "how off-ramps are made, and all is trained. paper: as in the paper, or as the checkpoint's config says. "
         "fast: linear classifiers of the mean of all tokens, one of them before the first layer; 6 epochs of stage 2 "
         "on cached features; bfloat16 where the device has it; and as defaults "
-        + ", ".join(f"--{name} {value:g}" for name, value in RECIPES["fast"].defaults.items())
+        + ", ".join(f"--{x} {value:g}" for x, value in (RECIPES["fast"].defaults | RECIPES["fast"].checkpoints).items())
         + f", and for a model of {RATES_WIDTH} units, in proportion less for a wider one, "
         + ", ".join(f"--{name} {value:g}" for name, value in RECIPES["fast"].rates.items())
         + " (default: fast with --train_file, else paper)",
@@ -153,8 +153,9 @@ class CheckpointArguments:
     evaluate_during_training: bool = flag("score the dev set every logging_steps", default=False)
     load_best_model_at_end: bool = flag(
         "keep the weights of each stage with the best score of --evaluate_during_training; without it, score the dev "
-        "set after each epoch that trains the backbone, keep the last weights that do not score less by more than "
-        "chance, and end the stage after two epochs that do (default: so with --train_file and the fast recipe)",
+        "set after each epoch that trains the backbone, keep the last weights that do not score less than the "
+        "best by more than chance, and end the stage after two epochs in a row that are not kept (default: so with "
+        "--train_file and the fast recipe)",
         default=False,
     )
     save_total_limit: int | None = flag(
@@ -235,6 +236,8 @@ class Arguments:
             check_effect(self.evaluation, "--do_train", "eval_after_first_stage")
         if not self.run.do_eval:
             check_effect(self.evaluation, "--do_eval", *EVALUATED)
+        if self.run.do_train and self.checkpoints.save_total_limit == 1:
+            check_effect(self.evaluation, "--save_total_limit 2 or more", "eval_all_checkpoints")
         if self.checkpoints.evaluate_during_training and not self.training.logging_steps:
             raise InputError("--evaluate_during_training: it scores every --logging_steps, and that is 0")
 
@@ -285,7 +288,12 @@ def parse_args(argv: Sequence[str] | None = None, program: str = "run_glue_deebe
     rates = dict.fromkeys(RECIPES[recipe].rates)  # None: they depend on the model
     results = "./plotting/" if given.task_name else None
     parser.set_defaults(
-        plot_data_dir=results, recipe=recipe, load_best_model_at_end=best, **RECIPES[recipe].defaults, **rates
+        plot_data_dir=results,
+        recipe=recipe,
+        load_best_model_at_end=best,
+        **RECIPES[recipe].defaults,
+        **RECIPES[recipe].checkpoints,
+        **rates,
     )
     try:
         groups = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)

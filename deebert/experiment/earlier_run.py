@@ -184,7 +184,7 @@ class RunRecord:
             "samples_per_second": training.samples_per_second,
             "gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30,  # at most, since the start; 0 on a CPU
             "best_dev_score": training.best,
-            "best_update": training.best_step,
+            "kept_update": training.best_step,
         }
         self.write()
 

@@ -76,7 +76,7 @@ class Monitor:
         return training.steps - training.best_step >= PATIENCE * len(training.batches)
 
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
-        """All metrics of the exits that the stage trains. Saves the weights if they are the best so far."""
+        """All metrics of the exits that the stage trains. Saves the weights if they are to be kept so far."""
         task, layers = self.experiment.scored_task, self.model.config.exit_layers
         trained = {"backbone": layers[-1:], "off_ramps": layers[:-1], "all": layers}[training.plan.trains]
         suffixes, scalars = eval_splits(task), {}
@@ -92,17 +92,19 @@ class Monitor:
                 shown = " ".join(f"{100 * score:.2f}" for score in primary)
                 tqdm.write(f"stage {training.stage}, step {training.steps}: {name} {shown}")
             if self.wanted.load_best_model_at_end and not suffixes[split]:
-                noise = 0.0 if self.wanted.evaluate_during_training else standard_error(primary[-1], len(exits.logits))
-                self.keep_if_best(training, float(np.mean(primary)), noise)
+                score, texts = float(np.mean(primary)), len(exits.logits)
+                noise = 0.0 if self.wanted.evaluate_during_training else standard_error(score, texts)
+                self.keep_if_best(training, score, noise)
         return scalars
 
     def best_folder(self, training: StageTraining) -> Path:
         return self.output_dir / f"best-stage{training.stage}-{training.best_step}"
 
     def keep_if_best(self, training: StageTraining, score: float, noise: float = 0.0) -> None:
-        """Saves the weights if no score of the stage before is higher by more than noise: of equals the last ones."""
+        """Saves the weights, unless an earlier score of the stage is higher by more than the noise."""
         if training.best is None or score >= training.best - noise:
-            training.best, training.best_step = max(score, training.best or score), training.steps
+            training.best = score if training.best is None else max(score, training.best)
+            training.best_step = training.steps
             if self.accelerator.is_main_process:
                 save_model(self.model, self.tokenizer, self.best_folder(training))
                 self.delete_stale_best(training)
@@ -138,5 +140,5 @@ class Monitor:
 
 
 def standard_error(share: float, texts: int) -> float:
-    """Of a share of right texts, from 0 to 1; of other scores it is a rule of thumb."""
+    """The standard error of an accuracy, from 0 to 1, on this number of texts; for other scores a rule of thumb."""
     return math.sqrt(max(share * (1 - share), 0) / texts)

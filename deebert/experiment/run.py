@@ -51,7 +51,7 @@ def run(args: Arguments) -> dict[str, float]:
     with reserved(Path(args.run.output_dir), accelerator.is_main_process):
         experiment, scores = Experiment.from_args(args, accelerator), {}
         if args.run.do_train and experiment.finished:
-            tidy_up(experiment, keep_models=True)
+            tidy_up(experiment)
             experiment.say(f"the training in {experiment.output_dir} is finished; nothing to resume")
         elif args.run.do_train:
             train(experiment)
@@ -112,8 +112,7 @@ def train(experiment: Experiment) -> None:
             checkpoints.save_model(model, experiment.tokenizer, experiment.output_dir)
             write_card(experiment.output_dir, model.config, experiment.task, experiment.record.facts)
             experiment.record.finish()
-            wanted = args.training.save_steps > 0 and args.checkpoints.save_total_limit != 1  # one is for resuming only
-            tidy_up(experiment, keep_models=wanted)
+            tidy_up(experiment)
         accelerator.wait_for_everyone()
         if stop():
             raise Interrupted(f"stopped; the training in {experiment.output_dir} is finished", stop.number)
@@ -129,11 +128,13 @@ def clean_output_dir(experiment: Experiment, keep_checkpoints: bool) -> None:
     experiment.accelerator.wait_for_everyone()
 
 
-def tidy_up(experiment: Experiment, keep_models: bool) -> None:
+def tidy_up(experiment: Experiment) -> None:
     """Removes what a finished training no longer needs. If this is interrupted, the next run does it."""
+    args = experiment.args
     if experiment.accelerator.is_main_process:
         remove_leftovers(experiment.output_dir)
-        remove_checkpoints(experiment.output_dir, keep_models)
+        only_to_resume = args.training.save_steps == 0 or args.checkpoints.save_total_limit == 1
+        remove_checkpoints(experiment.output_dir, keep_models=not only_to_resume)
 
 
 def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
@@ -162,13 +163,14 @@ def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:
         experiment.say(
             f"the final classifier is first fitted to the frozen encoder ({texts_a_label:.0f} texts a label)"
         )
-        fit_classifier(model.to(experiment.accelerator.device), experiment.train_features, experiment.collate)
+        model.to(experiment.accelerator.device)
+        fit_classifier(model, experiment.train_features, experiment.collate, experiment.accelerator)
     return model, 1, None
 
 
 def choose_pooling(experiment: Experiment, model) -> None:
     """Stores what a new final classifier is to read, and says so; a model of another pooling has to be made again."""
-    explained = probe_poolings(model, experiment.train_features, experiment.collate)
+    explained = probe_poolings(model, experiment.train_features, experiment.collate, experiment.accelerator)
     experiment.config.classifier_pooling = max(explained, key=explained.get)
     shares = ", ".join(f"{100 * share:.0f} % by {POOLING_WORDS[name]}" for name, share in explained.items())
     experiment.say(

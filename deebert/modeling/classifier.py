@@ -31,7 +31,7 @@ Results = tuple[Tensor, Tensor, Tensor | None, BaseModelOutput]
 
 @dataclass
 class HighwayClassifierOutput(SequenceClassifierOutput):
-    """HF's (loss, logits (B, C) of each sample's exit, hidden_states, attentions), exit_layer, entropy, all_logits."""
+    """HF's output (loss, logits (B, C) of each sample's exit, ...) with exit_layer, entropy and all_logits."""
 
     exit_layer: Tensor | None = None  # (B,) the layer, from 1, at which each sample exited; 0: before the first layer
     entropy: Tensor | None = None  # (B,) of the logits, in nats; of several labels the largest binary entropy

@@ -24,8 +24,8 @@ class Stage:
 
     @property
     def skips_exits(self) -> bool:
-        """Whether a step may leave weights that are trained without a gradient."""
-        return self.trains == "all" and any(0 in self.weights(3, step) for step in range(1, 100))
+        """Whether one of the first steps trains no off-ramp, so that their weights get no gradient."""
+        return self.trains == "all" and not all(any(self.weights(3, step)[:-1]) for step in range(1, 100))
 
 
 BACKBONE = Stage("backbone", lambda exits, step: [0.0] * (exits - 1) + [1.0])
@@ -103,17 +103,18 @@ class Recipe:
     """What a recipe decides; docs/off_ramps.md has the measurements.
 
     off_ramps: fields of the model's config; without them the checkpoint's count, else the paper's.
-    defaults: of flags, where they are not given. rates: likewise, of a model up to RATES_WIDTH wide; a wider one takes
-        less in proportion. highway_epochs: of a stage that trains the off-ramps alone.
+    defaults, checkpoints: of flags, where they are not given. rates: likewise, of a model up to RATES_WIDTH wide; a
+        wider one takes less in proportion. highway_epochs: of a stage that trains the off-ramps alone.
     cache_features: such a stage runs the frozen backbone once, without dropout, not in every epoch.
     probes: whether a new final classifier reads the first token or the mean of all, whichever a probe of the frozen
-        backbone prefers, and starts from a probe where a label has few texts; without it the first token, or what the
-        checkpoint's config says.
+        backbone prefers, and starts from a probe where there are few texts a label; without it the first token, or
+        what the checkpoint's config says.
     bf16: whether the passes of a training compute in bfloat16, where the device can.
     """
 
     off_ramps: Mapping[str, str | bool] = field(default_factory=dict)
     defaults: Mapping[str, float] = field(default_factory=dict)
+    checkpoints: Mapping[str, int] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     highway_epochs: float | None = None
     cache_features: bool = False
@@ -130,9 +131,8 @@ RECIPES = {
             "highway_learning_rate": 5e-3,
             "per_gpu_train_batch_size": 16,
             "num_train_epochs": 4.0,
-            "save_steps": 500,
-            "save_total_limit": 1,
         },
+        checkpoints={"save_steps": 500, "save_total_limit": 1},
         rates={"learning_rate": 1e-4, "head_learning_rate": 1e-3},
         highway_epochs=6.0,
         cache_features=True,

@@ -216,7 +216,7 @@ def set_fit(study: Study, name: str, folder: str) -> Iterator[Contender]:
     SET_FIT_STEPS of 16 pairs, since all pairs of thousands of texts would take days. Then as `frozen`.
     """
     kept = study.folder / "exports" / f"SetFit-{name}"
-    if not (kept / "config.json").is_file():
+    if not (kept / "model.safetensors").is_file():
         if not (installed := library("setfit")) or not (datasets := library("datasets")):
             return
         print(f"SetFit, {name}: {SET_FIT_STEPS} steps", flush=True)

@@ -135,7 +135,7 @@ def test_a_recipe_sets_what_is_not_given():
     assert (paper.model.recipe, paper.model.off_ramps()) == ("paper", {})
     assert paper.stage_settings(2, 384) == paper.training
     assert fast.model.off_ramps() == RECIPES["fast"].off_ramps
-    assert [fast.stage_settings(stage, 384).num_train_epochs for stage in (1, 2)] == [6, 6]
+    assert [fast.stage_settings(stage, 384).num_train_epochs for stage in (1, 2)] == [4, 6]
     rates = ("learning_rate", "head_learning_rate", "highway_learning_rate")
     for width, expected in ((128, [1e-4, 1e-3, 5e-3]), (384, [1e-4, 1e-3, 5e-3]), (768, [5e-5, 5e-4, 5e-3])):
         assert [getattr(fast.stage_settings(1, width), rate) for rate in rates] == expected
@@ -145,7 +145,7 @@ def test_a_recipe_sets_what_is_not_given():
     assert given.stage_settings(2, 384).highway_learning_rate == 1e-3
     assert given.model.off_ramps()["exit_before_first_layer"] is False  # the first token's embedding is no feature
     mixed = parse_args([*REQUIRED, "--recipe", "fast", "--train_strategy", "mixed"])
-    assert mixed.stage_settings(2, 384).num_train_epochs == 6  # six epochs are for off-ramps alone
+    assert mixed.stage_settings(2, 384).num_train_epochs == 4  # six epochs are for off-ramps alone
 
 
 def test_the_best_epoch_counts_where_the_dev_set_is_no_benchmarks():

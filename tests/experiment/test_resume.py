@@ -296,12 +296,12 @@ def test_a_stage_ends_after_two_epochs_without_a_better_score(argv, tmp_path, mo
     run_glue_deebert.main(argv(f"{TRAIN} --num_train_epochs 9 --load_best_model_at_end --max_seq_length 16"))
     record = json.loads((tmp_path / "out/run.json").read_text())["stages"]
     assert [record[stage]["updates"] for stage in "12"] == [5 * 4, 9 * 4]
-    assert (record["1"]["best_dev_score"], record["1"]["best_update"]) == (0.7, 12)
+    assert (record["1"]["best_dev_score"], record["1"]["kept_update"]) == (0.7, 12)
     assert "the weights after step 12 are used; the best dev score was 70.00" in capsys.readouterr().out
     assert torch.equal(weights(tmp_path / "out")["classifier.weight"], used[12])
 
 
-def test_later_weights_are_kept_that_score_less_by_chance_alone(tmp_path):
+def test_later_weights_are_kept_that_score_less_by_chance_alone():
     training = SimpleNamespace(best=None, best_step=None, steps=0, stage=1)
     kept = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=False))
     for score, step in ((0.90, 1), (0.93, 2), (0.925, 3), (0.915, 4), (0.921, 5), (0.919, 6)):
@@ -310,6 +310,19 @@ def test_later_weights_are_kept_that_score_less_by_chance_alone(tmp_path):
         assert training.best_step == {4: 3, 6: 5}.get(step, step)
     assert training.best == 0.93
     assert standard_error(0.93, 1000) == pytest.approx(0.00807, abs=1e-5)
+
+
+def test_after_an_epoch_the_noise_of_the_dev_set_counts(argv, tmp_path, monkeypatch):
+    """12 dev texts: a standard error is 0.13 at 0.7."""
+    given = iter((0.7, 0.6, 0.5, 0.5))
+    monkeypatch.setattr("deebert.experiment.monitor.layer_scores", lambda task, exits: scored(next(given)))
+
+    def scored(score: float) -> dict[int, dict[str, float]]:
+        return {layer: {"acc": score} for layer in range(5)}
+
+    run_glue_deebert.main(argv(f"{TRAIN} --num_train_epochs 9 --load_best_model_at_end --max_seq_length 16"))
+    stage = json.loads((tmp_path / "out/run.json").read_text())["stages"]["1"]
+    assert (stage["updates"], stage["best_dev_score"], stage["kept_update"]) == (4 * 4, 0.7, 2 * 4)
 
 
 def test_run_json_tells_what_each_stage_took(argv, tmp_path, uninterrupted):

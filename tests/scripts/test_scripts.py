@@ -45,8 +45,9 @@ def test_scripts_that_train_take_the_recipe_and_the_epochs(tmp_path, tiny_data, 
     data = {"TRAIN_FILE": "films.csv"} if own else {"PATH_TO_DATA": str(tiny_data), "DATASET": "MRPC"}
     arguments = started_by(name, tmp_path, "--seed", "7", **data, MODEL_NAME="m", EPOCHS="5")
     paper = ["--per_gpu_train_batch_size", "8", "--learning_rate", "2e-5", "--save_steps", "0"]
+    fast = ["--save_steps", "500", "--save_total_limit", "1"]
     assert arguments[arguments.index("--model_name_or_path") + 1] == "m"
-    recipe = [*(["--recipe", "fast"] if own else paper), "--num_train_epochs", "5"]
+    recipe = [*(fast if own else paper), "--num_train_epochs", "5"]
     assert arguments[-len(recipe) - 2 :] == [*recipe, "--seed", "7"]
 
 

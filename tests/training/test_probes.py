@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 from support.tiny import tiny_model, tiny_tokenizer
 
@@ -21,14 +22,14 @@ def inputs(features, model, i: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("task", ["SST-2", "STS-B"])
-def test_the_probe_is_a_ridge_regression_that_leaves_each_text_out(task, tiny_data, monkeypatch):
+def test_the_probe_is_a_ridge_regression_that_leaves_each_text_out(task, tiny_data):
     """Each text is predicted by a regression on the others, for the best of seven strengths."""
     examples = TASKS[task].read(tiny_data / task, "train")[:24]
     features, model = (
         tokenize(examples, tiny_tokenizer("bert"), 32),
         tiny_model("bert", num_labels=TASKS[task].num_labels),
     )
-    explained = probe_poolings(model, features, collator(model.config))
+    explained = probe_poolings(model, features, collator(model.config), Accelerator(cpu=True))
     assert explained.keys() == {"cls", "mean"}
 
     model.eval()
@@ -65,9 +66,20 @@ def test_the_probe_prefers_what_knows_the_labels(tiny_data):
     model.base_model.encoder.layer[-1].output.LayerNorm.register_forward_hook(
         lambda module, inputs, output: torch.cat([torch.ones_like(output[:, :1]), output[:, 1:]], dim=1)
     )
-    explained = probe_poolings(model, features, collator(model.config))
+    explained = probe_poolings(model, features, collator(model.config), Accelerator(cpu=True))
     assert explained["cls"] == pytest.approx(0, abs=0.05)
     assert explained["mean"] > 0.1
+
+
+def test_numbers_are_fitted_too(tiny_data):
+    examples = TASKS["STS-B"].read(tiny_data / "STS-B", "train")
+    model = tiny_model("bert", num_labels=1, classifier_pooling="mean")
+    features = tokenize(examples, tiny_tokenizer("bert"), 32)
+    fit_classifier(model, features, collator(model.config), Accelerator(cpu=True))
+    (pooled,) = last_states(model, features, collator(model.config), Accelerator(cpu=True), ["mean"])
+    with torch.no_grad():
+        error = (model.classifier(torch.from_numpy(pooled))[:, 0].numpy() - features.labels).var()
+    assert error < 0.9 * features.labels.var()
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -82,13 +94,12 @@ def test_a_fitted_classifier_is_logistic_regression_and_nothing_else_changes(tin
     labels = np.eye(3, 2, dtype=np.float32)[labels] if several else labels
     features = dataclasses.replace(features, labels=labels)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fit_classifier(model, features, collator(model.config))
+    fit_classifier(model, features, collator(model.config), Accelerator(cpu=True))
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
     assert all(parameter.grad is None for parameter in model.parameters())
 
-    states, labels = last_states(model, features, collator(model.config), np.arange(len(features)))
-    pooled = states["mean"]
+    (pooled,) = last_states(model, features, collator(model.config), Accelerator(cpu=True), ["mean"])
     size = np.linalg.norm(pooled, axis=1).mean()
     targets = list(labels.T) if several else [labels]
     strength = INVERSE_PENALTY / (2 if several else 1)  # the loss is the mean over the labels
