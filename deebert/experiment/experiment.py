@@ -183,7 +183,7 @@ def find_task(data: DataArguments, own: OwnDataArguments, **trained) -> Task:
     if not own.files:
         raise InputError("no data: give --train_file with your own, or --task_name and --data_dir")
     if not (own.train_file or own.validation_file):
-        raise InputError(f"--test_file {own.test_file}: give --validation_file, too")
+        raise InputError(f"--test_file {own.test_file}: give --validation_file, or --train_file of the training, too")
     return own_task(
         OwnFiles(
             **{"problem_type": own.problem_type} | trained,

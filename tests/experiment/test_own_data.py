@@ -102,7 +102,7 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     for flags, message in (
         ("--train_file films.csv --validation_split 0.2", seen),
         ("--train_file test.csv", seen),
-        ("--test_file test.csv", "--test_file test.csv: give --validation_file, too"),
+        ("--test_file test.csv", "--test_file test.csv: give --validation_file, or --train_file of the training, too"),
     ):
         with pytest.raises(SystemExit):
             own(f"{EVALUATE} {flags}")
