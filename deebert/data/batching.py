@@ -61,7 +61,7 @@ def tokenize(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_se
     """Tokenizes texts and pairs, cut to max_seq_length tokens (the longer text of a pair first)."""
     backend, side = tokenizer.backend_tokenizer, tokenizer.truncation_side
     encode = TextEncoder(backend, max_seq_length, tokenizer.pad_token_id, has_token_types=True, truncation_side=side)
-    encoded = encode([(e.text_a,) if e.text_b is None else (e.text_a, e.text_b) for e in examples])
+    encoded = encode([example.texts for example in examples])
     labels = [example.label for example in examples]
     dtype = np.int64 if isinstance(labels[0], int) else np.float32
     return Features(

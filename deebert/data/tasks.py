@@ -25,6 +25,11 @@ class Example:
     text_b: str | None
     label: int | float | tuple[int, ...] | None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or the pair."""
+        return (self.text_a,) if self.text_b is None else (self.text_a, self.text_b)
+
 
 @dataclass(frozen=True)
 class Task:

@@ -120,7 +120,7 @@ def first_passes(
     forwards: Sequence[ForwardFn], features: Features, collate: Collator, device: torch.device
 ) -> list[np.ndarray]:
     """The seconds of each of the first LATENCY_TEXTS samples, one at a time, for each system in turns."""
-    some = features.take(range(min(LATENCY_TEXTS, len(features))))
+    some = features.take(range(len(features))[:LATENCY_TEXTS])
     *_, timings = timed_passes(forwards, some, collate, device, batch_size=1)
     return [timing.batch_seconds[-1] for timing in timings]
 

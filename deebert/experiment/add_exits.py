@@ -161,7 +161,7 @@ def task_of(
 
 def split(task: OwnTask, tokenizer, config, target: SelectionTarget, seed: int) -> tuple[Features, Features]:
     """The texts that train the off-ramps, and those held out. A repeated text counts once. Raises InputError."""
-    examples = list({(each.text_a, each.text_b): each for each in task.read(None, "dev")}.values())
+    examples = list({each.texts: each for each in task.read(None, "dev")}.values())
     needed = fewest_samples(lambda samples: risk_p_value(0, samples, target.risk), 1 - target.confidence)
     if len(examples) < 2 * needed:
         shown = f"to show {describe_confidence(target.confidence)} that {keeps(target)}"

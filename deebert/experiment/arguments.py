@@ -241,6 +241,11 @@ class Arguments:
         if self.checkpoints.evaluate_during_training and not self.training.logging_steps:
             raise InputError("--evaluate_during_training: it scores every --logging_steps, and that is 0")
 
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the checkpoints of a finished training are kept, as models: one alone is there to be resumed from."""
+        return self.training.save_steps > 0 and self.checkpoints.save_total_limit != 1
+
     def stage_settings(self, stage: int, hidden_size: int) -> TrainSettings:
         """The hyper-parameters of a stage, from 1: all have the same, but for what the recipe changes.
 

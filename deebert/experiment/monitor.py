@@ -118,7 +118,7 @@ class Monitor:
     def save(self, training: StageTraining) -> None:
         """Writes a checkpoint, and deletes what --save_total_limit no longer allows."""
         last_stage = training.stage == len(STRATEGIES[training.settings.train_strategy])
-        if last_stage and training.steps == training.total and not training.settings.save_steps:
+        if last_stage and training.steps == training.total and not self.experiment.args.keeps_checkpoints:
             return  # the finished model is saved next
         limit = self.wanted.save_total_limit
         write_checkpoint(self.output_dir, self.model, self.tokenizer, training, self.accelerator, limit)

@@ -76,7 +76,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
             mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainBatches divides the steps
             kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=any(stage.skips_exits for stage in stages)),
+                DistributedDataParallelKwargs(find_unused_parameters=any(stage.skips_off_ramps for stage in stages)),
                 InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while the first one times exits
             ],
         )
@@ -130,11 +130,9 @@ def clean_output_dir(experiment: Experiment, keep_checkpoints: bool) -> None:
 
 def tidy_up(experiment: Experiment) -> None:
     """Removes what a finished training no longer needs. If this is interrupted, the next run does it."""
-    args = experiment.args
     if experiment.accelerator.is_main_process:
         remove_leftovers(experiment.output_dir)
-        only_to_resume = args.training.save_steps == 0 or args.checkpoints.save_total_limit == 1
-        remove_checkpoints(experiment.output_dir, keep_models=not only_to_resume)
+        remove_checkpoints(experiment.output_dir, experiment.args.keeps_checkpoints)
 
 
 def load_start(experiment: Experiment, checkpoint: Path | None) -> tuple:

@@ -23,8 +23,8 @@ class Stage:
     weights: Callable[[int, int], list[float]]
 
     @property
-    def skips_exits(self) -> bool:
-        """Whether one of the first steps trains no off-ramp, so that their weights get no gradient."""
+    def skips_off_ramps(self) -> bool:
+        """Whether one of the first 99 steps trains no off-ramp, so that the off-ramps' weights get no gradient."""
         return self.trains == "all" and not all(any(self.weights(3, step)[:-1]) for step in range(1, 100))
 
 

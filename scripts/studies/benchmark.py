@@ -137,10 +137,7 @@ def main() -> None:
     for threshold in args.exit_threshold:
         check_threshold(threshold, config)
     features = experiment.features(next(iter(eval_splits(task))))
-    features, device = (
-        features.take(range(min(args.samples or len(features), len(features)))),
-        experiment.accelerator.device,
-    )
+    features, device = features.take(range(len(features))[: args.samples]), experiment.accelerator.device
     model = load_model(folder, config).to(device).eval()
     longest, names = int(features.lengths.max()), plotting.labels(args.static)
     static = {name: load_static(each, config, longest) for name, each in zip(names, args.static, strict=True)}

@@ -62,7 +62,7 @@ class Training:
         set_seed(args.training.seed)
         self.model = load_pretrained(args.model.model_name_or_path, config)[0].to(self.accelerator.device)
         train = self.experiment.train_features
-        self.train_features = train.take(range(min(samples or len(train), len(train))))
+        self.train_features = train.take(range(len(train))[:samples])
         self.trainer = None
         if system == TRAINER:
             layers = config.num_hidden_layers

@@ -5,12 +5,14 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 need_requirements
-"$PYTHON" -c 'import model2vec.distill' 2> /dev/null ||
-    "$PYTHON" -m pip install --quiet --no-deps model2vec==0.10.0 skeletoken==0.6.1 ||
-    echo "note: model2vec could not be installed" >&2
-for peer in setfit==1.2.0 fasttext-numpy2-wheel==0.9.2; do
-    "$PYTHON" -c "import $(echo $peer | cut -d= -f1 | cut -d- -f1)" 2> /dev/null ||
-        "$PYTHON" -m pip install --quiet $peer || echo "note: $peer could not be installed" >&2
-done
+
+# peer MODULE ARGUMENTS: installs what the arguments of pip name, where the module is missing.
+peer() {
+    "$PYTHON" -c "import $1" 2> /dev/null || "$PYTHON" -m pip install --quiet "${@:2}" ||
+        echo "note: $1 could not be installed" >&2
+}
+peer model2vec.distill --no-deps model2vec==0.10.0 skeletoken==0.6.1
+peer setfit setfit==1.2.0
+peer fasttext fasttext-numpy2-wheel==0.9.2
 export CUDA_VISIBLE_DEVICES=  # all on the CPU
 "$PYTHON" -u "$ROOT/scripts/studies/frontier.py" "$@"

@@ -97,7 +97,7 @@ class Study:
 
 
 def text_tuples(examples: list[Example]) -> Texts:
-    return [(each.text_a,) if each.text_b is None else (each.text_a, each.text_b) for each in examples]
+    return [example.texts for example in examples]
 
 
 def joined(examples: list[Example]) -> list[str]:

@@ -117,8 +117,7 @@ def encode(examples: list[Example], tokenizer, max_length: int) -> list[dict]:
 
 def soft_labels(teacher: str, examples: list[Example], labels: tuple[str, ...]) -> list[list[float]]:
     """(S, C) probabilities: half of each text's label and half of the full model's in the folder `teacher`."""
-    texts = [(each.text_a,) if each.text_b is None else (each.text_a, each.text_b) for each in examples]
-    predicted = Classifier(teacher)(texts, exit_threshold=NO_EXIT)
+    predicted = Classifier(teacher)([each.texts for each in examples], exit_threshold=NO_EXIT)
     likely = np.array([[each.probabilities[label] for label in labels] for each in predicted])
     return (0.5 * np.eye(len(labels))[[each.label for each in examples]] + 0.5 * likely).tolist()
 

@@ -194,6 +194,6 @@ def test_a_strategy_that_is_registered_late_is_a_choice():
 
 
 def test_weights_may_be_without_gradient_where_exits_are_skipped():
-    skipping = {name for name, stages in STRATEGIES.items() if any(stage.skips_exits for stage in stages)}
+    skipping = {name for name, stages in STRATEGIES.items() if any(stage.skips_off_ramps for stage in stages)}
     assert skipping == {"alternating"}
-    assert Stage("all", lambda exits, step: [float(step % 7 > 0)] * exits).skips_exits
+    assert Stage("all", lambda exits, step: [float(step % 7 > 0)] * exits).skips_off_ramps
