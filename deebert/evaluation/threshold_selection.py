@@ -267,7 +267,8 @@ def describe(task: Task, exits: AllExits, row: SweepRow) -> str:
     if not task.labels:
         return text
     changed, lost, gained = changed_texts(exits, exits.exit_layers(row.threshold))
-    return f"{text}, and {changed:,} predictions change, {lost:,} for the worse and {gained:,} for the better"
+    text += f", and {changed:,} predictions change, {lost:,} for the worse and {gained:,} for the better"
+    return text + (f"; the other {others:,} are wrong with both" if (others := changed - lost - gained) else "")
 
 
 def describe_confidence(share: float) -> str:

@@ -19,7 +19,10 @@ from deebert.training.strategies import RATES_WIDTH, RECIPES, STRATEGIES, TrainS
 from deebert.utils.cli import ArgumentParser, check_numbers, flag
 from deebert.utils.errors import InputError
 
-DESCRIPTION = "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task."
+DESCRIPTION = (
+    "Fine-tunes and evaluates DeeBERT on your own data or on a GLUE task. The defaults below are those of --recipe "
+    "paper; with --train_file the fast recipe's take their place, see --recipe."
+)
 VALIDATION_SPLIT = 0.1
 
 

@@ -82,10 +82,11 @@ def same_training(folder: Path, settings: dict) -> dict | None:
 
 
 def not_resumed(run: RunArguments, settings: dict) -> str:
-    """Why --resume with --overwrite_output_dir overwrites a training rather than go on with it; "" if it does not."""
-    record = read_record(Path(run.output_dir)) if run.resume else None
-    other = record and first_difference(record["settings"], settings)
-    return f"{run.output_dir}: its training is not resumed but overwritten: it had another {other}" if other else ""
+    """Why a training with --resume starts from the beginning."""
+    record = read_record(Path(run.output_dir))
+    if other := record and first_difference(record["settings"], settings):
+        return f"{run.output_dir}: its training is not resumed but overwritten: it had another {other}"
+    return f"{run.output_dir}: no checkpoint to resume from; the training starts from the beginning"
 
 
 def training_to_resume(run: RunArguments, settings: dict) -> dict | None:
@@ -116,10 +117,13 @@ def data_of_training(own: OwnDataArguments, record: dict | None) -> OwnDataArgum
         trained["text_column"] = f"{trained['text_column']},{trained['text_pair_column']}"
     train_file = trained.get("train_file") or ""
     names = {name for name, value in vars(own).items() if value is None}
-    if own.validation_file or own.test_file or own.train_file not in (None, train_file):
-        names -= {"train_file", "validation_file", "test_file"}
+    files = ("train_file", "validation_file", "test_file")
+    if own.validation_file or own.train_file not in (None, train_file):
+        names -= set(files)
         if own.validation_file and not own.train_file and Path(train_file).is_file():
             names.add("train_file")  # so that texts which the model has seen are named
+    elif own.test_file:
+        names -= {name for name in files if not Path(trained.get(name) or "").is_file()}
     return replace(own, **{name: trained[name] for name in names if trained.get(name) is not None})
 
 

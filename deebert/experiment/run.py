@@ -95,8 +95,8 @@ def train(experiment: Experiment) -> None:
     with StopSignal() as stop:
         model, first, state = load_start(experiment, checkpoint)
         model.to(accelerator.device)
-        if note := not_resumed(args.run, experiment.settings):
-            experiment.say(note)
+        if args.run.resume and checkpoint is None:
+            experiment.say(not_resumed(args.run, experiment.settings))
         clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
         experiment.record.begin(experiment.task, experiment.previous_record)
         monitor = Monitor(experiment, model)
@@ -114,6 +114,7 @@ def train(experiment: Experiment) -> None:
             experiment.record.finish()
             tidy_up(experiment)
         accelerator.wait_for_everyone()
+        experiment.say(f"the trained model is in {experiment.output_dir}{how_to_evaluate(args)}")
         if stop():
             raise Interrupted(f"stopped; the training in {experiment.output_dir} is finished", stop.number)
 
@@ -170,7 +171,7 @@ def choose_pooling(experiment: Experiment, model) -> None:
     """Stores what a new final classifier is to read, and says so; a model of another pooling has to be made again."""
     explained = probe_poolings(model, experiment.train_features, experiment.collate, experiment.accelerator)
     experiment.config.classifier_pooling = max(explained, key=explained.get)
-    shares = ", ".join(f"{100 * share:.0f} % by {POOLING_WORDS[name]}" for name, share in explained.items())
+    shares = ", ".join(f"{100 * share:.1f} % by {POOLING_WORDS[name]}" for name, share in explained.items())
     experiment.say(
         f"the final classifier reads {POOLING_WORDS[experiment.config.classifier_pooling]}: of the labels' variance "
         f"the last layer explains, before the training, {shares}"
@@ -187,6 +188,13 @@ def new_parts(names: list[str]) -> list[str]:
 def how_to_resume(output_dir: Path) -> str:
     newest = newest_checkpoint(output_dir)
     return f"the same command with --resume goes on from {newest}" if newest else "nothing has been saved yet"
+
+
+def how_to_evaluate(args: Arguments) -> str:
+    """The next command after a training with own data that evaluates nothing."""
+    if args.run.do_eval or not args.own.files:
+        return ""
+    return f"; deebert eval --output_dir {args.run.output_dir} --target_drop 0.01 scores it and chooses a threshold"
 
 
 def train_stage(

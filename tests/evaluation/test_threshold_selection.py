@@ -174,6 +174,7 @@ def test_report_counts_texts():
     assert changes == ((early != full).sum(), lost, gained)
     text = threshold_selection.describe(SST2, exits, choice.point)
     assert f"predictions change, {lost} for the worse and {gained} for the better" in text
+    assert ("wrong with both" in text) == (changes[0] > lost + gained)
     assert f"{100 * choice.point.score:.2f} %" in text
     assert f"{100 * choice.point.cost_saved:.1f} % of the cost and" in text
 

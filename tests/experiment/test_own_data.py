@@ -102,11 +102,15 @@ def test_texts_with_a_label(own, tmp_path, capsys):
     for flags, message in (
         ("--train_file films.csv --validation_split 0.2", seen),
         ("--train_file test.csv", seen),
-        ("--test_file test.csv", "--test_file test.csv: give --validation_file, or --train_file of the training, too"),
     ):
         with pytest.raises(SystemExit):
             own(f"{EVALUATE} {flags}")
         assert message in capsys.readouterr().err
+    (tmp_path / "films.csv").rename(tmp_path / "moved.csv")
+    with pytest.raises(SystemExit):
+        own(f"{EVALUATE} --test_file test.csv")
+    message = "--test_file test.csv: give --validation_file, or --train_file of the training, too"
+    assert message in capsys.readouterr().err
 
 
 def test_texts_with_several_labels(own, tmp_path, capsys):
@@ -200,11 +204,12 @@ def test_the_metric_decides_the_score_everywhere(own, tmp_path, capsys):
 def test_the_test_file_is_scored_at_the_stored_threshold(own, tmp_path, capsys):
     write_csv(tmp_path / "films.csv", [(text, ("good", "bad")[label]) for text, label in sentences(60, 1)])
     write_csv(tmp_path / "test.csv", [(text, ("good", "bad")[label]) for text, label in sentences(16, 2)])
-    own(f"{TRAIN} --train_file films.csv")
+    own(f"{TRAIN} --train_file films.csv".replace("--do_eval ", ""))
+    next_step = "the trained model is in out; deebert eval --output_dir out --target_drop 0.01 scores it"
+    assert next_step in capsys.readouterr().out
     config = json.loads((tmp_path / "out/config.json").read_text())
     (tmp_path / "out/config.json").write_text(json.dumps(config | {"exit_threshold": 0.69}))
-    capsys.readouterr()
-    own(f"{EVALUATE} --validation_file films.csv --test_file test.csv")
+    own(f"{EVALUATE} --test_file test.csv")  # its dev set is that of the training
     printed = capsys.readouterr().out
     exits = AllExits.load(tmp_path / "out/results-test/all_exits.npz")
     score = 100 * (exits.logits_at(exits.exit_layers(0.69)).argmax(-1) == exits.labels).mean()
