@@ -2,7 +2,8 @@
 
 The plain loop pads every text to --max_seq_length, computes all off-ramps in both stages, back-propagates stage 2
 through the full model, and clips over all of its gradients. transformers.Trainer has no stage 2; it groups texts by
-length. All systems of a stage take random turns in one process.
+length. All systems of a stage take random turns in one process. The plain loop computes in float32, the others as the
+recipe says; ACCELERATE_MIXED_PRECISION=no (or bf16) gives all of them the same.
 
 Further flags are those of a training by run_glue_deebert.py. Takes some 10 minutes for a model of 6 layers on two
 cores; with --seeds that many trainings of each system.
@@ -37,6 +38,7 @@ from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.evaluation.results import primary_scores
 from deebert.evaluation.tables import markdown
 from deebert.experiment.arguments import Arguments, parse_args
+from deebert.experiment.earlier_run import precision
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.run import make_accelerator
 from deebert.modeling.checkpoints import load_pretrained, quiet_transformers
@@ -87,7 +89,8 @@ class Training:
             self.trainer.args.max_steps, self.trainer.optimizer = settings.max_steps, None  # a new one, as everywhere
             self.trainer.train()
             return settings.max_steps * settings.per_gpu_train_batch_size
-        training = StageTraining(stage, self.model, self.data, settings, self.accelerator)
+        bf16 = precision(self.args) == "bf16"
+        training = StageTraining(stage, self.model, self.data, settings, self.accelerator, bf16)
         training.run()
         return training.samples
 
