@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from bisect import bisect_right
 from dataclasses import replace
 
 import numpy as np
@@ -253,11 +254,16 @@ def test_a_promise_about_a_rare_class_holds_at_its_limit(name):
     labels = (np.arange(size) < 0.03 * size).astype(int)
     full = np.where(rng.random(size) < np.where(labels == 1, 0.1, 0.003), 1 - labels, labels)
     rights = np.flatnonzero((labels == 1) & (full == 1))
-    for lost in range(10, len(rights), 10):
+
+    def without(lost: int) -> np.ndarray:
         early = full.copy()
         early[rights[:lost]] = 0
-        if changes(task, labels, full, early).values.mean() < -target.drop:
-            break
+        return early
+
+    def fall(lost: int) -> float:
+        return -changes(task, labels, full, without(lost)).values.mean()
+
+    early = without(bisect_right(range(len(rights)), target.drop, key=fall))
     world = AllExits((9 * np.eye(2)[np.stack([early, early, full], axis=1)]).astype(np.float32), labels)
     for texts in (50, 1000):
         rows = (rng.integers(0, size, texts) for _ in range(150))
