@@ -99,7 +99,7 @@ def train(experiment: Experiment) -> None:
             experiment.say(not_resumed(args.run, experiment.settings))
         clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
         experiment.record.begin(experiment.task, experiment.previous_record)
-        monitor = Monitor(experiment, model)
+        monitor = Monitor(experiment)
         for stage in range(first, len(STRATEGIES[args.training.train_strategy]) + 1):
             if stage > first and any(gather_object([stop()])):
                 message = f"stopped after stage {stage - 1}; {how_to_resume(experiment.output_dir)}"
