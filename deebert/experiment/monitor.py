@@ -70,7 +70,7 @@ class Monitor:
     def epoch(self, training: StageTraining) -> bool:
         """Scores the dev set after an epoch of the backbone, if the best weights are wanted. Whether the stage ends."""
         wanted = self.wanted.load_best_model_at_end and not self.wanted.evaluate_during_training
-        if not wanted or training.plan.trains == "off_ramps" or not self.experiment.dev_sets:
+        if not wanted or training.plan.trains == "off_ramps":
             return False
         self.write(training, self.dev_scores(training))
         return training.steps - training.best_step >= PATIENCE * len(training.batches)

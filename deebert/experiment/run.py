@@ -186,8 +186,8 @@ def new_parts(names: list[str]) -> list[str]:
 
 
 def how_to_resume(output_dir: Path) -> str:
-    newest = newest_checkpoint(output_dir)
-    return f"the same command with --resume goes on from {newest}" if newest else "nothing has been saved yet"
+    """After a stop, which has written a checkpoint."""
+    return f"the same command with --resume goes on from {newest_checkpoint(output_dir)}"
 
 
 def how_to_evaluate(args: Arguments) -> str:
