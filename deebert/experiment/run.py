@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGTERM
@@ -48,7 +49,7 @@ TRAINED = {
 def run(args: Arguments) -> dict[str, float]:
     """Trains and evaluates as the flags say. Returns the scores of each evaluated model. Raises InputError."""
     accelerator = make_accelerator(args)
-    with reserved(Path(args.run.output_dir), accelerator.is_main_process):
+    with reserved(Path(args.run.output_dir)) if accelerator.is_main_process else nullcontext():
         experiment, scores = Experiment.from_args(args, accelerator), {}
         if args.run.do_train and experiment.finished:
             tidy_up(experiment)
