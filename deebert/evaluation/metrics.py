@@ -93,14 +93,10 @@ def _spearman_changes(labels: np.ndarray, full: np.ndarray, early: np.ndarray) -
     """Of standardised ranks r the correlation is 1 - E[(r - r')^2] / 2."""
     if np.ptp(early) == 0:
         return None
-    ranks = [_standardised(rankdata(values)) for values in (labels, full, early)]
-    label, before, after = ranks
+    ranks = [rankdata(values) for values in (labels, full, early)]
+    label, before, after = ranks = [(r - r.mean()) / max(r.std(), 1e-12) for r in ranks]  # standardised
     largest = np.ptp(ranks) ** 2 / 2  # no two ranks are further apart, whichever of the three they are of
     return Changes(((before - label) ** 2 - (after - label) ** 2) / 2, largest)
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-    return (values - values.mean()) / max(values.std(), 1e-12)
 
 
 @dataclass(frozen=True)
