@@ -18,6 +18,7 @@ from deebert.data.encoding import TextEncoder, padded
 from deebert.data.tasks import Example
 
 BUCKET_BATCHES = 50  # the samples of this many shuffled training batches are sorted by length, then cut into batches
+UNTIMED_BATCH_SIZE = 32  # of passes that are not timed: their outputs do not depend on it
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,10 @@ def map_batches(
     forward_fn: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
     features: Features,
     collate: Collator,
-    batch_size: int,
     device: torch.device,
     accelerator: Accelerator | None = None,
     progress: str | None = None,
+    batch_size: int = UNTIMED_BATCH_SIZE,
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """For each batch the samples' indices (B,), then the outputs of forward_fn (float32); all of them in every process.
 

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from deebert.data.batching import Collator, Features, map_batches
+from deebert.data.batching import UNTIMED_BATCH_SIZE, Collator, Features, map_batches
 from deebert.data.tasks import Task
 from deebert.evaluation.cost import Costs, costs_of
 from deebert.evaluation.metrics import class_scores, primary_score, scores
@@ -28,7 +28,6 @@ from deebert.utils.errors import InputError
 from deebert.utils.files import replacing
 
 PER_SAMPLE = ("logits", "labels", "layer_operations", "off_ramp_operations")  # arrays (S, ...)
-UNTIMED_BATCH_SIZE = 32  # of the all-exits pass; its logits do not depend on the batch size
 
 
 @dataclass(frozen=True)
@@ -159,10 +158,9 @@ def run_all_exits(
     def forward_fn(batch: dict[str, Tensor]) -> tuple[Tensor]:
         return (model(**batch, output_all_exits=True, exit_threshold=NO_EXIT).all_logits,)
 
-    progress_name = "all exits" if progress else None
-    for index, batch_logits in map_batches(
-        forward_fn, features, collate, batch_size, model.device, accelerator, progress_name
-    ):
+    name = "all exits" if progress else None
+    batches = map_batches(forward_fn, features, collate, model.device, accelerator, name, batch_size)
+    for index, batch_logits in batches:
         logits[index] = batch_logits
     _check_logits(logits, layers)
     config, costs = model.config, costs_of(model.config, features.lengths)

@@ -93,14 +93,10 @@ def _spearman_changes(labels: np.ndarray, full: np.ndarray, early: np.ndarray) -
     """Of standardised ranks r the correlation is 1 - E[(r - r')^2] / 2."""
     if np.ptp(early) == 0:
         return None
-    ranks = [_standardised(rankdata(values)) for values in (labels, full, early)]
-    label, before, after = ranks
+    ranks = [rankdata(values) for values in (labels, full, early)]
+    label, before, after = ranks = [(r - r.mean()) / max(r.std(), 1e-12) for r in ranks]  # standardised
     largest = np.ptp(ranks) ** 2 / 2  # no two ranks are further apart, whichever of the three they are of
     return Changes(((before - label) ** 2 - (after - label) ** 2) / 2, largest)
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-    return (values - values.mean()) / max(values.std(), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -243,13 +239,9 @@ def class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray
 
 def majority(labels: np.ndarray) -> tuple[int, float]:
     """The most frequent label of (S,) or (S, C), and the score of always predicting it: accuracy, or micro F1."""
-    if labels.ndim == 1:
-        counts = np.bincount(labels)
-        return int(counts.argmax()), float(counts.max() / len(labels))
-    label = int(labels.sum(axis=0).argmax())
-    constant = np.zeros_like(labels)
-    constant[:, label] = 1
-    return label, float(_pooled_f1(labels, constant))
+    counts = np.bincount(labels) if labels.ndim == 1 else labels.sum(axis=0)
+    label = int(counts.argmax())
+    return label, float(2 * counts[label] / (counts.sum() + len(labels)))  # with one label a text F1 is the accuracy
 
 
 def exits_at_chance(logits: np.ndarray, labels: np.ndarray) -> list[int]:

@@ -116,18 +116,14 @@ def timed_passes(
             yield [replace(timing, batch_seconds=timing.batch_seconds[: repeat + 1]) for timing in timings]
 
 
-def first_passes(
-    forwards: Sequence[ForwardFn], features: Features, collate: Collator, device: torch.device
-) -> list[np.ndarray]:
-    """The seconds of each of the first LATENCY_TEXTS samples, one at a time, for each system in turns."""
-    some = features.take(range(len(features))[:LATENCY_TEXTS])
-    *_, timings = timed_passes(forwards, some, collate, device, batch_size=1)
-    return [timing.batch_seconds[-1] for timing in timings]
-
-
 def compare_latency(model, threshold: float | list[float], features: Features, collate: Collator) -> tuple[str, float]:
-    """The time of a text at a threshold and in the full model: in words, and the share of it that is saved."""
-    early, full = first_passes(at_thresholds(model, (threshold, NO_EXIT)), features, collate, model.device)
+    """The time of a text at a threshold and in the full model: in words, and the share of it that is saved.
+
+    Measured on the first LATENCY_TEXTS samples, one at a time, in turns.
+    """
+    some = features.take(range(len(features))[:LATENCY_TEXTS])
+    *_, timings = timed_passes(at_thresholds(model, (threshold, NO_EXIT)), some, collate, model.device, batch_size=1)
+    early, full = (timing.batch_seconds[-1] for timing in timings)
     shown = [f"{1e3 * times.mean():.1f} ms (median {1e3 * np.median(times):.1f})" for times in (early, full)]
     text = f"a text takes {' in place of '.join(shown)}; {len(early)} texts, one at a time, on {model.device.type}"
     return text, 1 - early.sum() / full.sum()

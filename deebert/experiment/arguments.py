@@ -26,11 +26,16 @@ DESCRIPTION = (
 VALIDATION_SPLIT = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunArguments:
-    """Run: what is done, where the results are written, on which device"""
+class Group:
+    """A group of flags, a dataclass. Its docstring is the group's title in --help."""
 
-    _argument_group_name = __doc__
+    def __init_subclass__(cls):
+        cls._argument_group_name = " ".join(cls.__doc__.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(Group):
+    """Run: what is done, where the results are written, on which device"""
 
     do_train: bool = flag("train all stages of --train_strategy", default=False)
     do_eval: bool = flag("evaluate the model in output_dir", default=False)
@@ -50,15 +55,11 @@ class RunArguments:
             raise InputError("nothing to do: give --do_train or --do_eval")
         if Path(self.output_dir).name in ("", ".."):
             raise InputError(f"--output_dir {self.output_dir}: give a folder's name, results are named after it")
-        if self.resume and not self.do_train:
-            raise InputError("--resume has no effect without --do_train: add it, or leave --resume out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelArguments:
+class ModelArguments(Group):
     """Model: the checkpoint, its off-ramps and its exit rule"""
-
-    _argument_group_name = __doc__
 
     model_type: str | None = flag("the backbone (default: the checkpoint's)", choices=NAMES)
     model_name_or_path: str | None = flag(
@@ -98,10 +99,8 @@ class ModelArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataArguments:
+class DataArguments(Group):
     """Data: the task and how its texts become batches"""
-
-    _argument_group_name = __doc__
 
     task_name: str | None = flag(f"one of {', '.join(TASKS)} (default: none, own data)")
     data_dir: str | None = flag("folder with the TSV files of --task_name")
@@ -113,12 +112,10 @@ class DataArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnDataArguments:
+class OwnDataArguments(Group):
     """Own data: CSV, TSV, JSONL or Parquet files in place of --task_name (docs/own_data.md). An evaluation takes what
     is not given here from the training of the model in output_dir
     """
-
-    _argument_group_name = " ".join(__doc__.split())
 
     train_file: str | None = flag("texts with labels to train on")
     validation_file: str | None = flag("texts with labels to choose a threshold on (default: a part of --train_file)")
@@ -148,10 +145,8 @@ class OwnDataArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointArguments:
+class CheckpointArguments(Group):
     """Checkpoints: what is written and scored during a training"""
-
-    _argument_group_name = __doc__
 
     evaluate_during_training: bool = flag("score the dev set every logging_steps", default=False)
     load_best_model_at_end: bool = flag(
@@ -170,10 +165,8 @@ class CheckpointArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationArguments:
+class EvaluationArguments(Group):
     """Evaluation: what --do_eval scores and times, how it chooses a threshold"""
-
-    _argument_group_name = __doc__
 
     eval_after_first_stage: bool = flag("score the final classifier after stage 1", default=False)
     eval_all_checkpoints: bool = flag("evaluate the checkpoints of --save_steps, too", default=False)
@@ -236,6 +229,7 @@ class Arguments:
         if not self.own.files:
             check_effect(self.own, "--train_file or --validation_file or --test_file")
         if not self.run.do_train:
+            check_effect(self.run, "--do_train", "resume")
             check_effect(self.evaluation, "--do_train", "eval_after_first_stage")
         if not self.run.do_eval:
             check_effect(self.evaluation, "--do_eval", *EVALUATED)

@@ -22,7 +22,7 @@ from deebert.experiment.earlier_run import RunRecord
 from deebert.modeling import checkpoints
 from deebert.modeling.config import DEFAULT_MAX_SEQ_LENGTH, config_rule
 from deebert.modeling.exit_rules import NO_EXIT
-from deebert.training.checkpointing import newest_checkpoint, saved_steps
+from deebert.training.checkpointing import saved_steps
 from deebert.training.strategies import RECIPES, STRATEGIES
 from deebert.training.train_data import TokenData, TrainData, cached_features
 from deebert.utils.errors import InputError
@@ -145,10 +145,6 @@ class Experiment:
         """Whether the training that this run resumes has nothing left to do."""
         complete = all((self.output_dir / name).is_file() for name in ("config.json", "model.safetensors"))
         return self.previous_record is not None and self.previous_record["finished"] and complete
-
-    def checkpoint_to_resume(self) -> Path | None:
-        """The checkpoint that the training continues from, None for a start from the beginning."""
-        return newest_checkpoint(self.output_dir) if self.previous_record is not None else None
 
     def models_to_evaluate(self) -> list[Path]:
         """The model in output_dir; before it, with --eval_all_checkpoints, the checkpoints of its training."""

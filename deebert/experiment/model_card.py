@@ -11,8 +11,7 @@ from yaml import YAMLError
 
 from deebert.data.label_values import listing
 from deebert.data.tasks import Task
-from deebert.evaluation.all_exits import AllExits, layer_scores
-from deebert.evaluation.metrics import primary_score
+from deebert.evaluation.all_exits import AllExits, layer_scores, sweep
 from deebert.evaluation.threshold_selection import answered
 from deebert.utils.files import replacing
 
@@ -109,9 +108,8 @@ def scores(config, task: Task, split: str, exits: AllExits) -> Iterator[EvalResu
     values = {f"{metric} after layer {i}": each[metric] for i, each in layer_scores(task, exits).items()}
     threshold = config.exit_threshold
     if exits.exits_early(threshold):
-        layers = exits.exit_layers(threshold)
-        values[f"{metric} at the stored threshold"] = primary_score(task, exits.logits_at(layers), exits.labels)
-        values["cost at the stored threshold"] = exits.cost(layers, threshold)
+        (row,) = sweep(task, exits, [threshold])
+        values |= {f"{metric} at the stored threshold": row.score, "cost at the stored threshold": row.cost}
     if config.min_confidence and task.labels:
         texts, right = answered(exits, threshold, config.min_confidence)
         values["share of the texts that are answered"] = texts / len(exits.labels)

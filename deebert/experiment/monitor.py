@@ -46,8 +46,8 @@ PATIENCE = 2  # epochs in a row whose weights are not kept; they end a stage
 class Monitor:
     """`log`, `epoch` and `save` are the callbacks of StageTraining.run; every process has a monitor."""
 
-    def __init__(self, experiment: Experiment, model):
-        self.experiment, self.model, self.tokenizer = experiment, model, experiment.tokenizer
+    def __init__(self, experiment: Experiment):
+        self.experiment, self.tokenizer = experiment, experiment.tokenizer
         self.wanted, self.output_dir = experiment.args.checkpoints, experiment.output_dir
         self.accelerator = experiment.accelerator
         self.best_in_last_checkpoint: Path | None = None  # the best weights so far, when it was written
@@ -70,17 +70,17 @@ class Monitor:
     def epoch(self, training: StageTraining) -> bool:
         """Scores the dev set after an epoch of the backbone, if the best weights are wanted. Whether the stage ends."""
         wanted = self.wanted.load_best_model_at_end and not self.wanted.evaluate_during_training
-        if not wanted or training.plan.trains == "off_ramps" or not self.experiment.dev_sets:
+        if not wanted or training.plan.trains == "off_ramps":
             return False
         self.write(training, self.dev_scores(training))
         return training.steps - training.best_step >= PATIENCE * len(training.batches)
 
     def dev_scores(self, training: StageTraining) -> dict[str, float]:
         """All metrics of the exits that the stage trains. Saves the weights if they are to be kept so far."""
-        task, layers = self.experiment.scored_task, self.model.config.exit_layers
+        task, layers = self.experiment.scored_task, training.model.config.exit_layers
         trained = {"backbone": layers[-1:], "off_ramps": layers[:-1], "all": layers}[training.plan.trains]
         suffixes, scalars = eval_splits(task), {}
-        for split, exits in self.experiment.all_exits(self.model, test=False, progress=False):
+        for split, exits in self.experiment.all_exits(training.model, test=False, progress=False):
             each_layer = layer_scores(task, exits)
             scores = {layer: each_layer[layer] for layer in trained}
             scalars |= {f"{split}_layer{i}_{name}": x for i, metrics in scores.items() for name, x in metrics.items()}
@@ -106,7 +106,7 @@ class Monitor:
             training.best = score if training.best is None else max(score, training.best)
             training.best_step = training.steps
             if self.accelerator.is_main_process:
-                save_model(self.model, self.tokenizer, self.best_folder(training))
+                save_model(training.model, self.tokenizer, self.best_folder(training))
                 self.delete_stale_best(training)
 
     def delete_stale_best(self, training: StageTraining) -> None:
@@ -120,8 +120,7 @@ class Monitor:
         last_stage = training.stage == len(STRATEGIES[training.settings.train_strategy])
         if last_stage and training.steps == training.total and not self.experiment.args.keeps_checkpoints:
             return  # the finished model is saved next
-        limit = self.wanted.save_total_limit
-        write_checkpoint(self.output_dir, self.model, self.tokenizer, training, self.accelerator, limit)
+        write_checkpoint(self.output_dir, training, self.tokenizer, self.wanted.save_total_limit)
         if self.accelerator.is_main_process:
             self.best_in_last_checkpoint = self.best_folder(training)
             self.delete_stale_best(training)
@@ -131,7 +130,7 @@ class Monitor:
         if training.best is None:
             return
         self.accelerator.wait_for_everyone()
-        load_weights(self.model, self.best_folder(training) / "model.safetensors")
+        load_weights(training.model, self.best_folder(training) / "model.safetensors")
         self.accelerator.print(
             f"stage {training.stage}: the weights after step {training.best_step} are used; the best dev score was "
             f"{100 * training.best:.2f}",

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGTERM
@@ -20,7 +21,7 @@ from accelerate.utils import (
 
 from deebert.data.label_values import listing
 from deebert.data.tasks import eval_splits, names_other_labels
-from deebert.evaluation.all_exits import AllExits, layer_scores
+from deebert.evaluation.all_exits import layer_scores
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.earlier_run import FIELDS, not_resumed, precision, read_record
 from deebert.experiment.evaluation import Evaluation, show
@@ -48,7 +49,7 @@ TRAINED = {
 def run(args: Arguments) -> dict[str, float]:
     """Trains and evaluates as the flags say. Returns the scores of each evaluated model. Raises InputError."""
     accelerator = make_accelerator(args)
-    with reserved(Path(args.run.output_dir), accelerator.is_main_process):
+    with reserved(Path(args.run.output_dir)) if accelerator.is_main_process else nullcontext():
         experiment, scores = Experiment.from_args(args, accelerator), {}
         if args.run.do_train and experiment.finished:
             tidy_up(experiment)
@@ -91,7 +92,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
 def train(experiment: Experiment) -> None:
     """The stages of the strategy, from the beginning or from a checkpoint, and the saved model."""
     args, accelerator = experiment.args, experiment.accelerator
-    checkpoint = experiment.checkpoint_to_resume()
+    checkpoint = newest_checkpoint(experiment.output_dir) if experiment.previous_record is not None else None
     with StopSignal() as stop:
         model, first, state = load_start(experiment, checkpoint)
         model.to(accelerator.device)
@@ -99,14 +100,16 @@ def train(experiment: Experiment) -> None:
             experiment.say(not_resumed(args.run, experiment.settings))
         clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
         experiment.record.begin(experiment.task, experiment.previous_record)
-        monitor = Monitor(experiment, model)
+        monitor = Monitor(experiment)
         for stage in range(first, len(STRATEGIES[args.training.train_strategy]) + 1):
             if stage > first and any(gather_object([stop()])):
                 message = f"stopped after stage {stage - 1}; {how_to_resume(experiment.output_dir)}"
                 raise Interrupted(message, stop.number or SIGTERM)
             train_stage(experiment, model, monitor, stage, state, stop)
             if stage == 1 and args.evaluation.eval_after_first_stage:
-                score_final_classifier(experiment, model)
+                for split, exits in experiment.all_exits(model, test=False):
+                    scores = layer_scores(experiment.scored_task, exits)[exits.num_layers]
+                    experiment.say(f"After the first stage, {split}: {show(scores)}")
             state = None
         if accelerator.is_main_process:
             checkpoints.save_model(model, experiment.tokenizer, experiment.output_dir)
@@ -186,8 +189,8 @@ def new_parts(names: list[str]) -> list[str]:
 
 
 def how_to_resume(output_dir: Path) -> str:
-    newest = newest_checkpoint(output_dir)
-    return f"the same command with --resume goes on from {newest}" if newest else "nothing has been saved yet"
+    """After a stop, which has written a checkpoint."""
+    return f"the same command with --resume goes on from {newest_checkpoint(output_dir)}"
 
 
 def how_to_evaluate(args: Arguments) -> str:
@@ -233,14 +236,6 @@ def train_stage(
     )
 
 
-def score_final_classifier(experiment: Experiment, model) -> None:
-    """The evaluation of --eval_after_first_stage."""
-    for split, exits in experiment.all_exits(model, test=False):
-        experiment.say(
-            f"After the first stage, {split}: {show(layer_scores(experiment.scored_task, exits)[exits.num_layers])}"
-        )
-
-
 def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
     """Scores one saved model on the task's dev sets and writes the result files. Returns the full model's scores."""
     model, scores = experiment.load_trained(folder), {}
@@ -263,13 +258,7 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
         evaluation.score_threshold()
         evaluation.write_scores()
         scores |= {f"{name}{suffix}": evaluation.scores[name] for name in experiment.scored_task.metrics}
-        if first:
-            update_card(experiment, model.config, split, evaluation.exits)
+        if first and checkpoints.load_config(str(folder)).exit_rule == model.config.exit_rule:  # else one on trial
+            record = read_record(folder) or FIELDS
+            write_card(folder, model.config, experiment.scored_task, record, split, evaluation.exits)
     return scores
-
-
-def update_card(experiment: Experiment, config, split: str, exits: AllExits) -> None:
-    """The model's card with the scores of this evaluation, unless that tried another rule than the model's."""
-    folder = experiment.output_dir
-    if checkpoints.load_config(str(folder)).exit_rule == config.exit_rule:
-        write_card(folder, config, experiment.scored_task, read_record(folder) or FIELDS, split, exits)

@@ -6,7 +6,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from deebert.modeling.checkpoints import one_line, write_model
@@ -28,23 +27,23 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     return next((folder for folder in reversed(saved_steps(output_dir)) if (folder / STATE).is_file()), None)
 
 
-def write_checkpoint(output_dir: Path, model, tokenizer, training, accelerator: Accelerator, limit: int | None) -> None:
+def write_checkpoint(output_dir: Path, training, tokenizer, limit: int | None) -> None:
     """Writes model, tokenizer and training state, then removes the oldest checkpoints beyond the limit (None: none).
 
     Every process calls it, the first one writes. Raises InputError.
     """
     folder = output_dir / f"checkpoint-stage{training.stage}-{training.steps}"
     states = gather_object([random_state()])
-    if accelerator.is_main_process:
+    if training.accelerator.is_main_process:
         state = {"stage": training.stage, "training": training.state_dict(), "random": states}
         fix = "earlier ones are complete, and a training that is resumed continues from the newest"
         with one_line(f"{folder}: the checkpoint cannot be written", fix), complete_folder(folder) as partial:
-            write_model(model, tokenizer, partial)
+            write_model(training.model, tokenizer, partial)
             torch.save(state, partial / STATE)
             (partial / CHECKSUMS).write_text(json.dumps({file.name: checksum(file) for file in partial.iterdir()}))
         for oldest in saved_steps(output_dir)[: -limit if limit else 0]:
             remove_folder(oldest)
-    accelerator.wait_for_everyone()
+    training.accelerator.wait_for_everyone()
 
 
 def read_state(folder: Path) -> dict:

@@ -17,7 +17,6 @@ from deebert.modeling.exit_rules import NO_EXIT
 from deebert.modeling.off_ramps import CLASSIFIER_POOLINGS, mean_weights
 from deebert.training.losses import exit_losses
 
-BATCH_SIZE = 32
 PROBED = 2000  # texts that choose a pooling
 FEW = 1000  # texts a label, on average
 INVERSE_PENALTY = 10  # scikit-learn's C, of states whose mean length is 1
@@ -35,10 +34,7 @@ def last_states(
         weights = mean_weights(batch["attention_mask"], last.dtype)
         return [CLASSIFIER_POOLINGS[name](last, weights) for name in poolings]
 
-    batches = map_batches(
-        pool, features, collate, BATCH_SIZE, model.device, accelerator, progress="probing the encoder"
-    )
-    for index, *pooled in batches:
+    for index, *pooled in map_batches(pool, features, collate, model.device, accelerator, "probing the encoder"):
         states[:, index] = pooled
     return states
 

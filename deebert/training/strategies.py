@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from deebert.utils.cli import check_choice, check_numbers, flag
+from deebert.utils.cli import check_numbers, flag
+from deebert.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class TrainSettings:
     save_steps: int = flag("optimizer steps between two checkpoints; 0: none within a stage", default=50)
 
     def __post_init__(self):
-        check_choice(self, "train_strategy", STRATEGIES)
+        if self.train_strategy not in STRATEGIES:
+            raise InputError(f"train_strategy {self.train_strategy}: choose one of {', '.join(STRATEGIES)}")
         check_numbers(self, "per_gpu_train_batch_size", "gradient_accumulation_steps", at_least=1)
         check_numbers(self, "learning_rate", "head_learning_rate", "highway_learning_rate", "num_train_epochs", above=0)
         check_numbers(self, "weight_decay", "adam_epsilon", "max_grad_norm", at_least=0)

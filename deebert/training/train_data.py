@@ -25,7 +25,6 @@ from deebert.modeling.off_ramps import mean_weights
 from deebert.utils.errors import InputError
 
 IN_MEMORY = 2**30  # bytes; larger caches are a memory-mapped file
-BATCH_SIZE = 32  # of a pass through the frozen backbone
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,8 @@ def cached_features(
 
     final_logits = np.empty((len(features), config.num_labels), np.float32)
     with _array((len(features), len(off_ramps), config.hidden_size), folder) as pooled:
-        for index, states, logits in map_batches(
-            pool_states, features, collate, BATCH_SIZE, model.device, accelerator, progress="caching features"
-        ):
+        batches = map_batches(pool_states, features, collate, model.device, accelerator, "caching features")
+        for index, states, logits in batches:
             pooled[index], final_logits[index] = states, logits
         yield CachedFeatures(pooled, final_logits, features.labels, features.lengths)
 

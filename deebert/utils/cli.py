@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
 from typing import Any, NoReturn
@@ -152,10 +152,3 @@ def check_numbers(
         bounds = {"above": above, "from": at_least, "up to": at_most}
         shown = " ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
         raise InputError(f"{name} {value}: give a number{' ' * bool(shown)}{shown}")
-
-
-def check_choice(settings, name: str, choices: Collection[str]) -> None:
-    """Raises InputError where the field is none of the choices. None is allowed."""
-    value = getattr(settings, name)
-    if value is not None and value not in choices:
-        raise InputError(f"{name} {value}: choose one of {', '.join(choices)}")

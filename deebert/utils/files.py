@@ -145,16 +145,13 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def reserved(folder: Path, wanted: bool = True) -> Iterator[None]:
-    """Makes a folder, and keeps other processes from reserving it. wanted: False in processes that share a run.
+def reserved(folder: Path) -> Iterator[None]:
+    """Makes a folder, and keeps other processes from reserving it.
 
     A process that is killed reserves nothing. A folder that was made here and is empty is removed. Raises InputError.
     """
     from filelock import FileLock, Timeout  # not above: without any package, a command still says which one it lacks
 
-    if not wanted:
-        yield
-        return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     lock = FileLock(folder / LOCK, timeout=0)

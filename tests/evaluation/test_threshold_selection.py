@@ -12,6 +12,7 @@ from support.helpers import simulated, with_costs
 from support.tiny import CLASSES, tiny_model
 
 import run_glue_deebert
+from deebert.data.batching import Features
 from deebert.data.tasks import TASKS
 from deebert.evaluation import threshold_selection, timing
 from deebert.evaluation.all_exits import AllExits, sweep
@@ -402,7 +403,9 @@ def test_the_promise_of_answered_texts_is_kept(texts, errors):
 
 def test_the_time_of_a_text_is_a_mean_and_a_median(monkeypatch):
     seconds = [np.array([0.001, 0.001, 0.004]), np.array([0.006, 0.010, 0.014])]
-    monkeypatch.setattr(timing, "first_passes", lambda *_: seconds)
-    text, saved = timing.compare_latency(tiny_model("bert"), 0.1, features=None, collate=None)
+    turns = [[timing.Timing(each[None]) for each in seconds]]
+    monkeypatch.setattr(timing, "timed_passes", lambda *_, batch_size: turns if batch_size == 1 else [])
+    three = Features(np.zeros(3, int), np.zeros(3, int), np.arange(4), None)
+    text, saved = timing.compare_latency(tiny_model("bert"), 0.1, three, collate=None)
     assert text == "a text takes 2.0 ms (median 1.0) in place of 10.0 ms (median 10.0); 3 texts, one at a time, on cpu"
     assert saved == pytest.approx(0.8)
