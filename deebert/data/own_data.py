@@ -159,7 +159,7 @@ def own_task(files: OwnFiles) -> OwnTask:
         label_column=",".join(first.columns.labels),
         labels=labels,
         metrics=METRICS[label_format.problem_type],
-        dev_splits=tuple((split, suffix) for split, suffix in (("dev", ""), ("test", "-test")) if split in paths),
+        dev_splits={split: suffix for split, suffix in (("dev", ""), ("test", "-test")) if split in paths},
         several_labels=label_format.problem_type == MULTI_LABEL,
         notes=(*notes, *(f"warning: {line}" for line in warnings(parts, label_format, labels))),
         lines=lines,

@@ -5,7 +5,7 @@ and scripts/predict_glue.sh writes predictions for its test sets.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, folded, number_in
@@ -44,7 +44,7 @@ class Task:
     short_rows: bool = False  # the download has a few: they are counted, and skipped unless it is a test file (QQP)
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("dev", "validation"), ("test", "test"))  # file, hub
     hub_columns: tuple[str, ...] = ()  # the hub's names of the text columns, if they differ
-    dev_splits: tuple[tuple[str, str], ...] = (("dev", ""),)  # what is scored, and the suffix of its results' folder
+    dev_splits: dict[str, str] = field(default_factory=lambda: {"dev": ""})  # scored; the suffix of the results' folder
     several_labels: bool = False  # whether a line may have any number of labels
     notes: tuple[str, ...] = ()  # lines for the user about the data
 
@@ -129,7 +129,7 @@ TASKS = {
             ("contradiction", "entailment", "neutral"),
             splits=tuple((name, name.replace("dev", "validation")) for name in MNLI_FILES),
             hub_columns=("premise", "hypothesis"),
-            dev_splits=(("dev_matched", ""), ("dev_mismatched", "-MM")),
+            dev_splits={"dev_matched": "", "dev_mismatched": "-MM"},
         ),
         Task("QNLI", ("question", "sentence"), "label", ENTAILMENT),
         Task("RTE", PAIR, "label", ENTAILMENT),
@@ -175,11 +175,6 @@ def names_other_labels(task: Task, id2label: dict[int, str]) -> bool:
     """Whether a classifier's outputs have names, and not those of the task's labels: it is of another task."""
     named = not all(re.fullmatch("LABEL_[0-9]+", str(name)) for name in id2label.values())
     return bool(task.labels) and named and not order_of_names(task, id2label)
-
-
-def eval_splits(task: Task) -> dict[str, str]:
-    """The dev files to score, each with the suffix of its results' folder: {"dev": ""}; MNLI has two."""
-    return dict(task.dev_splits)
 
 
 def check_num_labels(task: Task, num_labels: int, name: str) -> None:
