@@ -1,4 +1,4 @@
-"""The last layer for the first token alone: the one place that knows how a backbone's attention is made.
+"""The last layer for the first token alone, for layers like BERT's. Backbones with others make theirs of `attend`.
 
 In evaluation the final classifier reads nothing but the first token's state after the last layer. To compute only that
 saves about four fifths of the layer. The logits are Hugging Face's up to rounding.
@@ -21,24 +21,6 @@ def first_token_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: T
     attention, first = layer.attention.self, hidden_states[:, :1]
     query, key, value = attention.query(first), attention.key(hidden_states), attention.value(hidden_states)
     attended = layer.attention.output(attend(attention, query, key, value, attention_mask), first)
-    return layer.output(layer.intermediate(attended), attended)
-
-
-def first_token_distilbert_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The same for a layer of DistilBERT."""
-    attention, first = layer.attention, hidden_states[:, :1]
-    query, key, value = attention.q_lin(first), attention.k_lin(hidden_states), attention.v_lin(hidden_states)
-    context = attention.out_lin(attend(attention, query, key, value, attention_mask))
-    attended = layer.sa_layer_norm(context + first)
-    return layer.output_layer_norm(layer.ffn(attended) + attended)
-
-
-def first_token_mpnet_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The same for a layer of MPNet, whose position bias is in the mask."""
-    attention, first = layer.attention.attn, hidden_states[:, :1]
-    query, key, value = attention.q(first), attention.k(hidden_states), attention.v(hidden_states)
-    context = attention.o(attend(attention, query, key, value, attention_mask))
-    attended = layer.attention.LayerNorm(context + first)
     return layer.output(layer.intermediate(attended), attended)
 
 
