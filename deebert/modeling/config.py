@@ -136,16 +136,24 @@ def config_cutoffs(
     return rule, rule.cutoffs(threshold, len(config.exit_layers))
 
 
-def set_threshold(config, value: float | Sequence[float]) -> None:
-    """Stores a threshold, or one per off-ramp, in a config. Raises ValueError (see `ExitRule.cutoffs`)."""
-    config_cutoffs(config, value)
-    config.exit_threshold = checks.plain_threshold(value)
-
-
 def set_rule(config, name: str, threshold: float | Sequence[float]) -> None:
     """Stores rule and threshold in a config. Raises ValueError."""
     config_cutoffs(config, threshold, name)
     config.exit_rule, config.exit_threshold = name, checks.plain_threshold(threshold)
+
+
+class ThresholdSetters:
+    """Mixin for what runs by a `config`: a model, its encoder, an exported model."""
+
+    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
+        """Sets the threshold in the exit rule's units, one or one per off-ramp; a model saves it. Raises ValueError."""
+        set_rule(self.config, self.config.exit_rule, value)
+
+    set_early_exit_entropy = set_exit_threshold  # the original's name
+
+    def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
+        """Sets rule (a key of EXIT_RULES) and threshold; a model saves both. Raises ValueError."""
+        set_rule(self.config, name, threshold)
 
 
 def longest_text(config, wanted: int | None = None) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from deebert.modeling.config import building_with, set_threshold
+from deebert.modeling.config import ThresholdSetters, building_with
 from deebert.modeling.early_exit import ExitRequest, run_with_exits
 from deebert.modeling.first_token import bypassed, can_stand_in, first_token_layer
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway
@@ -26,7 +26,7 @@ def unchanged(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     return hidden_states
 
 
-class HighwayEncoder:
+class HighwayEncoder(ThresholdSetters):
     """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps.
 
     highway: those after layers 1 to N-1, as in the original. highway_embeddings: exit 0, None without one.
@@ -43,12 +43,6 @@ class HighwayEncoder:
         self.highway = nn.ModuleList(Highway(config) for _ in range(config.num_hidden_layers - 1))
         self.highway_embeddings = Highway(config) if config.exit_before_first_layer else None
         self.layer_classes = [type(module) for module in bypassed(self.layer[-1], self.attention_path)]
-
-    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold(s), in the config that all modules share. Raises ValueError."""
-        set_threshold(self.config, value)
-
-    set_early_exit_entropy = set_exit_threshold  # the original's name
 
     @property
     def off_ramps(self) -> list[Highway]:
