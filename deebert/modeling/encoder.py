@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from deebert.modeling.config import ThresholdSetters, building_with
 from deebert.modeling.early_exit import ExitRequest, run_with_exits
-from deebert.modeling.first_token import bypassed, can_stand_in, first_token_layer
+from deebert.modeling.first_token import attend, bypassed, can_stand_in
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -54,8 +54,14 @@ class HighwayEncoder(ThresholdSetters):
         return self.layer[i](hidden_states, attention_mask, **kwargs)
 
     def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The last layer for the first token alone: (b, T, H) -> (b, 1, H), where `config.first_token_only` is set."""
-        return first_token_layer(self.layer[-1], hidden_states, attention_mask)
+        """The last layer, as BERT has it, for the first token; config.first_token_only says where: (b, T, H) -> (b, 1, H).
+
+        attention_mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None.
+        """
+        layer, attention, first = self.layer[-1], self.layer[-1].attention.self, hidden_states[:, :1]
+        query, key, value = attention.query(first), attention.key(hidden_states), attention.value(hidden_states)
+        attended = layer.attention.output(attend(attention, query, key, value, attention_mask), first)
+        return layer.output(layer.intermediate(attended), attended)
 
     def can_shorten_last_layer(self) -> bool:
         """Whether `first_token_layer` gives what the last layer gives."""
