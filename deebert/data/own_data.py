@@ -77,7 +77,7 @@ class OwnTask(Task):
             label = index[value] if isinstance(value, str) else value
             if isinstance(value, tuple):
                 label = tuple(int(name in value) for name in index)
-            examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
+            examples.append(Example(texts, label))
         return examples
 
 

@@ -17,18 +17,13 @@ from deebert.utils.errors import InputError
 class Example:
     """One line of a file.
 
+    texts: the text, or the pair.
     label: an index into the task's labels; a float for regression; 0 or 1 for each of the task's labels, where a line
         has several; None without a label.
     """
 
-    text_a: str
-    text_b: str | None
+    texts: tuple[str, ...]
     label: int | float | tuple[int, ...] | None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The text, or the pair."""
-        return (self.text_a,) if self.text_b is None else (self.text_a, self.text_b)
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,7 @@ class Task:
                     continue
                 row = dict.fromkeys(columns, "") | row  # a submission needs a prediction for each line
             label = _label(row[self.label_column], labels, f"{path}, line {number}") if labelled else None
-            text_a, text_b = ([row[column] for column in self.text_columns] + [None])[:2]
-            examples.append(Example(text_a, text_b, label))
+            examples.append(Example(tuple(row[column] for column in self.text_columns), label))
         if short:
             print(f"{path}: {'filled up' if is_test(split) else 'skipped'} {short} short rows")
         if not examples:

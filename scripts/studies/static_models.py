@@ -107,8 +107,8 @@ def operations(config, layers: int, pooling: str, lengths: np.ndarray) -> np.nda
 
 def encode(examples: list[Example], tokenizer, max_length: int) -> list[dict]:
     """The tokens and the label of each text."""
-    pairs = [example.text_b for example in examples] if examples[0].text_b is not None else None
-    encoded = tokenizer([each.text_a for each in examples], pairs, truncation=True, max_length=max_length)
+    columns = map(list, zip(*(each.texts for each in examples), strict=True))
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     return [
         {"labels": each.label} | {name: values[i] for name, values in encoded.items()}
         for i, each in enumerate(examples)
