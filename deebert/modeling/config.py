@@ -32,8 +32,6 @@ class ExitFields:
         None: not known; then 128.
     """
 
-    ALIASES: ClassVar[dict[str, str]] = checks.ALIASES
-
     exit_threshold: float | list[float] = NO_EXIT
     exit_rule: str = "entropy"
     patience_tolerance: float = 0.5
@@ -58,7 +56,7 @@ class HighwayConfig(ExitFields):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)  # HF's reads attributes by the names in this map, too
-        cls.attribute_map = cls.attribute_map | cls.ALIASES
+        cls.attribute_map = cls.attribute_map | checks.ALIASES
 
     # What is particular to a backbone; its config class says where it differs from BERT.
     pre_norm: ClassVar[bool] = False  # a layer's output is not normalised, so that off-ramps have to do it
@@ -101,7 +99,7 @@ def building_with(config, config_class: type) -> Iterator[None]:
     checks.check_architecture(config.model_type, config_class)
     if not isinstance(config, HighwayConfig):
         checks.check_stored(vars(config))
-        for alias, name in HighwayConfig.ALIASES.items():
+        for alias, name in checks.ALIASES.items():
             if alias in vars(config):
                 setattr(config, name, vars(config).pop(alias))
         for field in dataclasses.fields(ExitFields):

@@ -21,11 +21,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))  # it would wait for threads that it lacks
 
 
-def unchanged(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """What runs before exit 0: no layer."""
-    return hidden_states
-
-
 class HighwayEncoder(ThresholdSetters):
     """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps.
 
@@ -94,7 +89,7 @@ class HighwayEncoder(ThresholdSetters):
         if request.first_token_only:
             blocks[-1] = self.first_token_layer
         if self.highway_embeddings is not None:
-            blocks = [unchanged, *blocks]
+            blocks = [lambda hidden_states, mask: hidden_states, *blocks]  # before exit 0 no layer runs
         off_ramps = self.off_ramps
         if request.train_off_ramps:
             off_ramps = [torch.enable_grad()(off_ramp.__call__) for off_ramp in off_ramps]
