@@ -39,7 +39,8 @@ class Task:
     short_rows: bool = False  # the download has a few: they are counted, and skipped unless it is a test file (QQP)
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("dev", "validation"), ("test", "test"))  # file, hub
     hub_columns: tuple[str, ...] = ()  # the hub's names of the text columns, if they differ
-    dev_splits: dict[str, str] = field(default_factory=lambda: {"dev": ""})  # scored; the suffix of the results' folder
+    # what is scored, and the suffix of its results' folder
+    dev_splits: dict[str, str] = field(default_factory=lambda: {"dev": ""}, hash=False)
     several_labels: bool = False  # whether a line may have any number of labels
     notes: tuple[str, ...] = ()  # lines for the user about the data
 
