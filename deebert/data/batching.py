@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from deebert.data.encoding import TextEncoder, padded
+from deebert.data.encoding import TextEncoder, eval_batches, padded
 from deebert.data.tasks import Example
 
 BUCKET_BATCHES = 50  # the samples of this many shuffled training batches are sorted by length, then cut into batches
@@ -177,12 +177,6 @@ class TrainBatches:
                 yield MicroBatch(step_rows, rows or step_rows[:1].tolist(), weight, last)
 
 
-def eval_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Batches of samples of similar length. With batch size 1: the order of the file."""
-    order = np.arange(len(lengths)) if batch_size == 1 else np.argsort(lengths, kind="stable")
-    return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
-
-
 def map_batches(
     forward_fn: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
     features: Features,
@@ -202,8 +196,7 @@ def map_batches(
     batches = eval_batches(features.lengths, batch_size)
     processes, process = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     hidden = progress is None or process > 0 or None  # None: unless it is written to a terminal
-    bar = tqdm(total=len(batches), desc=progress, unit="batch", disable=hidden, leave=False)
-    for first in range(0, len(batches), processes):
+    for first in tqdm(range(0, len(batches), processes), progress, unit="batch", disable=hidden, leave=False):
         outputs = []
         if first + process < len(batches):
             batch = collate(features, batches[first + process])
@@ -212,5 +205,3 @@ def map_batches(
                 tensors = forward_fn({name: tensor.to(device) for name, tensor in batch.items()})
             outputs.append((index, *(tensor.float().cpu().numpy() for tensor in tensors)))
         yield from outputs if processes == 1 else gather_object(outputs)
-        bar.update(min(processes, len(batches) - first))
-    bar.close()

@@ -34,11 +34,6 @@ class EncodedTexts:
         ids, truncated = [texts.ids[row] for texts, row in parts], [texts.truncated[row] for texts, row in parts]
         return cls(ids, types, truncated, parts[0][0].pad_id)
 
-    def by_length(self, batch_size: int) -> list[list[int]]:
-        """The positions of texts of similar length, batch by batch: little padding."""
-        order = sorted(range(len(self)), key=lambda i: len(self.ids[i]))
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
     def padded(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """A model's inputs (B, T) for these texts, padded to the longest of them."""
         width = max(len(self.ids[row]) for row in rows)
@@ -47,6 +42,12 @@ class EncodedTexts:
         if self.token_types is not None:
             inputs["token_type_ids"] = padded([self.token_types[row] for row in rows], width, 0)
         return inputs
+
+
+def eval_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of samples of similar length, so of little padding. With batch size 1 they keep their order."""
+    order = np.arange(len(lengths)) if batch_size == 1 else np.argsort(lengths, kind="stable")
+    return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
 def padded(rows: Sequence[Sequence[int]], width: int, value: int) -> np.ndarray:

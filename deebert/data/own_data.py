@@ -77,7 +77,7 @@ class OwnTask(Task):
             label = index[value] if isinstance(value, str) else value
             if isinstance(value, tuple):
                 label = tuple(int(name in value) for name in index)
-            examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, label))
+            examples.append(Example(texts, label))
         return examples
 
 
@@ -159,7 +159,7 @@ def own_task(files: OwnFiles) -> OwnTask:
         label_column=",".join(first.columns.labels),
         labels=labels,
         metrics=METRICS[label_format.problem_type],
-        dev_splits=tuple((split, suffix) for split, suffix in (("dev", ""), ("test", "-test")) if split in paths),
+        dev_splits={split: suffix for split, suffix in (("dev", ""), ("test", "-test")) if split in paths},
         several_labels=label_format.problem_type == MULTI_LABEL,
         notes=(*notes, *(f"warning: {line}" for line in warnings(parts, label_format, labels))),
         lines=lines,

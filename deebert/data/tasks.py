@@ -5,7 +5,7 @@ and scripts/predict_glue.sh writes predictions for its test sets.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deebert.data.label_values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, folded, number_in
@@ -17,18 +17,13 @@ from deebert.utils.errors import InputError
 class Example:
     """One line of a file.
 
+    texts: the text, or the pair.
     label: an index into the task's labels; a float for regression; 0 or 1 for each of the task's labels, where a line
         has several; None without a label.
     """
 
-    text_a: str
-    text_b: str | None
+    texts: tuple[str, ...]
     label: int | float | tuple[int, ...] | None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The text, or the pair."""
-        return (self.text_a,) if self.text_b is None else (self.text_a, self.text_b)
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,8 @@ class Task:
     short_rows: bool = False  # the download has a few: they are counted, and skipped unless it is a test file (QQP)
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("dev", "validation"), ("test", "test"))  # file, hub
     hub_columns: tuple[str, ...] = ()  # the hub's names of the text columns, if they differ
-    dev_splits: tuple[tuple[str, str], ...] = (("dev", ""),)  # what is scored, and the suffix of its results' folder
+    # what is scored, and the suffix of its results' folder
+    dev_splits: dict[str, str] = field(default_factory=lambda: {"dev": ""}, hash=False)
     several_labels: bool = False  # whether a line may have any number of labels
     notes: tuple[str, ...] = ()  # lines for the user about the data
 
@@ -99,8 +95,7 @@ class Task:
                     continue
                 row = dict.fromkeys(columns, "") | row  # a submission needs a prediction for each line
             label = _label(row[self.label_column], labels, f"{path}, line {number}") if labelled else None
-            text_a, text_b = ([row[column] for column in self.text_columns] + [None])[:2]
-            examples.append(Example(text_a, text_b, label))
+            examples.append(Example(tuple(row[column] for column in self.text_columns), label))
         if short:
             print(f"{path}: {'filled up' if is_test(split) else 'skipped'} {short} short rows")
         if not examples:
@@ -129,7 +124,7 @@ TASKS = {
             ("contradiction", "entailment", "neutral"),
             splits=tuple((name, name.replace("dev", "validation")) for name in MNLI_FILES),
             hub_columns=("premise", "hypothesis"),
-            dev_splits=(("dev_matched", ""), ("dev_mismatched", "-MM")),
+            dev_splits={"dev_matched": "", "dev_mismatched": "-MM"},
         ),
         Task("QNLI", ("question", "sentence"), "label", ENTAILMENT),
         Task("RTE", PAIR, "label", ENTAILMENT),
@@ -175,11 +170,6 @@ def names_other_labels(task: Task, id2label: dict[int, str]) -> bool:
     """Whether a classifier's outputs have names, and not those of the task's labels: it is of another task."""
     named = not all(re.fullmatch("LABEL_[0-9]+", str(name)) for name in id2label.values())
     return bool(task.labels) and named and not order_of_names(task, id2label)
-
-
-def eval_splits(task: Task) -> dict[str, str]:
-    """The dev files to score, each with the suffix of its results' folder: {"dev": ""}; MNLI has two."""
-    return dict(task.dev_splits)
 
 
 def check_num_labels(task: Task, num_labels: int, name: str) -> None:

@@ -11,7 +11,7 @@ import transformers
 from accelerate import Accelerator
 
 import deebert
-from deebert.data.tasks import Task, eval_splits
+from deebert.data.tasks import Task
 from deebert.experiment.arguments import VALIDATION_SPLIT, Arguments, OwnDataArguments, RunArguments
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import RECIPES
@@ -46,7 +46,7 @@ def training_settings(args: Arguments, task: Task) -> dict:
     best = args.checkpoints.load_best_model_at_end  # then the dev set decides, too
     free = FREE | set(vars(args.evaluation)) - ({"metric"} if best else set())
     settings = {name: value for name, value in args.as_dict().items() if name not in free}
-    splits = ["train", *(split for split in eval_splits(task) if best and split != "test")]
+    splits = ["train", *(split for split in task.dev_splits if best and split != "test")]
     files = {f"{split}.tsv": task.file(args.data.data_dir, split) for split in splits}
     if args.own.label_names:
         files["label_names"] = Path(args.own.label_names)

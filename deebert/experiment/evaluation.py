@@ -4,7 +4,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from deebert.data.tasks import eval_splits
 from deebert.evaluation import all_exits, metrics, results, tables, threshold_selection, timing
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.results import SweepRow
@@ -28,7 +27,7 @@ class Evaluation:
         args, self.wanted, self.seed = experiment.args, experiment.args.evaluation, experiment.args.training.seed
         # results of a model that this run trained, or of a checkpoint, have its own name, not that of its start
         own_name = args.run.do_train or checkpoint != experiment.output_dir
-        self.suffix = eval_splits(self.task)[split]
+        self.suffix = self.task.dev_splits[split]
         self.folder = checkpoint / f"results{self.suffix}"
         if args.run.plot_data_dir:
             name = str(checkpoint) if own_name else args.model.model_name_or_path

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from deebert.data.batching import Collator, Features, collator, fingerprint, tokenize
 from deebert.data.encoding import MIN_TOKENS, check_vocabulary
 from deebert.data.own_data import OwnFiles, own_task
-from deebert.data.tasks import Task, check_num_labels, eval_splits, get_task, label_order
+from deebert.data.tasks import Task, check_num_labels, get_task, label_order
 from deebert.evaluation.all_exits import AllExits, run_all_exits
 from deebert.evaluation.metrics import with_metric
 from deebert.experiment import earlier_run
@@ -121,7 +121,7 @@ class Experiment:
         wanted = self.args.checkpoints
         watched = self.args.evaluation.eval_after_first_stage or wanted.evaluate_during_training
         watched |= self.args.run.do_train and wanted.load_best_model_at_end
-        scored = {split: self.args.run.do_eval or (watched and split != "test") for split in eval_splits(self.task)}
+        scored = {split: self.args.run.do_eval or (watched and split != "test") for split in self.task.dev_splits}
         return {split: self.features(split) for split, needed in scored.items() if needed}
 
     def all_exits(self, model, test: bool = True, progress: bool = True) -> Iterator[tuple[str, AllExits]]:

@@ -11,7 +11,6 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from deebert.data.tasks import eval_splits
 from deebert.evaluation.all_exits import layer_scores
 from deebert.experiment.experiment import Experiment
 from deebert.modeling.checkpoints import one_line, save_model
@@ -79,7 +78,7 @@ class Monitor:
         """All metrics of the exits that the stage trains. Saves the weights if they are to be kept so far."""
         task, layers = self.experiment.scored_task, training.model.config.exit_layers
         trained = {"backbone": layers[-1:], "off_ramps": layers[:-1], "all": layers}[training.plan.trains]
-        suffixes, scalars = eval_splits(task), {}
+        scalars = {}
         for split, exits in self.experiment.all_exits(training.model, test=False, progress=False):
             each_layer = layer_scores(task, exits)
             scores = {layer: each_layer[layer] for layer in trained}
@@ -91,7 +90,7 @@ class Monitor:
             if self.accelerator.is_main_process:
                 shown = " ".join(f"{100 * score:.2f}" for score in primary)
                 tqdm.write(f"stage {training.stage}, step {training.steps}: {name} {shown}")
-            if self.wanted.load_best_model_at_end and not suffixes[split]:
+            if self.wanted.load_best_model_at_end and not task.dev_splits[split]:
                 score, texts = float(np.mean(primary)), len(exits.logits)
                 noise = 0.0 if self.wanted.evaluate_during_training else standard_error(score, texts)
                 self.keep_if_best(training, score, noise)

@@ -20,7 +20,7 @@ from accelerate.utils import (
 )
 
 from deebert.data.label_values import listing
-from deebert.data.tasks import eval_splits, names_other_labels
+from deebert.data.tasks import names_other_labels
 from deebert.evaluation.all_exits import layer_scores
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.earlier_run import FIELDS, not_resumed, precision, read_record
@@ -244,7 +244,7 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, float]:
     exits = dict(experiment.all_exits(model))
     if not experiment.accelerator.is_main_process:
         return scores  # one process scores, and times early exit
-    for split, suffix in eval_splits(experiment.task).items():
+    for split, suffix in experiment.task.dev_splits.items():
         evaluation = Evaluation(experiment, folder, model, split, exits[split])
         evaluation.score()
         first = folder == experiment.output_dir and not suffix

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOut
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from deebert.modeling.config import building_with, config_cutoffs, config_rule, has_several_labels, set_rule
+from deebert.modeling.config import ThresholdSetters, building_with, config_cutoffs, config_rule, has_several_labels
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.modeling.off_ramps import CLASSIFIER_POOLINGS, classifier_dropout, is_off_ramp, mean_weights
@@ -51,7 +51,7 @@ class AllExitsRequest(ExitRequest):
         self.all_logits.append(logits)
 
 
-class HighwayClassifier:
+class HighwayClassifier(ThresholdSetters):
     """Mixin in front of an HF sequence classification class."""
 
     # The original's off-ramp after the last layer, which is never trained; an exit 0 that is switched off; 0.10's head
@@ -65,16 +65,6 @@ class HighwayClassifier:
         self.num_labels = config.num_labels
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-
-    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold in the exit rule's units, one or one per off-ramp; it is saved, too. Raises ValueError."""
-        self.base_model.encoder.set_exit_threshold(value)
-
-    set_early_exit_entropy = set_exit_threshold  # the original's name
-
-    def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
-        """Sets rule (a key of EXIT_RULES) and threshold, which are saved with the model. Raises ValueError."""
-        set_rule(self.config, name, threshold)
 
     def train_stage(self, stage: str) -> None:
         """Freezes what a stage does not train; in training mode `forward(labels=...)` returns the loss of the stage.

@@ -32,8 +32,6 @@ class ExitFields:
         None: not known; then 128.
     """
 
-    ALIASES: ClassVar[dict[str, str]] = checks.ALIASES
-
     exit_threshold: float | list[float] = NO_EXIT
     exit_rule: str = "entropy"
     patience_tolerance: float = 0.5
@@ -58,7 +56,7 @@ class HighwayConfig(ExitFields):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)  # HF's reads attributes by the names in this map, too
-        cls.attribute_map = cls.attribute_map | cls.ALIASES
+        cls.attribute_map = cls.attribute_map | checks.ALIASES
 
     # What is particular to a backbone; its config class says where it differs from BERT.
     pre_norm: ClassVar[bool] = False  # a layer's output is not normalised, so that off-ramps have to do it
@@ -101,7 +99,7 @@ def building_with(config, config_class: type) -> Iterator[None]:
     checks.check_architecture(config.model_type, config_class)
     if not isinstance(config, HighwayConfig):
         checks.check_stored(vars(config))
-        for alias, name in HighwayConfig.ALIASES.items():
+        for alias, name in checks.ALIASES.items():
             if alias in vars(config):
                 setattr(config, name, vars(config).pop(alias))
         for field in dataclasses.fields(ExitFields):
@@ -136,16 +134,24 @@ def config_cutoffs(
     return rule, rule.cutoffs(threshold, len(config.exit_layers))
 
 
-def set_threshold(config, value: float | Sequence[float]) -> None:
-    """Stores a threshold, or one per off-ramp, in a config. Raises ValueError (see `ExitRule.cutoffs`)."""
-    config_cutoffs(config, value)
-    config.exit_threshold = checks.plain_threshold(value)
-
-
 def set_rule(config, name: str, threshold: float | Sequence[float]) -> None:
     """Stores rule and threshold in a config. Raises ValueError."""
     config_cutoffs(config, threshold, name)
     config.exit_rule, config.exit_threshold = name, checks.plain_threshold(threshold)
+
+
+class ThresholdSetters:
+    """Mixin for what runs by a `config`: a model, its encoder, an exported model."""
+
+    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
+        """Sets the threshold in the exit rule's units, one or one per off-ramp; a model saves it. Raises ValueError."""
+        set_rule(self.config, self.config.exit_rule, value)
+
+    set_early_exit_entropy = set_exit_threshold  # the original's name
+
+    def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
+        """Sets rule (a key of EXIT_RULES) and threshold; a model saves both. Raises ValueError."""
+        set_rule(self.config, name, threshold)
 
 
 def longest_text(config, wanted: int | None = None) -> int:

@@ -12,21 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from deebert.modeling.config import building_with, set_threshold
+from deebert.modeling.config import ThresholdSetters, building_with
 from deebert.modeling.early_exit import ExitRequest, run_with_exits
-from deebert.modeling.first_token import bypassed, can_stand_in, first_token_layer
+from deebert.modeling.first_token import attend, bypassed, can_stand_in
 from deebert.modeling.off_ramps import NEEDS_ALL_TOKENS, Highway
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))  # it would wait for threads that it lacks
 
 
-def unchanged(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """What runs before exit 0: no layer."""
-    return hidden_states
-
-
-class HighwayEncoder:
+class HighwayEncoder(ThresholdSetters):
     """Mixin in front of an HF encoder class with a list of layers `self.layer`: adds the off-ramps.
 
     highway: those after layers 1 to N-1, as in the original. highway_embeddings: exit 0, None without one.
@@ -44,12 +39,6 @@ class HighwayEncoder:
         self.highway_embeddings = Highway(config) if config.exit_before_first_layer else None
         self.layer_classes = [type(module) for module in bypassed(self.layer[-1], self.attention_path)]
 
-    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold(s), in the config that all modules share. Raises ValueError."""
-        set_threshold(self.config, value)
-
-    set_early_exit_entropy = set_exit_threshold  # the original's name
-
     @property
     def off_ramps(self) -> list[Highway]:
         """All off-ramps, (E-1,) in the order of the exits."""
@@ -60,8 +49,15 @@ class HighwayEncoder:
         return self.layer[i](hidden_states, attention_mask, **kwargs)
 
     def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The last layer for the first token alone: (b, T, H) -> (b, 1, H), where `config.first_token_only` is set."""
-        return first_token_layer(self.layer[-1], hidden_states, attention_mask)
+        """The last layer, as BERT has it, for the first token alone: (b, T, H) -> (b, 1, H).
+
+        Called where `config.first_token_only` is set.
+        attention_mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None.
+        """
+        layer, attention, first = self.layer[-1], self.layer[-1].attention.self, hidden_states[:, :1]
+        query, key, value = attention.query(first), attention.key(hidden_states), attention.value(hidden_states)
+        attended = layer.attention.output(attend(attention, query, key, value, attention_mask), first)
+        return layer.output(layer.intermediate(attended), attended)
 
     def can_shorten_last_layer(self) -> bool:
         """Whether `first_token_layer` gives what the last layer gives."""
@@ -93,7 +89,7 @@ class HighwayEncoder:
         if request.first_token_only:
             blocks[-1] = self.first_token_layer
         if self.highway_embeddings is not None:
-            blocks = [unchanged, *blocks]
+            blocks = [lambda hidden_states, mask: hidden_states, *blocks]  # before exit 0 no layer runs
         off_ramps = self.off_ramps
         if request.train_off_ramps:
             off_ramps = [torch.enable_grad()(off_ramp.__call__) for off_ramp in off_ramps]

@@ -1,4 +1,4 @@
-"""The last layer for the first token alone: the one place that knows how a backbone's attention is made.
+"""The last layer for the first token alone: its attention, and when it may stand in for the layer.
 
 In evaluation the final classifier reads nothing but the first token's state after the last layer. To compute only that
 saves about four fifths of the layer. The logits are Hugging Face's up to rounding.
@@ -13,35 +13,6 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 CAPTURE = "transformers.utils.output_capturing"
 
 
-def first_token_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """A layer as BERT, RoBERTa or ELECTRA has it, for the first token, which attends to all: (b, T, H) -> (b, 1, H).
-
-    attention_mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None.
-    """
-    attention, first = layer.attention.self, hidden_states[:, :1]
-    query, key, value = attention.query(first), attention.key(hidden_states), attention.value(hidden_states)
-    attended = layer.attention.output(attend(attention, query, key, value, attention_mask), first)
-    return layer.output(layer.intermediate(attended), attended)
-
-
-def first_token_distilbert_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The same for a layer of DistilBERT."""
-    attention, first = layer.attention, hidden_states[:, :1]
-    query, key, value = attention.q_lin(first), attention.k_lin(hidden_states), attention.v_lin(hidden_states)
-    context = attention.out_lin(attend(attention, query, key, value, attention_mask))
-    attended = layer.sa_layer_norm(context + first)
-    return layer.output_layer_norm(layer.ffn(attended) + attended)
-
-
-def first_token_mpnet_layer(layer: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The same for a layer of MPNet, whose position bias is in the mask."""
-    attention, first = layer.attention.attn, hidden_states[:, :1]
-    query, key, value = attention.q(first), attention.k(hidden_states), attention.v(hidden_states)
-    context = attention.o(attend(attention, query, key, value, attention_mask))
-    attended = layer.attention.LayerNorm(context + first)
-    return layer.output(layer.intermediate(attended), attended)
-
-
 def attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Query (b, 1, H), keys and values (b, T, H) -> what the first token reads, of all heads (b, 1, H)."""
 
@@ -54,7 +25,7 @@ def attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
 
 
 def bypassed(layer: nn.Module, attention_path: Sequence[str]) -> list[nn.Module | None]:
-    """The modules whose own forward these functions do not call: the layer, and those on the path to its attention."""
+    """The modules whose own forward `first_token_layer` does not call: the layer, and those down to its attention."""
     modules = [layer]
     for name in attention_path:
         modules.append(getattr(modules[-1], name, None))

@@ -10,7 +10,7 @@ from threading import Lock
 
 import numpy as np
 
-from deebert.data.encoding import EncodedTexts, TextEncoder, as_tuples, check_vocabulary
+from deebert.data.encoding import EncodedTexts, TextEncoder, as_tuples, check_vocabulary, eval_batches
 from deebert.modeling.config import config_cutoffs, has_several_labels, longest_text, set_rule
 from deebert.modeling.config_checks import is_number, is_whole
 from deebert.modeling.exit_rules import NO_EXIT
@@ -185,7 +185,7 @@ class Classifier:
     def classify(self, encoded: EncodedTexts, options: dict) -> list[Prediction]:
         """Predictions for texts of `encode`, in their order, with the options of `options`."""
         by_row: dict[int, Prediction] = {}
-        for rows in encoded.by_length(self.batch_size):
+        for rows in eval_batches([*map(len, encoded.ids)], self.batch_size):
             by_row |= zip(rows, self._run(encoded, rows, options), strict=True)
         predictions = [by_row[row] for row in range(len(encoded))]
         labels = [label for prediction in predictions for label in prediction.labels]

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from deebert.modeling.config import MANIFEST, ExitFields, config_cutoffs
-from deebert.modeling.config_checks import check_fields, check_labels, check_stored
+from deebert.modeling.config_checks import ALIASES, check_fields, check_labels, check_stored
 from deebert.utils.arrays import Array
 from deebert.utils.errors import InputError, is_panic
 from deebert.utils.files import read_json
@@ -100,7 +100,7 @@ def exported_config(folder: Path, manifest: dict) -> ExportedConfig:
     """The config of an export. Raises InputError where config.json is damaged or differs from the graph's."""
     file = folder / "config.json"
     facts = read_json(file, advice=AGAIN)
-    stored = {ExitFields.ALIASES.get(name, name): value for name, value in facts.items()}
+    stored = {ALIASES.get(name, name): value for name, value in facts.items()}
     older = {"linear_classifier": False, "classifier_pooling": stored.get("classifier_pooling", "cls")}
     made_with = older | manifest["config"]
     labels = stored.get("id2label") or {i: f"LABEL_{i}" for i in range(made_with["num_labels"])}

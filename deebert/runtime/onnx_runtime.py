@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deebert.modeling.config import config_cutoffs, has_several_labels, set_rule, set_threshold
+from deebert.modeling.config import ThresholdSetters, config_cutoffs, has_several_labels
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_of
 from deebert.modeling.exit_rules import NO_EXIT, ExitRule, prediction_entropy
 from deebert.runtime.exported import GRAPH, ExitOutput, exported_config, read_manifest
@@ -43,7 +43,7 @@ def open_session(path: Path, threads: int | None = None):
         raise InputError(f"{path}: not a graph that ONNX Runtime can read ({error})") from None
 
 
-class OnnxDeeBert:
+class OnnxDeeBert(ThresholdSetters):
     """An exported model, called like `DeeBertForSequenceClassification` in evaluation.
 
     Tensors in, tensors out: a `HighwayClassifierOutput`. Arrays of numpy in, arrays out: an `ExitOutput`, without
@@ -69,16 +69,6 @@ class OnnxDeeBert:
     def eval(self) -> "OnnxDeeBert":
         """Nothing to do: there is no training mode. For code that is written for PyTorch models."""
         return self
-
-    def set_exit_threshold(self, value: float | Sequence[float]) -> None:
-        """Sets the threshold. Raises ValueError (see `ExitRule.cutoffs`)."""
-        set_threshold(self.config, value)
-
-    set_early_exit_entropy = set_exit_threshold  # the original's name
-
-    def set_exit_rule(self, name: str, threshold: float | Sequence[float] = NO_EXIT) -> None:
-        """Sets rule and threshold for this object; nothing is stored. Raises ValueError."""
-        set_rule(self.config, name, threshold)
 
     def __call__(
         self,

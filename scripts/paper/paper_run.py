@@ -12,7 +12,7 @@ from paper_table import choose_thresholds
 
 import run_glue_deebert
 from deebert.data.batching import Collator, collator
-from deebert.data.tasks import Task, eval_splits
+from deebert.data.tasks import Task
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import Arguments, parse_args
@@ -83,7 +83,7 @@ class Run:
     @property
     def results(self) -> list[Path]:
         """The folder of results of each dev set."""
-        return [self.folder / f"results{suffix}" for suffix in eval_splits(self.task).values()]
+        return [self.folder / f"results{suffix}" for suffix in self.task.dev_splits.values()]
 
     def execute(self) -> None:
         """Trains unless that is done, chooses thresholds and times them. Raises InputError, Interrupted."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deebert.data.tasks import Task, eval_splits
+from deebert.data.tasks import Task
 from deebert.evaluation.all_exits import AllExits, dense_thresholds, sweep
 from deebert.evaluation.metrics import exits_at_chance
 from deebert.evaluation.results import SweepRow, read_sweep
@@ -142,7 +142,7 @@ COLUMNS += " paper_change paper_seconds paper_time_saved"
 def csv_lines(block: Block, task: Task) -> list[dict]:
     """For each data set of the task a line for the full model, and one for each threshold, by names of COLUMNS."""
     lines, papers = [], block.paper.get(task.name)
-    for i, (split, ours) in enumerate(zip(eval_splits(task), block.ours[task.name], strict=True)):
+    for i, (split, ours) in enumerate(zip(task.dev_splits, block.ours[task.name], strict=True)):
         about = {"model": block.model, "task": task.name, "data_set": split, "metric": task.primary_metric}
         beside = {}
         if paper := papers and papers[i]:

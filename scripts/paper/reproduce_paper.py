@@ -17,7 +17,7 @@ from paper_run import Run, label, timed_thresholds
 from paper_table import Block, notes, read_result, write_table
 
 from deebert.commands.download import download
-from deebert.data.tasks import TASKS, Task, eval_splits, get_task
+from deebert.data.tasks import TASKS, Task, get_task
 from deebert.experiment.arguments import parse_args
 from deebert.modeling.checkpoints import load_config
 from deebert.utils import cli
@@ -44,7 +44,7 @@ def need_data(tasks: Sequence[Task], data_dir: Path) -> None:
 
 def read_all(task: Task, data_dir: Path) -> None:
     """Reads all files that a run needs, so that a wrong line is reported before hours of work. Raises InputError."""
-    for split in ("train", *eval_splits(task)):
+    for split in ("train", *task.dev_splits):
         task.read(data_dir / task.name, split)
 
 

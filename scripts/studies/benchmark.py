@@ -26,7 +26,6 @@ from full_graphs import stock_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from deebert.data.tasks import eval_splits
 from deebert.evaluation import plotting
 from deebert.evaluation.cost import costs_of
 from deebert.experiment.arguments import parse_args
@@ -136,7 +135,7 @@ def main() -> None:
         raise InputError(f"{folder}: a regression model has no labels to compare")
     for threshold in args.exit_threshold:
         check_threshold(threshold, config)
-    features = experiment.features(next(iter(eval_splits(task))))
+    features = experiment.features(next(iter(task.dev_splits)))
     features, device = features.take(range(len(features))[: args.samples]), experiment.accelerator.device
     model = load_model(folder, config).to(device).eval()
     longest, names = int(features.lengths.max()), plotting.labels(args.static)

@@ -33,7 +33,6 @@ from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from deebert.data.batching import collator
-from deebert.data.tasks import eval_splits
 from deebert.evaluation.all_exits import layer_scores, run_all_exits
 from deebert.evaluation.results import primary_scores
 from deebert.evaluation.tables import markdown
@@ -131,7 +130,7 @@ class Training:
     def scores(self) -> list[float]:
         """The dev score of every exit."""
         task = self.experiment.task
-        dev = self.experiment.features(next(iter(eval_splits(task))))
+        dev = self.experiment.features(next(iter(task.dev_splits)))
         exits = run_all_exits(self.model, dev, self.experiment.collate, progress=False)
         return list(primary_scores(layer_scores(task, exits)).values())
 

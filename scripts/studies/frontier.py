@@ -28,7 +28,7 @@ from frontier_contenders import Contender, Study, Texts, text_tuples
 from frontier_tables import Measured, write
 from full_graphs import timed_turns
 
-from deebert.data.tasks import Example, Task, eval_splits
+from deebert.data.tasks import Example, Task
 from deebert.experiment.arguments import parse_args
 from deebert.experiment.experiment import find_task
 from deebert.modeling.checkpoints import load_config, quiet_transformers
@@ -74,7 +74,7 @@ def read_task(models: list[tuple[str, str]], flags: list[str]) -> tuple[Task, li
     task = find_task(args.data, args.own, labels=names, problem_type=config.problem_type)
     if task.num_labels == 1 or task.several_labels:
         raise InputError(f"{task.name}: the frontier compares labels, one for each text")
-    splits = list(eval_splits(task))
+    splits = list(task.dev_splits)
     scored = "test" if "test" in splits else splits[0]
     return task, *(task.read(args.data.data_dir, split) for split in ("train", scored))
 

@@ -44,7 +44,7 @@ def mean_features(texts: list[str], model: str, max_length: int) -> np.ndarray:
 def part(task: OwnTask, split: str, model: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Features (S, H) and labels (S,) or (S, C) of a split."""
     examples = task.read(None, split)
-    return mean_features([each.text_a for each in examples], model, max_length), np.array([x.label for x in examples])
+    return mean_features([each.texts[0] for each in examples], model, max_length), np.array([x.label for x in examples])
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from deebert import Classifier
-from deebert.data.tasks import Example, Task, eval_splits, label_order
+from deebert.data.tasks import Example, Task, label_order
 from deebert.evaluation.all_exits import AllExits
 from deebert.evaluation.cost import head_operations, layer_operations
 from deebert.experiment.arguments import Arguments, parse_args
@@ -107,8 +107,8 @@ def operations(config, layers: int, pooling: str, lengths: np.ndarray) -> np.nda
 
 def encode(examples: list[Example], tokenizer, max_length: int) -> list[dict]:
     """The tokens and the label of each text."""
-    pairs = [example.text_b for example in examples] if examples[0].text_b is not None else None
-    encoded = tokenizer([each.text_a for each in examples], pairs, truncation=True, max_length=max_length)
+    columns = map(list, zip(*(each.texts for each in examples), strict=True))
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     return [
         {"labels": each.label} | {name: values[i] for name, values in encoded.items()}
         for i, each in enumerate(examples)
@@ -141,7 +141,7 @@ def make_trainer(
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(source)
     train_texts, dev_texts = (
-        task.read(args.data.data_dir, split, labels) for split in ("train", next(iter(eval_splits(task))))
+        task.read(args.data.data_dir, split, labels) for split in ("train", next(iter(task.dev_splits)))
     )
     train_set, dev_set = (encode(texts, tokenizer, ours.max_seq_length) for texts in (train_texts, dev_texts))
     if teacher is not None:

@@ -21,13 +21,13 @@ def tokenizer(tmp_path):
 
 def test_pairs_are_cut_to_the_maximum_and_have_token_types(backbone, tmp_path):
     tokenizer = tiny_tokenizer(backbone)
-    examples = [Example("good film " * 10, "bad plot", 1), Example("a", "b", 0)]
+    examples = [Example(("good film " * 10, "bad plot"), 1), Example(("a", "b"), 0)]
     tokenized = tokenize(examples, tokenizer, 16)
     assert tokenized.lengths.tolist()[0] == 16
     assert tokenized.cut_note() == "1 of 2 texts (50 %) have more than 16 tokens and were cut"
     assert tokenize(examples, tokenizer, 200).cut_note() is None
     assert tokenized.labels.tolist() == [1, 0]
-    ids = tokenizer(examples[1].text_a, examples[1].text_b)["input_ids"]
+    ids = tokenizer(*examples[1].texts)["input_ids"]
     assert tokenized.input_ids[16:].tolist() == ids
     if backbone == "bert":
         assert tokenized.token_type_ids[16:].tolist() == [0, 0, 0, 1, 1]
@@ -39,7 +39,7 @@ def test_pairs_are_cut_to_the_maximum_and_have_token_types(backbone, tmp_path):
 
 
 def test_regression_labels_are_floats(tokenizer):
-    tokenized = tokenize([Example("a", "b", 3.25), Example("a", "b", 0.0)], tokenizer, 16)
+    tokenized = tokenize([Example(("a", "b"), 3.25), Example(("a", "b"), 0.0)], tokenizer, 16)
     assert tokenized.labels.dtype == np.float32
     assert collator(tiny_config("bert"))(tokenized, [0, 1])["labels"].tolist() == [3.25, 0.0]
 

@@ -37,7 +37,7 @@ def task(write):
 
 
 def pairs(examples: list[Example]) -> list[tuple]:
-    return [(x.text_a, x.label) for x in examples]
+    return [(x.texts[0], x.label) for x in examples]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_columns_are_guessed_where_their_names_are_plain(task, header, flags, co
     text = f"{header}\n{','.join(['x'] * fields)}\n{','.join(['y'] * fields)}\n"
     made = task(text, dev=text, **flags)
     assert (made.text_columns, made.label_column) == columns
-    assert (made.read(None, "dev")[1].text_b == "y") == (len(columns[0]) == 2)
+    assert (made.read(None, "dev")[1].texts[1:] == ("y",)) == (len(columns[0]) == 2)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_missing_files(tmp_path, write):
 
 def test_no_text_is_lost_silently(task):
     made = task('text,label\n"",a\nx,b\n  ,a\nx,a\n')
-    assert [x.text_a for x in made.read(None, "train")] == ["", "x", "  ", "x"]
+    assert [x.texts[0] for x in made.read(None, "train")] == ["", "x", "  ", "x"]
     empty, shared = (note for note in made.notes if note.startswith("warning: "))
     assert "2 empty texts, the first in" in empty
     assert "train.csv, line 2; they are kept" in empty

@@ -44,19 +44,19 @@ def write(folder, split: str, text: str):
 )
 def test_every_tasks_train_file(tmp_path, task, lines, expected, capsys):
     folder = write(tmp_path / task, "train", "\n".join(lines) + "\n")
-    expected = [Example(texts[0], texts[1] if len(texts) > 1 else None, label) for *texts, label in expected]
+    expected = [Example(tuple(texts), label) for *texts, label in expected]
     assert get_task(task).read(folder, "train") == expected
     assert ("skipped 1 short rows" in capsys.readouterr().out) == (task == "QQP")
 
 
 def test_test_files_have_no_labels_and_cola_then_has_a_header(tmp_path):
     folder = write(tmp_path, "test", "index\tsentence\n0\tSome text\n")
-    assert get_task("CoLA").read(folder, "test") == [Example("Some text", None, None)]
+    assert get_task("CoLA").read(folder, "test") == [Example(("Some text",), None)]
 
 
 def test_short_rows_of_a_test_file_are_kept_because_each_line_needs_a_prediction(tmp_path, capsys):
     folder = write(tmp_path, "test", "id\tquestion1\tquestion2\n0\tA?\n1\tA?\tB?\n")
-    assert get_task("QQP").read(folder, "test") == [Example("A?", "", None), Example("A?", "B?", None)]
+    assert get_task("QQP").read(folder, "test") == [Example(("A?", ""), None), Example(("A?", "B?"), None)]
     assert "filled up 1 short rows" in capsys.readouterr().out
 
 
@@ -64,7 +64,7 @@ def test_short_rows_of_a_test_file_are_kept_because_each_line_needs_a_prediction
 def test_the_diagnostic_set_is_beside_mnli_or_in_it(tmp_path, place):
     (tmp_path / "MNLI").mkdir()
     write(tmp_path / place, "diagnostic", "index\tsentence1\tsentence2\n0\tA\tB\n")
-    assert get_task("MNLI").read(tmp_path / "MNLI", "diagnostic") == [Example("A", "B", None)]
+    assert get_task("MNLI").read(tmp_path / "MNLI", "diagnostic") == [Example(("A", "B"), None)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from transformers.masking_utils import sdpa_mask
 from deebert.modeling.backbones.bert import entropy
 from deebert.modeling.early_exit import ActiveBatch, ExitRequest, exits_now, first_exit_layer
 from deebert.modeling.exit_rules import make_rule
-from deebert.modeling.first_token import first_token_layer
 from deebert.modeling.off_ramps import mean_weights
 from deebert.runtime.onnx_export import additive_mask
 
@@ -180,7 +179,7 @@ def test_samples_that_exited_are_not_computed_any_further(monkeypatch):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_last_layer_of_the_first_token_is_hugging_faces(backbone, attention):
     model = tiny_model(backbone, attn_implementation=attention)
-    layer = model.base_model.encoder.layer[-1]
+    encoder = model.base_model.encoder
     hidden = torch.randn(3, 11, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     kept = torch.arange(11) < torch.tensor([11, 4, 7])[:, None]
     added = additive_mask(model, kept.long())
@@ -190,8 +189,8 @@ def test_the_last_layer_of_the_first_token_is_hugging_faces(backbone, attention)
         masks.append(kept[:, None, None].expand(3, 1, 11, 11))
     with torch.no_grad():
         for mask in masks:
-            short = first_token_layer(layer, hidden, mask)
-            torch.testing.assert_close(short, layer(hidden, mask)[:, :1])
+            short = encoder.first_token_layer(hidden, mask)
+            torch.testing.assert_close(short, encoder.layer[-1](hidden, mask)[:, :1])
 
 
 def test_a_model_that_never_exits_takes_the_masks_that_its_backbone_takes():

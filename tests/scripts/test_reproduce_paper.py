@@ -51,7 +51,7 @@ def workplace(tmp_path_factory, tiny_checkpoints) -> Path:
     (root / "glue").mkdir()
     for name in GLUE:
         write_split(TASKS[name], root / "glue" / name / "train.tsv", 8, 1)
-        for split, _ in TASKS[name].dev_splits:
+        for split in TASKS[name].dev_splits:
             write_split(TASKS[name], root / "glue" / name / f"{split}.tsv", 4, 2)
     return root
 

@@ -35,7 +35,7 @@ def test_an_ordinary_model_of_the_first_layers_is_saved(tmp_path, tiny_data, tin
         assert type(AutoModelForSequenceClassification.from_pretrained(tmp_path)) is BertForSequenceClassification
     tokenizer, texts = AutoTokenizer.from_pretrained(tmp_path), TASKS["SST-2"].read(tiny_data / "SST-2", "dev")
     for i, example in enumerate(texts[:3]):  # one at a time: padding makes no difference
-        inputs = tokenizer(example.text_a, truncation=True, max_length=32, return_tensors="pt")
+        inputs = tokenizer(*example.texts, truncation=True, max_length=32, return_tensors="pt")
         with torch.no_grad():
             np.testing.assert_allclose(model(**inputs).logits[0], exits.logits[i, 0], atol=1e-5)
     assert exits.labels.tolist() == [example.label for example in texts]

@@ -10,7 +10,7 @@ from deebert.modeling.auto_classes import AutoLoading, register
 from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig
 from deebert.modeling.encoder import HighwayEncoder, HighwayModel
-from deebert.modeling.first_token import first_token_distilbert_layer
+from deebert.modeling.first_token import attend
 
 
 class DeeDistilBertConfig(HighwayConfig, DistilBertConfig):
@@ -32,7 +32,11 @@ class DeeDistilBertEncoder(HighwayEncoder, Transformer):
 
     def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         """See HighwayEncoder."""
-        return first_token_distilbert_layer(self.layer[-1], hidden_states, attention_mask)
+        layer, attention, first = self.layer[-1], self.layer[-1].attention, hidden_states[:, :1]
+        query, key, value = attention.q_lin(first), attention.k_lin(hidden_states), attention.v_lin(hidden_states)
+        context = attention.out_lin(attend(attention, query, key, value, attention_mask))
+        attended = layer.sa_layer_norm(context + first)
+        return layer.output_layer_norm(layer.ffn(attended) + attended)
 
 
 class DeeDistilBertModel(HighwayModel, DistilBertModel):

@@ -85,15 +85,7 @@ class DeeModernBertModel(HighwayEncoder, ModernBertModel):
         return self._forward_with(exits, *inputs, **kwargs)
 
     @capture_outputs
-    def _forward_with(
-        self,
-        exits: ExitRequest,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        **kwargs,
-    ) -> BaseModelOutput:
+    def _forward_with(self, exits, input_ids, attention_mask, position_ids, inputs_embeds, **kwargs) -> BaseModelOutput:
         if position_ids is not None or self.config._attn_implementation == "flex_attention":
             raise ValueError("ModernBERT's exits take no position_ids, and no flex_attention: use sdpa or eager")
         hidden_states = self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds)

@@ -18,7 +18,7 @@ from deebert.modeling.classifier import StockHeadClassifier
 from deebert.modeling.config import HighwayConfig
 from deebert.modeling.early_exit import ExitRequest
 from deebert.modeling.encoder import HighwayEncoder, HighwayModel
-from deebert.modeling.first_token import first_token_mpnet_layer
+from deebert.modeling.first_token import attend
 
 
 class DeeMPNetConfig(HighwayConfig, MPNetConfig):
@@ -43,8 +43,12 @@ class DeeMPNetEncoder(HighwayEncoder, MPNetEncoder):
         return bias if mask is None else bias + mask
 
     def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """See HighwayEncoder."""
-        return first_token_mpnet_layer(self.layer[-1], hidden_states, attention_mask)
+        """See HighwayEncoder. The position bias is in the mask."""
+        layer, attention, first = self.layer[-1], self.layer[-1].attention.attn, hidden_states[:, :1]
+        query, key, value = attention.q(first), attention.k(hidden_states), attention.v(hidden_states)
+        context = attention.o(attend(attention, query, key, value, attention_mask))
+        attended = layer.attention.LayerNorm(context + first)
+        return layer.output(layer.intermediate(attended), attended)
 
 
 class DeeMPNetModel(HighwayModel, MPNetModel):
