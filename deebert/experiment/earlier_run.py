@@ -82,9 +82,11 @@ def same_training(folder: Path, settings: dict) -> dict | None:
 
 
 def not_resumed(run: RunArguments, settings: dict) -> str:
-    """Why a training with --resume starts from the beginning."""
+    """Why --resume starts a training from the beginning; "" where there was none before."""
     record = read_record(Path(run.output_dir))
-    if other := record and first_difference(record["settings"], settings):
+    if record is None:
+        return ""
+    if other := first_difference(record["settings"], settings):
         return f"{run.output_dir}: its training is not resumed but overwritten: it had another {other}"
     return f"{run.output_dir}: no checkpoint to resume from; the training starts from the beginning"
 
@@ -122,8 +124,8 @@ def data_of_training(own: OwnDataArguments, record: dict | None) -> OwnDataArgum
         names -= set(files)
         if own.validation_file and not own.train_file and Path(train_file).is_file():
             names.add("train_file")  # so that texts which the model has seen are named
-    elif own.test_file:
-        names -= {name for name in files if not Path(trained.get(name) or "").is_file()}
+    elif own.test_file and not all(Path(trained[name]).is_file() for name in files[:2] if trained.get(name)):
+        names -= set(files)  # moved since the training
     return replace(own, **{name: trained[name] for name in names if trained.get(name) is not None})
 
 

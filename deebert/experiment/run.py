@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from shlex import quote
 from signal import SIGTERM
 
 import torch
@@ -96,8 +97,8 @@ def train(experiment: Experiment) -> None:
     with StopSignal() as stop:
         model, first, state = load_start(experiment, checkpoint)
         model.to(accelerator.device)
-        if args.run.resume and checkpoint is None:
-            experiment.say(not_resumed(args.run, experiment.settings))
+        if args.run.resume and checkpoint is None and (note := not_resumed(args.run, experiment.settings)):
+            experiment.say(note)
         clean_output_dir(experiment, keep_checkpoints=checkpoint is not None)
         experiment.record.begin(experiment.task, experiment.previous_record)
         monitor = Monitor(experiment)
@@ -197,7 +198,9 @@ def how_to_evaluate(args: Arguments) -> str:
     """The next command after a training with own data that evaluates nothing."""
     if args.run.do_eval or not args.own.files:
         return ""
-    return f"; deebert eval --output_dir {args.run.output_dir} --target_drop 0.01 scores it and chooses a threshold"
+    return (
+        f"; deebert eval --output_dir {quote(args.run.output_dir)} --target_drop 0.01 scores it and chooses a threshold"
+    )
 
 
 def train_stage(

@@ -10,6 +10,7 @@ cores; with --seeds that many trainings of each system.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -110,12 +111,12 @@ class Training:
         )
         total = settings.total_steps(len(loader))
         schedule = get_linear_schedule_with_warmup(optimizer, 0, total)
-        samples = 0
+        samples, bf16 = 0, os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
         for _, batch in zip(range(total), endless(loader), strict=False):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             labels, _ = batch.pop("labels"), batch.pop("index")
             samples += len(labels)
-            with self.accelerator.autocast():
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):  # accelerate's state is Trainer's later
                 output = model(**batch, output_all_exits=True)
             losses = exit_losses(output.all_logits.float(), labels).mean(dim=0)
             loss = losses[:-1].sum() if stage == 2 else losses[-1]

@@ -106,7 +106,15 @@ def test_texts_with_a_label(own, tmp_path, capsys):
         with pytest.raises(SystemExit):
             own(f"{EVALUATE} {flags}")
         assert message in capsys.readouterr().err
-    (tmp_path / "films.csv").rename(tmp_path / "moved.csv")
+
+
+def test_a_test_file_alone_needs_the_files_of_the_training(own, tmp_path, capsys):
+    for name, seed in (("films", 1), ("dev", 2), ("test", 3)):
+        write_csv(tmp_path / f"{name}.csv", [(text, ("good", "bad")[label]) for text, label in sentences(24, seed)])
+    own(f"{TRAIN} --train_file films.csv --validation_file dev.csv")
+    own(f"{EVALUATE} --test_file test.csv")
+    assert "Result of out on test: acc" in capsys.readouterr().out
+    (tmp_path / "dev.csv").rename(tmp_path / "moved.csv")
     with pytest.raises(SystemExit):
         own(f"{EVALUATE} --test_file test.csv")
     message = "--test_file test.csv: give --validation_file, or --train_file of the training, too"
