@@ -116,7 +116,8 @@ class Training:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             labels, _ = batch.pop("labels"), batch.pop("index")
             samples += len(labels)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):  # accelerate's state is Trainer's later
+            # not accelerator.autocast(): once a Trainer was made, it computes in the Trainer's precision
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 output = model(**batch, output_all_exits=True)
             losses = exit_losses(output.all_logits.float(), labels).mean(dim=0)
             loss = losses[:-1].sum() if stage == 2 else losses[-1]

@@ -199,6 +199,16 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, capsys):
     assert "overwritten" not in capsys.readouterr().out
 
 
+def test_a_training_that_was_killed_before_its_first_checkpoint_begins_again(argv, tmp_path, capsys):
+    command, note = f"{TRAIN} --max_steps 2 --save_steps 0 --resume", "out: no checkpoint to resume from; the training"
+    run_glue_deebert.main(argv(command))
+    assert note not in capsys.readouterr().out  # there was no training before
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    (tmp_path / "out/run.json").write_text(json.dumps(record | {"finished": False}))
+    run_glue_deebert.main(argv(command))
+    assert f"{note} starts from the beginning\n" in capsys.readouterr().out
+
+
 def test_an_overwritten_model_is_gone_at_once(argv, tmp_path, monkeypatch):
     """Whoever evaluates after an interruption must not score the model of the training before."""
     run_glue_deebert.main(argv(f"{TRAIN} --max_steps 2 --save_steps 0"))
