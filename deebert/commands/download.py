@@ -36,7 +36,7 @@ def main() -> None:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             failed.append(task.name)
     if failed:
-        again = f"deebert download {' '.join(failed)} --data_dir {args.data_dir}"
+        again = f"python -m deebert download {' '.join(failed)} --data_dir {args.data_dir}"
         raise InputError(f"not fetched: {', '.join(failed)}; {again} tries them again")
 
 

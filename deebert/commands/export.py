@@ -32,4 +32,4 @@ def main() -> None:
     if config_rule(config).stateful:
         print(f"alone the graph never exits early: the rule {config.exit_rule} needs state; use deebert.OnnxDeeBert")
     if args.int8:
-        print(f"int8 changes some predictions: compare what deebert predict prints for {args.model} and {args.output}")
+        print(f"int8 changes some predictions: compare those of {args.model} and {args.output}")

@@ -119,7 +119,7 @@ def load_source(source: str, max_seq_length: int | None) -> tuple:
     """The classifier's config, with the fields of the off-ramps, and its tokenizer. Raises InputError."""
     config = checkpoints.load_config(source)
     if has_off_ramps(config):
-        raise InputError(f"{source}: it has off-ramps already; deebert eval chooses a threshold for them")
+        raise InputError(f"{source}: it has off-ramps already; python -m deebert eval chooses a threshold for them")
     if config.num_labels == 1:
         raise InputError(f"{source}: it predicts a number (regression), so that there is no label to keep")
     check_depth(config, source)

@@ -198,9 +198,8 @@ def how_to_evaluate(args: Arguments) -> str:
     """The next command after a training with own data that evaluates nothing."""
     if args.run.do_eval or not args.own.files:
         return ""
-    return (
-        f"; deebert eval --output_dir {quote(args.run.output_dir)} --target_drop 0.01 scores it and chooses a threshold"
-    )
+    command = f"python -m deebert eval --output_dir {quote(args.run.output_dir)} --target_drop 0.01"
+    return f"; {command} scores it and chooses a threshold"
 
 
 def train_stage(

@@ -24,7 +24,7 @@ WINDOW = 10_000  # the last calls, of which percentiles are computed
 Threshold = float | Sequence[float] | None
 NO_THRESHOLD = (
     "this model has no exit threshold, so no text exits early; "
-    "give exit_threshold, or choose one by `deebert eval` with target_drop"
+    "give exit_threshold, or choose one by `python -m deebert eval` with target_drop"
 )
 
 

@@ -32,7 +32,7 @@ class ExitOutput:
 FORMAT = 5  # raise it when OnnxDeeBert can no longer run earlier exports
 GRAPH = "model.onnx"
 EDITABLE = ("exit_threshold", "exit_rule", "patience_tolerance", "min_confidence", "max_seq_length", "id2label")
-AGAIN = "run deebert export again"
+AGAIN = "run python -m deebert export again"
 
 
 @dataclass(kw_only=True)
@@ -75,7 +75,7 @@ def read_manifest(folder: Path) -> dict:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run deebert export")
+        raise InputError(f"{folder}: no {MANIFEST} there, so no complete export; run python -m deebert export")
     manifest, damaged = read_json(folder / MANIFEST, advice=AGAIN), f"{folder / MANIFEST}: damaged"
     if not {"deebert", "format"} <= manifest.keys():
         raise InputError(f"{damaged}; {AGAIN}")

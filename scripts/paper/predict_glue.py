@@ -56,7 +56,7 @@ def test_sets(task: Task) -> dict[str, str]:
     if task == TASKS["MNLI"]:
         return MNLI_TESTS
     if task.name not in SIZES:
-        raise InputError(f"--task_name {task.name}: not one of GLUE's tasks; for its texts: deebert predict")
+        raise InputError(f"--task_name {task.name}: not one of GLUE's tasks; for its texts: python -m deebert predict")
     return {"test": task.name}
 
 

@@ -111,7 +111,7 @@ def test_one_that_fails_does_not_stop_the_others(fetch, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "error: RTE: the hub cannot be reached, or has no such task: no route to host",
         "error: MNLI: the hub cannot be reached, or has no such task: no route to host",
-        f"error: not fetched: RTE, MNLI; deebert download RTE MNLI --data_dir {tmp_path} tries them again",
+        f"error: not fetched: RTE, MNLI; python -m deebert download RTE MNLI --data_dir {tmp_path} tries them again",
     ]
     check_files(tmp_path, "CoLA")
     check_files(tmp_path, "SST-2")

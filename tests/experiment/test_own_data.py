@@ -213,7 +213,7 @@ def test_the_test_file_is_scored_at_the_stored_threshold(own, tmp_path, capsys):
     write_csv(tmp_path / "films.csv", [(text, ("good", "bad")[label]) for text, label in sentences(60, 1)])
     write_csv(tmp_path / "test.csv", [(text, ("good", "bad")[label]) for text, label in sentences(16, 2)])
     own(f"{TRAIN} --train_file films.csv".replace("--do_eval ", ""))
-    next_step = "the trained model is in out; deebert eval --output_dir out --target_drop 0.01 scores it"
+    next_step = "the trained model is in out; python -m deebert eval --output_dir out --target_drop 0.01 scores it"
     assert next_step in capsys.readouterr().out
     config = json.loads((tmp_path / "out/config.json").read_text())
     (tmp_path / "out/config.json").write_text(json.dumps(config | {"exit_threshold": 0.69}))

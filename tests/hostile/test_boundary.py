@@ -85,7 +85,7 @@ def test_an_exports_config_must_be_what_its_graph_was_made_with(field, tmp_path)
             continue
         with pytest.raises(InputError, match=f"config.json: {field} is .*, but the graph was made with") as caught:
             exported_config(tmp_path, manifest)
-        assert "run deebert export again" in str(caught.value)
+        assert "run python -m deebert export again" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,12 @@ def test_the_indices_are_those_of_the_file(models, tmp_path):
             "--submission_dir data/test.tsv",
             "data/test.tsv/full: no folder can be made",
         ),
-        ("Ratings", "index\tsentence\n0\tx\n", "", "Ratings: not one of GLUE's tasks; for its texts: deebert predict"),
+        (
+            "Ratings",
+            "index\tsentence\n0\tx\n",
+            "",
+            "Ratings: not one of GLUE's tasks; for its texts: python -m deebert predict",
+        ),
         ("MNLI", None, "", "test_matched.tsv: no such file"),
         ("STS-B", "index\tsentence1\tsentence2\n0\tx\ty\n", "--exit_threshold 0.1", "needs at least two labels"),
     ],
