@@ -165,11 +165,48 @@ def quantize(fp32: Path, int8: Path) -> None:
         )
 
 
+def scale_tokens(layer: Path, scaled: Path) -> None:
+    """Writes a layer's graph whose feed-forward products take each token's vector divided by its largest number.
+
+    The results are multiplied by it, so they stay the same. But with 8 bits the tokens of a batch share one scale, and
+    one token with large numbers would cost all others their precision: this is quantization by token (ZeroQuant, Yao
+    et al., 2022). The products of attention, whose weights are square, lose little and stay as they are.
+    """
+    import onnx
+    from onnx.helper import make_node, make_tensor
+
+    model = onnx.load(layer)
+    wide = {tensor.name for tensor in model.graph.initializer if len({*tensor.dims}) == len(tensor.dims) == 2}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in wide:
+            nodes.append(node)
+            continue
+        x, y = node.input[0], node.output[0]
+        nodes += [
+            make_node("Abs", [x], [f"{y}/abs"]),
+            make_node("ReduceMax", [f"{y}/abs", "last_axis"], [f"{y}/max"]),
+            make_node("Max", [f"{y}/max", "tiny"], [f"{y}/largest"]),
+            make_node("Div", [x, f"{y}/largest"], [f"{y}/scaled"]),
+            make_node("MatMul", [f"{y}/scaled", node.input[1]], [f"{y}/product"], name=node.name),
+            make_node("Mul", [f"{y}/product", f"{y}/largest"], [y]),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    constants = [
+        make_tensor("last_axis", onnx.TensorProto.INT64, [1], [-1]),
+        make_tensor("tiny", onnx.TensorProto.FLOAT, [], [torch.finfo(torch.float32).tiny]),
+    ]
+    model.graph.initializer.extend(constants)
+    onnx.save(model, scaled)
+
+
 def quantize_parts(parts: Path, folder: Path) -> None:
     """Writes the parts of a graph with 8-bit weights in the layers. Exits are small, and decide: they stay fp32."""
     for part in parts.iterdir():
         if part.name.startswith("layer"):
-            quantize(part, folder / part.name)
+            scale_tokens(part, folder / part.name)
+            quantize(folder / part.name, folder / part.name)
         else:
             shutil.copy(part, folder)
 

@@ -230,6 +230,30 @@ def test_8_bit_weights_in_a_batch(exports, tmp_path, models):
     np.testing.assert_allclose(logits, [exits[layer][row] for row, layer in enumerate(layers)], atol=1e-5)
 
 
+def test_one_token_with_large_numbers_costs_the_others_no_precision(tmp_path):
+    """Some tokens of trained models are like that, and 8-bit numbers have one scale for all tokens of a batch."""
+    torch.manual_seed(0)
+    feed_forward = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.GELU(), torch.nn.Linear(64, 16))
+    hidden = torch.randn(3, 5, 16)
+    hidden[1, 2] *= 1000
+    hidden[2, 4] = 0
+    plain, scaled = tmp_path / "plain.onnx", tmp_path / "scaled.onnx"
+    onnx_export.save_graph(onnx_export.Part(lambda model, x: model(x), feed_forward), {"x": hidden}, ["y"], plain)
+    onnx_export.scale_tokens(plain, scaled)
+    with torch.no_grad():
+        expected = feed_forward(hidden).numpy()
+    errors = {}
+    for path in (plain, scaled):
+        exact, rough = path, path.with_suffix(".int8")
+        onnx_export.quantize(exact, rough)
+        first, second = (open_session(each).run(None, {"x": hidden.numpy()})[0] for each in (exact, rough))
+        np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-4)
+        others = np.abs(expected).max(axis=-1) < 10
+        assert others.sum() == 14
+        errors[path] = np.abs(second - expected)[others].max()
+    assert errors[scaled] < 0.02 < 0.2 < errors[plain]
+
+
 @contextmanager
 def counted_runs(exported):
     """At which layers runs of the graph begin."""
