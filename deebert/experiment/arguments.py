@@ -199,7 +199,7 @@ class EvaluationArguments(Group):
 
     def __post_init__(self):
         check_numbers(self, "per_gpu_eval_batch_size", at_least=1)
-        check_numbers(self, "answered_accuracy", above=0, at_most=0.999)
+        check_numbers(self, "risk", "target_drop", "answered_accuracy", above=0, at_most=0.999)
 
     @property
     def chooses_threshold(self) -> bool:
