@@ -149,8 +149,8 @@ def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str],
         program.save(path)
 
 
-def quantize(fp32: Path, int8: Path) -> None:
-    """Writes a graph with the weights of its matrix products as 8-bit integers."""
+def quantize(fp32, int8: Path) -> None:
+    """Writes a graph, of a file or in memory, with the weights of its matrix products as 8-bit integers."""
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -165,8 +165,8 @@ def quantize(fp32: Path, int8: Path) -> None:
         )
 
 
-def scale_tokens(layer: Path, scaled: Path) -> None:
-    """Writes a layer's graph whose feed-forward products take each token's vector divided by its largest number.
+def scale_tokens(layer: Path):
+    """A layer's graph whose feed-forward products take each token's vector divided by its largest number.
 
     The results are multiplied by it, so they stay the same. But with 8 bits the tokens of a batch share one scale, and
     one token with large numbers would cost all others their precision: this is quantization by token (ZeroQuant, Yao
@@ -176,7 +176,8 @@ def scale_tokens(layer: Path, scaled: Path) -> None:
     from onnx.helper import make_node, make_tensor
 
     model = onnx.load(layer)
-    wide = {tensor.name for tensor in model.graph.initializer if len({*tensor.dims}) == len(tensor.dims) == 2}
+    weights = model.graph.initializer
+    wide = {tensor.name for tensor in weights if len(tensor.dims) == 2 and tensor.dims[0] != tensor.dims[1]}
     nodes = []
     for node in model.graph.node:
         if node.op_type != "MatMul" or node.input[1] not in wide:
@@ -193,20 +194,16 @@ def scale_tokens(layer: Path, scaled: Path) -> None:
         ]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    constants = [
-        make_tensor("last_axis", onnx.TensorProto.INT64, [1], [-1]),
-        make_tensor("tiny", onnx.TensorProto.FLOAT, [], [torch.finfo(torch.float32).tiny]),
-    ]
-    model.graph.initializer.extend(constants)
-    onnx.save(model, scaled)
+    weights.append(make_tensor("last_axis", onnx.TensorProto.INT64, [1], [-1]))
+    weights.append(make_tensor("tiny", onnx.TensorProto.FLOAT, [], [torch.finfo(torch.float32).tiny]))
+    return model
 
 
 def quantize_parts(parts: Path, folder: Path) -> None:
     """Writes the parts of a graph with 8-bit weights in the layers. Exits are small, and decide: they stay fp32."""
     for part in parts.iterdir():
         if part.name.startswith("layer"):
-            scale_tokens(part, folder / part.name)
-            quantize(folder / part.name, folder / part.name)
+            quantize(scale_tokens(part), folder / part.name)
         else:
             shutil.copy(part, folder)
 
