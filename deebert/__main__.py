@@ -19,12 +19,13 @@ COMMANDS = {
 
 
 def main() -> None:
+    program = "python -m deebert" if sys.argv[0].endswith("__main__.py") else "deebert"
     parser = cli.ArgumentParser(
-        prog="deebert",
-        description="Early exit for BERT, RoBERTa and others. `deebert COMMAND --help` lists a command's flags.",
+        prog=program,
+        description=f"Early exit for BERT, RoBERTa and others. `{program} COMMAND --help` lists a command's flags.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()),
-        usage="deebert COMMAND ...",
+        usage=f"{program} COMMAND ...",
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="the command's own flags")
@@ -32,7 +33,7 @@ def main() -> None:
         parser.print_help()
         return
     args = parser.parse_args()
-    sys.argv = [f"deebert {args.command}", *args.flags]
+    sys.argv = [f"{program} {args.command}", *args.flags]
     module = args.command.replace("-", "_")
     import_module(f"deebert.commands.{module}").main()  # imported late: not every command needs torch
 

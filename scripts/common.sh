@@ -74,11 +74,14 @@ settings() {
     [ -z "$given" ] || DATA+=(--model_type "$given")
 }
 
-# need_data: DATASET has to be a task with a folder of TSV files. run_glue_deebert.py checks own files.
+# need_data: own files have to be there, or DATASET has to be a task with a folder of TSV files.
 need_data() {
+    local tasks file
     need_requirements
+    for file in TRAIN_FILE VALIDATION_FILE TEST_FILE; do
+        [ -z "${!file:-}" ] || [ -f "${!file}" ] || fail "$file=${!file}: no such file"
+    done
     [ -n "${DATASET:-}" ] || return 0
-    local tasks
     tasks=$(PYTHONPATH=$ROOT "$PYTHON" -c 'from deebert.data.tasks import TASKS; print(*TASKS, sep=", ")')
     case ", $tasks, " in
         *", $DATASET, "*) ;;

@@ -142,6 +142,11 @@ def help_of(program: str, *arguments: str) -> str:
     return written.getvalue()
 
 
+def test_help_names_the_command_that_was_called():
+    assert help_of("deebert/__main__.py").startswith("usage: python -m deebert COMMAND ...")
+    assert help_of("deebert/__main__.py", "plot").startswith("usage: python -m deebert plot [-h]")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_flags_exist(page, known_flags):
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text(encoding="utf-8")))

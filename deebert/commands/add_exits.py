@@ -7,7 +7,7 @@ from deebert.utils.cli import ArgumentParser, fraction, non_negative, positive
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="deebert add-exits", description=__doc__.split("\n\n")[1])
+    parser = ArgumentParser(description=__doc__.split("\n\n")[1])
     flag = parser.add_argument
     flag("--model", required=True, help="the fine-tuned classifier, a folder or a name on the hub; it is only read")
     flag(

@@ -14,7 +14,7 @@ DOWNLOADS = tuple(name for name in TASKS if name != "Ratings")
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="deebert download", description="Fetches GLUE tasks and writes their TSV files.")
+    parser = ArgumentParser(description="Fetches GLUE tasks and writes their TSV files.")
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"some of {', '.join(DOWNLOADS)}, or all")
     parser.add_argument("--data_dir", required=True, help="the files of a task go to DATA_DIR/TASK")
     args = parser.parse_args()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from deebert.data.encoding import check_vocabulary
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
-from deebert.modeling.config import config_rule
+from deebert.modeling.config import MANIFEST, config_rule
 from deebert.runtime.exported import GRAPH
 from deebert.runtime.onnx_export import export
 from deebert.utils.cli import ArgumentParser
@@ -13,22 +13,22 @@ from deebert.utils.errors import InputError
 
 def main() -> None:
     about = "Writes a trained model as one ONNX graph of all layers and off-ramps."
-    parser = ArgumentParser(prog="deebert export", description=about)
+    parser = ArgumentParser(description=about)
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument("--output", required=True, type=Path, help="folder for the graphs")
     parser.add_argument(
         "--int8", action="store_true", help="8-bit weights of matrix products: faster, with slightly different logits"
     )
     args = parser.parse_args()
-    if args.output.resolve() == Path(args.model).resolve():
-        raise InputError(f"--output {args.output}: give another folder than --model")
-    if (args.output / "model.safetensors").exists():
-        raise InputError(f"--output {args.output}: there is a PyTorch model in it; give another folder")
+    exported = (args.output / MANIFEST).is_file()
+    if not exported and args.output.is_dir() and any(not path.name.startswith(".") for path in args.output.iterdir()):
+        raise InputError(f"--output {args.output}: there is something else than an export in it; choose another folder")
     quiet_transformers()
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
     check_vocabulary(tokenizer.backend_tokenizer, config.vocab_size, args.model)
     export(load_model(args.model, config), tokenizer, args.output, args.int8)
-    print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}")
+    replaced = " (in place of the export that was there)" if exported else ""
+    print(f"{config.num_hidden_layers} layers{', int8' if args.int8 else ''}: {args.output / GRAPH}{replaced}")
     if config_rule(config).stateful:
         print(f"alone the graph never exits early: the rule {config.exit_rule} needs state; use deebert.OnnxDeeBert")
     if args.int8:

@@ -10,7 +10,7 @@ from deebert.utils.cli import ArgumentParser
 
 def main() -> None:
     about = "Prints threshold sweeps as tables, or draws figures, from result files: CSV, or the original's npy files."
-    parser = ArgumentParser(prog="deebert plot", description=about)
+    parser = ArgumentParser(description=about)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RESULT_DIR", help="folders of result files")
     parser.add_argument("--output_dir", type=Path, help="folder for the figures; without it, tables are printed")
     args = parser.parse_args()

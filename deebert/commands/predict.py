@@ -24,7 +24,7 @@ FORMATS = ("lines", *dict.fromkeys(ENDINGS.values()))
 
 
 def parse_args() -> argparse.Namespace:
-    parser = ArgumentParser(prog="deebert predict", description=__doc__.split("\n\n")[1])
+    parser = ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--file", default="-", help="the texts, UTF-8; -: standard input")
     parser.add_argument("--text_column", help="read a table, and the texts from this column")
@@ -126,6 +126,8 @@ def main() -> None:
         if not write("".join(lines)):
             return
     stats = classify.stats()
+    if not stats["texts"]:
+        print("note: there are no texts in the input", file=sys.stderr)
     if stats["truncated"]:
         more = f"{stats['truncated']} of {stats['texts']} texts have more than {classify.encode.max_tokens} tokens"
         print(f"note: {more} and were cut", file=sys.stderr)

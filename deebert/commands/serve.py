@@ -19,7 +19,7 @@ SECONDS_TO_FINISH = 10  # that a shutdown waits for predictions, and for clients
 
 
 def parse_args() -> argparse.Namespace:
-    parser = ArgumentParser(prog="deebert serve", description=__doc__.split("\n\n")[1])
+    parser = ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", required=True, help="folder of a trained or an exported model")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of this machine's")
     parser.add_argument("--port", type=non_negative, default=8000, help="0: a free one")

@@ -82,6 +82,13 @@ def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str =
     return Path(plot_data_dir, *parts[:-1], parts[-1] + suffix)
 
 
+def remove_results(folder: Path) -> None:
+    """Removes the result files of another model, so that nothing reads them as a new one's. Figures stay."""
+    for pattern in ("*.csv", "*.npy", "*.npz", "threshold.json"):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
 def primary_scores(layer_scores: dict[int, dict[str, float]]) -> dict[int, float]:
     """The primary metric, which is the first, of each exit, by its layer."""
     return {layer: next(iter(scores.values())) for layer, scores in layer_scores.items()}

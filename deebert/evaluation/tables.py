@@ -16,9 +16,8 @@ def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def percents(layer_scores: dict[int, dict[str, float]]) -> str:
-    """The primary metric of each exit, in per cent; that of exit 0 with its number."""
-    scores = primary_scores(layer_scores).items()
-    return " ".join(f"{'0: ' if layer == 0 else ''}{100 * score:.2f}" for layer, score in scores)
+    """The primary metric of each exit, by its layer, in per cent."""
+    return ", ".join(f"{layer}: {100 * score:.2f}" for layer, score in primary_scores(layer_scores).items())
 
 
 def threshold_name(rows: Sequence[SweepRow]) -> str:

@@ -17,6 +17,7 @@ from deebert.evaluation.metrics import changes, correct, counted_classes, predic
 from deebert.evaluation.results import SweepRow
 from deebert.modeling.exit_rules import ExitRule
 from deebert.utils.arrays import confidence, shares
+from deebert.utils.cli import check_numbers
 from deebert.utils.errors import InputError
 
 CONFIDENCE = {"drop": 0.9, "risk": 0.95}  # by target, where none is given
@@ -47,9 +48,7 @@ class SelectionTarget:
             raise InputError("a threshold is chosen for a risk or for a drop of the score: give one of them")
         if self.confidence is None:
             object.__setattr__(self, "confidence", CONFIDENCE[next(iter(given))])
-        for name, value in given.items() | {("confidence", self.confidence)}:
-            if not 0 < value < 1:
-                raise InputError(f"{name} {value}: give a share between 0 and 1, 0.01 for one per cent")
+        check_numbers(self, "drop", "risk", "confidence", above=0, at_most=0.999)
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,8 @@ class EvaluationArguments(Group):
     def __post_init__(self):
         check_numbers(self, "per_gpu_eval_batch_size", at_least=1)
         check_numbers(self, "risk", "target_drop", "answered_accuracy", above=0, at_most=0.999)
+        if None not in (self.risk, self.target_drop):
+            raise InputError("--risk and --target_drop: a threshold is chosen for one of them; leave the other out")
 
     @property
     def chooses_threshold(self) -> bool:

@@ -71,7 +71,8 @@ def first_difference(recorded: dict, wanted: dict) -> str | None:
     """The first setting that was another one in an earlier training, in words; None where all agree."""
     for name, value in wanted.items():
         if recorded.get(name) != value:
-            return f"{name}, {recorded.get(name)}; this run has {value}"
+            before, now = ("the default" if x is None else x for x in (recorded.get(name), value))
+            return f"{name}, {before}; this run has {now}"
     return None
 
 

@@ -24,14 +24,9 @@ class Evaluation:
         self.task, self.say, self.collate = experiment.scored_task, experiment.say, experiment.collate
         self.features = experiment.dev_sets[split]
         self.checkpoint, self.model, self.split, self.exits = checkpoint, model, split, exits
-        args, self.wanted, self.seed = experiment.args, experiment.args.evaluation, experiment.args.training.seed
-        # results of a model that this run trained, or of a checkpoint, have its own name, not that of its start
-        own_name = args.run.do_train or checkpoint != experiment.output_dir
+        self.wanted, self.seed = experiment.args.evaluation, experiment.args.training.seed
         self.suffix = self.task.dev_splits[split]
-        self.folder = checkpoint / f"results{self.suffix}"
-        if args.run.plot_data_dir:
-            name = str(checkpoint) if own_name else args.model.model_name_or_path
-            self.folder = results.result_dir(args.run.plot_data_dir, name, self.suffix)
+        self.folder = experiment.result_folder(checkpoint, self.suffix)
         self.scores: dict[str, float] = {}  # the lines of eval_results.txt
 
     def write_config(self) -> None:
@@ -47,7 +42,7 @@ class Evaluation:
             results.write_each_layer(self.folder, each_layer)
             self.exits.save(self.folder / "all_exits.npz")
             percents = tables.percents(each_layer)
-            self.say(f"Score ({self.task.primary_metric}) of each layer: {percents}; written to {self.folder}")
+            self.say(f"Score ({self.task.primary_metric}) by layer, in %: {percents}; written to {self.folder}")
         if self.task.labels:
             self.warn_of_chance()
         self.warn_of_weak_end(each_layer)
@@ -57,7 +52,8 @@ class Evaluation:
         layers = [self.exits.layers[i] for i in metrics.exits_at_chance(self.exits.logits, self.exits.labels)]
         if layers:
             label, score = metrics.majority(self.exits.labels)
-            advice = MORE_TRAINING if self.exits.num_layers in layers else f"{MORE_TRAINING}, or --recipe fast"
+            other_recipe = self.exits.num_layers not in layers and self.model.config.highway_head != "linear"
+            advice = MORE_TRAINING + ", or --recipe fast" * other_recipe
             self.say(
                 f"warning: {'exit' if len(layers) == 1 else 'exits'} {', '.join(map(str, layers))} of "
                 f"{self.exits.num_layers}: no better than always {self.model.config.id2label[label]!r} "

@@ -16,6 +16,7 @@ from deebert.data.own_data import OwnFiles, own_task
 from deebert.data.tasks import Task, check_num_labels, get_task, label_order
 from deebert.evaluation.all_exits import AllExits, run_all_exits
 from deebert.evaluation.metrics import with_metric
+from deebert.evaluation.results import result_dir
 from deebert.experiment import earlier_run
 from deebert.experiment.arguments import VALIDATION_SPLIT, Arguments, DataArguments, ModelArguments, OwnDataArguments
 from deebert.experiment.earlier_run import RunRecord
@@ -64,6 +65,15 @@ class Experiment:
     def source(self) -> str:
         """The model to start from, or the one to evaluate."""
         return self.args.model.model_name_or_path if self.args.run.do_train else self.args.run.output_dir
+
+    def result_folder(self, checkpoint: Path, suffix: str) -> Path:
+        """Of a model's results on the dev set with this suffix."""
+        if not self.args.run.plot_data_dir:
+            return checkpoint / f"results{suffix}"
+        # results of a model that this run trained, or of a checkpoint, have its own name, not that of its start
+        own_name = self.args.run.do_train or checkpoint != self.output_dir
+        name = str(checkpoint) if own_name else self.args.model.model_name_or_path
+        return result_dir(self.args.run.plot_data_dir, name, suffix)
 
     @cached_property
     def task(self) -> Task:

@@ -23,6 +23,7 @@ from accelerate.utils import (
 from deebert.data.label_values import listing
 from deebert.data.tasks import names_other_labels
 from deebert.evaluation.all_exits import layer_scores
+from deebert.evaluation.results import remove_results
 from deebert.experiment.arguments import Arguments
 from deebert.experiment.earlier_run import FIELDS, not_resumed, precision, read_record
 from deebert.experiment.evaluation import Evaluation, show
@@ -124,12 +125,14 @@ def train(experiment: Experiment) -> None:
 
 
 def clean_output_dir(experiment: Experiment, keep_checkpoints: bool) -> None:
-    """Removes what a killed process left, and model and checkpoints of a training that is overwritten."""
+    """Removes what a killed process left, and of a training that is overwritten model, checkpoints and results."""
     if experiment.accelerator.is_main_process:
         remove_leftovers(experiment.output_dir)
         if not keep_checkpoints:
             (experiment.output_dir / "config.json").unlink(missing_ok=True)  # the model of before is none any more
             remove_checkpoints(experiment.output_dir)
+            for suffix in experiment.task.dev_splits.values() if experiment.args.run.overwrite_output_dir else ():
+                remove_results(experiment.result_folder(experiment.output_dir, suffix))
     experiment.accelerator.wait_for_everyone()
 
 

@@ -70,9 +70,13 @@ def is_our_fault(error: BaseException) -> bool:
 
 
 def check_path(name_or_path: str) -> None:
-    """Raises InputError for the path of a folder that is not there; `model` and `owner/model` are names of the hub."""
+    """Raises InputError for the path of a folder that is not there; `model` and `owner/model` are names of the hub.
+
+    But where `owner` is a folder here, it is a path: without a network, the hub takes half a minute to say no.
+    """
     is_path = name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/") or name_or_path.count("/") > 1
-    if is_path and not Path(name_or_path).exists():
+    parent = str(Path(name_or_path).parent)
+    if (is_path or (parent != "." and Path(parent).is_dir())) and not Path(name_or_path).exists():
         raise InputError(f"{name_or_path}: no such folder")
 
 

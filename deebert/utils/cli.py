@@ -30,7 +30,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{"formatter_class": DefaultsHelp} | kwargs)
+        super().__init__(*args, **{"formatter_class": DefaultsHelp, "prog": sys.argv[0]} | kwargs)
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|-inf(inity)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:

@@ -3,10 +3,11 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from support.exported import run_export
+from support.exported import parts_kept_in, run_export
 from support.tiny import random_batch, tiny_model, tiny_tokenizer
 
 from deebert.commands import predict
@@ -97,22 +98,27 @@ def test_an_incomplete_export_gets_one_clear_line(tmp_path, small_exports):
         OnnxDeeBert(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--output", "model"), "--output model: give another folder than --model"),
-        (("--output", "full"), "--output full: there is a PyTorch model in it; give another folder"),
-    ],
-)
-def test_bad_arguments_write_nothing(tmp_path, arguments, message, monkeypatch, capsys):
+@pytest.mark.parametrize("output", ["model", "other model", "settings"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, output, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_model(tiny_model("bert", num_hidden_layers=2), tiny_tokenizer("bert"), tmp_path / "model")
-    shutil.copytree("model", "full")
-    before = sorted(tmp_path.rglob("*"))
+    shutil.copytree("model", "other model")
+    Path("settings").mkdir()
+    Path("settings/config.json").write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(SystemExit):
-        run_export("--model", "model", *arguments)
+        run_export("--model", "model", "--output", output)
+    message = f"--output {output}: there is something else than an export in it; choose another folder"
     assert message in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_export_is_replaced_and_the_line_says_so(tmp_path, small_exports):
+    shutil.copytree(small_exports / "onnx", tmp_path / "onnx")
+    with parts_kept_in(small_exports / "parts"):
+        printed = run_export("--model", small_exports / "model", "--output", tmp_path / "onnx")
+    assert printed == f"2 layers: {tmp_path}/onnx/model.onnx (in place of the export that was there)\n"
+    assert "in place of" not in (small_exports / "onnx.txt").read_text()
 
 
 def test_an_export_of_version_0_10_loads_as_it_is(tmp_path, small_exports):

@@ -128,6 +128,13 @@ def test_output_is_utf_8_whatever_the_terminal_has(monkeypatch):
     assert terminal.buffer.getvalue() == "größer\n".encode()
 
 
+def test_an_input_without_texts_is_named(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--text_column", "text"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"text\n")))
+    cli.run(predict.main)
+    assert capsys.readouterr() == ("", "note: there are no texts in the input\n")
+
+
 AT_ONCE = "every text exits at the first off-ramp: the uncertainty of the rule entropy is at most 0.693 here"
 
 
@@ -180,7 +187,7 @@ def test_regression_gives_a_value(tmp_path, tiny_checkpoints, monkeypatch, capsy
         (
             [],
             ["--batch_size", "0"],
-            "argument --batch_size: 0 is not a whole number above 0 (deebert predict --help",
+            "argument --batch_size: 0 is not a whole number above 0 (predict --help",
         ),
         ([], ["--exit_rule", "confidence"], "exit_rule confidence: give exit_threshold, too"),
         ([], ["--exit_rule", "learned", "--exit_threshold", "0.1"], "--exit_rule: invalid choice: 'learned'"),

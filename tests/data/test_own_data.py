@@ -286,8 +286,9 @@ def test_no_text_is_lost_silently(task):
     ],
 )
 def test_labels_that_may_be_something_else_are_noted(task, labels, note):
-    text = "text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels))
-    warnings = [line for line in task(text, dev=f"text,label\nx,{labels[0]}\n").notes if line.startswith("warning")]
+    lines = [f"t{i},{label}\n" for i, label in enumerate(labels)]
+    made = task("text,label\n" + "".join(lines), dev="text,label\n" + "".join(f"dev {line}" for line in lines))
+    warnings = [line for line in made.notes if line.startswith("warning")]
     assert len(warnings) == (note is not None)
     assert note is None or note in warnings[0]
 
@@ -321,6 +322,17 @@ def test_the_split_is_stratified_seeded_and_keeps_copies_together(task):
     assert made.file(None, "dev") == made.file(None, "train")
     assert pairs(task("text,label\n" + "\n".join(rows) + "\n", dev=None).read(None, "dev")) == dev
     assert not any("too high" in note for note in made.notes)
+    seen = {label for _, label in dev}
+    unseen = "" if 2 in seen else "the dev set has no text of 1 of 3 labels: c; f1_macro leaves them out"
+    assert [unseen in note for note in made.notes if note.startswith("warning")] == [True] * (2 not in seen)
+
+
+def test_labels_without_a_dev_text_are_named(task):
+    (note,) = (x for x in task("text,label\nx,a\ny,b\nz,c\n", dev="text,label\nv,b\n").notes if "warning" in x)
+    assert (
+        note
+        == "warning: the dev set has no text of 2 of 3 labels: a, c; f1_macro leaves them out, give a validation_file"
+    )
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5])

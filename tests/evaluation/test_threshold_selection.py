@@ -297,7 +297,7 @@ def test_no_promise_is_made_against_a_final_classifier_that_is_worse_than_an_off
     [
         ({}, "for a risk or for a drop of the score: give one"),
         ({"drop": 0.1, "risk": 0.1}, "give one of them"),
-        ({"drop": 1.0}, "drop 1.0: give a share between 0 and 1"),
+        ({"drop": 1.0}, "drop 1.0: give a number above 0 up to 0.999"),
         ({"risk": 0.0}, "risk 0.0"),
         ({"risk": 0.1, "confidence": 1.0}, "confidence 1.0"),
     ],

@@ -98,6 +98,7 @@ def test_negative_numbers_of_every_spelling_are_values():
         ("--per_gpu_eval_batch_size 0", "--per_gpu_eval_batch_size 0: give a number from 1"),
         ("--validation_split 0.7", "--validation_split 0.7: give a number above 0 up to 0.5"),
         ("--target_drop 1", "--target_drop 1.0: give a number above 0 up to 0.999"),
+        ("--target_drop 0.01 --risk 0.05", "--risk and --target_drop: a threshold is chosen for one of them"),
         ("--warmup_steps 1.5", "invalid int value: '1.5'"),
         ("--train_strategy three_stage", "invalid choice: 'three_stage'"),
         ("--do_train maybe", "Truthy value expected"),

@@ -208,7 +208,7 @@ def test_an_exit_before_the_first_layer_is_layer_0_in_every_file(drive, tmp_path
         "--do_eval --eval_each_highway --eval_highway --exit_threshold 0 0.3 0.7 --model_name_or_path out "
         "--max_seq_length 32 --risk 0.9"
     )
-    assert "Score (acc) of each layer: 0: " in capsys.readouterr().out
+    assert "Score (acc) by layer, in %: 0: " in capsys.readouterr().out
     folder = tmp_path / "results/out"
     exits = AllExits.load(folder / "all_exits.npz")
     assert (exits.logits.shape, list(exits.layers)) == ((20, 5, 2), [0, 1, 2, 3, 4])
@@ -252,6 +252,15 @@ def test_checkpoints_are_kept_and_evaluated(drive, tmp_path, capsys):
     assert (tmp_path / "out/checkpoint-stage2-8/eval_results.txt").is_file()
     drive(f"{TRAIN} --max_steps 2 --overwrite_output_dir")
     assert not list((tmp_path / "out").glob("checkpoint-*"))  # they belonged to the earlier training
+
+
+def test_results_of_a_model_that_is_overwritten_are_removed(drive, tmp_path):
+    measured = "--eval_each_highway --eval_highway --exit_threshold 0.3 --risk 0.5"
+    drive(f"{TRAIN} --max_steps 2 {measured}")
+    (folder,) = {file.parent for file in tmp_path.rglob("entropy_sweep.csv")}
+    (folder / "score_by_saving.png").touch()
+    drive(f"{TRAIN} --max_steps 2 --overwrite_output_dir")
+    assert [file.name for file in folder.iterdir()] == ["score_by_saving.png"]
 
 
 def test_stage_2_does_not_change_the_weights_of_stage_1(drive, tmp_path):

@@ -175,6 +175,7 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, capsys):
         ("--resume --seed 7", "--resume: the training in out had another seed, 42; this run has 7"),
         ("--resume --recipe fast", "had another recipe, paper; this run has fast"),
         ("--resume --logging_steps 2", "had another logging_steps, 3; this run has 2"),
+        ("--resume --head_learning_rate 0.1", "had another head_learning_rate, the default; this run has 0.1"),
         ("--resume --output_dir other", "--output_dir other: the folder is not empty"),
         ("--output_dir other/file/new", "other/file/new: no folder can be made there"),
         ("--fp16 --output_dir new", "--fp16 needs a GPU; leave it out"),
@@ -307,7 +308,10 @@ def test_a_stage_ends_after_two_epochs_without_a_better_score(argv, tmp_path, mo
     record = json.loads((tmp_path / "out/run.json").read_text())["stages"]
     assert [record[stage]["updates"] for stage in "12"] == [5 * 4, 9 * 4]
     assert (record["1"]["best_dev_score"], record["1"]["kept_update"]) == (0.7, 12)
-    assert "the weights after step 12 are used; the best dev score was 70.00" in capsys.readouterr().out
+    assert (
+        "the weights after step 12 are used, the last within a standard error of the best dev score, 70.00"
+        in capsys.readouterr().out
+    )
     assert torch.equal(weights(tmp_path / "out")["classifier.weight"], used[12])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,9 +52,10 @@ def test_only_a_librarys_words_about_a_file_become_one_line(error, module, hidde
         assert len(str(caught.value)) < 400 + len(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["./saved_model", "saved_model/", "a/b/c", "~/model", "/saved model/x"])
+@pytest.mark.parametrize("name", ["./saved_model", "saved_model/", "a/b/c", "~/model", "/saved model/x", "models/bert"])
 def test_a_folder_that_is_not_there(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
     with pytest.raises(InputError, match=f"^{re.escape(name)}: no such folder$"):
         load_config(name)
 

@@ -114,7 +114,8 @@ def test_own_files_take_the_place_of_a_task(tmp_path, files, name):
     (tmp_path / "python").chmod(0o755)
     for folder in ("my data", "banking", f"saved_models/{name}/two_stage"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / f"saved_models/{name}/two_stage/config.json").write_text("{}")
+    for file in (*files.values(), f"saved_models/{name}/two_stage/config.json"):
+        (tmp_path / file).touch()
     for script_name in ("train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh"):
         done = script(script_name, tmp_path, "--label_column", "team", PYTHON=str(tmp_path / "python"), **files)
         arguments = done.stdout.splitlines()
@@ -208,7 +209,15 @@ def test_a_python_without_the_requirements_gets_one_clear_line(tmp_path, tiny_da
     ],
 )
 def test_a_missing_model_gets_one_clear_line(tmp_path, tiny_data, name, settings, model):
+    (tmp_path / "new.csv").touch()
     done = script(name, tmp_path, PATH_TO_DATA=str(tiny_data), **settings)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: no trained model in {model}: run scripts/train")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["train_deebert.sh", "eval_deebert.sh", "entropy_eval.sh"])
+def test_a_missing_file_gets_one_clear_line(tmp_path, name):
+    (tmp_path / "tickets.csv").touch()
+    done = script(name, tmp_path, TRAIN_FILE="tickets.csv", TEST_FILE="tests.csv")
+    assert (done.returncode, done.stderr) == (2, "error: TEST_FILE=tests.csv: no such file\n")
