@@ -8,9 +8,8 @@ A model that hands texts over adds a column that says so.
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 from deebert.data.tables import ENDINGS, TableWriter, as_field, read_texts
@@ -82,6 +81,21 @@ def source(args: argparse.Namespace) -> Path | Iterable[str]:
     return sys.stdin
 
 
+def batches(texts: Iterator[tuple], size: int) -> Iterator[list[tuple]]:
+    """The texts in batches. Raises the InputError of a wrong text after the batch of those before it."""
+    batch = []
+    try:
+        for each in texts:
+            batch.append(each)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except InputError:
+        yield batch
+        raise
+    yield batch
+
+
 def added_columns(prediction: Prediction, args: argparse.Namespace, hands_over: bool) -> dict:
     """What a row gets; a line in jsonl gets all that is known. hands_over: whether the model hands texts over."""
     if args.format == "jsonl" and args.input_format == "lines":
@@ -119,7 +133,7 @@ def main() -> None:
     columns = [name for name in (args.text_column, args.text_pair_column) if name is not None]
     texts, writer = read_texts(source(args), args.input_format, columns), TableWriter(args.format)
     hands_over = classify.config.min_confidence > 0
-    while batch := list(islice(texts, args.batch_size)):
+    for batch in filter(None, batches(texts, args.batch_size)):
         predictions = classify([text for text, _ in batch], top_k=args.top_k)
         rows = [row for _, row in batch]
         lines = [writer.text(row, added_columns(x, args, hands_over)) for row, x in zip(rows, predictions, strict=True)]

@@ -128,6 +128,17 @@ def test_output_is_utf_8_whatever_the_terminal_has(monkeypatch):
     assert terminal.buffer.getvalue() == "größer\n".encode()
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 32])
+def test_texts_before_a_wrong_line_are_classified(folder, monkeypatch, capsys, size):
+    good = ["a good film", "a bad film", "a film"]
+    expected = run(monkeypatch, capsys, good, "--model", folder)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, [*good, "one\ttoo many", "a film"], "--model", folder, "--batch_size", size)
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == expected
+    assert printed.err.startswith("error: line 4: 2 tab-separated fields")
+
+
 def test_an_input_without_texts_is_named(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["predict", "--model", str(folder), "--text_column", "text"])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"text\n")))
