@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 from deebert.data.tasks import BINARY, DIAGNOSTIC, INDEX_COLUMNS, TASKS, Task, get_task, is_test
 from deebert.utils.cli import ArgumentParser
@@ -36,7 +37,7 @@ def main() -> None:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             failed.append(task.name)
     if failed:
-        again = f"python -m deebert download {' '.join(failed)} --data_dir {args.data_dir}"
+        again = f"python -m deebert download {' '.join(failed)} --data_dir {quote(args.data_dir)}"
         raise InputError(f"not fetched: {', '.join(failed)}; {again} tries them again")
 
 

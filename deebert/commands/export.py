@@ -4,8 +4,8 @@ from pathlib import Path
 
 from deebert.data.encoding import check_vocabulary
 from deebert.modeling.checkpoints import load_config, load_model, load_tokenizer, quiet_transformers
-from deebert.modeling.config import MANIFEST, config_rule
-from deebert.runtime.exported import GRAPH
+from deebert.modeling.config import config_rule
+from deebert.runtime.exported import GRAPH, is_exported
 from deebert.runtime.onnx_export import export
 from deebert.utils.cli import ArgumentParser
 from deebert.utils.errors import InputError
@@ -20,7 +20,7 @@ def main() -> None:
         "--int8", action="store_true", help="8-bit weights of matrix products: faster, with slightly different logits"
     )
     args = parser.parse_args()
-    exported = (args.output / MANIFEST).is_file()
+    exported = is_exported(args.output)
     if not exported and args.output.is_dir() and any(not path.name.startswith(".") for path in args.output.iterdir()):
         raise InputError(f"--output {args.output}: there is something else than an export in it; choose another folder")
     quiet_transformers()

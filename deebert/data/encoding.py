@@ -1,14 +1,14 @@
 """From texts to tokens, for any number of threads at once. Shapes: B texts, T tokens."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from deebert.utils.errors import InputError, is_panic
+from deebert.utils.errors import InputError, one_line
 
+UNFIT = "the tokenizer cannot encode the texts", "give the one of the training"
 MIN_TOKENS = 8  # the special tokens of a pair, and something between them
 
 
@@ -68,17 +68,6 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
         )
 
 
-@contextmanager
-def one_line() -> Iterator[None]:
-    """Turns what tokenizers raises into an InputError. It is written in Rust, whose panics are no Exceptions here."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error) is not Exception and not is_panic(error):
-            raise
-        raise InputError(f"the tokenizer cannot encode the texts ({error}); give the one of the training") from None
-
-
 def as_tuples(texts: Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
     """Texts as tuples of one, pairs as tuples of two. Raises InputError for anything else."""
     if isinstance(texts, str | Mapping):
@@ -114,14 +103,14 @@ class TextEncoder:
         self.tokenizer.no_padding()
         self.max_tokens, self.pad_id, self.has_token_types = max_tokens, pad_id, has_token_types
         self.truncation_side = truncation_side
-        with one_line():
+        with one_line(*UNFIT):
             self.templates = {1: self._template("a"), 2: self._template("a", "a")}
 
     def __call__(self, texts: Sequence[tuple[str, ...]]) -> EncodedTexts:
         """Encodes texts, as tuples of one, or pairs, as tuples of two. Raises InputError where the tokenizer cannot."""
         size = len(texts[0])
         flat = [text for item in texts for text in item]
-        with one_line():
+        with one_line(*UNFIT):
             ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
         ids_and_types, truncated = [], []
         for i in range(0, len(ids), size):

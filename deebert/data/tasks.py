@@ -106,6 +106,7 @@ class Task:
 BINARY = ("0", "1")
 ENTAILMENT = ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
+SUFFIXES = ("", "-MM", "-test")  # of the folders of results: of the dev set, MNLI's second one, a test file
 MNLI_FILES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 DIAGNOSTIC = "diagnostic"  # a test set of GLUE without a task of its own: MNLI's model predicts it
 INDEX_COLUMNS = ("index", "id")  # of test files; QQP's is called id

@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.lib import format as npy_format
 
+from deebert.modeling.exit_rules import EXIT_RULES
 from deebert.utils.errors import InputError
 from deebert.utils.files import no_formula, replacing
 
 EACH_LAYER, SWEEP, CURVE, CLASSES = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv", "classes.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
+EVAL_RESULTS = "eval_results.txt"
+WRITTEN = (EACH_LAYER, SWEEP, CURVE, CLASSES, EACH_LAYER_NPY, EVAL_RESULTS, "all_exits.npz", "threshold.json")
 RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
 # What pickles of numbers and dicts name, of numpy 1 and 2
 KNOWN = {("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode")}
@@ -83,10 +86,10 @@ def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str =
 
 
 def remove_results(folder: Path) -> None:
-    """Removes the result files of another model, so that nothing reads them as a new one's. Figures stay."""
-    for pattern in ("*.csv", "*.npy", "*.npz", "threshold.json"):
-        for file in folder.glob(pattern):
-            file.unlink()
+    """Removes the files that evaluations write, so that nothing reads them as a new model's. All else stays."""
+    sweeps = [file for rule in EXIT_RULES for file in entropy_files(folder, rule).values()]
+    for file in (*(folder / name for name in WRITTEN), *sweeps):
+        file.unlink(missing_ok=True)
 
 
 def primary_scores(layer_scores: dict[int, dict[str, float]]) -> dict[int, float]:
@@ -154,12 +157,12 @@ def read_sweep(folder: Path, name: str = SWEEP) -> list[SweepRow]:
         return [_sweep_row(row) for row in rows]
 
 
-def entropy_files(folder: Path) -> dict[float, Path]:
-    """The folder's entropy_{threshold}.npy files, by rising threshold."""
+def entropy_files(folder: Path, rule: str = "entropy") -> dict[float, Path]:
+    """The folder's {rule}_{threshold}.npy files, by rising threshold."""
     files = {}
-    for path in folder.glob("entropy_*.npy"):
+    for path in folder.glob(f"{rule}_*.npy"):
         with suppress(ValueError):  # another file of a similar name
-            files[float(path.stem.removeprefix("entropy_"))] = path
+            files[float(path.stem.removeprefix(f"{rule}_"))] = path
     return {threshold: files[threshold] for threshold in sorted(files) if not math.isnan(threshold)}
 
 
@@ -224,7 +227,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def write_eval_results(folder: Path, scores: dict[str, float]) -> None:
     """Writes eval_results.txt: `key = value` lines, sorted by key as in the original."""
-    with replacing(folder / "eval_results.txt") as file:
+    with replacing(folder / EVAL_RESULTS) as file:
         file.writelines(f"{key} = {value}\n" for key, value in sorted(scores.items()))
 
 

@@ -48,7 +48,8 @@ class SelectionTarget:
             raise InputError("a threshold is chosen for a risk or for a drop of the score: give one of them")
         if self.confidence is None:
             object.__setattr__(self, "confidence", CONFIDENCE[next(iter(given))])
-        check_numbers(self, "drop", "risk", "confidence", above=0, at_most=0.999)
+        check_numbers(self, "drop", "risk", above=0, at_most=0.999)
+        check_numbers(self, "confidence", above=0, at_most=1 - 1e-9)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from deebert.modeling.exit_rules import NO_EXIT
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import RECIPES, TrainSettings
 from deebert.training.train_data import cached_features
-from deebert.utils.errors import InputError
+from deebert.utils.errors import InputError, one_line
 from deebert.utils.files import complete_folder
 
 RECIPE = RECIPES["fast"]
@@ -106,7 +106,7 @@ def add_exits(
         network.set_exit_threshold(NO_EXIT if added.threshold is None else added.threshold)
         for line in report(task, network, exits, held_out, added, target):
             say(line)
-        with checkpoints.one_line(f"{output}: the model cannot be written", "make room on the disk"):
+        with one_line(f"{output}: the model cannot be written", "make room on the disk"):
             checkpoints.write_model(network, tokenizer, folder)
     summary = in_words(added, target, source)
     record = {"arguments": {"model_name_or_path": source}, "from_hub": not Path(source).exists()}

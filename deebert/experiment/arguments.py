@@ -40,7 +40,7 @@ class RunArguments(Group):
     do_train: bool = flag("train all stages of --train_strategy", default=False)
     do_eval: bool = flag("evaluate the model in output_dir", default=False)
     output_dir: str = flag("folder where the model is saved, and whose model --do_eval evaluates", default=MISSING)
-    overwrite_output_dir: bool = flag("train into a folder that is not empty", default=False)
+    overwrite_output_dir: bool = flag("train over an earlier model and its results", default=False)
     resume: bool = flag(
         "continue from the newest checkpoint in output_dir; without one, start from the beginning", default=False
     )

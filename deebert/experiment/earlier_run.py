@@ -76,12 +76,6 @@ def first_difference(recorded: dict, wanted: dict) -> str | None:
     return None
 
 
-def same_training(folder: Path, settings: dict) -> dict | None:
-    """The record of the training in a folder if it has these settings."""
-    record = read_record(folder)
-    return record if record and not first_difference(record["settings"], settings) else None
-
-
 def not_resumed(run: RunArguments, settings: dict) -> str:
     """Why --resume starts a training from the beginning; "" where there was none before."""
     record = read_record(Path(run.output_dir))
@@ -96,12 +90,12 @@ def training_to_resume(run: RunArguments, settings: dict) -> dict | None:
     """The record of the training that is resumed, None at a start. Raises InputError before results are overwritten."""
     folder = Path(run.output_dir)
     record = read_record(folder)
-    if run.resume and (same := same_training(folder, settings)):
-        return same
+    other = record and first_difference(record["settings"], settings)
+    if run.resume and record and not other:
+        return record
     if run.overwrite_output_dir or not folder.is_dir() or {path.name for path in folder.iterdir()} <= {LOCK}:
         return None
     if run.resume and record:
-        other = first_difference(record["settings"], settings)
         raise InputError(
             f"--resume: the training in {folder} had another {other}; --overwrite_output_dir starts a new one"
         )
@@ -125,8 +119,9 @@ def data_of_training(own: OwnDataArguments, record: dict | None) -> OwnDataArgum
         names -= set(files)
         if own.validation_file and not own.train_file and Path(train_file).is_file():
             names.add("train_file")  # so that texts which the model has seen are named
-    elif own.test_file and not all(Path(trained[name]).is_file() for name in files[:2] if trained.get(name)):
-        names -= set(files)  # moved since the training
+    elif own.test_file:  # the others may have been moved since the training
+        dev_set = Path(trained.get("validation_file") or train_file)
+        names -= {name for name in files if not (dev_set.is_file() and Path(trained.get(name) or "").is_file())}
     return replace(own, **{name: trained[name] for name in names if trained.get(name) is not None})
 
 

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from deebert.evaluation.all_exits import layer_scores
 from deebert.experiment.experiment import Experiment
-from deebert.modeling.checkpoints import one_line, save_model
+from deebert.modeling.checkpoints import save_model
 from deebert.training.checkpointing import write_checkpoint
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import STRATEGIES
+from deebert.utils.errors import one_line
 from deebert.utils.files import remove_folder
 
 

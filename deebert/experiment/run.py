@@ -21,11 +21,11 @@ from accelerate.utils import (
 )
 
 from deebert.data.label_values import listing
-from deebert.data.tasks import names_other_labels
+from deebert.data.tasks import SUFFIXES, names_other_labels
 from deebert.evaluation.all_exits import layer_scores
-from deebert.evaluation.results import remove_results
+from deebert.evaluation.results import EVAL_RESULTS, remove_results
 from deebert.experiment.arguments import Arguments
-from deebert.experiment.earlier_run import FIELDS, not_resumed, precision, read_record
+from deebert.experiment.earlier_run import EVALUATION, FIELDS, not_resumed, precision, read_record
 from deebert.experiment.evaluation import Evaluation, show
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.model_card import write_card
@@ -37,7 +37,7 @@ from deebert.training.probes import FEW, fit_classifier, probe_poolings
 from deebert.training.stage import StageTraining
 from deebert.training.strategies import RECIPES, STRATEGIES
 from deebert.utils.cli import StopSignal
-from deebert.utils.errors import InputError, Interrupted
+from deebert.utils.errors import InputError, Interrupted, one_line
 from deebert.utils.files import remove_leftovers, reserved
 
 POOLING_WORDS = {"cls": "the first token", "mean": "the mean of the tokens"}
@@ -73,7 +73,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
         raise InputError("--fp16 needs a GPU; leave it out")
     checkpoints.disable_cudnn_attention()
     stages = STRATEGIES[args.training.train_strategy]
-    with checkpoints.one_line("the processes cannot be connected", "start them by torchrun or accelerate launch"):
+    with one_line("the processes cannot be connected", "start them by torchrun or accelerate launch"):
         accelerator = Accelerator(
             cpu=run.no_cuda or not torch.accelerator.is_available(),  # else accelerate connects no processes on a CPU
             mixed_precision="fp16" if run.fp16 else None,  # None: as accelerate launch says
@@ -129,9 +129,10 @@ def clean_output_dir(experiment: Experiment, keep_checkpoints: bool) -> None:
     if experiment.accelerator.is_main_process:
         remove_leftovers(experiment.output_dir)
         if not keep_checkpoints:
-            (experiment.output_dir / "config.json").unlink(missing_ok=True)  # the model of before is none any more
+            for name in ("config.json", EVALUATION, EVAL_RESULTS):  # the model of before is none any more
+                (experiment.output_dir / name).unlink(missing_ok=True)
             remove_checkpoints(experiment.output_dir)
-            for suffix in experiment.task.dev_splits.values() if experiment.args.run.overwrite_output_dir else ():
+            for suffix in SUFFIXES if experiment.args.run.overwrite_output_dir else ():
                 remove_results(experiment.result_folder(experiment.output_dir, suffix))
     experiment.accelerator.wait_for_everyone()
 

@@ -60,18 +60,21 @@ def choice(plain: type, ours: type) -> type:
     return type(plain.__name__, (plain,), methods | {"__module__": plain.__module__})
 
 
-def register(config_class: type, model_class: type, plain_config: type, plain_model: type) -> None:
-    """Adds the classes of a backbone to those that DeeBERT knows (`backbones.MODELS`).
+def register(model_class: type) -> type:
+    """A class decorator: adds a classifier and its config class to those that DeeBERT knows (`backbones.MODELS`).
 
     AutoModelForSequenceClassification and pipelines then choose a class of ours for the folders that it saved. Plain
-    checkpoints in the same process load as before.
+    checkpoints in the same process load as before. The last base of a class of ours is transformers' own.
     """
     from transformers import AutoModel, AutoModelForSequenceClassification
 
+    config_class = model_class.config_class
+    plain_config, plain_model = config_class.__bases__[-1], model_class.__bases__[-1]
     MODELS.register(config_class, model_class)
     AutoModel.register(config_class, model_class.model_class)  # for models that are made from our config
     AutoModelForSequenceClassification.register(config_class, model_class)
     AutoModelForSequenceClassification.register(plain_config, choice(plain_model, model_class), exist_ok=True)
+    return model_class
 
 
 def load_on_first_use(modeling_auto: ModuleType) -> None:

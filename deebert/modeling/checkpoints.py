@@ -2,9 +2,7 @@
 
 import json
 import re
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +14,11 @@ from deebert.modeling.backbones import MODELS
 from deebert.modeling.config import MANIFEST, config_cutoffs
 from deebert.modeling.config_checks import check_fields
 from deebert.modeling.off_ramps import HighwayPooler, is_off_ramp
-from deebert.utils.errors import InputError, is_panic
+from deebert.utils.errors import InputError, one_line
 from deebert.utils.files import adding_files
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 LAYER = re.compile(r"\.layers?\.(\d+)\.")
-MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
-MOST_WORDS = 200  # characters of a library's message in ours
 
 
 def quiet_transformers() -> None:
@@ -39,45 +35,17 @@ def disable_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-@contextmanager
-def one_line(problem: str, fix: str) -> Iterator[None]:
-    """Turns whatever a library raises about a file into an InputError: the problem, the library's words, the fix.
-
-    A fault of our own stays as it is, and so does memory that runs out.
-    """
-    try:
-        yield
-    except (InputError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except BaseException as error:
-        if (
-            not (isinstance(error, Exception) or is_panic(error))
-            or is_our_fault(error)
-            or "allocate memory" in str(error)
-        ):
-            raise
-        words = " ".join(str(error).split()) or type(error).__name__
-        if "weights_only" in words:  # PyTorch's advice is to run the file's code
-            words = "a pickle that holds more than tensors, which is not read"
-        words = f"{words[:MOST_WORDS]} ..." if len(words) > MOST_WORDS else words
-        raise InputError(f"{problem}: {words}; {fix}") from error
-
-
-def is_our_fault(error: BaseException) -> bool:
-    """Whether a line of this package made a mistake. Extensions in other languages have no lines of their own."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, MISTAKES) and frame.f_globals.get("__name__", "").startswith("deebert.")
-
-
 def check_path(name_or_path: str) -> None:
     """Raises InputError for the path of a folder that is not there; `model` and `owner/model` are names of the hub.
 
-    But where `owner` is a folder here, it is a path: without a network, the hub takes half a minute to say no.
+    But where the folder `owner` here has models, it is a path: without a network the hub takes half a minute to fail.
     """
     is_path = name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/") or name_or_path.count("/") > 1
-    parent = str(Path(name_or_path).parent)
-    if (is_path or (parent != "." and Path(parent).is_dir())) and not Path(name_or_path).exists():
+    if is_path and not Path(name_or_path).exists():
         raise InputError(f"{name_or_path}: no such folder")
+    owner = Path(name_or_path).parent
+    if "/" in name_or_path and not Path(name_or_path).exists() and any(owner.glob("*/config.json")):
+        raise InputError(f"{name_or_path}: no such folder; {owner} has models here, so the hub is not searched for it")
 
 
 def problem_of(name_or_path: str, of_folder: str) -> str:

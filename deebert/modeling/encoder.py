@@ -51,7 +51,7 @@ class HighwayEncoder(ThresholdSetters):
     def first_token_layer(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The last layer, as BERT has it, for the first token alone: (b, T, H) -> (b, 1, H).
 
-        Called only where `can_shorten_last_layer`.
+        A pass calls it only where `can_shorten_last_layer`, an export where `config.first_token_only`.
         attention_mask: as scaled_dot_product_attention takes it, (b, 1, 1 or T, T), or None.
         """
         layer, attention, first = self.layer[-1], self.layer[-1].attention.self, hidden_states[:, :1]

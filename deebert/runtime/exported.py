@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from deebert.modeling.config import MANIFEST, ExitFields, config_cutoffs
 from deebert.modeling.config_checks import ALIASES, check_fields, check_labels, check_stored
 from deebert.utils.arrays import Array
-from deebert.utils.errors import InputError, is_panic
+from deebert.utils.errors import InputError, one_line
 from deebert.utils.files import read_json
 
 
@@ -127,9 +127,5 @@ def exported_config(folder: Path, manifest: dict) -> ExportedConfig:
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of an export. Raises InputError."""
-    try:
+    with one_line(f"{folder / 'tokenizer.json'}: no tokenizer that can be read", AGAIN):
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except BaseException as error:
-        if not (isinstance(error, Exception) or is_panic(error)):  # the library has no class of its own
-            raise
-        raise InputError(f"{folder / 'tokenizer.json'}: no tokenizer that can be read ({error}); {AGAIN}") from None

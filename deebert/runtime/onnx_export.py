@@ -20,17 +20,21 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 import deebert
-from deebert.modeling.checkpoints import encoding_facts, one_line
+from deebert.modeling.checkpoints import encoding_facts
 from deebert.modeling.config import MANIFEST, config_rule
 from deebert.modeling.exit_rules import ExitRule
 from deebert.runtime.exported import FORMAT, GRAPH, graph_facts
-from deebert.utils.errors import InputError
+from deebert.utils.errors import InputError, one_line
 from deebert.utils.files import adding_files, make_folder, remove_leftovers
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 MOST_BYTES = 2**31 - 1  # of a file of ONNX with its weights inside
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # torch.onnx.export needs the last
@@ -149,7 +153,7 @@ def save_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str],
         program.save(path)
 
 
-def quantize(fp32, int8: Path) -> None:
+def quantize(fp32: "Path | ModelProto", int8: Path) -> None:
     """Writes a graph, of a file or in memory, with the weights of its matrix products as 8-bit integers."""
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -165,12 +169,13 @@ def quantize(fp32, int8: Path) -> None:
         )
 
 
-def scale_tokens(layer: Path):
-    """A layer's graph whose feed-forward products take each token's vector divided by its largest number.
+def scale_tokens(layer: Path) -> "ModelProto":
+    """A layer's graph in which products with weights that are not square take each token divided by its largest number.
 
     The results are multiplied by it, so they stay the same. But with 8 bits the tokens of a batch share one scale, and
     one token with large numbers would cost all others their precision: this is quantization by token (ZeroQuant, Yao
-    et al., 2022). The products of attention, whose weights are square, lose little and stay as they are.
+    et al., 2022). These are the feed-forward products, and ModernBERT's of query, key and value, which are one. Square
+    ones, of attention in the other encoders, lose little and stay as they are.
     """
     import onnx
     from onnx.helper import make_node, make_tensor

@@ -8,8 +8,8 @@ from pickle import UnpicklingError
 import torch
 from accelerate.utils import gather_object
 
-from deebert.modeling.checkpoints import one_line, write_model
-from deebert.utils.errors import InputError
+from deebert.modeling.checkpoints import write_model
+from deebert.utils.errors import InputError, one_line
 from deebert.utils.files import checksum, complete_folder, remove_folder
 
 CHECKSUMS = "checksums.json"

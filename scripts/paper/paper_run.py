@@ -16,7 +16,7 @@ from deebert.data.tasks import Task
 from deebert.evaluation import results
 from deebert.evaluation.all_exits import AllExits
 from deebert.experiment.arguments import Arguments, parse_args
-from deebert.experiment.earlier_run import same_training, training_settings
+from deebert.experiment.earlier_run import first_difference, read_record, training_settings
 from deebert.experiment.experiment import Experiment
 from deebert.experiment.run import evaluate, make_accelerator
 from deebert.utils.files import read_json, write_json
@@ -63,8 +63,10 @@ class Run:
     @property
     def trained(self) -> dict | None:
         """The record of the finished training with these flags and data, None where there is none."""
-        record = same_training(self.folder / "model", training_settings(self.args, self.task))
-        return record if record and record["finished"] else None
+        record = read_record(self.folder / "model")
+        if not record or first_difference(record["settings"], training_settings(self.args, self.task)):
+            return None
+        return record if record["finished"] else None
 
     @property
     def record(self) -> Path:

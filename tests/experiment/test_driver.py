@@ -258,9 +258,13 @@ def test_results_of_a_model_that_is_overwritten_are_removed(drive, tmp_path):
     measured = "--eval_each_highway --eval_highway --exit_threshold 0.3 --risk 0.5"
     drive(f"{TRAIN} --max_steps 2 {measured}")
     (folder,) = {file.parent for file in tmp_path.rglob("entropy_sweep.csv")}
-    (folder / "score_by_saving.png").touch()
-    drive(f"{TRAIN} --max_steps 2 --overwrite_output_dir")
-    assert [file.name for file in folder.iterdir()] == ["score_by_saving.png"]
+    mine = {"score_by_saving.png", "tickets.csv", "vectors.npy", "entropy_of_mine.npy"}
+    for name in mine:
+        (folder / name).touch()
+    (folder / "confidence_0.3.npy").touch()
+    drive(f"{TRAIN.replace('--do_eval', '')} --max_steps 2 --overwrite_output_dir")
+    assert {file.name for file in folder.iterdir()} == mine
+    assert not (tmp_path / "out/eval_results.txt").exists()
 
 
 def test_stage_2_does_not_change_the_weights_of_stage_1(drive, tmp_path):

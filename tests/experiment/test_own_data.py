@@ -114,6 +114,9 @@ def test_a_test_file_alone_needs_the_files_of_the_training(own, tmp_path, capsys
     own(f"{TRAIN} --train_file films.csv --validation_file dev.csv")
     own(f"{EVALUATE} --test_file test.csv")
     assert "Result of out on test: acc" in capsys.readouterr().out
+    (tmp_path / "films.csv").rename(tmp_path / "moved films.csv")  # the dev set is still there
+    own(f"{EVALUATE} --test_file test.csv")
+    assert "Result of out on test: acc" in capsys.readouterr().out
     (tmp_path / "dev.csv").rename(tmp_path / "moved.csv")
     with pytest.raises(SystemExit):
         own(f"{EVALUATE} --test_file test.csv")

@@ -52,12 +52,22 @@ def test_only_a_librarys_words_about_a_file_become_one_line(error, module, hidde
         assert len(str(caught.value)) < 400 + len(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["./saved_model", "saved_model/", "a/b/c", "~/model", "/saved model/x", "models/bert"])
+@pytest.mark.parametrize("name", ["./saved_model", "saved_model/", "a/b/c", "~/model", "/saved model/x"])
 def test_a_folder_that_is_not_there(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    Path("models").mkdir()
     with pytest.raises(InputError, match=f"^{re.escape(name)}: no such folder$"):
         load_config(name)
+
+
+def test_a_folder_that_is_not_there_beside_models(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoints.PreTrainedConfig, "get_config_dict", lambda *_, **__: ({"model_type": "gpt2"}, {}))
+    Path("models/bert").mkdir(parents=True)
+    with pytest.raises(InputError, match="a gpt2 checkpoint"):  # the hub's
+        load_config("models/bart")
+    Path("models/bert/config.json").touch()
+    with pytest.raises(InputError, match=r"^models/bart: no such folder; models has models here, so the hub is not"):
+        load_config("models/bart")
 
 
 GRAPH_CHANGES = {

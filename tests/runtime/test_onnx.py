@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -253,6 +254,17 @@ def test_one_token_with_large_numbers_costs_the_others_no_precision(tmp_path):
         np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-4)
         errors[exact] = np.abs(second - expected)[others].max()
     assert errors[scaled] < 0.02 < 0.2 < errors[plain]
+
+
+def test_the_layers_of_an_int8_export_scale_tokens(small_exports, tmp_path):
+    onnx_export.quantize_parts(small_exports / "parts", tmp_path)
+    for i in range(2):
+        before, after = (
+            Counter(node.op_type for node in onnx.load(folder / f"layer_{i}.onnx").graph.node)
+            for folder in (small_exports / "parts", tmp_path)
+        )
+        assert after["ReduceMax"] - before["ReduceMax"] == 2  # one for each feed-forward product
+        assert after["MatMulInteger"] == 6
 
 
 @contextmanager

@@ -141,7 +141,7 @@ def test_texts_that_a_tokenizer_cannot_encode_get_one_line(classifier, monkeypat
     encode = TextEncoder(tiny_tokenizer("bert").backend_tokenizer, 64, 0, True)
     encode.tokenizer = Broken()
     monkeypatch.setattr(classifier, "encode", encode)
-    with pytest.raises(InputError, match=f"the tokenizer cannot encode the texts .{re.escape(str(error))}"):
+    with pytest.raises(InputError, match=f"the tokenizer cannot encode the texts: {re.escape(str(error))}"):
         classifier(TEXTS)
     error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):

@@ -103,12 +103,10 @@ class DeeToyModel(HighwayModel, ToyModel):
     encoder_class = DeeToyEncoder
 
 
+@register
 class DeeToyForSequenceClassification(AutoLoading, StockHeadClassifier, ToyForSequenceClassification):
     config_class = DeeToyConfig
     model_class = DeeToyModel
 
     def stock_head(self, state):  # the first token's state -> logits
         return self.classifier(state)
-
-
-register(DeeToyConfig, DeeToyForSequenceClassification, ToyConfig, ToyForSequenceClassification)

@@ -27,6 +27,7 @@ class DeeBertModel(HighwayModel, BertModel):
     encoder_class = DeeBertEncoder
 
 
+@register
 class DeeBertForSequenceClassification(AutoLoading, HighwayClassifier, BertForSequenceClassification):
     """BERT for classification whose samples exit at the first off-ramp that is certain enough."""
 
@@ -39,6 +40,3 @@ class DeeBertForSequenceClassification(AutoLoading, HighwayClassifier, BertForSe
             self.bert = self.model_class(config, add_pooling_layer=not config.linear_classifier)
             self.init_head(config)
         self.post_init()
-
-
-register(DeeBertConfig, DeeBertForSequenceClassification, BertConfig, BertForSequenceClassification)

@@ -28,12 +28,10 @@ class DeeCamembertModel(HighwayModel, CamembertModel):
     encoder_class = DeeCamembertEncoder
 
 
+@register
 class DeeCamembertForSequenceClassification(AutoLoading, StockHeadClassifier, CamembertForSequenceClassification):
     """CamemBERT for classification whose samples exit at the first off-ramp that is certain enough."""
 
     config_class = DeeCamembertConfig
     model_class = DeeCamembertModel
     model_options: ClassVar = {"add_pooling_layer": False}
-
-
-register(DeeCamembertConfig, DeeCamembertForSequenceClassification, CamembertConfig, CamembertForSequenceClassification)

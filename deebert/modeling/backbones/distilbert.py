@@ -51,6 +51,7 @@ class DeeDistilBertModel(HighwayModel, DistilBertModel):
         return self.transformer
 
 
+@register
 class DeeDistilBertForSequenceClassification(AutoLoading, StockHeadClassifier, DistilBertForSequenceClassification):
     """DistilBERT for classification whose samples exit at the first off-ramp that is certain enough."""
 
@@ -64,8 +65,3 @@ class DeeDistilBertForSequenceClassification(AutoLoading, StockHeadClassifier, D
     def stock_head(self, state: Tensor) -> Tensor:
         """HF's head: (b, H) -> (b, C)."""
         return self.classifier(self.dropout(self.pre_classifier(state).relu()))
-
-
-register(
-    DeeDistilBertConfig, DeeDistilBertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
-)

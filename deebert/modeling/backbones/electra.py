@@ -30,11 +30,9 @@ class DeeElectraModel(HighwayModel, ElectraModel):
         return self.embeddings_project(embeddings) if hasattr(self, "embeddings_project") else embeddings
 
 
+@register
 class DeeElectraForSequenceClassification(AutoLoading, StockHeadClassifier, ElectraForSequenceClassification):
     """ELECTRA for classification whose samples exit at the first off-ramp that is certain enough."""
 
     config_class = DeeElectraConfig
     model_class = DeeElectraModel
-
-
-register(DeeElectraConfig, DeeElectraForSequenceClassification, ElectraConfig, ElectraForSequenceClassification)

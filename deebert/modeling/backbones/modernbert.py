@@ -93,6 +93,7 @@ class DeeModernBertModel(HighwayEncoder, ModernBertModel):
         return BaseModelOutput(last_hidden_state=self.run(exits, hidden_states, mask, known={}, **kwargs))
 
 
+@register
 class DeeModernBertForSequenceClassification(AutoLoading, StockHeadClassifier, ModernBertForSequenceClassification):
     """ModernBERT for classification whose samples exit at the first off-ramp that is certain enough."""
 
@@ -118,11 +119,3 @@ def with_window(mask: Tensor | None, hidden_states: Tensor, reach: int) -> Tenso
         return mask & near
     far = (~near).to(hidden_states.dtype) * torch.finfo(hidden_states.dtype).min
     return far if mask is None else torch.minimum(mask, far)
-
-
-register(
-    DeeModernBertConfig,
-    DeeModernBertForSequenceClassification,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
-)

@@ -80,12 +80,10 @@ class DeeMPNetModel(HighwayModel, MPNetModel):
         return self.encoder(hidden_states, mask, exits=exits, output_attentions=output_attentions)
 
 
+@register
 class DeeMPNetForSequenceClassification(AutoLoading, StockHeadClassifier, MPNetForSequenceClassification):
     """MPNet for classification whose samples exit at the first off-ramp that is certain enough."""
 
     config_class = DeeMPNetConfig
     model_class = DeeMPNetModel
     model_options: ClassVar = {"add_pooling_layer": False}
-
-
-register(DeeMPNetConfig, DeeMPNetForSequenceClassification, MPNetConfig, MPNetForSequenceClassification)

@@ -33,6 +33,7 @@ class DeeRobertaModel(HighwayModel, RobertaModel):
     encoder_class = DeeRobertaEncoder
 
 
+@register
 class DeeRobertaForSequenceClassification(AutoLoading, HighwayClassifier, RobertaForSequenceClassification):
     """RoBERTa for classification whose samples exit at the first off-ramp that is certain enough.
 
@@ -82,6 +83,3 @@ def without_stock_head(model, state_dict: dict[str, Tensor], prefix: str, *_) ->
     for theirs in STOCK_HEAD:
         for kind in ("weight", "bias"):
             state_dict.pop(f"{prefix}{theirs}.{kind}", None)
-
-
-register(DeeRobertaConfig, DeeRobertaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification)

@@ -28,14 +28,10 @@ class DeeXLMRobertaModel(HighwayModel, XLMRobertaModel):
     encoder_class = DeeXLMRobertaEncoder
 
 
+@register
 class DeeXLMRobertaForSequenceClassification(AutoLoading, StockHeadClassifier, XLMRobertaForSequenceClassification):
     """XLM-RoBERTa for classification whose samples exit at the first off-ramp that is certain enough."""
 
     config_class = DeeXLMRobertaConfig
     model_class = DeeXLMRobertaModel
     model_options: ClassVar = {"add_pooling_layer": False}
-
-
-register(
-    DeeXLMRobertaConfig, DeeXLMRobertaForSequenceClassification, XLMRobertaConfig, XLMRobertaForSequenceClassification
-)
