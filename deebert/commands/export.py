@@ -22,7 +22,7 @@ def main() -> None:
     args = parser.parse_args()
     exported = is_exported(args.output)
     if not exported and args.output.is_dir() and any(not path.name.startswith(".") for path in args.output.iterdir()):
-        raise InputError(f"--output {args.output}: there is something else than an export in it; choose another folder")
+        raise InputError(f"--output {args.output}: it holds other files than an export's; choose another folder")
     quiet_transformers()
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
     check_vocabulary(tokenizer.backend_tokenizer, config.vocab_size, args.model)

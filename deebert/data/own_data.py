@@ -155,8 +155,8 @@ def own_task(files: OwnFiles) -> OwnTask:
         notes.append(f"{first.path}: {sizes} (validation_split {files.validation_split:g})")
     seen = {label for _, value in lines.get("dev", ()) for label in as_labels(value)}
     if "train" in parts and (unseen := [label for label in labels if label not in seen]):
-        which = f"{len(unseen)} of {len(labels)} labels: {listing(unseen)}"
-        notes.append(f"warning: the dev set has no text of {which}; no score shows how well these are predicted")
+        which = f"{len(unseen)} of {len(labels)} labels, which no score and no threshold counts: {listing(unseen)}"
+        notes.append(f"warning: the dev set has no text of {which}; hold out more, or give a validation_file")
     return OwnTask(
         name=first.path.absolute().parent.name if first.path.stem == "train" else first.path.stem,
         text_columns=first.columns.texts,

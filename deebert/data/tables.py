@@ -35,7 +35,7 @@ def read_table(path: Path, column_names: Sequence[str] = ()) -> list[Record]:
     """All records of a file. column_names: of a CSV or TSV file without a header line. Raises InputError."""
     kind = ENDINGS.get(path.suffix.lower())
     if kind is None:
-        raise InputError(f"{path}: a file that ends in .csv, .tsv, .jsonl, .json or .parquet is needed")
+        raise InputError(f"{path}: a file that ends in one of {', '.join(ENDINGS)} is needed")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if column_names and kind not in ("csv", "tsv"):

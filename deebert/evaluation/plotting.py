@@ -243,12 +243,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 def draw(series: Sequence[Series], output_dir: Path) -> list[Path]:
     """Draws every figure that there is data for and returns the files written."""
     swept = [s for s in series if s.sweep]
-    plots = {
-        "score_by_saving": (plot_tradeoff, swept),
-        "score_by_layer": (plot_layers, [s for s in series if s.each_layer]),
-        "exits_by_threshold": (plot_exits, swept),
-        "expected_and_measured_saving": (plot_savings, [s for s in series if s.timed]),
-    }
+    layered, timed = [s for s in series if s.each_layer], [s for s in series if s.timed]
+    plots = ((plot_tradeoff, swept), (plot_layers, layered), (plot_exits, swept), (plot_savings, timed))
     with mpl.rc_context(STYLE):
-        figures = {name: plot(usable) for name, (plot, usable) in plots.items() if usable}
+        figures = {name: plot(some) for name, (plot, some) in zip(results.FIGURES, plots, strict=True) if some}
         return [path for name, figure in figures.items() for path in save(figure, output_dir / name)]

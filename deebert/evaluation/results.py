@@ -22,6 +22,7 @@ from deebert.utils.files import no_formula, replacing
 EACH_LAYER, SWEEP, CURVE, CLASSES = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv", "classes.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
 EVAL_RESULTS = "eval_results.txt"
+FIGURES = ("score_by_saving", "score_by_layer", "exits_by_threshold", "expected_and_measured_saving")  # png and pdf
 WRITTEN = (EACH_LAYER, SWEEP, CURVE, CLASSES, EACH_LAYER_NPY, EVAL_RESULTS, "all_exits.npz", "threshold.json")
 RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
 # What pickles of numbers and dicts name, of numpy 1 and 2
@@ -86,9 +87,10 @@ def result_dir(plot_data_dir: str | Path, model_name_or_path: str, suffix: str =
 
 
 def remove_results(folder: Path) -> None:
-    """Removes the files that evaluations write, so that nothing reads them as a new model's. All else stays."""
+    """Removes result files and figures, so that nobody takes them for a new model's. All else stays."""
     sweeps = [file for rule in EXIT_RULES for file in entropy_files(folder, rule).values()]
-    for file in (*(folder / name for name in WRITTEN), *sweeps):
+    figures = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
+    for file in (*(folder / name for name in (*WRITTEN, *figures)), *sweeps):
         file.unlink(missing_ok=True)
 
 
@@ -217,7 +219,9 @@ def _checked(row: SweepRow) -> SweepRow:
 def _reading(path: Path) -> Iterator[None]:
     """Raises InputError, one line, where the block cannot read the file."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; run scripts/eval_deebert.sh and scripts/entropy_eval.sh first")
+        inside = path.parent / "results"
+        fix = f"give {inside}" if inside.is_dir() else "run scripts/eval_deebert.sh and scripts/entropy_eval.sh first"
+        raise InputError(f"{path}: no such file; {fix}")
     try:
         yield
     except Exception as error:  # a damaged file can raise almost anything

@@ -64,7 +64,7 @@ def load_config(name_or_path: str, model_type: str | None = None, cache_dir: str
     with one_line(problem_of(name_or_path, "its config.json cannot be read"), fix):
         facts, _ = PreTrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
     if not facts and not Path(name_or_path, "config.json").is_file():
-        raise InputError(f"{name_or_path}: a folder without a config.json, so no model")
+        raise InputError(f"{name_or_path}: no config.json there, so no model, or none whose training is finished")
     if not facts or not isinstance(facts, dict):
         raise InputError(f"{name_or_path}/config.json: no settings in it; {fix}")
     kind = facts.get("model_type", model_type)

@@ -282,7 +282,7 @@ def test_what_cannot_be_done_gets_one_line(classifier, tmp_path, monkeypatch):
     refused("agreement 1: give a share", agreement=1)
     refused("agreement 0: give a share", agreement=0)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    refused("ends in .csv", texts=tmp_path / "texts.txt", text_column="text")
+    refused("ends in one of .csv", texts=tmp_path / "texts.txt", text_column="text")
     refused("no.txt: cannot be read", texts=tmp_path / "no.txt")
     refused("a text is not valid Unicode", texts=[*TEXTS, "\ud83d"])
     refused("texts have to be strings", texts=[*TEXTS, None])

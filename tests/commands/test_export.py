@@ -108,7 +108,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, output, monkeypatch,
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(SystemExit):
         run_export("--model", "model", "--output", output)
-    message = f"--output {output}: there is something else than an export in it; choose another folder"
+    message = f"--output {output}: it holds other files than an export's; choose another folder"
     assert message in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 

@@ -231,7 +231,7 @@ def test_what_is_wrong_gets_one_clear_line(task, text, flags, message):
         ("t.jsonl", '{"text": "x", "team": "a"}\n', {"text_column": "y"}, "no such column; the file has text, team$"),
         ("t.jsonl", f'{{"text": "x", "label": 1{"0" * 400}}}', {"problem_type": REGRESSION}, "is not a number"),
         ("t.jsonl", "{}", {"column_names": ("a",)}, "names of columns are for CSV and TSV files"),
-        ("t.xlsx", "", {}, "t.xlsx: a file that ends in .csv, .tsv, .jsonl, .json or .parquet is needed"),
+        ("t.xlsx", "", {}, "t.xlsx: a file that ends in one of .csv, .tsv, .jsonl, .json, .ndjson, .parquet is needed"),
         ("t.tsv", "text\tlabel\nx\ta\tb\n", {}, "line 2: 3 columns .* is there text with a separator"),
         ("t.parquet", "", {}, "t.parquet: (Parquet needs one more package|not a Parquet file)"),
     ],
@@ -326,9 +326,8 @@ def test_the_split_is_stratified_seeded_and_keeps_copies_together(task):
 
 def test_labels_without_a_dev_text_are_named(task):
     (note,) = (x for x in task("text,label\nx,a\ny,b\nz,c\n", dev="text,label\nv,b\n").notes if "warning" in x)
-    assert (
-        note == "warning: the dev set has no text of 2 of 3 labels: a, c; no score shows how well these are predicted"
-    )
+    which = "2 of 3 labels, which no score and no threshold counts: a, c"
+    assert note == f"warning: the dev set has no text of {which}; hold out more, or give a validation_file"
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5])

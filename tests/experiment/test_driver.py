@@ -258,10 +258,9 @@ def test_results_of_a_model_that_is_overwritten_are_removed(drive, tmp_path):
     measured = "--eval_each_highway --eval_highway --exit_threshold 0.3 --risk 0.5"
     drive(f"{TRAIN} --max_steps 2 {measured}")
     (folder,) = {file.parent for file in tmp_path.rglob("entropy_sweep.csv")}
-    mine = {"score_by_saving.png", "tickets.csv", "vectors.npy", "entropy_of_mine.npy"}
-    for name in mine:
+    mine = {"drawing.png", "tickets.csv", "vectors.npy", "entropy_of_mine.npy"}
+    for name in (*mine, "confidence_0.3.npy", "score_by_saving.pdf"):
         (folder / name).touch()
-    (folder / "confidence_0.3.npy").touch()
     drive(f"{TRAIN.replace('--do_eval', '')} --max_steps 2 --overwrite_output_dir")
     assert {file.name for file in folder.iterdir()} == mine
     assert not (tmp_path / "out/eval_results.txt").exists()

@@ -119,7 +119,7 @@ FILES = [  # file, bytes (None: it is removed), message
         ("config.json", text, "config.json")
         for text in (b"", b"null", b'"x"', b"3", b"[]", b"{", b"\xff\xfe", DEEP.encode())
     ),
-    ("config.json", None, "without a config.json"),
+    ("config.json", None, "no config.json there"),
     ("config.json", b"{}", "config.json"),
     ("config.json", b'{"model_type": "bert"}', "weights of 3 layers, but a config.json of 12"),
     *(("tokenizer.json", text, "tokenizer") for text in (b"", b"{}", b"null", b"[]", b"{", b"\xff", b'{"model": 3}')),

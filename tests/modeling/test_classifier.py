@@ -366,7 +366,7 @@ def test_saving_leaves_no_temporary_files_and_replaces_files(tmp_path, tiny_chec
 @pytest.mark.parametrize(
     ("files", "model_type", "message"),
     [
-        ({}, "bert", "a folder without a config.json"),
+        ({}, "bert", "no config.json there"),
         ({"config.json": "{"}, "bert", "config.json"),
         ({"config.json": '{"model_type": "distilbert"}'}, "bert", "a distilbert checkpoint"),
         (
