@@ -23,7 +23,7 @@ from deebert.data.label_values import (
     sorted_labels,
 )
 from deebert.data.tables import read_table, text_of, value_of
-from deebert.data.tasks import Example, Task
+from deebert.data.tasks import SUFFIXES, Example, Task
 from deebert.utils.errors import InputError
 
 METRICS = {
@@ -163,7 +163,7 @@ def own_task(files: OwnFiles) -> OwnTask:
         label_column=",".join(first.columns.labels),
         labels=labels,
         metrics=METRICS[label_format.problem_type],
-        dev_splits={split: suffix for split, suffix in (("dev", ""), ("test", "-test")) if split in paths},
+        dev_splits={split: SUFFIXES[split] for split in ("dev", "test") if split in paths},
         several_labels=label_format.problem_type == MULTI_LABEL,
         notes=(*notes, *(f"warning: {line}" for line in warnings(parts, label_format, labels))),
         lines=lines,

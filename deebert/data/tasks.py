@@ -106,7 +106,7 @@ class Task:
 BINARY = ("0", "1")
 ENTAILMENT = ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
-SUFFIXES = ("", "-MM", "-test")  # of the folders of results: of the dev set, MNLI's second one, a test file
+SUFFIXES = {"dev": "", "dev_matched": "", "dev_mismatched": "-MM", "test": "-test"}  # of results' folders, by split
 MNLI_FILES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 DIAGNOSTIC = "diagnostic"  # a test set of GLUE without a task of its own: MNLI's model predicts it
 INDEX_COLUMNS = ("index", "id")  # of test files; QQP's is called id
@@ -125,7 +125,7 @@ TASKS = {
             ("contradiction", "entailment", "neutral"),
             splits=tuple((name, name.replace("dev", "validation")) for name in MNLI_FILES),
             hub_columns=("premise", "hypothesis"),
-            dev_splits={"dev_matched": "", "dev_mismatched": "-MM"},
+            dev_splits={split: SUFFIXES[split] for split in MNLI_FILES if split.startswith("dev")},
         ),
         Task("QNLI", ("question", "sentence"), "label", ENTAILMENT),
         Task("RTE", PAIR, "label", ENTAILMENT),

@@ -21,9 +21,9 @@ from deebert.utils.files import no_formula, replacing
 
 EACH_LAYER, SWEEP, CURVE, CLASSES = "each_layer.csv", "entropy_sweep.csv", "entropy_curve.csv", "classes.csv"
 EACH_LAYER_NPY = "each_layer.npy"  # the original's file; beside it entropy_{threshold}.npy
-EVAL_RESULTS = "eval_results.txt"
+ALL_EXITS, THRESHOLD, EVAL_RESULTS = "all_exits.npz", "threshold.json", "eval_results.txt"
 FIGURES = ("score_by_saving", "score_by_layer", "exits_by_threshold", "expected_and_measured_saving")  # png and pdf
-WRITTEN = (EACH_LAYER, SWEEP, CURVE, CLASSES, EACH_LAYER_NPY, EVAL_RESULTS, "all_exits.npz", "threshold.json")
+WRITTEN = (EACH_LAYER, SWEEP, CURVE, CLASSES, EACH_LAYER_NPY, ALL_EXITS, THRESHOLD, EVAL_RESULTS)
 RERUN = "remove it, or run scripts/eval_deebert.sh and scripts/entropy_eval.sh again"
 # What pickles of numbers and dicts name, of numpy 1 and 2
 KNOWN = {("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode")}

@@ -40,7 +40,7 @@ class Evaluation:
         self.say(f"Result of {self.checkpoint} on {self.split}: {show(self.scores)}")
         if self.wanted.eval_each_highway:
             results.write_each_layer(self.folder, each_layer)
-            self.exits.save(self.folder / "all_exits.npz")
+            self.exits.save(self.folder / results.ALL_EXITS)
             percents = tables.percents(each_layer)
             self.say(f"Score ({self.task.primary_metric}) by layer, in %: {percents}; written to {self.folder}")
         if self.task.labels:
@@ -107,7 +107,7 @@ class Evaluation:
         elif before.exit_threshold != NO_EXIT:
             self.write_config()
             self.say(f"removed from {file}: the threshold {before.exit_threshold}; the model does not exit early")
-        write_json(self.folder / "threshold.json", facts)  # also a choice without a result
+        write_json(self.folder / results.THRESHOLD, facts)  # also a choice without a result
 
     def choose_confidence(self) -> None:
         """Chooses which texts are handed over at the model's threshold, and stores it in the model's config."""

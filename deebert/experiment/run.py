@@ -132,7 +132,7 @@ def clean_output_dir(experiment: Experiment, keep_checkpoints: bool) -> None:
             for name in ("config.json", EVALUATION, EVAL_RESULTS):  # the model of before is none any more
                 (experiment.output_dir / name).unlink(missing_ok=True)
             remove_checkpoints(experiment.output_dir)
-            for suffix in SUFFIXES if experiment.args.run.overwrite_output_dir else ():
+            for suffix in SUFFIXES.values() if experiment.args.run.overwrite_output_dir else ():
                 remove_results(experiment.result_folder(experiment.output_dir, suffix))
     experiment.accelerator.wait_for_everyone()
 

@@ -40,11 +40,12 @@ def check_path(name_or_path: str) -> None:
 
     But where the folder `owner` here has models, it is a path: without a network the hub takes half a minute to fail.
     """
-    is_path = name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/") or name_or_path.count("/") > 1
-    if is_path and not Path(name_or_path).exists():
+    if Path(name_or_path).exists():
+        return
+    if name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/") or name_or_path.count("/") > 1:
         raise InputError(f"{name_or_path}: no such folder")
     owner = Path(name_or_path).parent
-    if "/" in name_or_path and not Path(name_or_path).exists() and any(owner.glob("*/config.json")):
+    if "/" in name_or_path and any(owner.glob("*/config.json")):
         raise InputError(f"{name_or_path}: no such folder; {owner} has models here, so the hub is not searched for it")
 
 

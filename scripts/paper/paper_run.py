@@ -91,7 +91,7 @@ class Run:
         """Trains unless that is done, chooses thresholds and times them. Raises InputError, Interrupted."""
         with self.log():
             run_glue_deebert.main(self.training)
-            scores = results.result_dir(self.folder / "scores", str(self.folder / "model")) / "all_exits.npz"
+            scores = results.result_dir(self.folder / "scores", str(self.folder / "model")) / results.ALL_EXITS
             chosen = choose_thresholds(self.task, AllExits.load(scores))
             evaluate_padded(self.evaluation(sorted({*timed_thresholds(self.task.num_labels), *chosen})))
         facts = {"trained": self.trained["started"], "argv": self.evaluation([]), "thresholds": chosen}
