@@ -109,10 +109,8 @@ def too_few(task: Task, labels: np.ndarray, full: np.ndarray, target: SelectionT
         needed, counted = math.ceil(needed * max(counts[rare], 1) / samples), counts[rare]
     if counted >= needed:
         return ""
-    of_class = "" if rare is None else f" of the class {task.labels[rare]!r}"
-    return (
-        f"{counted:,} dev texts{of_class} are too few, at least {needed:,} are needed; give more, or weaken the target"
-    )
+    of = "" if rare is None else f" of the class {task.labels[rare]!r}"
+    return f"{counted:,} dev texts{of} are too few, at least {needed:,} are needed; give more, or weaken the target"
 
 
 def better_exit(task: Task, exits: AllExits, seed: int = 42) -> int | None:

@@ -132,10 +132,8 @@ class Monitor:
         self.accelerator.wait_for_everyone()
         load_weights(training.model, self.best_folder(training) / "model.safetensors")
         which = "those of" if self.wanted.evaluate_during_training else "the last within a standard error of"
-        text = (
-            f"stage {training.stage}: the weights after step {training.best_step} are used, {which} the best dev score"
-        )
-        self.accelerator.print(f"{text}, {100 * training.best:.2f}", flush=True)
+        text = f"stage {training.stage}: the weights after step {training.best_step} are used, {which}"
+        self.accelerator.print(f"{text} the best dev score, {100 * training.best:.2f}", flush=True)
 
 
 def standard_error(share: float, texts: int) -> float:
